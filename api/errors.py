@@ -1,0 +1,87 @@
+"""What can go wrong between a request's arrival and its answer, beside what scoring itself raises.
+
+    ServingError (scoring.errors)
+    ├── RequestError             the client can mend it
+    │   ├── NotJson              another content type
+    │   ├── MalformedBody        the body is no JSON text
+    │   ├── InvalidRequest       JSON, but not the request that this model needs
+    │   ├── NothingScored        every entity was excluded
+    │   └── ClientLeft           it closed the connection before its body was complete
+    └── Unavailable              a later attempt may succeed
+        ├── NoModel              no version serves yet
+        ├── Overloaded           as many requests wait as may wait
+        └── DeadlineExceeded     it took too long
+"""
+
+from typing import Any
+
+from scoring.errors import ServingError
+
+
+class RequestError(ServingError):
+    """A request that can't be answered, whoever asks and whenever."""
+
+
+class NotJson(RequestError):
+    """The body is declared to be something else than JSON."""
+
+    def __init__(self) -> None:
+        super().__init__("The body must be JSON: send it with the header Content-Type: application/json.")
+
+
+class MalformedBody(RequestError):
+    """The body is no JSON text; `problem` says why, without quoting it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"The body is no JSON text: {problem}.")
+
+
+class InvalidRequest(RequestError):
+    """The body is JSON but not the request that the model which serves needs."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}.")
+
+
+class NothingScored(RequestError):
+    """No entity could be scored; `excluded` names each with its reason, in request order."""
+
+    def __init__(self, excluded: list[dict[str, Any]]) -> None:
+        self.excluded = excluded
+        super().__init__(f"None of the {len(excluded)} entities could be scored.")
+
+
+class ClientLeft(RequestError):
+    """The client closed the connection before its body was complete, so nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The connection was closed before the body was complete.")
+
+
+class Unavailable(ServingError):
+    """The request was not answered and may be sent again, after `retry_after_s` seconds."""
+
+    retry_after_s = 1
+
+
+class NoModel(Unavailable):
+    """No model version serves yet; `reason` says why."""
+
+    retry_after_s = 5
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"No model version serves yet: {reason}")
+
+
+class Overloaded(Unavailable):
+    """As many requests are in work and waiting as the settings allow."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests are waiting.")
+
+
+class DeadlineExceeded(Unavailable):
+    """The feature store or the model took longer than a request may take."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(f"There was no answer within {deadline_s:g} s.")

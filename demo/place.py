@@ -1,0 +1,60 @@
+"""Where the demonstration keeps its state, and the environment that its servers get."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / "var"
+REQUESTS = STATE / "batch_requests"
+ARTIFACTS = STATE / "artifacts"
+LOGS = STATE / "logs"
+DAGSTER_HOME = STATE / "dagster_home"
+MODEL_ARTIFACTS = STATE / "model_artifacts"
+FEATURE_DATA = ROOT / "feature_repo" / "data"
+
+MODEL = "driver_ranker"
+ALIAS = "champion"
+FEATURE_SERVICE = "driver_ranking"
+REQUEST = "rides_today"
+
+DAGIT_PORT = "DAGIT_PORT"
+
+
+class CannotStart(Exception):
+    """The demonstration can't run here; the text is one line that says what to do."""
+
+
+def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The caller's environment with what the demonstration sets: its places, loopback, and every telemetry off."""
+    return dict(environment) | {
+        "SERVING_MODEL_NAME": MODEL,
+        "SERVING_MODEL_ALIAS": ALIAS,
+        "SERVING_FEATURE_REPO": str(ROOT / "feature_repo"),
+        "SERVING_BATCH_REQUESTS": str(REQUESTS),
+        "SERVING_ARTIFACTS": str(ARTIFACTS),
+        "SERVING_POLL_INTERVAL_S": environment.get("SERVING_POLL_INTERVAL_S", "2"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{STATE / 'mlflow.db'}",
+        "DAGSTER_HOME": str(DAGSTER_HOME),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def make_folders() -> None:
+    """Create the folders of the demonstration's state.
+
+    Raises:
+        CannotStart: no permission to write, or a file is in the way.
+    """
+    for folder in (REQUESTS, ARTIFACTS, LOGS, DAGSTER_HOME, MODEL_ARTIFACTS, FEATURE_DATA):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise CannotStart(f"Can't write to {folder} ({error.strerror}): the demo keeps its state there.") from None

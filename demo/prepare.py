@@ -1,0 +1,33 @@
+"""Everything that must be there before a server can serve: data, applied definitions, a champion, a batch request."""
+
+from demo import show
+from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_request
+from demo.place import FEATURE_DATA, REQUEST, REQUESTS
+from demo.training import champion_version, train_and_promote
+from scoring.feature_store import apply_definitions, open_feature_store
+from scoring.settings import Settings
+
+DRIVER_STATS = FEATURE_DATA / "driver_stats.parquet"
+
+
+def prepare(settings: Settings) -> None:
+    """Bring the demonstration's state up to now. What an earlier demonstration left is kept and continued.
+
+    Raises:
+        ServingError: Feast or MLflow would not.
+    """
+    show.busy("Importing Feast and MLflow")
+    hour = this_hour()
+    added = extend_driver_stats(DRIVER_STATS, hour)
+    store = open_feature_store(settings)
+    applied = apply_definitions(store)
+    show.features(len(DRIVERS), added, applied)
+
+    champion = champion_version(settings.mlflow_tracking_uri)
+    if champion is None:
+        trained = train_and_promote(store, settings.mlflow_tracking_uri, DRIVER_STATS, hour, seed=1)
+        show.trained(trained)
+    else:
+        show.champion_kept(champion)
+
+    show.batch_request(write_batch_request(REQUESTS / f"{REQUEST}.csv", hour))

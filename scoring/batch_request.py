@@ -1,0 +1,140 @@
+"""Read a batch request: a file of entity rows, each with a moment in time."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from scoring.errors import BatchRequestError, first_line
+from scoring.features import ModelFeatures
+
+EVENT_TIMESTAMP = "event_timestamp"
+MOMENT = pa.timestamp("us", "UTC")
+OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*DELIMITERS, ".parquet")
+
+
+def read_batch_request(file: Path, features: ModelFeatures) -> pa.Table:
+    """The request's rows in the file's order, with all of its columns.
+
+    Join keys get the type that Feast declares, request-time inputs the model's type, `event_timestamp` becomes
+    timestamp[us, UTC] (a time without a zone is UTC); other columns stay as the file has them.
+
+    Args:
+        file: `.csv` or `.tsv` with a header, or `.parquet`.
+        features: what the model needs: which keys, which request-time inputs.
+
+    Raises:
+        BatchRequestError: the file can't be read, a column is missing or clashes with one that scoring adds, or a value
+            does not fit. It names file, column and first bad row; nothing was written.
+    """
+    inputs = {
+        column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
+    }
+    types = {key.name: key.arrow_type for key in features.join_keys} | inputs
+    needed = (*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs)
+    table = _read(file, needed)
+    _check_columns(file, table.column_names, needed, features)
+    for name in needed:
+        column = table[name]
+        if name == EVENT_TIMESTAMP:
+            column = _converted(file, name, column, _to_moment, "is not an ISO 8601 date and time")
+        elif name in types:
+            cast = functools.partial(pc.cast, target_type=types[name])
+            column = _converted(file, name, column, cast, f"is not {types[name]}")
+        if name not in features.request_inputs:
+            _check_no_nulls(file, name, column)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _read(file: Path, needed: tuple[str, ...]) -> pa.Table:
+    try:
+        if file.suffix == ".parquet":
+            return pq.read_table(file)
+        if file.suffix in DELIMITERS:
+            # As text: what a cell means is decided by the declared types, and the first bad row can be named.
+            return csv.read_csv(
+                file,
+                parse_options=csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True),
+                convert_options=csv.ConvertOptions(
+                    column_types=dict.fromkeys(needed, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
+    except FileNotFoundError:
+        raise BatchRequestError(str(file), "there is no such file.") from None
+    except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError) as error:
+        raise BatchRequestError(str(file), f"it can't be read ({first_line(error, 120)}).") from None
+    raise BatchRequestError(str(file), f"its name must end in one of {', '.join(SUFFIXES)}.")
+
+
+def _check_columns(file: Path, found: list[str], needed: tuple[str, ...], features: ModelFeatures) -> None:
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise BatchRequestError(
+            str(file), f"this column is missing (the file has {', '.join(found)}).", column=missing[0]
+        )
+    twice = [name for name in found if found.count(name) > 1]
+    if twice:
+        raise BatchRequestError(str(file), "this column stands there twice.", column=twice[0])
+    added = {feature.input for feature in features.features} | set(OUTPUT_COLUMNS)
+    clash = [name for name in found if name in added]
+    if clash:
+        raise BatchRequestError(
+            str(file),
+            "scoring adds a column of this name itself: rename it or leave it out.",
+            column=clash[0],
+        )
+
+
+def _converted(
+    file: Path, name: str, column: pa.ChunkedArray, convert: Callable[[Any], Any], problem: str
+) -> pa.ChunkedArray:
+    try:
+        return convert(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
+        row = _first_bad(column, convert)
+    value = str(column[row].as_py())
+    shown = value if len(value) <= 40 else value[:39] + "…"
+    raise BatchRequestError(str(file), f"{shown!r} {problem}.", column=name, row=row + 1) from None
+
+
+def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
+    start, length = 0, len(column)
+    while length > 1:
+        half = length // 2
+        try:
+            convert(column.slice(start, half))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
+            length = half
+        else:
+            start, length = start + half, length - half
+    return start
+
+
+def _to_moment(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_timestamp(column.type):
+        zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
+        return pc.cast(zoned, MOMENT, safe=False)  # finer than a microsecond is cut off
+    if pa.types.is_date(column.type):
+        return pc.assume_timezone(pc.cast(column, pa.timestamp("us")), "UTC")
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise pa.ArrowInvalid(f"{column.type} is no timestamp")
+    import pandas as pd
+
+    moments = pd.to_datetime(column.to_pandas(), format="ISO8601", utc=True)
+    return pa.chunked_array([pa.Array.from_pandas(moments).cast(MOMENT, safe=False)])
+
+
+def _check_no_nulls(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py() + 1
+        raise BatchRequestError(str(file), "this row has no value.", column=name, row=row)

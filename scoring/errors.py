@@ -1,0 +1,187 @@
+"""What can go wrong between a registered model, its features and a prediction.
+
+Each error takes facts and makes one sentence that says what to do. None of them carries feature values.
+
+    ServingError
+    ├── SettingsError               a setting has a wrong value, or none where one is needed
+    ├── RegistryError               the MLflow registry can't say which version serves
+    │   ├── RegistryUnreachable
+    │   ├── ModelNotRegistered
+    │   ├── AliasNotSet
+    │   └── VersionNotFound
+    ├── ModelRefused                this version can't serve, and another might
+    │   └── MissingFeatures
+    ├── FeatureStoreError           the Feast registry, offline store or online store failed
+    │   └── FeatureServiceNotFound
+    ├── EntityRowsError             entity keys or request-time inputs that no store could look up
+    ├── BatchRequestError           a batch request file that can't be scored
+    ├── FeaturesRejected            policy `reject`: at least one entity row lacks a usable feature
+    └── PredictionFailed            the model raised, or answered something else than one number a row
+"""
+
+from collections.abc import Sequence
+
+
+class ServingError(Exception):
+    """Base of all errors that this project raises on purpose; its text is one line for a person to act on."""
+
+
+class SettingsError(ServingError):
+    """A setting is missing or wrong.
+
+    `variable` is the environment variable, `problem` says what is wrong and which values are allowed.
+    """
+
+    def __init__(self, variable: str, problem: str) -> None:
+        self.variable = variable
+        super().__init__(f"{variable} {problem}")
+
+
+class RegistryError(ServingError):
+    """The MLflow registry can't say which version serves."""
+
+
+class RegistryUnreachable(RegistryError):
+    """No usable answer from the registry; `cause` is the client's own last words, shortened."""
+
+    def __init__(self, uri: str, cause: BaseException) -> None:
+        self.uri = without_password(uri)
+        super().__init__(
+            f"The MLflow registry at {self.uri} gave no answer ({first_line(cause)}): "
+            "check MLFLOW_TRACKING_URI and that the server is up."
+        )
+
+
+class ModelNotRegistered(RegistryError):
+    """There is no registered model of this name."""
+
+    def __init__(self, model: str, uri: str) -> None:
+        self.model = model
+        super().__init__(
+            f"No model named {model!r} is registered in {without_password(uri)}: "
+            "register one, or set SERVING_MODEL_NAME and MLFLOW_TRACKING_URI to where it is."
+        )
+
+
+class AliasNotSet(RegistryError):
+    """The registered model has no version under this alias."""
+
+    def __init__(self, model: str, alias: str) -> None:
+        self.model = model
+        self.alias = alias
+        super().__init__(
+            f"Registered model {model!r} has no alias {alias!r}: set it on a version "
+            f"(MlflowClient().set_registered_model_alias({model!r}, {alias!r}, version)), or set SERVING_MODEL_ALIAS."
+        )
+
+
+class VersionNotFound(RegistryError):
+    """The registered model has no such version."""
+
+    def __init__(self, model: str, version: int) -> None:
+        self.model = model
+        self.version = version
+        super().__init__(
+            f"Registered model {model!r} has no version {version}: pin one that exists, or none to follow the alias."
+        )
+
+
+class ModelRefused(ServingError):
+    """This model version can't be served as it is; `reason` says why and what to do."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model = model
+        self.reason = reason
+        super().__init__(f"Model version {model} was refused: {reason}")
+
+
+class MissingFeatures(ModelRefused):
+    """Inputs of the model's signature that its feature service does not serve."""
+
+    def __init__(self, model: str, service: str, missing: Sequence[str], served: Sequence[str]) -> None:
+        self.service = service
+        self.missing = tuple(missing)
+        super().__init__(
+            model,
+            f"feature service {service!r} does not serve its inputs {', '.join(missing)} "
+            f"(it serves {', '.join(served) or 'nothing'}). Add them to the service, name another service by the "
+            "version's tag feast.feature_service, or declare them in SERVING_REQUEST_INPUTS.",
+        )
+
+
+class FeatureStoreError(ServingError):
+    """Feast failed: `doing` says at what, `cause` is its own last words, shortened."""
+
+    def __init__(self, doing: str, cause: BaseException | str) -> None:
+        self.doing = doing
+        super().__init__(f"The feature store failed while {doing}: {first_line(cause)}")
+
+
+class FeatureServiceNotFound(FeatureStoreError):
+    """The Feast registry has no feature service of this name."""
+
+    def __init__(self, service: str, known: Sequence[str]) -> None:
+        self.service = service
+        super().__init__(
+            f"looking up feature service {service!r}",
+            f"the registry has {', '.join(known) or 'none'}. Run `feast apply` (or materialize the asset "
+            "feast_registry), or correct the version's tag feast.feature_service.",
+        )
+
+
+class EntityRowsError(ServingError):
+    """Entity keys or request-time inputs that can't be looked up; `column` and `row` (0-based) say where."""
+
+    def __init__(self, column: str, row: int | None, problem: str) -> None:
+        self.column = column
+        self.row = row
+        place = f"{column!r}" if row is None else f"{column!r}, row {row}"
+        super().__init__(f"Entity rows: {place}: {problem}")
+
+
+class BatchRequestError(ServingError):
+    """A batch request can't be scored. `row` is the 1-based data row of the first offence (a header is not counted)."""
+
+    def __init__(self, file: str, problem: str, column: str | None = None, row: int | None = None) -> None:
+        self.file = file
+        self.column = column
+        self.row = row
+        place = "".join((f", column {column!r}" if column else "", f", row {row}" if row else ""))
+        super().__init__(f"Batch request {file}{place}: {problem}")
+
+
+class FeaturesRejected(ServingError):
+    """Policy `reject`: entity rows without usable features, as (what names the row, reason) pairs."""
+
+    shown = 10
+
+    def __init__(self, rows: Sequence[tuple[str, str]], total: int) -> None:
+        self.rows = tuple(rows)
+        self.total = total
+        listed = "; ".join(f"{row}: {reason}" for row, reason in self.rows[: self.shown])
+        more = f"; and {total - self.shown} more" if total > self.shown else ""
+        super().__init__(
+            f"{total} entity rows lack usable features and SERVING_MISSING_FEATURES is reject ({listed}{more})."
+        )
+
+
+class PredictionFailed(ServingError):
+    """The model raised on complete feature vectors, or gave something else than one number a row."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        self.model = model
+        super().__init__(f"Model version {model} failed to predict: {problem}")
+
+
+def first_line(cause: BaseException | str, limit: int = 200) -> str:
+    """The first line of an error's text, at most `limit` characters: client errors embed whole frames and traces."""
+    text = str(cause).strip() or type(cause).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def without_password(uri: str) -> str:
+    """The URI with user and password cut out, fit for a log or an error."""
+    scheme, separator, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"

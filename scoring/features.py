@@ -1,0 +1,289 @@
+"""How a model's inputs are filled: each from one feature of its feature service, or from the request."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.errors import FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
+from scoring.signature import Signature, conform, holds_every_value
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore
+
+KeyType = Literal["int32", "int64", "string"]
+KEY_TYPES: dict[str, KeyType] = {"INT32": "int32", "INT64": "int64", "STRING": "string", "UUID": "string"}
+
+NOT_FOUND = "not_found"
+STALE = "stale"
+NULL_FEATURE = "null_feature"
+
+
+Columns = Mapping[str, pa.Array | pa.ChunkedArray]
+Masks = Mapping[str, pa.Array | pa.ChunkedArray]
+
+
+class JoinKey(msgspec.Struct, frozen=True):
+    """One column that names an entity, under the name that a request uses for it."""
+
+    name: str
+    dtype: KeyType
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type of its column."""
+        return {"int32": pa.int32(), "int64": pa.int64(), "string": pa.string()}[self.dtype]
+
+
+class View(msgspec.Struct, frozen=True):
+    """One feature view that a model depends on, with what shows whether its row for an entity is there and fresh."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Its columns in Feast's answer, `view__feature`. The first one's event timestamp speaks for the whole row."""
+    ttl_s: float | None
+    """Seconds after its event timestamp in which a row may be used; None without a limit."""
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One model input and the feature that fills it."""
+
+    input: str
+    column: str
+    """Its column in Feast's answer, `view__feature`."""
+    dtype: pa.DataType
+    """The type that the feature view declares. Values pass through it, so that offline and online agree to the bit."""
+    views: tuple[str, ...]
+    """The views whose rows it comes from: its own, or those that an on-demand view reads."""
+
+
+class ModelFeatures(msgspec.Struct, frozen=True):
+    """The link between one model version and the feature store, resolved once when the version is loaded."""
+
+    service: str
+    join_keys: tuple[JoinKey, ...]
+    features: tuple[Feature, ...]
+    views: tuple[View, ...]
+    request_inputs: tuple[str, ...]
+    """Columns that a request must bring beside the keys: inputs of the model, or of an on-demand feature view."""
+    signature: Signature
+
+    def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
+        """Feature vectors of n_rows, one column an input, in signature order and types; null = unknown.
+
+        Args:
+            columns: arrays of n_rows by name: Feast's `view__feature` columns, and the request's own by input name.
+            unusable: view name → bool (n_rows,), rows without a usable row of that view: its inputs become null there,
+                also those that an on-demand view made of it.
+
+        Raises:
+            FeatureStoreError: a value does not fit the type that the view declares or the model expects.
+        """
+        by_input = {feature.input: feature for feature in self.features}
+        vectors = []
+        for model_input in self.signature.inputs:
+            feature = by_input.get(model_input.name)
+            if feature is None:
+                column = columns[model_input.name]
+            else:
+                column = conform(columns[feature.column], feature.dtype, feature.column)
+                for view in feature.views:
+                    if view in unusable:
+                        column = pc.if_else(unusable[view], pa.scalar(None, feature.dtype), column)
+            vectors.append(conform(column, model_input.dtype, model_input.name))
+        return pa.Table.from_arrays(vectors, schema=self.signature.schema)
+
+    def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
+        """View name → bool (n_rows,): rows for which a point-in-time join found nothing: all nulls."""
+        return {view.name: _all(pc.is_null(columns[column]) for column in view.columns) for view in self.views}
+
+
+def link_features(
+    store: "FeatureStore", model: str, service: str, signature: Signature, request_inputs: Sequence[str]
+) -> ModelFeatures:
+    """Find each input of the signature in the feature service, or among the declared request-time inputs.
+
+    An input is named as the feature (`conv_rate`) or, where two views share that name, with its view
+    (`driver_stats__conv_rate`).
+
+    Args:
+        store: the Feast store, whose registry (cached copy) is read.
+        model: `name/version`, for the errors.
+        service: name of the feature service.
+        signature: the model's.
+        request_inputs: inputs that a request brings itself.
+
+    Raises:
+        FeatureServiceNotFound: the registry has no such service.
+        MissingFeatures: inputs that the service does not serve, all listed.
+        ModelRefused: an ambiguous name, a type that would lose values, a key that can't be asked for.
+        FeatureStoreError: the Feast registry can't be read.
+    """
+    served = _read_service(store, model, service)
+    by_name: dict[str, list[_Served]] = {}
+    for feature in served.features:
+        by_name.setdefault(feature.name, []).append(feature)
+        by_name.setdefault(feature.column, []).append(feature)
+
+    features, missing = [], []
+    for model_input in signature.inputs:
+        if model_input.name in request_inputs:
+            continue
+        found = by_name.get(model_input.name, [])
+        if not found:
+            missing.append(model_input.name)
+            continue
+        if len(found) > 1:
+            options = ", ".join(feature.column for feature in found)
+            raise ModelRefused(
+                model, f"its input {model_input.name!r} is served by several views: name it one of {options}."
+            )
+        if not holds_every_value(found[0].dtype, model_input.dtype):
+            raise ModelRefused(
+                model,
+                f"its input {model_input.name!r} is {model_input.dtype}, but feature {found[0].column} is declared "
+                f"{found[0].dtype}, whose values that can't hold. Train on the declared type, or declare the other.",
+            )
+        features.append(Feature(model_input.name, found[0].column, found[0].dtype, found[0].views))
+    if missing:
+        raise MissingFeatures(model, service, missing, sorted(feature.name for feature in served.features))
+
+    read = {feature.column for feature in features}
+    used = {view for feature in served.features if feature.column in read for view in feature.views}
+    needed = {name for feature in served.features if feature.column in read for name in feature.request_fields}
+    model_request_inputs = [name for name in signature.names if name in request_inputs]
+    return ModelFeatures(
+        service=service,
+        join_keys=served.join_keys,
+        features=tuple(features),
+        views=tuple(_view(model, served, name) for name in sorted(used)),
+        request_inputs=(*model_request_inputs, *sorted(needed - set(model_request_inputs))),
+        signature=signature,
+    )
+
+
+def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
+    """Why each entity row can't be scored as it is: string (n_rows,), null where its feature vector is complete.
+
+    Args:
+        vectors: feature vectors, one column an input.
+        absent: view name → bool (n_rows,), whether the view has no row for the entity.
+        stale: view name → bool (n_rows,), whether the view's row is past its time to live.
+
+    `not_found` goes before `stale`, and that before `null_feature`.
+    """
+    reason = pa.nulls(vectors.num_rows, pa.string())
+    if vectors.num_columns:
+        reason = pc.if_else(_any(pc.is_null(column) for column in vectors.columns), NULL_FEATURE, reason)
+    if stale:
+        reason = pc.if_else(_any(stale.values()), STALE, reason)
+    if absent:
+        reason = pc.if_else(_any(absent.values()), NOT_FOUND, reason)
+    return reason.combine_chunks() if isinstance(reason, pa.ChunkedArray) else reason
+
+
+def reasons_from_nulls(features: ModelFeatures, vectors: pa.Table) -> pa.Array:
+    """`missing_reasons` of vectors that were written by a point-in-time join, where only their nulls are known.
+
+    A view counts as absent in a row if every input that depends on it is null. A row past its time to live is absent,
+    too: the join never saw it.
+    """
+    absent = {}
+    for view in features.views:
+        inputs = [feature.input for feature in features.features if view.name in feature.views]
+        absent[view.name] = _all(pc.is_null(vectors[name]) for name in inputs)
+    return missing_reasons(vectors, absent, {})
+
+
+def _any(masks: Iterable[Any]) -> Any:
+    return functools.reduce(pc.or_, masks)
+
+
+def _all(masks: Iterable[Any]) -> Any:
+    return functools.reduce(pc.and_, masks)
+
+
+class _Served(msgspec.Struct, frozen=True):
+    name: str
+    column: str
+    dtype: pa.DataType
+    views: tuple[str, ...]
+    request_fields: tuple[str, ...] = ()
+
+
+class _Service(msgspec.Struct, frozen=True):
+    join_keys: tuple[JoinKey, ...]
+    features: tuple[_Served, ...]
+    ttl_s: dict[str, float | None]
+
+
+def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
+    from feast.errors import FeastObjectNotFoundException, FeatureServiceNotFoundException
+    from feast.on_demand_feature_view import OnDemandFeatureView
+
+    try:
+        service: FeatureService = store.registry.get_feature_service(name, store.project, allow_cache=True)
+    except FeatureServiceNotFoundException:
+        known = sorted(each.name for each in store.list_feature_services())
+        raise FeatureServiceNotFound(name, known) from None
+    except Exception as error:
+        raise FeatureStoreError("reading its registry", error) from error
+
+    keys: dict[str, JoinKey] = {}
+    features: list[_Served] = []
+    ttl_s: dict[str, float | None] = {}
+    for projection in service.feature_view_projections:
+        try:
+            view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        except FeastObjectNotFoundException as error:
+            raise FeatureStoreError(f"reading feature service {name!r}", error) from error
+        prefix = projection.name_alias or projection.name
+        if isinstance(view, OnDemandFeatureView):
+            sources = tuple(p.name_alias or p.name for p in view.source_feature_view_projections.values())
+            fields = tuple(field.name for source in view.source_request_sources.values() for field in source.schema)
+        else:
+            sources, fields = (prefix,), ()
+            ttl_s[prefix] = view.ttl.total_seconds() if view.ttl else None
+            for column in view.entity_columns:
+                key = projection.join_key_map.get(column.name, column.name)
+                if key != "__dummy_id":  # Feast's key of a view without entities
+                    keys[key] = JoinKey(key, _key_type(model, key, column.dtype))
+        features.extend(
+            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, fields)
+            for field in projection.features
+        )
+    if not keys:
+        raise ModelRefused(
+            model, f"feature service {name!r} has no entity with a join key, so nothing can be asked for."
+        )
+    return _Service(tuple(keys.values()), tuple(features), ttl_s)
+
+
+def _view(model: str, served: _Service, name: str) -> View:
+    columns = tuple(feature.column for feature in served.features if feature.views == (name,))
+    if not columns:
+        raise ModelRefused(
+            model,
+            f"it reads view {name!r} only through an on-demand view, and then Feast does not tell how old a row is. "
+            f"Add one feature of {name!r} itself to the feature service.",
+        )
+    return View(name, columns, served.ttl_s.get(name))
+
+
+def _key_type(model: str, key: str, dtype: Any) -> KeyType:
+    name = dtype.to_value_type().name
+    if name not in KEY_TYPES:
+        raise ModelRefused(model, f"join key {key!r} has type {name}; these can be asked for: {', '.join(KEY_TYPES)}.")
+    return KEY_TYPES[name]
+
+
+def _arrow_type(model: str, field: Any) -> pa.DataType:
+    from feast.types import from_feast_to_pyarrow_type
+
+    try:
+        return from_feast_to_pyarrow_type(field.dtype)
+    except ValueError:
+        raise ModelRefused(model, f"feature {field.name!r} has type {field.dtype}, which can't be served.") from None

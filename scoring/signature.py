@@ -1,0 +1,108 @@
+"""The model signature: the one list of a model's inputs, their order and their types."""
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.errors import FeatureStoreError, ModelRefused
+
+# MLflow's column types → the Arrow type of a feature vector's column. The rest (arrays, objects, tensors) is refused.
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "integer": pa.int32(),
+    "long": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "datetime": pa.timestamp("ns"),
+}
+
+
+class ModelInput(msgspec.Struct, frozen=True):
+    """One input of a model: its name and the Arrow type in which the model was trained on it."""
+
+    name: str
+    dtype: pa.DataType
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """A model's inputs in the order in which it expects them. Source: the signature stored with the model."""
+
+    inputs: tuple[ModelInput, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs' names, in order."""
+        return tuple(column.name for column in self.inputs)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of a feature vector: one nullable field an input, in order."""
+        return pa.schema([(column.name, column.dtype) for column in self.inputs])
+
+
+def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signature:
+    """The signature from MLflow's own form of it.
+
+    Args:
+        model: `name/version`, for the error.
+        columns: the MLmodel file's `signature.inputs`, decoded: dicts with `name` and `type`; None if there is none.
+
+    Raises:
+        ModelRefused: no signature, inputs without names (tensors), or a type that no feature store column can fill.
+    """
+    if not columns:
+        raise ModelRefused(
+            model,
+            "it was logged without a signature. Log it with "
+            "signature=mlflow.models.infer_signature(features, predictions).",
+        )
+    nameless = [column for column in columns if not column.get("name")]
+    if nameless:
+        raise ModelRefused(
+            model,
+            "its signature has inputs without names (a tensor). Infer it from a DataFrame with named columns.",
+        )
+    unusable = [f"{column['name']} ({column['type']})" for column in columns if column["type"] not in ARROW_TYPES]
+    if unusable:
+        raise ModelRefused(
+            model,
+            f"its inputs {', '.join(unusable)} have types that can't be served; these can: {', '.join(ARROW_TYPES)}.",
+        )
+    return Signature(tuple(ModelInput(str(column["name"]), ARROW_TYPES[str(column["type"])]) for column in columns))
+
+
+def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
+    """Whether values of `source` may be handed over as `target`.
+
+    Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). What would
+    round silently (double to float) or needs a convention (text to number, float to integer) is not.
+    """
+    if source == target or (pa.types.is_timestamp(source) and pa.types.is_timestamp(target)):
+        return True
+    if pa.types.is_boolean(source) or pa.types.is_integer(source):
+        return bool(pa.types.is_integer(target) or pa.types.is_floating(target))
+    if pa.types.is_floating(source):
+        return bool(pa.types.is_floating(target) and target.bit_width >= source.bit_width)
+    return bool((pa.types.is_string(source) or pa.types.is_large_string(source)) and pa.types.is_string(target))
+
+
+def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) -> pa.Array | pa.ChunkedArray:
+    """`column` as `target`, value for value; nulls stay null and NaN becomes null (an unknown value either way).
+
+    Raises:
+        FeatureStoreError: a value has no exact counterpart in `target` (int64 past int32, or past 2**53 in a double).
+    """
+    if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(target) and column.type.tz and not target.tz:
+        column = pc.cast(column, pa.timestamp(column.type.unit, "UTC"))
+        column = pc.cast(pc.cast(column, pa.int64()), pa.timestamp(column.type.unit))
+    if column.type != target:
+        try:
+            column = pc.cast(column, target)
+        except pa.ArrowInvalid as error:
+            raise FeatureStoreError(
+                f"converting {name!r} from {column.type} to {target}, as the model expects", error
+            ) from None
+    if pa.types.is_floating(target):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, target), column)
+    return column

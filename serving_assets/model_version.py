@@ -1,0 +1,132 @@
+"""registered_model_version: which exact version a run scores with, resolved once and then handed on by its number."""
+
+import time
+from pathlib import Path
+
+import dagster as dg
+import msgspec
+from pydantic import Field
+
+from scoring.errors import ServingError, without_password
+from scoring.files import whole_file
+from scoring.registry import FEATURE_SERVICE_TAG, ModelVersion
+from scoring.serving import resolve_version
+from scoring.settings import Settings
+from serving_assets.failures import failing_in_one_line
+from serving_assets.resources import Serving
+
+KEY = dg.AssetKey("registered_model_version")
+FILE = "registered_model_version.json"
+# Dagster's own tag for the version of an input that an output was made from (dagster 1.13). By default it names the
+# input's latest materialization, which in the meantime may be that of another run with another version.
+INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
+
+
+class VersionNotResolved(ServingError):
+    """No run has said yet which model version to use, or it was said for another model."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file} {problem}: materialize registered_model_version first, or together with batch_input.")
+
+
+class VersionFile(msgspec.Struct, frozen=True):
+    """registered_model_version.json: the version that was resolved last."""
+
+    name: str
+    version: int
+    alias: str | None
+    """The alias that named it; None if the run pinned it."""
+    feature_service: str | None
+    registry: str
+    resolved_at_s: float
+    """Seconds since 1970."""
+
+
+class PinnedVersion(dg.Config):
+    """Run configuration of registered_model_version."""
+
+    version: int | None = Field(
+        default=None, ge=1, description="Use this version of the registered model. Left out: the one that the alias names."
+    )
+
+
+@dg.asset(
+    key=KEY,
+    group_name="model",
+    owners=["team:ml-serving"],
+    kinds={"mlflow"},
+    description="The exact model version that the alias names now, or the one that the run's configuration pins. "
+    "Its data version is name:version, so outputs of another version show as stale.",
+)
+def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult:
+    """Resolve alias or pin, and write registered_model_version.json, whole."""
+    with failing_in_one_line():
+        settings = serving.settings
+        version = resolve_version(serving.registry, settings, config.version)
+        resolved = VersionFile(
+            name=version.name,
+            version=version.version,
+            alias=settings.model_alias if config.version is None else None,
+            feature_service=version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service,
+            registry=without_password(settings.registry_uri),
+            resolved_at_s=time.time(),
+        )
+        with whole_file(settings.artifacts / FILE) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(resolved)))
+    return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
+
+
+def version_of_run(instance: dg.DagsterInstance, run_id: str) -> tuple[str, int] | None:
+    """Name and version that registered_model_version got in this very run, or in the run that this one re-executes.
+
+    Read from the run's own events, so that two runs which pin different versions at once can't take each other's.
+    None if no such run materialized it.
+    """
+    while True:
+        records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
+        for record in reversed(records):
+            event = record.event_log_entry.asset_materialization
+            if event is not None and event.asset_key == KEY:
+                return str(event.metadata["model_name"].value), int(str(event.metadata["model_version"].value))
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.parent_run_id is None:
+            return None
+        run_id = run.parent_run_id
+
+
+def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> ModelVersion:
+    """The version that a run scores with: its own, else the one in registered_model_version.json. Never an alias.
+
+    Raises:
+        VersionNotResolved: there is neither.
+        RegistryError: the version is gone, or the registry does not answer.
+    """
+    resolved = version_of_run(instance, run_id) or _read_version_file(serving.settings)
+    return serving.registry.version(*resolved)
+
+
+def _read_version_file(settings: Settings) -> tuple[str, int]:
+    file = settings.artifacts / FILE
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=VersionFile)
+    except FileNotFoundError:
+        raise VersionNotResolved(file, "does not exist") from None
+    except msgspec.MsgspecError:
+        raise VersionNotResolved(file, "is not what this project writes") from None
+    if found.name != settings.model_name:
+        raise VersionNotResolved(file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}")
+    return found.name, found.version
+
+
+def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
+    metadata: dict[str, dg.MetadataValue] = {
+        "model_name": dg.MetadataValue.text(resolved.name),
+        "model_version": dg.MetadataValue.int(resolved.version),
+        "chosen_by": dg.MetadataValue.text(f"alias {resolved.alias}" if resolved.alias else "pinned by the run"),
+        "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: such a version is refused"),
+        "registry": dg.MetadataValue.text(resolved.registry),
+    }
+    if resolved.registry.startswith(("http://", "https://")):
+        page = f"{resolved.registry.rstrip('/')}/#/models/{resolved.name}/versions/{resolved.version}"
+        metadata["model_page"] = dg.MetadataValue.url(page)
+    return metadata

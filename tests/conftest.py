@@ -1,0 +1,105 @@
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# These name a developer's own stores, servers and accounts: no test may depend on them or write to them.
+DEVELOPERS_OWN = ("AWS_", "DAGSTER_", "FEAST_", "FEATURE_STORE_", "MLFLOW_", "PROMETHEUS_", "SERVING_")
+
+FOR_EVERY_TEST = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # Threads that fight over two cores: gradient boosting on 1000 rows took 131-581 ms instead of 6.
+    "OMP_NUM_THREADS": "1",
+    # A proxy cannot reach our loopback.
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+def pytest_configure() -> None:
+    """Set the environment before any test module is imported: MLflow and OpenMP read it at import."""
+    for name in [name for name in os.environ if name.startswith(DEVELOPERS_OWN)]:
+        del os.environ[name]
+    os.environ.update(FOR_EVERY_TEST)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """An empty Redis at the session's start; tests share it."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server; tests share it, so each registers models under a name of its own."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 without buckets at the session's start; tests share it."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL with one empty database at the session's start; tests share it."""
+    # Not in pytest's directory: that one is closed to other users, and under root PostgreSQL runs as another.
+    with tempfile.TemporaryDirectory(prefix="serving-tests-postgres-") as directory:
+        server = PostgresServer(Path(directory))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """Debian's chromium, headless.
+
+    Once per module, not per session: while playwright's synchronous interface is open, its event loop is this
+    thread's running one, and an `asyncio.run` in a test of another module would be refused.
+    """
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        reason = "no chromium on PATH; on Debian: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def dagster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DAGSTER_HOME of this test's own, telemetry off: Dagster 1.13 has no environment variable for it."""
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return home

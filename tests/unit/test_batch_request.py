@@ -1,0 +1,148 @@
+"""A batch request is read whole and in order, or refused with file, column and first bad row."""
+
+import datetime as dt
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoring.batch_request import read_batch_request
+from scoring.errors import BatchRequestError
+from scoring.features import Feature, JoinKey, ModelFeatures, View
+from scoring.signature import ModelInput, Signature
+
+FEATURES = ModelFeatures(
+    service="ranking",
+    join_keys=(JoinKey("shop_id", "int64"),),
+    features=(Feature("rate", "stats__rate", pa.float32(), ("stats",)),),
+    views=(View("stats", ("stats__rate",), None),),
+    request_inputs=("amount",),
+    signature=Signature((ModelInput("amount", pa.float64()), ModelInput("rate", pa.float64()))),
+)
+
+
+def read(folder: Path, text: str, name: str = "r.csv") -> pa.Table:
+    file = folder / name
+    file.write_text(text)
+    return read_batch_request(file, FEATURES)
+
+
+def refusal(folder: Path, text: str, name: str = "r.csv") -> BatchRequestError:
+    with pytest.raises(BatchRequestError) as caught:
+        read(folder, text, name)
+    assert str(folder / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(("name", "comma"), [("r.csv", ","), ("r.tsv", "\t")])
+def test_keys_moment_and_request_inputs_get_their_types_and_extras_stay(tmp_path: Path, name: str, comma: str) -> None:
+    text = "note,shop_id,event_timestamp,amount\nx,7,2026-01-02T03:04:05Z,1.5\ny,8,2026-01-02T03:04:05+07:00,2\n"
+    table = read(tmp_path, text.replace(",", comma), name)
+    assert table.column_names == ["note", "shop_id", "event_timestamp", "amount"]
+    assert table.schema.types == [pa.string(), pa.int64(), pa.timestamp("us", "UTC"), pa.float64()]
+    assert [moment.isoformat() for moment in table["event_timestamp"].to_pylist()] == [
+        "2026-01-02T03:04:05+00:00",
+        "2026-01-01T20:04:05+00:00",
+    ]
+
+
+def test_a_time_without_a_zone_is_utc(tmp_path: Path) -> None:
+    table = read(tmp_path, "shop_id,event_timestamp,amount\n7,2026-01-02 03:04:05,1\n7,2026-01-02,1\n")
+    assert [str(moment) for moment in table["event_timestamp"].to_pylist()] == [
+        "2026-01-02 03:04:05+00:00",
+        "2026-01-02 00:00:00+00:00",
+    ]
+
+
+def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
+    moments = [dt.datetime(2026, 1, 2, 3, 4, 5)] * 2
+    table = pa.table({"shop_id": pa.array([1, 2], pa.int32()), "event_timestamp": pa.array(moments, pa.timestamp("ns")),
+                      "amount": [1, 2], "tag": [["a"], []]})  # fmt: skip
+    pq.write_table(table, tmp_path / "r.parquet")
+    read_back = read_batch_request(tmp_path / "r.parquet", FEATURES)
+    assert read_back["shop_id"].type == pa.int64()
+    assert read_back["amount"].type == pa.float64()
+    assert read_back["tag"].to_pylist() == [["a"], []]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
+def test_rows_are_neither_dropped_nor_reordered(tmp_path_factory: pytest.TempPathFactory, keys: list[int]) -> None:
+    lines = "".join(f"{key},2026-01-01,0\n" for key in keys)
+    table = read(tmp_path_factory.mktemp("r"), "shop_id,event_timestamp,amount\n" + lines)
+    assert table["shop_id"].to_pylist() == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "row", "says"),
+    [
+        (
+            "event_timestamp,amount\n2026-01-01,1\n",
+            "shop_id",
+            None,
+            "missing (the file has event_timestamp, amount)",
+        ),
+        ("shop_id,amount\n1,1\n", "event_timestamp", None, "missing"),
+        ("shop_id,event_timestamp\n1,2026-01-01\n", "amount", None, "missing"),
+        (
+            "shop_id,event_timestamp,amount\n1,2026-01-01,1\nx1,2026-01-01,1\n",
+            "shop_id",
+            2,
+            "'x1' is not int64",
+        ),
+        ("shop_id,event_timestamp,amount\n1.5,2026-01-01,1\n", "shop_id", 1, "'1.5' is not int64"),
+        ("shop_id,event_timestamp,amount\n9223372036854775808,2026-01-01,1\n", "shop_id", 1, "is not int64"),
+        (
+            "shop_id,event_timestamp,amount\n1,2026-01-01,1\n1,2026-01-01,1\n1,soon,1\n",
+            "event_timestamp",
+            3,
+            "'soon'",
+        ),
+        ("shop_id,event_timestamp,amount\n1,2026-13-01,1\n", "event_timestamp", 1, "ISO 8601"),
+        ("shop_id,event_timestamp,amount\n1,,1\n", "event_timestamp", 1, "no value"),
+        ("shop_id,event_timestamp,amount\n1,2026-01-01,1\n,2026-01-01,1\n", "shop_id", 2, "no value"),
+        ("shop_id,event_timestamp,amount\n1,2026-01-01,much\n", "amount", 1, "'much' is not double"),
+        ("shop_id,event_timestamp,amount,rate\n1,2026-01-01,1,0.5\n", "rate", None, "rename it"),
+        ("shop_id,event_timestamp,amount,prediction\n1,2026-01-01,1,0.5\n", "prediction", None, "rename it"),
+        ("shop_id,event_timestamp,amount,a,a\n1,2026-01-01,1,2,3\n", "a", None, "twice"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(tmp_path: Path, text: str, column: str, row: int | None, says: str) -> None:
+    error = refusal(tmp_path, text)
+    assert (error.column, error.row) == (column, row)
+    assert says in str(error)
+
+
+@pytest.mark.parametrize("text", ["", "shop_id,event_timestamp,amount\n1,2026-01-01\n"])
+def test_a_damaged_csv_is_refused(tmp_path: Path, text: str) -> None:
+    assert "can't be read" in str(refusal(tmp_path, text))
+
+
+def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    assert "can't be read" in str(refusal(tmp_path, "PAR1 not really", "r.parquet"))
+
+
+def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(b"shop_id,event_timestamp,amount\n\xff,2026-01-01,1\n")
+    with pytest.raises(BatchRequestError):
+        read_batch_request(tmp_path / "r.csv", FEATURES)
+
+
+def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BatchRequestError, match="no such file"):
+        read_batch_request(tmp_path / "none.csv", FEATURES)
+    assert ".csv, .tsv, .parquet" in str(refusal(tmp_path, "{}", "r.json"))
+
+
+def test_a_number_of_milliseconds_is_no_timestamp(tmp_path: Path) -> None:
+    table = pa.table({"shop_id": [1], "event_timestamp": [1767225600000], "amount": [1.0]})
+    pq.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(BatchRequestError, match="'event_timestamp', row 1: '1767225600000' is not an ISO 8601"):
+        read_batch_request(tmp_path / "r.parquet", FEATURES)
+
+
+def test_a_request_without_rows_is_read_as_such(tmp_path: Path) -> None:
+    assert read(tmp_path, "shop_id,event_timestamp,amount\n").num_rows == 0
