@@ -1,16 +1,16 @@
 """What can go wrong between a request's arrival and its answer, beside what scoring itself raises.
 
-    ServingError (scoring.errors)
-    ├── RequestError             the client can mend it
-    │   ├── NotJson              another content type
-    │   ├── MalformedBody        the body is no JSON text
-    │   ├── InvalidRequest       JSON, but not the request that this model needs
-    │   ├── NothingScored        every entity was excluded
-    │   └── ClientLeft           it closed the connection before its body was complete
-    └── Unavailable              a later attempt may succeed
-        ├── NoModel              no version serves yet
-        ├── Overloaded           as many requests wait as may wait
-        └── DeadlineExceeded     it took too long
+ServingError (scoring.errors)
+├── RequestError             the client can mend it
+│   ├── NotJson              another content type
+│   ├── MalformedBody        the body is no JSON text
+│   ├── InvalidRequest       JSON, but not the request that this model needs
+│   ├── NothingScored        every entity was excluded
+│   └── ClientLeft           it closed the connection before its body was complete
+└── Unavailable              a later attempt may succeed
+    ├── NoModel              no version serves yet
+    ├── Overloaded           as many requests wait as may wait
+    └── DeadlineExceeded     it took too long
 """
 
 from typing import Any

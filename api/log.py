@@ -7,12 +7,13 @@ import structlog
 
 
 def configure_logging() -> None:
-    """Send every logger of this process through structlog. Bodies, cookies and feature values are never handed to it."""
+    """Send every logger of this process through structlog. No one hands it bodies, cookies or feature values."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # Local variables would hold bodies and feature values.
+        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -26,6 +27,7 @@ def configure_logging() -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _without_colours,
                 structlog.processors.JSONRenderer(),
             ],
         )
@@ -36,3 +38,8 @@ def configure_logging() -> None:
     for noisy in ("alembic", "feast", "mlflow", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+def _without_colours(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event.pop("color_message", None)  # uvicorn's text once more, for terminals
+    return event

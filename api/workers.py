@@ -16,8 +16,8 @@ class Workers:
     """Runs blocking functions for one event loop.
 
     A caller may give up waiting (a deadline, a cancelled task): work that has not begun is then dropped, work that has
-    begun keeps its thread until it ends. So a store that hangs costs at most `threads` threads. They are daemons, because
-    such a thread must not keep the process from ending; concurrent.futures would join it.
+    begun keeps its thread until it ends. So a store that hangs costs at most `threads` threads. They are daemons,
+    because such a thread must not keep the process from ending; concurrent.futures would join it.
 
     Args:
         name: what the threads are called.

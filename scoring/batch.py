@@ -1,5 +1,7 @@
 """A batch request from its file to batch_input.parquet and on to batch_output.parquet."""
 
+import itertools
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch_request import read_batch_request
+from scoring.batch_request import ROWS_A_BATCH, read_batch_request
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.files import whole_file
 from scoring.model import Model
-from scoring.offline import point_in_time_vectors
+from scoring.offline import with_point_in_time_features
 from scoring.predict import Policy, Scores, score
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-ROWS_A_BATCH = 131_072
 MODEL_KEY = b"serving.model"
 SERVICE_KEY = b"serving.feature_service"
 
@@ -35,29 +36,39 @@ class BatchSummary(msgspec.Struct, frozen=True):
     """Reason → number of rows; rows that were scored as they are have none."""
 
 
-def write_batch_input(
-    file: Path, store: "FeatureStore", model: str, features: ModelFeatures, destination: Path
-) -> pa.Table:
-    """Join the request's rows with the model's features and write batch_input.parquet, whole.
+def write_batch_input(file: Path, store: "FeatureStore", model: str, features: ModelFeatures, destination: Path) -> int:
+    """Join the request's rows with the model's features and write batch_input.parquet, whole; returns its rows.
 
     The file holds the request's own columns, then the features in signature order; same rows, same order. The model
-    version that it was made for stands in its schema's metadata. Returns the table as written.
+    version that it was made for stands in its schema's metadata.
 
     Raises:
         BatchRequestError: see `read_batch_request`.
-        FeatureStoreError: see `point_in_time_vectors`.
+        FeatureStoreError: see `with_point_in_time_features`.
     """
-    request = read_batch_request(file, features)
-    table = request
-    for name, column in zip(
-        features.signature.names, point_in_time_vectors(store, features, request).columns, strict=True
-    ):
-        if name not in features.request_inputs:
-            table = table.append_column(name, column)
-    table = table.replace_schema_metadata({MODEL_KEY: model.encode(), SERVICE_KEY: features.service.encode()})
-    with whole_file(destination) as part:
-        pq.write_table(table, part)
-    return table
+    metadata = {MODEL_KEY: model.encode(), SERVICE_KEY: features.service.encode()}
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".request-") as folder:
+        request = Path(folder) / "request.parquet"
+        _write(read_batch_request(file, features), request, {})
+        with whole_file(destination) as part:
+            return _write(with_point_in_time_features(store, features, request), part, metadata)
+
+
+def _write(tables: Iterator[pa.Table], file: Path, metadata: dict[bytes, bytes]) -> int:
+    rows = 0
+    first = next(tables)
+    schema = first.schema.with_metadata(metadata)
+    # Dictionary encoding of floats is most of the time of writing them, and saves nothing where values hardly repeat.
+    with pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema)) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table.replace_schema_metadata(metadata))
+            rows += table.num_rows
+    return rows
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
 
 
 def read_batch_input_model(file: Path) -> str:
@@ -93,10 +104,11 @@ def write_batch_output(
     """
     reasons: Counter[str] = Counter()
     scored = 0
-    with pq.ParquetFile(file) as source, whole_file(destination) as part:
+    with pq.ParquetFile(file, pre_buffer=False) as source, whole_file(destination) as part:
+        _check_model(file, source.schema_arrow, model)
         _check_signature(file, source.schema_arrow, features)
         schema = _output_schema(source.schema_arrow)
-        with pq.ParquetWriter(part, schema) as writer:
+        with pq.ParquetWriter(part, schema, use_dictionary=_repeating(schema)) as writer:
             start = 0
             for rows in _batches(source):
                 scores = _score_rows(rows, start, model, features, policy)
@@ -145,6 +157,17 @@ def _output_schema(request: pa.Schema) -> pa.Schema:
 def _counts(reasons: pa.Array) -> Iterator[tuple[str, int]]:
     for pair in pc.value_counts(reasons.drop_null()).to_pylist():
         yield pair["values"], pair["counts"]
+
+
+def _check_model(file: Path, found: pa.Schema, model: Model) -> None:
+    # Looked at in the open file: another run may replace it at any moment.
+    made_for = (found.metadata or {}).get(MODEL_KEY, b"")
+    if made_for != str(model.version).encode():
+        raise BatchRequestError(
+            str(file),
+            f"it was made for model version {made_for.decode() or '(none)'}, not for {model.version}: "
+            "materialize batch_input again.",
+        )
 
 
 def _check_signature(file: Path, found: pa.Schema, features: ModelFeatures) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
     definitions: list[Any] = [*entities, *views, *services]
     digest = hashlib.sha256(store.project.encode())
     for definition in definitions:
-        digest.update(definition.to_proto().spec.SerializeToString(deterministic=True))
+        digest.update(_content(definition.to_proto().spec))
     return AppliedDefinitions(
         project=store.project,
         hash=digest.hexdigest(),
@@ -144,15 +145,19 @@ def freeze_definitions(store: "FeatureStore") -> "FeatureStore":
 
     try:
         definitions = store.registry.proto().__deepcopy__()
-        # A view's state says whether somebody materializes it at this moment. Feast refuses to read a view that is being
-        # materialized or that never was (feast 0.67), although its rows are there, or are simply not found.
-        for view in (*definitions.feature_views, *definitions.stream_feature_views, *definitions.on_demand_feature_views):
+        # A view's state says whether somebody materializes it at this moment. Feast refuses to read a view that is
+        # being materialized or that never was (feast 0.67), although its rows are there, or are simply not found.
+        for view in (
+            *definitions.feature_views,
+            *definitions.stream_feature_views,
+            *definitions.on_demand_feature_views,
+        ):
             view.meta.ClearField("state")
         with tempfile.TemporaryDirectory(prefix="definitions-") as folder:
             file = Path(folder) / "registry.db"
             file.write_bytes(definitions.SerializeToString())
             config = copy.deepcopy(store.config)
-            config._registry = RegistryConfig(
+            config._registry = RegistryConfig(  # type: ignore[assignment]  # Feast declares None only
                 path=str(file),
                 cache_ttl_seconds=0,  # never expires
                 cache_mode="thread",  # "sync" would look at the file again in every request
@@ -164,6 +169,20 @@ def freeze_definitions(store: "FeatureStore") -> "FeatureStore":
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
     return frozen
+
+
+def _content(spec: Any) -> bytes:
+    from google.protobuf.json_format import MessageToDict
+
+    return json.dumps(_without_moments(MessageToDict(spec)), sort_keys=True).encode()
+
+
+def _without_moments(value: Any) -> Any:
+    # The data sources inside a view's or a service's definition carry when they were created and last applied.
+    if isinstance(value, dict):
+        moments = ("createdTimestamp", "lastUpdatedTimestamp")
+        return {name: _without_moments(each) for name, each in value.items() if name not in moments}
+    return [_without_moments(each) for each in value] if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

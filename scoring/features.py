@@ -153,7 +153,7 @@ def link_features(
 
     read = {feature.column for feature in features}
     used = {view for feature in served.features if feature.column in read for view in feature.views}
-    needed = {name for feature in served.features if feature.column in read for name in feature.request_fields}
+    needed = {name for feature in served.features for name in feature.request_fields}
     model_request_inputs = [name for name in signature.names if name in request_inputs]
     return ModelFeatures(
         service=service,
@@ -211,6 +211,7 @@ class _Served(msgspec.Struct, frozen=True):
     column: str
     dtype: pa.DataType
     views: tuple[str, ...]
+    on_demand: bool = False
     request_fields: tuple[str, ...] = ()
 
 
@@ -221,7 +222,7 @@ class _Service(msgspec.Struct, frozen=True):
 
 
 def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
-    from feast.errors import FeastObjectNotFoundException, FeatureServiceNotFoundException
+    from feast.errors import FeatureServiceNotFoundException
     from feast.on_demand_feature_view import OnDemandFeatureView
 
     try:
@@ -236,23 +237,22 @@ def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
     features: list[_Served] = []
     ttl_s: dict[str, float | None] = {}
     for projection in service.feature_view_projections:
-        try:
-            view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        except FeastObjectNotFoundException as error:
-            raise FeatureStoreError(f"reading feature service {name!r}", error) from error
+        view = _read_view(store, name, projection.name)
         prefix = projection.name_alias or projection.name
-        if isinstance(view, OnDemandFeatureView):
-            sources = tuple(p.name_alias or p.name for p in view.source_feature_view_projections.values())
+        sources: tuple[str, ...] = (prefix,)
+        fields: tuple[str, ...] = ()
+        on_demand = isinstance(view, OnDemandFeatureView)
+        if on_demand:
+            projections = view.source_feature_view_projections.values()
+            sources = tuple(source.name_alias or source.name for source in projections)
             fields = tuple(field.name for source in view.source_request_sources.values() for field in source.schema)
+            for source in projections:
+                keys |= _join_keys(model, _read_view(store, name, source.name), source.join_key_map)
         else:
-            sources, fields = (prefix,), ()
             ttl_s[prefix] = view.ttl.total_seconds() if view.ttl else None
-            for column in view.entity_columns:
-                key = projection.join_key_map.get(column.name, column.name)
-                if key != "__dummy_id":  # Feast's key of a view without entities
-                    keys[key] = JoinKey(key, _key_type(model, key, column.dtype))
+            keys |= _join_keys(model, view, projection.join_key_map)
         features.extend(
-            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, fields)
+            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, on_demand, fields)
             for field in projection.features
         )
     if not keys:
@@ -262,8 +262,26 @@ def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
     return _Service(tuple(keys.values()), tuple(features), ttl_s)
 
 
+def _read_view(store: "FeatureStore", service: str, name: str) -> Any:
+    from feast.errors import FeastObjectNotFoundException
+
+    try:
+        return store.registry.get_any_feature_view(name, store.project, allow_cache=True)
+    except FeastObjectNotFoundException as error:
+        raise FeatureStoreError(f"reading feature service {service!r}", error) from error
+
+
+def _join_keys(model: str, view: Any, join_key_map: Mapping[str, str]) -> dict[str, JoinKey]:
+    keys = {}
+    for column in view.entity_columns:
+        name = join_key_map.get(column.name, column.name)
+        if name != "__dummy_id":  # Feast's key of a view without entities
+            keys[name] = JoinKey(name, _key_type(model, name, column.dtype))
+    return keys
+
+
 def _view(model: str, served: _Service, name: str) -> View:
-    columns = tuple(feature.column for feature in served.features if feature.views == (name,))
+    columns = tuple(feature.column for feature in served.features if feature.views == (name,) and not feature.on_demand)
     if not columns:
         raise ModelRefused(
             model,

@@ -67,7 +67,7 @@ def load_model(registry: Registry, version: ModelVersion, settings: Settings) ->
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         files = registry.download(version, Path(folder))
         description = _read_description(str(version), files / "MLmodel")
-        signature = read_signature(str(version), _signature_columns(description))
+        signature = _read_signature(str(version), description)
         _check_format(str(version), files, description, settings)
         predict_fn = _load_predict_function(str(version), files, description)
     return Model(version, signature, _output_column(version, settings), predict_fn)
@@ -82,7 +82,7 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
     """
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         description = _read_description(str(version), registry.download(version, Path(folder), "MLmodel"))
-    return read_signature(str(version), _signature_columns(description))
+    return _read_signature(str(version), description)
 
 
 def one_number_a_row(model: str, output: Any, rows: int, output_column: int | None) -> np.ndarray:
@@ -129,9 +129,14 @@ def _read_description(model: str, file: Path) -> dict[str, Any]:
     return description
 
 
-def _signature_columns(description: dict[str, Any]) -> list[dict[str, object]] | None:
-    inputs = (description.get("signature") or {}).get("inputs")
-    return msgspec.json.decode(inputs, type=list[dict[str, object]]) if inputs else None
+def _read_signature(model: str, description: dict[str, Any]) -> Signature:
+    signature = description.get("signature") or {}
+    inputs = signature.get("inputs") if isinstance(signature, dict) else signature
+    try:
+        columns = msgspec.json.decode(inputs, type=list[dict[str, object]]) if inputs else None
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise ModelRefused(model, f"the signature in its MLmodel file can't be read ({error}).") from None
+    return read_signature(model, columns)
 
 
 def _check_format(model: str, files: Path, description: dict[str, Any], settings: Settings) -> None:

@@ -1,10 +1,12 @@
 """Feature vectors as of a moment in the past: the point-in-time join, done by Feast's offline store."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from scoring.batch_request import EVENT_TIMESTAMP
 from scoring.errors import FeatureStoreError
@@ -17,40 +19,95 @@ if TYPE_CHECKING:
 ROW = "request_row__"
 
 
-def point_in_time_vectors(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
-    """Feature vectors as they were known at each row's event_timestamp, within the views' times to live.
+def with_point_in_time_features(store: "FeatureStore", features: ModelFeatures, request: Path) -> Iterator[pa.Table]:
+    """The request's rows and the model's features as they were known at each row's event_timestamp.
+
+    Views' times to live hold. With this project's offline store (`scoring.offline_store`) the rows stream, in bounded
+    memory; with another one, or with on-demand views, the result is in memory as a whole.
 
     Args:
         store: the Feast store; its offline store does the join.
         features: which features of which service make the model's vector.
-        request: entity rows (`read_batch_request`): join keys, event_timestamp [us, UTC], request-time inputs.
+        request: parquet file of entity rows (`read_batch_request`): all columns of the request.
 
-    Returns:
-        One column an input, in signature order and types; row i belongs to request row i; null = unknown then.
+    Yields:
+        The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same order;
+        null = unknown at that moment.
 
     Raises:
         FeatureStoreError: the offline store failed, or lost or doubled rows.
     """
-    if request.num_rows == 0:
-        return features.signature.schema.empty_table()
-    names = [key.name for key in features.join_keys] + [EVENT_TIMESTAMP, *features.request_inputs]
-    entity_rows = request.select(names).append_column(ROW, pa.array(range(request.num_rows), pa.int64()))
+    rows = pq.read_metadata(request).num_rows
+    if rows == 0:
+        yield _complete(features, pq.read_table(request), features_of_none(features))
+        return
+    seen = 0
+    for own, joined in _joined(store, features, request):
+        yield _complete(features, own, joined)
+        seen += own.num_rows
+    if seen != rows:
+        raise _lost_rows(store, features, rows, seen)
+
+
+def features_of_none(features: ModelFeatures) -> pa.Table:
+    """Feast's answer for no entity rows: its columns, without rows."""
+    columns = {feature.column: pa.nulls(0, feature.dtype) for feature in features.features}
+    return pa.table(
+        columns | {name: pa.nulls(0) for view in features.views for name in view.columns if name not in columns}
+    )
+
+
+def _joined(store: "FeatureStore", features: ModelFeatures, request: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
+    from scoring.offline_query import AsofRetrievalJob
+    from scoring.offline_store import AsofOfflineStoreConfig
+
+    streams = isinstance(store.config.offline_store, AsofOfflineStoreConfig)
     try:
         with inside(Path(store.repo_path)):
             service = store.get_feature_service(features.service)
-            joined = store.get_historical_features(
-                entity_df=entity_rows.to_pandas(), features=service, full_feature_names=True
-            ).to_arrow()
+            names = pq.read_schema(request).names
+            if streams:
+                literal = str(request).replace("'", "''")
+                job = store.get_historical_features(f"SELECT * FROM read_parquet('{literal}')", service, True)
+                if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
+                    for batch in job.to_batches():
+                        table = pa.Table.from_batches([batch])
+                        yield table.select(names), table.drop_columns(names)
+                    return
+            table = pq.read_table(request)
+            yield table, _join_whole(store, features, table)
+    except (FeatureStoreError, GeneratorExit):
+        raise
     except Exception as error:  # every offline store raises its own kinds
         raise FeatureStoreError(f"joining features of service {features.service!r}", error) from error
+
+
+def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
+    names = [key.name for key in features.join_keys] + [EVENT_TIMESTAMP, *features.request_inputs]
+    entity_rows = request.select(names).append_column(ROW, pa.array(range(request.num_rows), pa.int64()))
+    joined = store.get_historical_features(
+        entity_rows.to_pandas(), store.get_feature_service(features.service), full_feature_names=True
+    ).to_arrow()
     joined = joined.take(pc.sort_indices(joined[ROW]))
     if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
-        raise FeatureStoreError(
-            f"joining features of service {features.service!r}",
-            f"{request.num_rows} entity rows went in and {joined.num_rows} came out (offline_store "
-            f"{store.config.offline_store.type}). Feast's file store drops rows of the same "
-            "keys and timestamp: use duckdb.",
-        )
+        raise _lost_rows(store, features, request.num_rows, joined.num_rows)
+    return joined
+
+
+def _complete(features: ModelFeatures, request: pa.Table, joined: pa.Table) -> pa.Table:
     own = {name: request[name] for name in features.request_inputs}
     columns = {name: joined[name] for name in joined.column_names} | own
-    return features.vectors(columns, unusable=features.absent_views(columns))
+    vectors = features.vectors(columns, unusable=features.absent_views(columns))
+    for name in features.signature.names:
+        if name not in own:
+            request = request.append_column(vectors.schema.field(name), vectors[name])
+    return request
+
+
+def _lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
+    return FeatureStoreError(
+        f"joining features of service {features.service!r}",
+        f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "
+        "file store drops rows of the same keys and timestamp: use duckdb, or scoring.offline_store.AsofOfflineStore.",
+    )

@@ -111,6 +111,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=64)] = 1_048_576
     """Largest request body, in bytes."""
 
+    max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 8
+    """Requests that are worked on at once, each in a thread."""
+
+    max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 32
+    """Requests that may wait for one of those threads; further ones are answered 503 at once."""
+
     poll_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
     """Seconds between two looks of the API at the alias; also how old its copy of the Feast registry may get."""
 

@@ -63,7 +63,9 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
             model,
             "its signature has inputs without names (a tensor). Infer it from a DataFrame with named columns.",
         )
-    unusable = [f"{column['name']} ({column['type']})" for column in columns if column["type"] not in ARROW_TYPES]
+    unusable = [
+        f"{column['name']} ({column.get('type')})" for column in columns if column.get("type") not in ARROW_TYPES
+    ]
     if unusable:
         raise ModelRefused(
             model,

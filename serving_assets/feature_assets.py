@@ -21,7 +21,7 @@ OWNERS = ["team:ml-serving"]
     description="Feast's registry, holding what the Python files of the feature repository define (`feast apply`). "
     "Its data version is a hash of the definitions, so an apply that changes nothing makes nothing stale.",
 )
-def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult:
+def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
     """Apply the feature repository's definitions."""
     with failing_in_one_line():
         applied = apply_definitions(serving.open_feature_store())
@@ -45,7 +45,7 @@ def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult:
     description="Feast's online store, brought up to now from the offline store (`feast materialize-incremental`): "
     "what POST /inference looks up. Batch scoring does not read it.",
 )
-def online_store(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult:
+def online_store(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
     """Materialize, in Feast's sense, what is new since each feature view's watermark."""
     started = time.monotonic()
     with failing_in_one_line():

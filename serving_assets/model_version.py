@@ -46,7 +46,9 @@ class PinnedVersion(dg.Config):
     """Run configuration of registered_model_version."""
 
     version: int | None = Field(
-        default=None, ge=1, description="Use this version of the registered model. Left out: the one that the alias names."
+        default=None,
+        ge=1,
+        description="Use this version of the registered model. Left out: the one that the alias names.",
     )
 
 
@@ -58,7 +60,7 @@ class PinnedVersion(dg.Config):
     description="The exact model version that the alias names now, or the one that the run's configuration pins. "
     "Its data version is name:version, so outputs of another version show as stale.",
 )
-def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult:
+def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
     """Resolve alias or pin, and write registered_model_version.json, whole."""
     with failing_in_one_line():
         settings = serving.settings
@@ -114,7 +116,9 @@ def _read_version_file(settings: Settings) -> tuple[str, int]:
     except msgspec.MsgspecError:
         raise VersionNotResolved(file, "is not what this project writes") from None
     if found.name != settings.model_name:
-        raise VersionNotResolved(file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}")
+        raise VersionNotResolved(
+            file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}"
+        )
     return found.name, found.version
 
 

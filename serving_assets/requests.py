@@ -45,7 +45,9 @@ def list_requests(folder: Path) -> list[RequestFile]:
                 if path.suffix in SUFFIXES and not entry.name.startswith(".") and entry.is_file():
                     found.append(RequestFile(path.stem, entry.name, entry.stat().st_mtime_ns))
     except FileNotFoundError:
-        raise BatchRequestError(str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS.") from None
+        raise BatchRequestError(
+            str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
+        ) from None
     return sorted(found, key=lambda file: (file.modified_ns, file.name))
 
 

@@ -24,10 +24,14 @@ FEATURES = ModelFeatures(
 )
 
 
+def read_file(file: Path) -> pa.Table:
+    return pa.concat_tables(read_batch_request(file, FEATURES))
+
+
 def read(folder: Path, text: str, name: str = "r.csv") -> pa.Table:
     file = folder / name
     file.write_text(text)
-    return read_batch_request(file, FEATURES)
+    return read_file(file)
 
 
 def refusal(folder: Path, text: str, name: str = "r.csv") -> BatchRequestError:
@@ -63,7 +67,7 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
     table = pa.table({"shop_id": pa.array([1, 2], pa.int32()), "event_timestamp": pa.array(moments, pa.timestamp("ns")),
                       "amount": [1, 2], "tag": [["a"], []]})  # fmt: skip
     pq.write_table(table, tmp_path / "r.parquet")
-    read_back = read_batch_request(tmp_path / "r.parquet", FEATURES)
+    read_back = read_file(tmp_path / "r.parquet")
     assert read_back["shop_id"].type == pa.int64()
     assert read_back["amount"].type == pa.float64()
     assert read_back["tag"].to_pylist() == [["a"], []]
@@ -128,12 +132,12 @@ def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes(b"shop_id,event_timestamp,amount\n\xff,2026-01-01,1\n")
     with pytest.raises(BatchRequestError):
-        read_batch_request(tmp_path / "r.csv", FEATURES)
+        read_file(tmp_path / "r.csv")
 
 
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
     with pytest.raises(BatchRequestError, match="no such file"):
-        read_batch_request(tmp_path / "none.csv", FEATURES)
+        read_file(tmp_path / "none.csv")
     assert ".csv, .tsv, .parquet" in str(refusal(tmp_path, "{}", "r.json"))
 
 
@@ -141,8 +145,14 @@ def test_a_number_of_milliseconds_is_no_timestamp(tmp_path: Path) -> None:
     table = pa.table({"shop_id": [1], "event_timestamp": [1767225600000], "amount": [1.0]})
     pq.write_table(table, tmp_path / "r.parquet")
     with pytest.raises(BatchRequestError, match="'event_timestamp', row 1: '1767225600000' is not an ISO 8601"):
-        read_batch_request(tmp_path / "r.parquet", FEATURES)
+        read_file(tmp_path / "r.parquet")
 
 
 def test_a_request_without_rows_is_read_as_such(tmp_path: Path) -> None:
     assert read(tmp_path, "shop_id,event_timestamp,amount\n").num_rows == 0
+
+
+def test_the_bad_row_is_counted_over_the_whole_file(tmp_path: Path) -> None:
+    lines = ["shop_id,event_timestamp,amount", *["7,2026-01-01T00:00:00Z,1"] * 150_000, "seven,2026-01-01T00:00:00Z,1"]
+    error = refusal(tmp_path, "\n".join(lines) + "\n")
+    assert (error.column, error.row) == ("shop_id", 150_001)

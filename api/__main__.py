@@ -1,0 +1,65 @@
+"""`python -m api`: serve online with the settings of the environment."""
+
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from api.app import create_app
+from api.log import configure_logging
+from scoring.errors import SettingsError
+from scoring.settings import Settings
+
+BACKLOG = 2048
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a wrong setting, 1 for an address that is taken."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        print(f"api: {error}", file=sys.stderr)
+        return 2
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        print(
+            f"api: can't listen on {settings.host}:{settings.port} ({error.strerror or error}): "
+            "set SERVING_HOST and SERVING_PORT to a free address.",
+            file=sys.stderr,
+        )
+        return 1
+    configure_logging()
+    # uvicorn raises the signal that stopped it once more when it has shut down; then the process is to end well.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _end)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            server_header=False,
+            access_log=False,
+            log_config=None,
+        )
+    )
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""One model version that answers: entity rows in, scores out. Blocking; the API calls it in worker threads."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from scoring.features import ModelFeatures
+from scoring.online import read_online_vectors
+from scoring.predict import Policy, Scores, score
+from scoring.registry import ModelVersion
+from scoring.serving import ServingModel
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+EntityRows = Mapping[str, Sequence[Any]]
+
+# Stands in for a value that nobody knows, where only the way matters that it takes.
+NEUTRAL: dict[pa.DataType, Any] = {
+    pa.bool_(): False,
+    pa.int32(): 0,
+    pa.int64(): 0,
+    pa.float32(): 0.0,
+    pa.float64(): 0.0,
+    pa.string(): "-",
+    pa.timestamp("ns"): 0,
+}
+
+
+class Scorer(Protocol):
+    """What the API needs of the model version that serves. Safe to call from several threads."""
+
+    @property
+    def version(self) -> ModelVersion:
+        """Which version it is."""
+
+    @property
+    def features(self) -> ModelFeatures:
+        """Its link to the feature store."""
+
+    def score(self, entity_rows: EntityRows, now: datetime) -> Scores:
+        """Scores of n entity rows, column → n values, in their order.
+
+        Raises:
+            EntityRowsError, FeaturesRejected: the request can't be scored.
+            FeatureStoreError: the online store failed.
+            PredictionFailed: the model failed.
+        """
+
+    def check_store(self) -> None:
+        """Look up one entity that need not exist.
+
+        Raises:
+            FeatureStoreError: the online store failed.
+        """
+
+
+class OnlineScorer:
+    """A `Scorer` on a Feast online store."""
+
+    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy) -> None:
+        """Args: a loaded version, a store with frozen definitions, the policy for missing features."""
+        self.model = serving.model
+        self.features = serving.features
+        self._store = store
+        self._policy = policy
+
+    @property
+    def version(self) -> ModelVersion:
+        """See `Scorer.version`."""
+        return self.model.version
+
+    def score(self, entity_rows: EntityRows, now: datetime) -> Scores:
+        """See `Scorer.score`."""
+        online = read_online_vectors(self._store, self.features, entity_rows, now)
+        keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
+        return score(
+            self.model,
+            online.vectors,
+            online.reasons,
+            self._policy,
+            name_row=lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
+        )
+
+    def check_store(self) -> None:
+        """See `Scorer.check_store`."""
+        types = {column.name: column.dtype for column in self.features.signature.inputs}
+        types |= {key.name: key.arrow_type for key in self.features.join_keys}
+        names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
+        row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
+        read_online_vectors(self._store, self.features, row, datetime.now(UTC))

@@ -1,0 +1,264 @@
+"""The queries behind the offline store: a point-in-time join and reads of a source, run by DuckDB when asked for."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import msgspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+from feast.errors import FeastEntityDFMissingColumnsError
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import RepoConfig
+
+if TYPE_CHECKING:
+    from feast.saved_dataset import SavedDatasetStorage
+
+ROW = "asof_row__"
+ROWS_A_BATCH = 131_072
+
+
+class Join(msgspec.Struct, frozen=True):
+    """How one feature view joins: names on the source's side and on the entity rows' side."""
+
+    source: FileSource
+    keys: dict[str, str]
+    """The source's key column → the entity rows'."""
+    features: dict[str, str]
+    """The source's feature column → its name in the result."""
+    ttl: timedelta | None
+
+    def original(self, column: str) -> str:
+        """The name that a column has in the file, before Feast's field mapping."""
+        return next((old for old, new in self.source.field_mapping.items() if new == column), column)
+
+
+class QueryRetrievalJob(RetrievalJob):
+    """A DuckDB query that runs when its result is asked for, within the store's memory limit."""
+
+    def __init__(self, config: RepoConfig) -> None:
+        """Remember the store's configuration; nothing is read yet."""
+        super().__init__()
+        self._config = config
+
+    def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """The query, after registering on the connection what it reads."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[pa.RecordBatchReader]:
+        with tempfile.TemporaryDirectory(prefix="asof-") as spill, duckdb.connect() as connection:
+            options = self._config.offline_store
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(f"SET memory_limit = '{options.memory_limit}'")
+            connection.execute(f"SET temp_directory = '{options.temp_directory or spill}'")
+            yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_A_BATCH)
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """The result, ROWS_A_BATCH rows at a time, without on-demand features.
+
+        Memory stays within the store's limit and one batch.
+        """
+        with self._reader() as reader:
+            yield from reader
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        with self._reader() as reader:
+            return reader.read_all()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    def persist(
+        self, storage: "SavedDatasetStorage", allow_overwrite: bool = False, timeout: int | None = None
+    ) -> None:
+        """Write the result, with on-demand features, where Feast's saved dataset says."""
+        import ibis
+        from feast.infra.offline_stores.duckdb import _write_data_source
+
+        _write_data_source(
+            ibis.memtable(self.to_arrow(timeout=timeout)),
+            storage.to_data_source(),
+            str(self._config.repo_path),
+            "overwrite",
+            allow_overwrite,
+        )
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether columns are named `view__feature`."""
+        return False
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """The views that Feast computes on top of the result."""
+        return []
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked for, where Feast wants to know."""
+        return None
+
+
+class SourceRetrievalJob(QueryRetrievalJob):
+    """Rows of one source between two moments, as Feast's materialization reads them."""
+
+    def __init__(
+        self,
+        config: RepoConfig,
+        source: FileSource,
+        columns: list[str],
+        moments: list[str],
+        between: tuple[datetime | None, datetime | None],
+        latest: str = "",
+    ) -> None:
+        """Plan the query: `moments` begins with the event timestamp, `latest` picks among rows of the same key."""
+        super().__init__(config)
+        self._source = source
+        self._columns = columns
+        self._moments = moments
+        self._between = between
+        self._latest = latest
+
+    def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
+        _register_source(connection, "source", self._source, self._config.repo_path)
+        selected = [quote(name) for name in self._columns]
+        selected += [f"{moment_of(name)} AS {quote(name)}" for name in self._moments]
+        bounds = [
+            f"{moment_of(self._moments[0])} {comparison} TIMESTAMPTZ '{_to_utc(moment).isoformat()}'"
+            for comparison, moment in zip((">=", "<="), self._between, strict=True)
+            if moment is not None
+        ]
+        where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
+        return f"SELECT {', '.join(selected)} FROM source{where}{self._latest}"
+
+
+class AsofRetrievalJob(QueryRetrievalJob):
+    """A point-in-time join; its rows come in the entity rows' order."""
+
+    def __init__(
+        self,
+        config: RepoConfig,
+        entity_df: pd.DataFrame | str,
+        joins: list[Join],
+        feature_refs: list[str],
+        on_demand: list[OnDemandFeatureView],
+        full_feature_names: bool,
+    ) -> None:
+        """Plan the join; nothing is read yet."""
+        super().__init__(config)
+        self._entity_df = entity_df
+        self._joins = joins
+        self._feature_refs = feature_refs
+        self._on_demand = on_demand
+        self._full_feature_names = full_feature_names
+
+    def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
+        columns, moment = self._register_entities(connection)
+        selected = [f"e.{quote(name)}" for name in columns]
+        joined = ["FROM entities AS e"]
+        for i, join in enumerate(self._joins):
+            missing = set(join.keys.values()) - set(columns)
+            if missing:
+                raise FeastEntityDFMissingColumnsError(missing, set(columns))
+            _register_source(connection, f"source_{i}", join.source, self._config.repo_path)
+            joined.append(_asof(f"source_{i}", f"f{i}", join, moment))
+            selected += [_value(f"f{i}", column, name, join.ttl, moment) for column, name in join.features.items()]
+        return f"SELECT {', '.join(selected)} {' '.join(joined)} ORDER BY e.{ROW}"
+
+    def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], str]:
+        """Make the view `entities` with its row numbers; its own columns, and the name of the event timestamp."""
+        if isinstance(self._entity_df, str):
+            connection.execute(
+                f"CREATE VIEW entities AS SELECT *, row_number() OVER () AS {ROW} FROM ({self._entity_df})"
+            )
+            described = connection.execute("DESCRIBE entities").fetchall()
+            columns = [name for name, *_ in described if name != ROW]
+            moments = [name for name, kind, *_ in described if str(kind).startswith("TIMESTAMP")]
+            return columns, "event_timestamp" if "event_timestamp" in moments else moments[0]
+        rows = pa.Table.from_pandas(self._entity_df, preserve_index=False)
+        moment = infer_event_timestamp_from_entity_df(dict(self._entity_df.dtypes))
+        connection.register("entities", rows.append_column(ROW, pa.array(range(rows.num_rows), pa.int64())))
+        return rows.column_names, moment
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether columns are named `view__feature`."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """The views that Feast computes on top of the join."""
+        return self._on_demand
+
+    @property
+    def metadata(self) -> RetrievalMetadata:
+        """What was asked for. The range of moments is not known before the join runs."""
+        keys = {key for join in self._joins for key in join.keys.values()}
+        return RetrievalMetadata(features=self._feature_refs, keys=sorted(keys))
+
+
+def _register_source(connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, repo: Path | None) -> None:
+    uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.file_options.uri)
+    filesystem, path = FileSource.create_filesystem_and_path(
+        uri, source.file_options.s3_endpoint_override, source.resolve_credentials()
+    )
+    if filesystem is None:
+        pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
+        literal = pattern.replace("'", "''")
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{literal}')")
+    else:
+        connection.register(name, ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive"))
+
+
+def _asof(source: str, alias: str, join: Join, moment: str) -> str:
+    """The ASOF clause: for each entity row, the source's latest row that is not after it."""
+    time = moment_of(join.original(join.source.timestamp_field))
+    columns = [f"{time} AS feature_time"]
+    columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
+    columns += [f"{quote(join.original(column))} AS {quote(column)}" for column in join.features]
+    # Only rows that some entity row could see, so that a long history is not sorted for a short request.
+    latest = f"(SELECT max({moment_of(moment)}) FROM entities)"
+    query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
+    created = join.source.created_timestamp_column
+    if created:
+        same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
+        order = f"{moment_of(join.original(created))} DESC NULLS LAST"
+        query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
+    on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
+    on.append(f"CAST(e.{quote(moment)} AS TIMESTAMPTZ) >= {alias}.feature_time")
+    return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
+
+
+def _value(alias: str, column: str, name: str, ttl: timedelta | None, moment: str) -> str:
+    value = f"{alias}.{quote(column)}"
+    if ttl:
+        expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
+        value = f"CASE WHEN {expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ) THEN {value} END"
+    return f"{value} AS {quote(name)}"
+
+
+def _microseconds(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
+
+
+def moment_of(column: str) -> str:
+    # Microseconds with a zone, whatever the file has: DuckDB can't compare its nanosecond type with the others (2.0).
+    return f"CAST({quote(column)} AS TIMESTAMPTZ)"
+
+
+def _to_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; one without a zone is in local time, as Feast takes it."""
+    return moment.astimezone(UTC)
+
+
+def quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

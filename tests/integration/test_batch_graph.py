@@ -1,0 +1,338 @@
+"""The asset graph in this process, against real Feast stores and real MLflow registries on SQLite."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from serving_assets.definitions import definitions
+from serving_assets.model_version import version_of_run
+from serving_assets.resources import Serving
+from tests.worlds import World, build_customer_world, build_driver_world, register_driver_model
+
+
+class Graph:
+    """One world's asset graph with a Dagster instance, a request folder and artifacts of its own."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world = world
+        self.requests, self.artifacts = folder / "requests", folder / "artifacts"
+        self.requests.mkdir()
+        (folder / "home").mkdir()
+        self.instance = dg.DagsterInstance.local_temp(str(folder / "home"))
+        self.environment = world.environment | {
+            "SERVING_BATCH_REQUESTS": str(self.requests),
+            "SERVING_ARTIFACTS": str(self.artifacts),
+        }
+
+    def write_request(self, text: str, key: str = "day1") -> None:
+        (self.requests / f"{key}.csv").write_text(text)
+        self.instance.add_dynamic_partitions("batch_requests", [key])
+
+    def run(
+        self,
+        job: str = "score_batch",
+        key: str = "day1",
+        version: int | None = None,
+        only: list[str] | None = None,
+        serving: Serving | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        config = {"registered_model_version": {"config": {"version": version}}} if version else {}
+        of_this_world = dg.Definitions(
+            assets=definitions.assets,
+            jobs=definitions.jobs,
+            executor=definitions.executor,
+            resources={"serving": serving or Serving(self.environment)},
+        )
+        return of_this_world.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=None if tags else key,
+            tags=tags,
+            run_config={"ops": config},
+            asset_selection=[dg.AssetKey(name) for name in only] if only else None,
+            raise_on_error=False,
+        )
+
+    def file(self, name: str, key: str = "day1") -> Path:
+        return self.artifacts / key / name
+
+    def output(self, key: str = "day1") -> list[dict]:
+        return pq.read_table(self.file("batch_output.parquet", key)).to_pylist()
+
+    def stale(self, asset: str, key: str | None = None) -> bool:
+        # Dagster has no public interface for what Dagit shows here.
+        resolver = CachingStaleStatusResolver(
+            self.instance, definitions.resolve_asset_graph(), LoadingContextForTest(self.instance)
+        )
+        return resolver.get_status(dg.AssetKey(asset), key) is not StaleStatus.FRESH
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What a person reads on the failed step."""
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.is_step_failure][:1]
+    return event.step_failure_data.user_failure_data.description
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
+    (event,) = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+@pytest.fixture(scope="module")
+def driver_world(tmp_path_factory):
+    world = build_driver_world(tmp_path_factory.mktemp("drivers"))
+    register_driver_model(world, alpha=0.1, promote=False)
+    return world
+
+
+@pytest.fixture
+def drivers(driver_world, tmp_path):
+    """Versions 1 (champion) and 2, and one request of three drivers, one of them unknown."""
+    driver_world.promote(1)
+    graph = Graph(driver_world, tmp_path)
+    graph.write_request(driver_rows(driver_world, [1003, 9999, 1001]))
+    return graph
+
+
+def driver_rows(world: World, drivers: list[object]) -> str:
+    rows = [f"{driver},{world.now.isoformat()},order-{i}" for i, driver in enumerate(drivers)]
+    return "\n".join(["driver_id,event_timestamp,order", *rows]) + "\n"
+
+
+def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(drivers):
+    result = drivers.run("serve_batch")
+
+    assert result.success
+    rows = drivers.output()
+    assert [(row["driver_id"], row["order"], row["reason"]) for row in rows] == [
+        (1003, "order-0", None),
+        (9999, "order-1", "not_found"),
+        (1001, "order-2", None),
+    ]
+    assert {(row["model_name"], row["model_version"], row["feature_service"]) for row in rows} == {
+        ("driver_ranker", 1, "driver_ranking")
+    }
+    shown = metadata(result, "batch_output")
+    assert (shown["dagster/row_count"], shown["rows_scored"], shown["rows_not_scored"]) == (3, 2, 1)
+    assert "not_found | 1" in shown["reasons"]
+    assert "order-0" in shown["preview"]
+    assert [column.name for column in shown["dagster/column_schema"].columns][-1] == "feature_service"
+    assert shown["dagster/uri"] == str(drivers.file("batch_output.parquet"))
+
+
+def test_a_world_with_text_keys_two_views_and_a_classifier_is_scored_without_a_code_change(tmp_path):
+    graph = Graph(build_customer_world(tmp_path / "world"), tmp_path)
+    now = graph.world.now.isoformat()
+    graph.write_request(f"customer_id,event_timestamp\nc-7,{now}\nnobody,{now}\nc-0,{now}\n")
+
+    assert graph.run("serve_batch").success
+
+    rows = graph.output()
+    assert [row["customer_id"] for row in rows] == ["c-7", "nobody", "c-0"]
+    assert [row["reason"] for row in rows] == [None, "not_found", None]
+    assert all(0 < row["prediction"] < 1 for row in rows if row["reason"] is None)
+
+
+def test_the_alias_is_resolved_once_and_written_down(drivers):
+    result = drivers.run()
+
+    written = json.loads((drivers.artifacts / "registered_model_version.json").read_text())
+    assert (written["name"], written["version"], written["alias"]) == ("driver_ranker", 1, "champion")
+    assert metadata(result, "registered_model_version")["chosen_by"] == "alias champion"
+
+
+def test_a_pinned_version_is_used_although_the_alias_names_another(drivers):
+    result = drivers.run(version=2)
+
+    assert {row["model_version"] for row in drivers.output()} == {2}
+    assert metadata(result, "registered_model_version")["chosen_by"] == "pinned by the run"
+
+
+def test_an_apply_that_changes_nothing_makes_nothing_stale(drivers):
+    drivers.run("serve_batch")
+
+    drivers.run("serve_batch", only=["feast_registry"])
+
+    assert not drivers.stale("online_store")
+    assert not drivers.stale("batch_input", "day1")
+    assert not drivers.stale("batch_output", "day1")
+
+
+def test_the_same_run_again_writes_the_same_bytes_and_makes_nothing_stale(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    drivers.run(only=["registered_model_version", "batch_input"])
+    assert not drivers.stale("batch_output", "day1")
+    drivers.run()
+
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_new_version_makes_the_outputs_stale_until_they_are_scored_again(drivers):
+    drivers.run()
+    drivers.world.promote(2)
+
+    drivers.run(only=["registered_model_version"])
+    assert drivers.stale("batch_output", "day1")
+    drivers.run()
+
+    assert not drivers.stale("batch_output", "day1")
+
+
+def test_output_made_again_from_an_older_input_still_shows_as_stale(drivers):
+    drivers.run()
+    drivers.run(version=2, only=["registered_model_version"])
+
+    assert drivers.run(only=["batch_output"]).success
+
+    assert {row["model_version"] for row in drivers.output()} == {1}
+    assert drivers.stale("batch_output", "day1")
+
+
+def test_input_and_output_alone_use_the_version_that_was_written_down(drivers):
+    drivers.run(version=2, only=["registered_model_version"])
+
+    assert drivers.run(only=["batch_input"]).success
+    assert drivers.run(only=["batch_output"]).success
+
+    assert {row["model_version"] for row in drivers.output()} == {2}
+
+
+def test_two_runs_that_pin_different_versions_do_not_mix(drivers):
+    class Interrupted(Serving):
+        """Another run pins version 2 while the online store is materialized: between two steps of this run."""
+
+        opened = 0
+
+        def open_feature_store(self):
+            self.opened += 1
+            if self.opened == 2:
+                drivers.run(version=2, only=["registered_model_version"])
+            return super().open_feature_store()
+
+    serving = Interrupted(drivers.environment)
+    result = drivers.run("serve_batch", version=1, serving=serving)
+
+    assert result.success
+    assert serving.opened > 2
+    assert json.loads((drivers.artifacts / "registered_model_version.json").read_text())["version"] == 2
+    assert {row["model_version"] for row in drivers.output()} == {1}
+
+
+def test_an_input_that_another_run_made_for_another_version_is_refused(drivers):
+    drivers.run(version=1)
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    result = drivers.run(version=2, only=["registered_model_version", "batch_output"])
+
+    assert "was made for model version driver_ranker/1, and this run uses driver_ranker/2" in failure(result)
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_run_that_is_taken_up_again_after_a_failure_keeps_its_version(drivers):
+    (drivers.requests / "day1.csv").write_text("driver_id\n1001\n")
+    failed = drivers.run(version=2)
+    drivers.run(version=1, only=["registered_model_version"])
+    job = definitions.resolve_job_def("score_batch")
+
+    again = drivers.instance.create_run_for_job(job, parent_run_id=failed.run_id, root_run_id=failed.run_id)
+
+    assert version_of_run(drivers.instance, again.run_id) == ("driver_ranker", 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("driver,event_timestamp\n1001,2026-01-01\n", "column 'driver_id': this column is missing"),
+        ("driver_id,event_timestamp\n1001,2026-01-01\n1002,soon\n", "column 'event_timestamp', row 2: 'soon'"),
+        ("driver_id,event_timestamp\nabc,2026-01-01\n", "column 'driver_id', row 1: 'abc' is not int64"),
+    ],
+)
+def test_a_bad_request_fails_in_one_line_and_leaves_the_old_files_as_they_were(drivers, rows, told):
+    drivers.run()
+    before = {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")}
+    (drivers.requests / "day1.csv").write_text(rows)
+
+    text = failure(drivers.run())
+
+    assert told in text
+    assert str(drivers.requests / "day1.csv") in text
+    assert "\n" not in text
+    assert {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")} == before
+
+
+def test_a_bad_first_request_writes_nothing(drivers):
+    (drivers.requests / "day1.csv").write_text("driver_id\n1001\n")
+
+    failure(drivers.run())
+
+    assert [file.name for file in drivers.artifacts.rglob("*") if file.is_file()] == ["registered_model_version.json"]
+
+
+def test_one_bad_request_of_several_is_named_and_the_others_inputs_are_made(drivers):
+    drivers.write_request("driver_id\n1001\n", "day2")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day3")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day3"}
+
+    text = failure(drivers.run(tags=tags))
+
+    assert "1 of the run's 3 requests can't be scored (day2)" in text
+    assert "column 'event_timestamp'" in text
+    assert drivers.file("batch_input.parquet", "day3").exists()
+
+
+def test_many_requests_are_scored_by_one_run_each_with_its_own_numbers(drivers):
+    drivers.write_request(driver_rows(drivers.world, [1002, 1004]), "day2")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day2"}
+
+    result = drivers.run(tags=tags)
+
+    assert result.success
+    events = result.asset_materializations_for_node("batch_output")
+    rows = {event.partition: event.metadata["dagster/row_count"].value for event in events}
+    assert rows == {"day1": 3, "day2": 2}
+
+
+def test_a_version_that_needs_features_nobody_serves_is_refused_and_named(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+    version = register_driver_model(drivers.world, inputs=["acc_rate", "speed", "mood"], promote=False)
+
+    text = failure(drivers.run(version=version))
+
+    assert "does not serve its inputs speed, mood" in text
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_version_that_does_not_exist_fails_clearly_and_keeps_the_old_output(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    text = failure(drivers.run(version=99))
+
+    assert text == (
+        "Registered model 'driver_ranker' has no version 99: pin one that exists, or none to follow the alias."
+    )
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_wrong_setting_fails_the_run_with_the_variable_and_what_is_allowed(drivers):
+    drivers.environment["SERVING_MISSING_FEATURES"] = "guess"
+
+    text = failure(drivers.run())
+
+    assert text.startswith("SERVING_MISSING_FEATURES is 'guess'")
+    assert "exclude | reject | impute" in text
+
+
+def test_without_a_resolved_version_batch_input_says_what_to_do(drivers):
+    text = failure(drivers.run(only=["batch_input"]))
+
+    assert "registered_model_version.json does not exist: materialize registered_model_version first" in text

@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import dagster as dg
+
+from serving_assets.definitions import definitions
+
+SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
+
+
+def test_importing_the_code_location_loads_none_of_the_slow_libraries():
+    program = (
+        "import sys, serving_assets.definitions\n"
+        f"print([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_code_location_can_be_loaded():
+    dg.Definitions.validate_loadable(definitions)
+
+
+def test_every_asset_says_what_it_is_and_whose():
+    assets = definitions.resolve_asset_graph()
+
+    for key in assets.materializable_asset_keys:
+        node = assets.get(key)
+        assert node.description, key
+        assert node.owners, key
+        assert node.kinds, key
+        assert node.group_name != "default", key
+
+
+def test_sensors_run_unless_somebody_stops_them():
+    for name in ("new_model_version", "new_batch_request"):
+        assert definitions.resolve_sensor_def(name).default_status is dg.DefaultSensorStatus.RUNNING
