@@ -19,6 +19,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     └── PredictionFailed            the model raised, or answered something else than one number a row
 """
 
+import re
 from collections.abc import Sequence
 
 
@@ -174,9 +175,12 @@ class PredictionFailed(ServingError):
 
 
 def first_line(cause: BaseException | str, limit: int = 200) -> str:
-    """The first line of an error's text, at most `limit` characters: client errors embed whole frames and traces."""
+    """The first line of an error's text, at most `limit` characters: client errors embed whole frames and traces.
+
+    User names and passwords in addresses are cut out.
+    """
     text = str(cause).strip() or type(cause).__name__
-    line = text.splitlines()[0]
+    line = re.sub(r"(?<=://)[^/\s@]+@", "", text.splitlines()[0])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

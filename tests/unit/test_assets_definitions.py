@@ -10,8 +10,7 @@ SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "
 
 def test_importing_the_code_location_loads_none_of_the_slow_libraries():
     program = (
-        "import sys, serving_assets.definitions\n"
-        f"print([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
+        f"import sys, serving_assets.definitions\nprint([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
