@@ -47,7 +47,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0 if not once else 130
     finally:
-        show.stopping()
         processes.stop()
 
 

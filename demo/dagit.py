@@ -31,6 +31,7 @@ query ($run: ID!) {
     ... on Run { status startTime endTime stepStats { stepKey status startTime endTime } }
   }
 }"""
+RUNS = "{ runsOrError(limit: 100) { ... on Runs { results { runId status } } } }"
 FAILURES = """
 query ($run: ID!) {
   logsForRun(runId: $run) { ... on EventConnection { events {
@@ -128,6 +129,10 @@ class Dagit:
         )
         seconds = (found["endTime"] or 0) - (found["startTime"] or 0) if found["endTime"] else 0.0
         return Run(found["status"], seconds, steps)
+
+    def runs(self) -> dict[str, str]:
+        """The latest runs: id → status."""
+        return {run["runId"]: run["status"] for run in self._ask(RUNS)["runsOrError"]["results"]}
 
     def failure(self, run_id: str) -> str:
         """Why a run failed, in one line: the first failed step's own reason."""

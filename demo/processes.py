@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo import show
 from demo.place import LOGS, ROOT, CannotStart
 
 STOP_S = 10.0
@@ -47,6 +48,8 @@ class Processes:
 
     def stop(self) -> None:
         """End all servers and wait for them: politely first, then by force after STOP_S seconds."""
+        if self._started:
+            show.stopping()
         for process in self._started.values():
             _signal_group(process, signal.SIGTERM)
         until = time.monotonic() + STOP_S

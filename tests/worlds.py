@@ -95,11 +95,18 @@ class World:
         self.client.set_registered_model_alias(settings.model_name, settings.model_alias, str(version))
 
 
-def build_driver_world(folder: Path) -> World:
-    """The repository's own feature_repo with drivers 1001 to 1020, and an ElasticNet as version 1."""
+def build_driver_world(folder: Path, redis: str | None = None) -> World:
+    """The repository's own feature_repo with drivers 1001 to 1020, and an ElasticNet as version 1.
+
+    Args:
+        folder: an empty folder.
+        redis: Feast's connection string of a Redis to take as the online store, as `127.0.0.1:6379`; SQLite by default.
+    """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
     world = _new_world(folder, ROOT / "feature_repo", "driver_ranker")
+    if redis is not None:
+        _use_redis(world, redis)
     stats = create_driver_hourly_stats_df(list(range(1001, 1021)), world.now - dt.timedelta(days=2), world.now)
     stats = stats[["event_timestamp", "driver_id", "conv_rate", "acc_rate", "avg_daily_trips", "created"]]
     _write(world, "driver_stats", stats)
@@ -198,6 +205,15 @@ def _new_world(folder: Path, repository: Path, model: str) -> World:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
     }
     return World(folder, environment, dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0))
+
+
+def _use_redis(world: World, connection_string: str) -> None:
+    import yaml
+
+    file = world.folder / "feature_repo" / "feature_store.yaml"
+    configuration = yaml.safe_load(file.read_text())
+    configuration["online_store"] = {"type": "redis", "connection_string": connection_string}
+    file.write_text(yaml.safe_dump(configuration))
 
 
 def _write(world: World, name: str, frame: "pd.DataFrame") -> None:

@@ -1,15 +1,14 @@
 """Dagster's own processes for tests: Dagit and the daemon, over one DAGSTER_HOME."""
 
 import dataclasses
-import json
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import httpx
 
 from tests.servers import Server, answers_http
 
@@ -37,12 +36,8 @@ class Dagit(Server):
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The `data` of a GraphQL answer."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://{self.host}:{self.port}/graphql", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)["data"]
+        url = f"http://{self.host}:{self.port}/graphql"
+        return httpx.post(url, json={"query": query, "variables": variables}, timeout=30).json()["data"]
 
 
 @dataclasses.dataclass

@@ -11,12 +11,14 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.dagster_servers import ROOT, Dagit, Daemon, runs, wait_for_ticks, wait_until
+from tests.e2e.dagster_servers import ROOT, Daemon, Dagit, runs, wait_for_ticks, wait_until
 from tests.worlds import World, build_driver_world, register_driver_model
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+  launchRun(executionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  }
 }"""
 ADD_PARTITION = """
 mutation ($selector: RepositorySelector!, $key: String!) {
@@ -80,6 +82,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         dagit.stop()
 
 
+@pytest.mark.timeout(400)  # three runs one after another, each in a process of its own
 def test_a_dropped_request_a_promotion_and_a_rollback_each_lead_to_exactly_one_run(place):
     place.drop_request("day1")
     place.wait_for_success(1)

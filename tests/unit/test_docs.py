@@ -1,6 +1,7 @@
 """The documentation says what the code does: every setting, its default and its meaning; every make target."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -20,13 +21,11 @@ def documented_settings() -> dict[str, str]:
 
 
 def default_as_documented(field: str) -> str:
-    defaults = dict(
-        zip(reversed(Settings.__struct_fields__), reversed(Settings.__struct_defaults__), strict=False)
-    )
+    defaults = dict(zip(reversed(Settings.__struct_fields__), reversed(Settings.__struct_defaults__), strict=False))
     if field not in defaults or repr(defaults[field]) == "NODEFAULT":
         return "none, it is required"
     value = defaults[field]
-    if value is None or value == () or value == {}:
+    if value in (None, (), {}):
         return "not set"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
@@ -38,7 +37,7 @@ def docstrings() -> dict[str, str]:
     tree = ast.parse(Path(scoring.settings.__file__).read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
             found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found

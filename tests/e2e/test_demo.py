@@ -1,0 +1,127 @@
+"""`make demo`, as a person runs it, in a copy of the project with an empty state."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.dagit import Dagit
+from demo.online import Api
+from tests.servers import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("api", "demo", "feature_repo", "scoring", "serving_assets", "workspace.yaml")
+UP_S = 150.0
+ARRIVAL_S = 60.0
+
+
+class Demo:
+    """A copy of the project and the ports that its demonstration uses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("data", "__pycache__"))
+            else:
+                shutil.copy(ROOT / part, folder / part)
+        self.dagit, self.api = Dagit(free_port()), Api(free_port())
+        ports = {"DAGIT_PORT": self.dagit.url.rpartition(":")[2], "SERVING_PORT": self.api.url.rpartition(":")[2]}
+        self.environment = dict(os.environ) | ports
+        self.output = folder / "output.txt"
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        with self.output.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "demo", *arguments],
+                cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def run(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.folder, env=self.environment | environment,
+            capture_output=True, text=True, timeout=UP_S, check=False,
+        )  # fmt: skip
+
+    def processes(self) -> list[str]:
+        """Command lines of the processes that work in the copy, but for their own shells and tests."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if (process / "cwd").resolve() == self.folder:
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return [command for command in found if command]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    demo = Demo(tmp_path_factory.mktemp("demo").resolve())
+    process = demo.start()
+    try:
+        until = time.monotonic() + UP_S
+        while "Up, until Ctrl-C" not in demo.output.read_text():
+            assert process.poll() is None, demo.output.read_text()
+            assert time.monotonic() < until, demo.output.read_text()
+            time.sleep(0.2)
+        yield demo
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert demo.processes() == []
+
+
+@pytest.mark.timeout(240)
+def test_it_shows_the_batch_output_and_an_answer(demo: Demo) -> None:
+    text = demo.output.read_text()
+    for asset in ("feast_registry", "online_store", "registered_model_version", "batch_input", "batch_output"):
+        assert f"✓ {asset}" in text
+    assert "run success" in text
+    assert "9999" in text
+    assert "not_found" in text
+    assert '→ {"request_id":"uuid-1","prediction":10' in text
+    assert (demo.folder / "var" / "artifacts" / "rides_today" / "batch_output.parquet").is_file()
+
+
+@pytest.mark.timeout(240)
+def test_a_promoted_version_is_scored_by_one_new_run_and_answered_without_a_restart(demo: Demo) -> None:
+    assert demo.dagit.ready()
+    before = demo.dagit.runs()
+    promoted = demo.run("demo.promote")
+    assert promoted.returncode == 0, promoted.stderr
+    assert demo.api.version() == 2
+    until = time.monotonic() + ARRIVAL_S
+    while (runs := demo.dagit.runs()) == before or set(runs.values()) != {"SUCCESS"}:
+        assert time.monotonic() < until, runs
+        time.sleep(0.5)
+    time.sleep(3)  # a second run would be asked for by a later tick
+    assert len(demo.dagit.runs()) == len(before) + 1
+
+
+def test_a_busy_port_is_one_clear_line(demo: Demo) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        for variable, server in (("DAGIT_PORT", "Dagit"), ("SERVING_PORT", "the API")):
+            free = {"DAGIT_PORT": str(free_port()), "SERVING_PORT": str(free_port())}
+            refused = demo.run("demo", "--once", **(free | {variable: port}))
+            assert refused.returncode == 1
+            (line,) = refused.stderr.splitlines()
+            assert line.startswith(f"demo: Port {port} of 127.0.0.1, which {server} needs, can't be had")
+
+
+def test_a_wrong_setting_is_one_clear_line(demo: Demo) -> None:
+    refused = demo.run("demo", "--once", SERVING_DEADLINE_S="soon")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("demo: SERVING_DEADLINE_S is 'soon'")

@@ -1,0 +1,101 @@
+"""The whole way in three worlds: definitions, training, online store, a file through the graph, keys through the API.
+
+Batch and online give the same score for the same entity at the same moment, to the last bit.
+"""
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from litestar.testing import TestClient
+
+from api.app import create_app
+from serving_assets.definitions import definitions
+from serving_assets.resources import Serving
+from tests.worlds import World, build_customer_world, build_driver_world, build_payment_world
+
+READY_S = 60.0
+
+
+def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What the whole graph makes of these entity rows as of now."""
+    moment = dt.datetime.now(dt.UTC)
+    table = pa.Table.from_pylist([row | {"event_timestamp": moment.isoformat()} for row in rows])
+    (folder / "requests").mkdir()
+    pyarrow.csv.write_csv(table, folder / "requests" / "now.csv")
+    environment = world.environment | {
+        "SERVING_BATCH_REQUESTS": str(folder / "requests"),
+        "SERVING_ARTIFACTS": str(folder / "artifacts"),
+    }
+    (folder / "home").mkdir()
+    instance = dg.DagsterInstance.local_temp(str(folder / "home"))
+    instance.add_dynamic_partitions("batch_requests", ["now"])
+    of_this_world = dg.Definitions(
+        assets=definitions.assets,
+        jobs=definitions.jobs,
+        executor=definitions.executor,
+        resources={"serving": Serving(environment)},
+    )
+    run = of_this_world.resolve_job_def("serve_batch").execute_in_process(instance=instance, partition_key="now")
+    assert run.success
+    return pq.read_table(folder / "artifacts" / "now" / "batch_output.parquet").to_pylist()
+
+
+def online(world: World, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What POST /scores answers."""
+    with TestClient(create_app(world.settings_with(SERVING_DEADLINE_S="5"))) as client:
+        until = time.monotonic() + READY_S
+        while client.get("/ready").status_code != 200:
+            assert time.monotonic() < until, client.get("/ready").json()
+            time.sleep(0.05)
+        answer = client.post("/scores", json={"request_id": "1"} | request)
+        assert answer.status_code == 200, answer.text
+        scores: list[dict[str, Any]] = answer.json()["scores"]
+        return scores
+
+
+DRIVERS = [{"driver_id": driver} for driver in (1003, 1001, 9999, 1001, 1020)]
+CUSTOMERS = [{"customer_id": customer} for customer in ("c-3", "c-29", "nobody", "c-0")]
+PAIRS = [{"customer_id": "c-1", "merchant_id": 4}, {"customer_id": "c-4", "merchant_id": 1},
+         {"customer_id": "c-4", "merchant_id": 9}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "rows", "request_of"),
+    [
+        pytest.param(
+            build_driver_world, DRIVERS, lambda rows: {"driver_ids": [row["driver_id"] for row in rows]}, id="drivers"
+        ),
+        pytest.param(
+            build_customer_world,
+            CUSTOMERS,
+            lambda rows: {"customer_ids": [row["customer_id"] for row in rows]},
+            id="customers",
+        ),
+        pytest.param(build_payment_world, PAIRS, lambda rows: {"entity_rows": rows}, id="payments"),
+    ],
+)
+def test_batch_and_online_agree_to_the_last_bit(
+    build: Callable[[Path], World],
+    rows: list[dict[str, Any]],
+    request_of: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    world = build(tmp_path)
+    written = batch(world, rows, tmp_path)
+    answered = online(world, request_of(rows))
+    keys = list(rows[0])
+    assert [{key: row[key] for key in keys} for row in written] == rows
+    assert [{key: row[key] for key in keys} for row in answered] == rows
+    assert [row["prediction"] for row in written] == [row["score"] for row in answered]
+    assert [row["reason"] for row in written] == [row["reason"] for row in answered]
+    assert {row["reason"] for row in written} == {None, "not_found"}
+    assert len({row["prediction"] for row in written if row["prediction"] is not None}) > 1
+    assert {(row["model_name"], row["model_version"]) for row in written} == {(world.settings.model_name, 1)}
