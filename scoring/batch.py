@@ -1,9 +1,7 @@
-"""A batch request from its file to batch_input.parquet and on to batch_output.parquet."""
+"""A batch request from its file to batch_input.parquet and on to batch_output.parquet and its manifest."""
 
-import itertools
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,177 +11,202 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.batch_request import ROWS_A_BATCH, read_batch_request
-from scoring.errors import BatchRequestError, first_line
+from scoring.errors import BatchRequestError, StorageError, first_line
+from scoring.feature_store import read_definitions
 from scoring.features import ModelFeatures, reasons_from_nulls
-from scoring.files import whole_file
+from scoring.files import scratch_folder
+from scoring.manifest import (
+    ORIGIN_KEY,
+    OUTCOME_KEY,
+    Manifest,
+    Origin,
+    Outcome,
+    read_origin,
+    software_versions,
+    write_manifest,
+)
 from scoring.model import Model
 from scoring.offline import with_point_in_time_features
+from scoring.parquet import write_tables
 from scoring.predict import Policy, Scores, score
+from scoring.storage import Content, Location, content_of, fetch, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-MODEL_KEY = b"serving.model"
-SERVICE_KEY = b"serving.feature_service"
 
+def write_batch_input(
+    request: Location, store: "FeatureStore", model: str, features: ModelFeatures, destination: Location
+) -> Content:
+    """Join the request's rows with the model's features and write batch_input.parquet, whole; returns which bytes.
 
-class BatchSummary(msgspec.Struct, frozen=True):
-    """What happened to the rows of one batch request."""
-
-    rows: int
-    scored: int
-    reasons: dict[str, int]
-    """Reason → number of rows; rows that were scored as they are have none."""
-
-
-def write_batch_input(file: Path, store: "FeatureStore", model: str, features: ModelFeatures, destination: Path) -> int:
-    """Join the request's rows with the model's features and write batch_input.parquet, whole; returns its rows.
-
-    The file holds the request's own columns, then the features in signature order; same rows, same order. The model
-    version that it was made for stands in its schema's metadata.
+    The file holds the request's own columns, then the features in signature order; same rows, same order. What it was
+    made from, the model version before all, stands in its schema's metadata (`Origin`).
 
     Raises:
         BatchRequestError: see `read_batch_request`.
         FeatureStoreError: see `with_point_in_time_features`.
+        StorageError: the request can't be fetched, or the result can't be written. An older one stays as it was.
     """
-    metadata = {MODEL_KEY: model.encode(), SERVICE_KEY: features.service.encode()}
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".request-") as folder:
-        request = Path(folder) / "request.parquet"
-        _write(read_batch_request(file, features), request, {})
-        with whole_file(destination) as part:
-            return _write(with_point_in_time_features(store, features, request), part, metadata)
+    definitions = read_definitions(store).hash
+    with publishing(destination) as part, scratch_folder() as scratch:
+        copy, typed = scratch / request.name, scratch / "typed.parquet"
+        origin = Origin(_fetch(request, copy), model, features.service, definitions)
+        write_tables(read_batch_request(copy, features, str(request)), typed, {})
+        joined = with_point_in_time_features(store, features, typed)
+        write_tables(joined, part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
+        return content_of(part, destination.name)
 
 
-def _write(tables: Iterator[pa.Table], file: Path, metadata: dict[bytes, bytes]) -> int:
-    rows = 0
-    first = next(tables)
-    schema = first.schema.with_metadata(metadata)
-    # Dictionary encoding of floats is most of the time of writing them, and saves nothing where values hardly repeat.
-    with pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema)) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write_table(table.replace_schema_metadata(metadata))
-            rows += table.num_rows
-    return rows
-
-
-def _repeating(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
-
-
-def read_batch_input_model(file: Path) -> str:
+def read_batch_input_model(file: Location) -> str:
     """`name/version` of the model that a batch_input.parquet was made for.
 
     Raises:
         BatchRequestError: there is no such file, or it was not made by `write_batch_input`.
+        StorageError: it can't be reached.
     """
     try:
-        metadata = pq.read_schema(file).metadata or {}
+        with file.open() as opened:
+            return read_origin(pq.read_schema(opened), str(file)).model
     except FileNotFoundError:
-        raise BatchRequestError(str(file), "there is no such file: materialize batch_input first.") from None
+        raise _not_there(file) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise BatchRequestError(
-            str(file), f"it can't be read ({first_line(error)}): materialize batch_input again."
-        ) from None
-    if MODEL_KEY not in metadata:
-        raise BatchRequestError(str(file), "it does not say which model it is for: materialize batch_input again.")
-    return str(metadata[MODEL_KEY], "utf-8")
+        raise _not_readable(file, error) from None
 
 
 def write_batch_output(
-    file: Path, model: Model, features: ModelFeatures, policy: Policy, destination: Path
-) -> BatchSummary:
-    """Score batch_input.parquet and write batch_output.parquet: its columns, then prediction, reason and the origin.
+    source: Location, model: Model, features: ModelFeatures, policy: Policy, destination: Location
+) -> Manifest:
+    """Score batch_input.parquet and write batch_output.parquet, then manifest.json beside it.
 
-    Streams: memory does not grow with the number of rows.
+    It has the input's columns, then prediction, reason and the origin. Streams: memory does not grow with the number of
+    rows. The same input, model version and policy give the same bytes.
 
     Raises:
-        BatchRequestError: the input can't be read, or was made for another signature.
+        BatchRequestError: the input can't be read, or was made for another version or signature.
         FeaturesRejected: policy `reject` and a row lacks a feature; it is named by its row in the file, from 1.
-        PredictionFailed: the model failed. In all three cases an older batch_output.parquet stays as it was.
+        PredictionFailed: the model failed.
+        StorageError: the input can't be fetched, or the result can't be written. In all of these cases an older
+            batch_output.parquet stays as it was.
     """
-    reasons: Counter[str] = Counter()
-    scored = 0
-    with pq.ParquetFile(file, pre_buffer=False) as source, whole_file(destination) as part:
-        _check_model(file, source.schema_arrow, model)
-        _check_signature(file, source.schema_arrow, features)
-        schema = _output_schema(source.schema_arrow)
-        with pq.ParquetWriter(part, schema, use_dictionary=_repeating(schema)) as writer:
-            start = 0
-            for rows in _batches(source):
-                scores = _score_rows(rows, start, model, features, policy)
-                writer.write_table(_with_scores(rows, scores, model, features, schema))
-                scored += len(scores.predictions) - scores.predictions.null_count
-                reasons.update(dict(_counts(scores.reasons)))
-                start += rows.num_rows
-        _check_rows(part, source.metadata.num_rows)
-    return BatchSummary(rows=start, scored=scored, reasons=dict(reasons))
+    with publishing(destination) as part, scratch_folder() as scratch:
+        copy = scratch / source.name
+        batch_input = _fetch(source, copy)
+        try:
+            with pq.ParquetFile(copy, pre_buffer=False, page_checksum_verification=True) as opened:
+                schema = opened.schema_arrow
+                _check_model(source, schema, model)
+                _check_signature(source, schema, features)
+                scoring = _Scoring(model, features, policy)
+                rows = write_tables(
+                    scoring.of(_tables(opened)),
+                    part,
+                    schema.metadata,
+                    lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(batch_input)).decode()},
+                )
+                _check_rows(part, opened.metadata.num_rows, rows)
+        except pa.ArrowInvalid as error:
+            raise _not_readable(source, error) from None
+    return write_manifest(destination)
 
 
-def _batches(source: pq.ParquetFile) -> Iterator[pa.Table]:
+class _Scoring:
+    """Scores tables of batch_input's columns one after the other, and counts what came out."""
+
+    def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
+        self._model = model
+        self._features = features
+        self._policy = policy
+        self._rows = 0
+        self._scored = 0
+        self._reasons: Counter[str] = Counter()
+
+    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Tables of batch_output's columns, row by row."""
+        for rows in tables:
+            vectors = rows.select(list(self._features.signature.names))
+            reasons = reasons_from_nulls(self._features, vectors)
+            scores = score(self._model, vectors, reasons, self._policy, self._name_row)
+            self._rows += rows.num_rows
+            self._scored += rows.num_rows - scores.predictions.null_count
+            for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
+                self._reasons[pair["values"]] += pair["counts"]
+            yield self._with_scores(rows, scores)
+
+    def outcome(self, batch_input: Content) -> Outcome:
+        """What came out so far."""
+        return Outcome(
+            batch_input=batch_input,
+            missing_features=self._policy.kind,
+            impute_values=dict(sorted(self._policy.impute_values.items())),
+            rows=self._rows,
+            scored=self._scored,
+            reasons=dict(sorted(self._reasons.items())),
+            software=software_versions(),
+        )
+
+    def _name_row(self, row: int) -> str:
+        return f"row {self._rows + row + 1}"
+
+    def _with_scores(self, rows: pa.Table, scores: Scores) -> pa.Table:
+        version = self._model.version
+        added = [
+            (pa.field("prediction", pa.float64()), scores.predictions),
+            (pa.field("reason", pa.string()), scores.reasons),
+            (pa.field("model_name", pa.string(), nullable=False), version.name),
+            (pa.field("model_version", pa.int64(), nullable=False), version.version),
+            (pa.field("feature_service", pa.string(), nullable=False), self._features.service),
+        ]
+        for field, values in added:
+            column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.repeat(values, rows.num_rows)
+            rows = rows.append_column(field, column)
+        return rows
+
+
+def _tables(source: pq.ParquetFile) -> Iterator[pa.Table]:
+    if source.metadata.num_rows == 0:
+        yield source.schema_arrow.empty_table()
     for batch in source.iter_batches(batch_size=ROWS_A_BATCH):
         yield pa.Table.from_batches([batch])
 
 
-def _score_rows(rows: pa.Table, start: int, model: Model, features: ModelFeatures, policy: Policy) -> Scores:
-    vectors = rows.select(list(features.signature.names))
-    return score(
-        model,
-        vectors,
-        reasons_from_nulls(features, vectors),
-        policy,
-        name_row=lambda i: f"row {start + i + 1}",
-    )
+def _fetch(source: Location, copy: Path) -> Content:
+    try:
+        return fetch(source, copy)
+    except FileNotFoundError:
+        raise _not_there(source) from None
 
 
-def _with_scores(rows: pa.Table, scores: Scores, model: Model, features: ModelFeatures, schema: pa.Schema) -> pa.Table:
-    origin = (model.version.name, model.version.version, features.service)
-    columns = [*rows.columns, scores.predictions, scores.reasons]
-    columns += [pa.repeat(pa.scalar(value), rows.num_rows) for value in origin]
-    return pa.Table.from_arrays(columns, schema=schema)
+def _not_there(file: Location) -> BatchRequestError:
+    hint = "" if file.name != "batch_input.parquet" else ": materialize batch_input first"
+    return BatchRequestError(str(file), f"there is no such file{hint}.")
 
 
-def _output_schema(request: pa.Schema) -> pa.Schema:
-    added = [
-        pa.field("prediction", pa.float64()),
-        pa.field("reason", pa.string()),
-        pa.field("model_name", pa.string(), nullable=False),
-        pa.field("model_version", pa.int64(), nullable=False),
-        pa.field("feature_service", pa.string(), nullable=False),
-    ]
-    return pa.schema([*request, *added], metadata=request.metadata)
+def _not_readable(file: Location, error: BaseException) -> BatchRequestError:
+    return BatchRequestError(str(file), f"it can't be read ({first_line(error)}): materialize batch_input again.")
 
 
-def _counts(reasons: pa.Array) -> Iterator[tuple[str, int]]:
-    for pair in pc.value_counts(reasons.drop_null()).to_pylist():
-        yield pair["values"], pair["counts"]
-
-
-def _check_model(file: Path, found: pa.Schema, model: Model) -> None:
-    # Looked at in the open file: another run may replace it at any moment.
-    made_for = (found.metadata or {}).get(MODEL_KEY, b"")
-    if made_for != str(model.version).encode():
+def _check_model(source: Location, found: pa.Schema, model: Model) -> None:
+    made_for = read_origin(found, str(source)).model
+    if made_for != str(model.version):
         raise BatchRequestError(
-            str(file),
-            f"it was made for model version {made_for.decode() or '(none)'}, not for {model.version}: "
-            "materialize batch_input again.",
+            str(source),
+            f"it was made for model version {made_for}, not for {model.version}: materialize batch_input again.",
         )
 
 
-def _check_signature(file: Path, found: pa.Schema, features: ModelFeatures) -> None:
+def _check_signature(source: Location, found: pa.Schema, features: ModelFeatures) -> None:
     for model_input in features.signature.inputs:
         index = found.get_field_index(model_input.name)
         if index < 0 or found.field(index).type != model_input.dtype:
             raise BatchRequestError(
-                str(file),
+                str(source),
                 f"the model needs it as {model_input.dtype}: materialize batch_input again, for this model version.",
                 column=model_input.name,
             )
 
 
-def _check_rows(part: Path, rows: int) -> None:
+def _check_rows(part: Path, expected: int, scored: int) -> None:
     written = pq.read_metadata(part).num_rows
-    if written != rows:
-        raise BatchRequestError(
-            str(part), f"{written} rows were written for {rows}: the disk lost some. Nothing was published."
-        )
+    if not expected == scored == written:
+        raise StorageError("writing", str(part), f"{written} rows were written for {expected}; nothing was published")

@@ -21,7 +21,7 @@ SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 131_072
 
 
-def read_batch_request(file: Path, features: ModelFeatures) -> Iterator[pa.Table]:
+def read_batch_request(file: Path, features: ModelFeatures, origin: str | None = None) -> Iterator[pa.Table]:
     """The request's rows in the file's order, with all of its columns, ROWS_A_BATCH or so at a time; at least once.
 
     Join keys get the type that Feast declares, request-time inputs the model's type, `event_timestamp` becomes
@@ -30,37 +30,39 @@ def read_batch_request(file: Path, features: ModelFeatures) -> Iterator[pa.Table
     Args:
         file: `.csv` or `.tsv` with a header, or `.parquet`.
         features: what the model needs: which keys, which request-time inputs.
+        origin: where `file` is a copy of, for the errors.
 
     Raises:
         BatchRequestError: the file can't be read, a column is missing or clashes with one that scoring adds, or a value
             does not fit. It names file, column and first bad row. It may come after good rows: publish nothing before
             the last row was read.
     """
+    shown = origin or str(file)
     inputs = {
         column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
     }
     types = {key.name: key.arrow_type for key in features.join_keys} | inputs | {EVENT_TIMESTAMP: MOMENT}
     needed = (*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs)
     rows = 0
-    for table in _read(file):
+    for table in _read(file, shown):
         if rows == 0:
-            _check_columns(file, table.column_names, needed, features)
-        yield _typed(file, table, rows, needed, types, optional=features.request_inputs)
+            _check_columns(shown, table.column_names, needed, features)
+        yield _typed(shown, table, rows, needed, types, optional=features.request_inputs)
         rows += table.num_rows
 
 
-def _read(file: Path) -> Iterator[pa.Table]:
+def _read(file: Path, shown: str) -> Iterator[pa.Table]:
     try:
         if file.suffix == ".parquet":
             yield from _read_parquet(file)
         elif file.suffix in DELIMITERS:
             yield from _read_text(file, csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True))
         else:
-            raise BatchRequestError(str(file), f"its name must end in one of {', '.join(SUFFIXES)}.")
+            raise BatchRequestError(shown, f"its name must end in one of {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
-        raise BatchRequestError(str(file), "there is no such file.") from None
+        raise BatchRequestError(shown, "there is no such file.") from None
     except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError) as error:
-        raise BatchRequestError(str(file), f"it can't be read ({first_line(error, 120)}).") from None
+        raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
 
 
 def _read_parquet(file: Path) -> Iterator[pa.Table]:
@@ -90,52 +92,52 @@ def _read_text(file: Path, parse_options: csv.ParseOptions) -> Iterator[pa.Table
 
 
 def _typed(
-    file: Path, table: pa.Table, start: int, needed: tuple[str, ...], types: dict[str, pa.DataType], optional: Any
+    shown: str, table: pa.Table, start: int, needed: tuple[str, ...], types: dict[str, pa.DataType], optional: Any
 ) -> pa.Table:
     for name in needed:
         column = table[name]
         if name == EVENT_TIMESTAMP:
-            column = _converted(file, name, column, start, _to_moment, "is not an ISO 8601 date and time")
+            column = _converted(shown, name, column, start, _to_moment, "is not an ISO 8601 date and time")
         elif name in types:
             cast = functools.partial(pc.cast, target_type=types[name])
-            column = _converted(file, name, column, start, cast, f"is not {types[name]}")
+            column = _converted(shown, name, column, start, cast, f"is not {types[name]}")
         if name not in optional and column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
-            raise BatchRequestError(str(file), "this row has no value.", column=name, row=start + row + 1)
+            raise BatchRequestError(shown, "this row has no value.", column=name, row=start + row + 1)
         table = table.set_column(table.column_names.index(name), name, column)
     return table
 
 
-def _check_columns(file: Path, found: list[str], needed: tuple[str, ...], features: ModelFeatures) -> None:
+def _check_columns(shown: str, found: list[str], needed: tuple[str, ...], features: ModelFeatures) -> None:
     missing = [name for name in needed if name not in found]
     if missing:
         raise BatchRequestError(
-            str(file), f"this column is missing (the file has {', '.join(found)}).", column=missing[0]
+            shown, f"this column is missing (the file has {', '.join(found)}).", column=missing[0]
         )
     twice = [name for name in found if found.count(name) > 1]
     if twice:
-        raise BatchRequestError(str(file), "this column stands there twice.", column=twice[0])
+        raise BatchRequestError(shown, "this column stands there twice.", column=twice[0])
     added = {feature.input for feature in features.features} | set(OUTPUT_COLUMNS)
     added |= {column for view in features.views for column in view.columns}
     clash = [name for name in found if name in added]
     if clash:
         raise BatchRequestError(
-            str(file),
+            shown,
             "scoring adds a column of this name itself: rename it or leave it out.",
             column=clash[0],
         )
 
 
 def _converted(
-    file: Path, name: str, column: pa.ChunkedArray, start: int, convert: Callable[[Any], Any], problem: str
+    shown: str, name: str, column: pa.ChunkedArray, start: int, convert: Callable[[Any], Any], problem: str
 ) -> pa.ChunkedArray:
     try:
         return convert(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
         row = _first_bad(column, convert)
     value = str(column[row].as_py())
-    shown = value if len(value) <= 40 else value[:39] + "…"
-    raise BatchRequestError(str(file), f"{shown!r} {problem}.", column=name, row=start + row + 1) from None
+    text = value if len(value) <= 40 else value[:39] + "…"
+    raise BatchRequestError(shown, f"{text!r} {problem}.", column=name, row=start + row + 1) from None
 
 
 def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:

@@ -15,6 +15,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     │   └── FeatureServiceNotFound
     ├── EntityRowsError             entity keys or request-time inputs that no store could look up
     ├── BatchRequestError           a batch request file that can't be scored
+    ├── StorageError                a folder or an object store can't be read or written
     ├── FeaturesRejected            policy `reject`: at least one entity row lacks a usable feature
     └── PredictionFailed            the model raised, or answered something else than one number a row
 """
@@ -149,6 +150,14 @@ class BatchRequestError(ServingError):
         self.row = row
         place = "".join((f", column {column!r}" if column else "", f", row {row}" if row else ""))
         super().__init__(f"Batch request {file}{place}: {problem}")
+
+
+class StorageError(ServingError):
+    """A folder or an object store failed: `doing` says at what, `cause` is its own last words, shortened."""
+
+    def __init__(self, doing: str, place: str, cause: BaseException | str) -> None:
+        self.place = place
+        super().__init__(f"{doing[0].upper()}{doing[1:]} {place} failed: {first_line(cause)}")
 
 
 class FeaturesRejected(ServingError):

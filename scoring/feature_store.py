@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scoring.errors import FeatureStoreError
+from scoring.redis_timeouts import bound_redis_reads
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,8 +132,10 @@ def read_watermarks(store: "FeatureStore") -> list[Watermark]:
     ]
 
 
-def freeze_definitions(store: "FeatureStore") -> "FeatureStore":
+def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "FeatureStore":
     """A store of its own on the definitions that `store`'s registry holds now, which never asks that registry again.
+
+    No read of a Redis online store waits longer than `read_timeout_s`, unless its connection string says otherwise.
 
     For serving: Feast refreshes its copy of the registry inside whichever request finds it expired or its file changed,
     and all others wait behind its lock meanwhile (feast 0.67). Open another one when the definitions change.
@@ -157,6 +160,7 @@ def freeze_definitions(store: "FeatureStore") -> "FeatureStore":
             file = Path(folder) / "registry.db"
             file.write_bytes(definitions.SerializeToString())
             config = copy.deepcopy(store.config)
+            bound_redis_reads(config, read_timeout_s)
             config._registry = RegistryConfig(  # type: ignore[assignment]  # Feast declares None only
                 path=str(file),
                 cache_ttl_seconds=0,  # never expires

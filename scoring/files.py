@@ -1,22 +1,28 @@
-"""Files that a reader finds whole: the old one or the new one, never a part."""
+"""Files that a reader finds whole: the old one or the new one, never a part. What a crash leaves is cleared away."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+SCRATCH_PREFIX = "model-serving-"
 
 
 @contextlib.contextmanager
 def whole_file(destination: Path) -> Iterator[Path]:
     """A path to write to, which becomes `destination` when the block ends well, and vanishes when it raises.
 
-    The bytes are on disk before the name changes. Two writers at once leave one of the two files, whole.
+    The bytes are on disk before the name changes. Two writers at once leave one of the two files, whole. What a killed
+    writer of `destination` left behind is removed first.
     """
+    destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    prefix = f".{destination.name}."
+    _remove_leftovers(destination.parent, prefix, ".part")
+    handle, part = _new_part(destination.parent, prefix)
     try:
         yield part
         with part.open("rb+") as written:
@@ -26,6 +32,72 @@ def whole_file(destination: Path) -> Iterator[Path]:
         _sync_folder(destination.parent)
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for this block's own files, in the system's temporary place (TMPDIR says where).
+
+    Removed when the block ends; what killed processes left is removed first.
+    """
+    place = Path(tempfile.gettempdir())
+    _remove_leftovers(place, SCRATCH_PREFIX, "")
+    handle, folder = _new_scratch(place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+# Who still writes holds a lock on the file or folder, and the system lets go of it however its process ends. A lock,
+# and not a process number or an age: containers that share a volume count processes each for itself, and runs may be
+# long. Where the file system knows no locks, nothing is ever taken for a leftover.
+
+
+def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
+    with os.scandir(folder) as entries:
+        found = [Path(each.path) for each in entries if each.name.startswith(prefix) and each.name.endswith(suffix)]
+    for leftover in found:
+        with contextlib.suppress(OSError):  # gone, somebody else's, or still being written
+            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+            finally:
+                os.close(handle)
+
+
+def _new_part(folder: Path, prefix: str) -> tuple[int, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
+        if _hold(handle, Path(name)):
+            return handle, Path(name)
+
+
+def _new_scratch(place: Path) -> tuple[int, Path]:
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=SCRATCH_PREFIX))
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            if _hold(handle, folder):
+                return handle, folder
+
+
+def _hold(handle: int, path: Path) -> bool:
+    """Lock what was just made; False (and closed) if another process took it for a leftover in between."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return True  # a file system without locks
+    else:
+        if path.exists():
+            return True
+    os.close(handle)
+    return False
 
 
 def _umask() -> int:

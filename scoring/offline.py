@@ -62,21 +62,24 @@ def _joined(store: "FeatureStore", features: ModelFeatures, request: Path) -> It
     from scoring.offline_query import AsofRetrievalJob
     from scoring.offline_store import AsofOfflineStoreConfig
 
-    streams = isinstance(store.config.offline_store, AsofOfflineStoreConfig)
+    request = request.absolute()
     try:
-        with inside(Path(store.repo_path)):
-            service = store.get_feature_service(features.service)
-            names = pq.read_schema(request).names
-            if streams:
-                literal = str(request).replace("'", "''")
+        if isinstance(store.config.offline_store, AsofOfflineStoreConfig):
+            literal = str(request).replace("'", "''")
+            with inside(Path(store.repo_path)):
+                service = store.get_feature_service(features.service)
                 job = store.get_historical_features(f"SELECT * FROM read_parquet('{literal}')", service, True)
-                if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
-                    for batch in job.to_batches():
-                        table = pa.Table.from_batches([batch])
-                        yield table.select(names), table.drop_columns(names)
-                    return
-            table = pq.read_table(request)
-            yield table, _join_whole(store, features, table)
+            if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
+                names = pq.read_schema(request).names
+                # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
+                for batch in job.to_batches():
+                    table = pa.Table.from_batches([batch])
+                    yield table.select(names), table.drop_columns(names)
+                return
+        table = pq.read_table(request)
+        with inside(Path(store.repo_path)):
+            joined = _join_whole(store, features, table)
+        yield table, joined
     except (FeatureStoreError, GeneratorExit):
         raise
     except Exception as error:  # every offline store raises its own kinds

@@ -1,7 +1,6 @@
 """The queries behind the offline store: a point-in-time join and reads of a source, run by DuckDB when asked for."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,8 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+
+from scoring.files import scratch_folder
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
@@ -55,7 +56,7 @@ class QueryRetrievalJob(RetrievalJob):
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[pa.RecordBatchReader]:
-        with tempfile.TemporaryDirectory(prefix="asof-") as spill, duckdb.connect() as connection:
+        with scratch_folder() as spill, duckdb.connect() as connection:
             options = self._config.offline_store
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET memory_limit = '{options.memory_limit}'")

@@ -22,6 +22,8 @@ class OnlineVectors(msgspec.Struct, frozen=True):
     """Feature vectors (n_rows, n_inputs) in signature order and types; null = unknown, or past its time to live."""
     reasons: pa.Array
     """string (n_rows,): `not_found`, `stale` or `null_feature`; null where the vector is complete."""
+    oldest_s: float | None = None
+    """Event time of the oldest row that was found, in seconds since 1970; None where none was found."""
 
 
 def read_online_vectors(
@@ -51,14 +53,18 @@ def read_online_vectors(
         raise FeatureStoreError("reading the online store", error) from error
     place = {name: i for i, name in enumerate(answer.metadata.feature_names.val)}
     absent, stale = {}, {}
+    oldest_s = np.inf
     for view in features.views:
         written_s = _event_times(answer.results[place[view.columns[0]]], rows)
+        oldest_s = min(oldest_s, written_s.min(where=written_s > 0, initial=np.inf))
         absent[view.name] = pa.array(written_s == 0)
         if view.ttl_s is not None:
             stale[view.name] = pa.array(written_s + view.ttl_s < now.timestamp())
     unusable = {name: _either(mask, stale.get(name)) for name, mask in absent.items()}
     vectors = features.vectors(_columns(features, entity_rows, answer, place), unusable)
-    return OnlineVectors(vectors, missing_reasons(vectors, absent, stale))
+    return OnlineVectors(
+        vectors, missing_reasons(vectors, absent, stale), float(oldest_s) if oldest_s < np.inf else None
+    )
 
 
 def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> int:

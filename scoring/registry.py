@@ -1,7 +1,7 @@
 """The MLflow model registry: from a name and an alias to one exact version, and that version's files."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -66,6 +66,13 @@ class Registry(Protocol):
             RegistryError: unreachable, no such model or no such version.
         """
 
+    def size(self, model: ModelVersion) -> int:
+        """Bytes of all files of the version, as far as the registry tells without fetching them.
+
+        Raises:
+            RegistryError: unreachable, or the version's files are gone.
+        """
+
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         """Copy the version's files below `destination`: the folder that holds MLmodel, or only `file` of it.
 
@@ -112,6 +119,23 @@ class MlflowRegistry:
                 raise VersionNotFound(name, version) from None
             raise RegistryUnreachable(self._registry_uri, error) from error
         return self._read(found)
+
+    def size(self, model: ModelVersion) -> int:
+        """See `Registry.size`."""
+        import mlflow.artifacts
+
+        size = 0
+        try:
+            folders = [self._client().get_model_version_download_uri(model.name, str(model.version)).rstrip("/")]
+            while folders:
+                folder = folders.pop()
+                for entry in mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=self._tracking_uri):
+                    size += entry.file_size or 0
+                    if entry.is_dir:
+                        folders.append(f"{folder}/{PurePosixPath(entry.path).name}")
+        except Exception as error:  # artifact stores raise their own kinds: OSError, botocore's, requests'
+            raise RegistryUnreachable(self._registry_uri, error) from error
+        return size
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         """See `Registry.download`. Always a copy: what is loaded can't change under us."""

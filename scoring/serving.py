@@ -1,13 +1,17 @@
 """A model version made ready to serve: resolved, loaded, linked to its features. Batch and online both start here."""
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
 
+from scoring.admission import prove
 from scoring.errors import ModelRefused
 from scoring.features import ModelFeatures, link_features
-from scoring.model import Model, load_model, load_signature
+from scoring.model import Model
+from scoring.model_files import fetch_model, load_signature
 from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
 from scoring.settings import Settings
 from scoring.signature import Signature
@@ -37,15 +41,21 @@ def resolve_version(registry: Registry, settings: Settings, pinned: int | None =
 def load_serving_model(
     registry: Registry, store: "FeatureStore", version: ModelVersion, settings: Settings
 ) -> ServingModel:
-    """Load one version and link it to its features.
+    """Load one version, link it to its features and admit it, all in this process.
+
+    The API has it loaded on trial in a process of its own before (`trial_load`): a crash would end its service. Here it
+    ends one batch run, which left the old output as it was.
 
     Raises:
         RegistryError: its files can't be fetched.
         ModelRefused: it can't be served; the text says why.
         FeatureStoreError: the Feast registry can't be read or lacks its feature service.
     """
-    model = load_model(registry, version, settings)
-    return ServingModel(model, link_version(store, version, model.signature, settings))
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        files = fetch_model(registry, version, Path(folder), settings)
+        features = link_version(store, version, files.signature, settings)
+        model, _ = prove(files)
+    return ServingModel(model, features)
 
 
 def link_registered_version(

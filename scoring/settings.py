@@ -10,14 +10,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from scoring.errors import SettingsError
+from scoring.errors import SettingsError, without_password
+from scoring.secret import Secret
+from scoring.storage import ALLOWED, Location
 
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "SERVING_"
 # Variables of the tools themselves, read under the names that their own users know.
-TOOL_VARIABLES = {"mlflow_tracking_uri": "MLFLOW_TRACKING_URI", "mlflow_registry_uri": "MLFLOW_REGISTRY_URI"}
+TOOL_VARIABLES = {
+    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+    "mlflow_registry_uri": "MLFLOW_REGISTRY_URI",
+    "otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
+}
 
 SKLEARN_TYPES = (
     "sklearn.tree._tree.Tree",
@@ -90,11 +97,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Types beyond the defaults of skops that a model file may hold. The list in the model's own file is not consulted.
     Comma-separated."""
 
-    batch_requests: Path = Path("batch_requests")
-    """Folder of batch request files (`<request>.csv`, `.tsv` or `.parquet`)."""
+    max_model_bytes: Annotated[int, Meta(ge=1)] = 1 << 30
+    """Largest size of one version's files together, in bytes. Larger ones are not fetched."""
 
-    artifacts: Path = Path("artifacts")
-    """Folder of registered_model_version.json and `<request>/batch_input.parquet`, `<request>/batch_output.parquet`."""
+    max_load_memory_bytes: Annotated[int, Meta(ge=1 << 20)] = 2 << 30
+    """Address space, in bytes, that a version may take while it is loaded and predicts on trial, beyond what the
+    libraries take."""
+
+    load_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    """Seconds that a version may take to load and predict on trial."""
+
+    batch_requests: Location = Location("batch_requests")
+    """Folder of batch request files (`<request>.csv`, `.tsv` or `.parquet`), or `s3://bucket/prefix`."""
+
+    artifacts: Location = Location("artifacts")
+    """Folder, or `s3://bucket/prefix`, of registered_model_version.json and `<request>/batch_input.parquet`,
+    `<request>/batch_output.parquet`, `<request>/manifest.json`."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     """Address that the API listens on. Loopback unless set otherwise."""
@@ -111,11 +129,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=64)] = 1_048_576
     """Largest request body, in bytes."""
 
+    body_timeout_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
+    """Seconds that the body of one request may take to arrive."""
+
     max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 8
     """Requests that are worked on at once, each in a thread."""
 
     max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 32
     """Requests that may wait for one of those threads; further ones are answered 503 at once."""
+
+    drain_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
+    """Seconds from SIGTERM, after which /ready answers 503, to the end of accepting connections: as long as a load
+    balancer needs to notice."""
+
+    api_keys: tuple[Secret, ...] = ()
+    """Keys that may ask for scores, each at least 16 characters, sent as `Authorization: Bearer <key>`. Several for
+    rotation. Required where the API listens beyond loopback. Comma-separated."""
+
+    api_keys_file: Path | None = None
+    """File with further such keys, one a line; read at start."""
+
+    allow_anonymous: bool = False
+    """`true` lets the API listen beyond loopback without keys: whoever reaches the port may ask for scores."""
+
+    log_level: LogLevel = "info"
+    """Least serious level of the API's log. Each request is one line at `info`; health checks are at `debug`."""
+
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector (`http://host:4318`) that gets a trace of each scoring request. None: no traces."""
+
+    webhook_secret: Secret | None = None
+    """Secret of an MLflow registry webhook to `POST /webhooks/mlflow`, which lets the API look at the alias at once. At
+    least 16 characters. None: there is no such address."""
 
     poll_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
     """Seconds between two looks of the API at the alias; also how old its copy of the Feast registry may get."""
@@ -162,12 +207,17 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
             return Path(text)
         if typing.get_origin(_bare(plain)) is tuple:
             items = tuple(item.strip() for item in text.split(",") if item.strip())
-            return msgspec.convert(items, plain)
+            return msgspec.convert(items, plain, dec_hook=_own_type)
         if typing.get_origin(_bare(plain)) is dict:
             return msgspec.json.decode(text, type=plain)
-        return msgspec.convert(text, plain, strict=False)
+        return msgspec.convert(text, plain, strict=False, dec_hook=_own_type)
     except msgspec.MsgspecError as error:
-        raise SettingsError(variable, f"is {text!r}, which is not allowed: {_allowed(plain)} ({error}).") from None
+        shown = "holds what" if Secret in (plain, *typing.get_args(plain)) else f"is {without_password(text)!r}, which"
+        raise SettingsError(variable, f"{shown} is not allowed: {_allowed(plain)} ({error}).") from None
+
+
+def _own_type(kind: type, text: str) -> Any:
+    return kind(text)
 
 
 def _without_none(hint: Any) -> Any:
@@ -188,7 +238,11 @@ def _allowed(hint: Any) -> str:
         return " | ".join(str(option) for option in typing.get_args(bare))
     if typing.get_origin(bare) is dict:
         return 'a JSON object such as {"input": 0.5} is'
-    return {int: "a whole number", float: "a number", str: "a text"}.get(bare, str(bare)) + " within its bounds is"
+    if bare is Location:
+        return f"{ALLOWED} is"
+    return {int: "a whole number", float: "a number", str: "a text", Secret: "keys"}.get(
+        bare, str(bare)
+    ) + " within its bounds is"
 
 
 def _unknown_problem(variable: str, known: list[str]) -> str:

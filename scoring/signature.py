@@ -17,6 +17,17 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "datetime": pa.timestamp("ns"),
 }
 
+# Stands in for a value that nobody knows, where only the way matters that it takes.
+NEUTRAL: dict[pa.DataType, object] = {
+    pa.bool_(): False,
+    pa.int32(): 0,
+    pa.int64(): 0,
+    pa.float32(): 0.0,
+    pa.float64(): 0.0,
+    pa.string(): "-",
+    pa.timestamp("ns"): 0,
+}
+
 
 class ModelInput(msgspec.Struct, frozen=True):
     """One input of a model: its name and the Arrow type in which the model was trained on it."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 from api.loading import Target
 from api.scorer import EntityRows, Scorer
 from scoring.features import JoinKey, ModelFeatures
+from scoring.online import OnlineVectors
 from scoring.predict import Scores
 from scoring.registry import ModelVersion
 from scoring.signature import ModelInput, Signature
@@ -47,8 +48,15 @@ class FakeScorer:
         self.features = link or features()
         self.function = function
         self.store_error: Exception | None = None
+        self.lookup_error: Exception | None = None
 
-    def score(self, entity_rows: EntityRows, now: datetime) -> Scores:
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        if self.lookup_error is not None:
+            raise self.lookup_error
+        rows = len(next(iter(entity_rows.values())))
+        return OnlineVectors(pa.table({}), pa.nulls(rows, pa.string()), now.timestamp() - 60)
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         rows = self.function(entity_rows)
         return Scores(
             pa.array([value for value, _ in rows], pa.float64()), pa.array([reason for _, reason in rows], pa.string())

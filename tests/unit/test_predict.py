@@ -23,13 +23,14 @@ class WeightedSum:
     """A stand-in for an estimator: it refuses what a linear model refuses."""
 
     def __init__(self) -> None:
-        self.rows_seen: list[int] = []
+        self.seen: list[list[float]] = []
+        """The distinct values of `a` in each call; a row may be repeated to fill a block."""
 
     def predict(self, frame: pd.DataFrame) -> np.ndarray:
         assert list(frame.columns) == ["a", "n"]
         assert frame["n"].dtype == np.int64
         assert not frame.isna().to_numpy().any()
-        self.rows_seen.append(len(frame))
+        self.seen.append(frame["a"].unique().tolist())
         return (2 * frame["a"] + frame["n"]).to_numpy()
 
 
@@ -88,7 +89,7 @@ def test_the_model_sees_only_complete_rows_and_is_not_called_for_none() -> None:
     score(model_of(estimator.predict), vectors, missing_reasons(vectors, {}, {}), Policy(), str)
     nothing = vectors_of([(None, None)])
     score(model_of(estimator.predict), nothing, missing_reasons(nothing, {}, {}), Policy(), str)
-    assert estimator.rows_seen == [1]
+    assert estimator.seen == [[2.0]]
 
 
 def test_reject_names_the_rows_and_their_reasons() -> None:
@@ -119,7 +120,11 @@ def test_impute_with_null_leaves_the_gap_to_the_model() -> None:
 def test_a_prediction_that_is_no_number_is_null_with_a_reason(bad: float) -> None:
     vectors = vectors_of([(1.0, 1), (2.0, 2)])
     result = score(
-        model_of(lambda frame: np.array([bad, 1.0])), vectors, missing_reasons(vectors, {}, {}), Policy(), str
+        model_of(lambda frame: np.where(frame["n"] == 1, bad, 1.0)),
+        vectors,
+        missing_reasons(vectors, {}, {}),
+        Policy(),
+        str,
     )
     assert result.predictions.to_pylist() == [None, 1.0]
     assert result.reasons.to_pylist() == ["not_finite", None]

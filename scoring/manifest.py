@@ -1,0 +1,124 @@
+"""Where a result comes from: enough to trace it, and to make the same bytes again.
+
+batch_output.parquet bears all of it itself, so that the two can't drift apart; manifest.json repeats it for people and
+other programs, with the hash of the file. Nothing in it tells the time: a run again gives the same bytes.
+"""
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING
+
+import msgspec
+import pyarrow.parquet as pq
+
+from scoring.errors import BatchRequestError
+from scoring.files import scratch_folder
+from scoring.settings import MissingFeaturesPolicy
+from scoring.storage import Content, Location, fetch, publishing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ORIGIN_KEY = "serving.origin"
+OUTCOME_KEY = "serving.outcome"
+FILE = "manifest.json"
+SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a batch_input.parquet was made from."""
+
+    request: Content
+    """The request file."""
+    model: str
+    """`name/version`."""
+    feature_service: str
+    definitions_hash: str
+    """Of the Feast registry's definitions (`AppliedDefinitions.hash`)."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a batch_output.parquet was made, and what came out."""
+
+    batch_input: Content
+    missing_features: MissingFeaturesPolicy
+    impute_values: dict[str, float | int | bool | str | None]
+    rows: int
+    scored: int
+    reasons: dict[str, int]
+    """Reason → number of rows, by name."""
+    software: dict[str, str]
+    """Package → version, of those whose version can change a bit of the result."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """manifest.json."""
+
+    batch_output: Content
+    origin: Origin
+    outcome: Outcome
+
+
+def software_versions() -> dict[str, str]:
+    """Python and the packages of this process that results depend on."""
+    versions = {"python": platform.python_version()}
+    for package in SOFTWARE:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_origin(schema: "pa.Schema", shown: str) -> Origin:
+    """What a batch_input.parquet says of itself in its schema; `shown` names it in the error.
+
+    Raises:
+        BatchRequestError: it does not say it.
+    """
+    try:
+        return msgspec.json.decode((schema.metadata or {})[ORIGIN_KEY.encode()], type=Origin)
+    except (KeyError, msgspec.MsgspecError):
+        raise BatchRequestError(
+            shown, "it does not say which model it is for: materialize batch_input again."
+        ) from None
+
+
+def write_manifest(output: Location) -> Manifest:
+    """Write manifest.json beside a published batch_output.parquet, from what lies there now, read back whole.
+
+    Several runs of one request may do this at once: when the last of them has ended, file and manifest belong together.
+
+    Raises:
+        StorageError: it can't be read or written.
+    """
+    while True:
+        before = output.stamp()
+        manifest = _manifest_of(output)
+        with publishing(output.parent / FILE) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        # Whoever replaced the output since then may have written its manifest before ours: then ours must follow again.
+        if output.stamp() == before:
+            return manifest
+
+
+def read_manifest(output: Location) -> Manifest:
+    """The manifest beside a batch_output.parquet.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it can't be read.
+    """
+    return msgspec.json.decode((output.parent / FILE).read_bytes(), type=Manifest)
+
+
+def _manifest_of(output: Location) -> Manifest:
+    with scratch_folder() as scratch:
+        copy = scratch / output.name
+        content = fetch(output, copy)
+        said = pq.read_metadata(copy).metadata
+        return Manifest(
+            content,
+            msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),
+            msgspec.json.decode(said[OUTCOME_KEY.encode()], type=Outcome),
+        )

@@ -1,0 +1,31 @@
+"""A text that does not show itself: where a setting is printed, logged or put into an error, stars stand for it."""
+
+MIN_LENGTH = 16
+
+
+class Secret:
+    """One secret. Only `reveal` gives it away.
+
+    Raises:
+        ValueError: shorter than MIN_LENGTH characters, so that it could be guessed.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        if len(text) < MIN_LENGTH:
+            raise ValueError(f"each needs at least {MIN_LENGTH} characters")
+        self._text = text
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)

@@ -1,0 +1,235 @@
+"""The bulk reader and Feast's own redis store read what the other wrote, on a real Redis."""
+
+import contextlib
+import datetime as dt
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scoring.feature_store import apply_definitions, open_feature_store
+from scoring.features import JoinKey, ModelFeatures, link_features
+from scoring.redis_store import BulkReader, bulk_reader, hash_keys
+from scoring.settings import Settings
+from scoring.signature import ModelInput, Signature
+from tests.servers import RedisServer
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+DEFINITIONS = """
+from datetime import timedelta
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.types import Bool, Float32, Float64, Int32, Int64, String
+
+shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
+buyer = Entity(name="buyer", join_keys=["buyer"], value_type=ValueType.STRING)
+source = lambda name: FileSource(name=name, path=f"data/{name}.parquet", timestamp_field="event_timestamp")
+stats = FeatureView(
+    name="stats", entities=[shop], ttl=timedelta(hours=3), source=source("stats"),
+    schema=[Field(name="rate", dtype=Float32), Field(name="orders", dtype=Int32), Field(name="open", dtype=Bool)],
+)
+place = FeatureView(
+    name="place", entities=[shop], ttl=timedelta(0), source=source("place"),
+    schema=[Field(name="rent", dtype=Float64), Field(name="city", dtype=String), Field(name="visits", dtype=Int64)],
+)
+loyalty = FeatureView(
+    name="loyalty", entities=[shop, buyer], ttl=timedelta(0), source=source("loyalty"),
+    schema=[Field(name="bought", dtype=Float64)],
+)
+everything = FeatureService(name="everything", features=[stats, place, loyalty])
+mapped = FeatureService(name="mapped", features=[
+    stats.with_name("pickup").with_join_key_map({"shop_id": "from_shop"}),
+    stats[["rate"]].with_name("dropoff").with_join_key_map({"shop_id": "to_shop"})])
+"""
+CONFIGURATION = """
+project: bulk
+provider: local
+registry: {{path: data/registry.db}}
+online_store: {{type: {type}, connection_string: "{address}"}}
+offline_store: {{type: duckdb}}
+entity_key_serialization_version: 3
+"""
+STORES = {"feast": "redis", "bulk": "scoring.redis_store.BulkRedisOnlineStore"}
+NOW = dt.datetime.now(dt.UTC).replace(microsecond=123000)
+INPUTS = {
+    "rate": pa.float32(), "orders": pa.int32(), "open": pa.bool_(), "rent": pa.float64(), "city": pa.string(),
+    "visits": pa.int64(), "bought": pa.float64(),
+}  # fmt: skip
+FIELDS = {
+    "shop_id": "int64_val", "buyer": "string_val", "rate": "float_val", "orders": "int32_val", "open": "bool_val",
+    "rent": "double_val", "city": "string_val", "visits": "int64_val", "bought": "double_val",
+}  # fmt: skip
+
+
+class World:
+    """The same definitions over the same Redis, with each kind of store."""
+
+    def __init__(self, folder: Path, redis: RedisServer) -> None:
+        (folder / "data").mkdir()
+        (folder / "definitions.py").write_text(DEFINITIONS)
+        for name, columns in {
+            "stats": ["rate", "orders", "open"], "place": ["rent", "city", "visits"], "loyalty": ["buyer", "bought"],
+        }.items():  # fmt: skip
+            empty = pd.DataFrame({column: [0] for column in ["shop_id", *columns]}).assign(event_timestamp=NOW)
+            empty.to_parquet(folder / "data" / f"{name}.parquet", coerce_timestamps="us")
+        self.stores = {}
+        for name, kind in STORES.items():
+            text = CONFIGURATION.format(type=kind, address=f"{redis.host}:{redis.port}")
+            (folder / f"{name}.yaml").write_text(text)
+            chosen = Settings(model_name="m", feature_repo=folder, feature_store_yaml=f"{name}.yaml")
+            self.stores[name] = open_feature_store(chosen)
+        with contextlib.redirect_stderr(io.StringIO()):
+            apply_definitions(self.stores["feast"])
+        self.stores["bulk"].refresh_registry()
+
+    def write(self, kind: str, view: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows as Feast's materialization does, past its conversion from data frames."""
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+        store = self.stores[kind]
+        keys = ["shop_id", "buyer"] if view == "loyalty" else ["shop_id"]
+        written = []
+        for row in rows:
+            entity = EntityKey(join_keys=keys, entity_values=[value_of(key, row[key]) for key in keys])
+            values = {name: value_of(name, row[name]) for name in row if name not in (*keys, "event_timestamp")}
+            written.append((entity, values, row["event_timestamp"], None))
+        store.provider.online_write_batch(store.config, store.get_feature_view(view), written, None)
+
+
+def value_of(name: str, content: Any) -> Any:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    value = Value()
+    if content is not None:
+        setattr(value, FIELDS[name], content)
+    return value
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> World:
+    return World(tmp_path_factory.mktemp("bulk"), redis_server)
+
+
+def link(store: "FeatureStore", service: str, inputs: dict[str, pa.DataType]) -> ModelFeatures:
+    signature = Signature(tuple(ModelInput(name, dtype) for name, dtype in inputs.items()))
+    return link_features(store, "m/1", service, signature, ())
+
+
+def reader_of(world: World, features: ModelFeatures) -> BulkReader:
+    reader = bulk_reader(world.stores["bulk"], features)
+    assert reader is not None
+    return reader
+
+
+def feasts_answer(world: World, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    store = world.stores["feast"]
+    answer = store.get_online_features(store.get_feature_service(features.service), rows, full_feature_names=True)
+    return {feature.column: answer.to_dict()[feature.column] for feature in features.features}
+
+
+numbers = st.none() | st.floats(width=32, allow_nan=False)
+shops = st.integers(1, 40)
+stats_rows = st.fixed_dictionaries(
+    {
+        "shop_id": shops,
+        "rate": numbers,
+        "orders": st.none() | st.integers(-(2**31), 2**31 - 1),
+        "open": st.none() | st.booleans(),
+    }
+)
+place_rows = st.fixed_dictionaries(
+    {"shop_id": shops, "rent": st.none() | st.floats(allow_nan=False), "city": st.none() | st.text(max_size=9),
+     "visits": st.none() | st.integers(-(2**63), 2**63 - 1)}
+)  # fmt: skip
+loyalty_rows = st.fixed_dictionaries({"shop_id": shops, "buyer": st.sampled_from("abc"), "bought": numbers})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    stats=st.lists(stats_rows, min_size=1, max_size=6), place=st.lists(place_rows, min_size=1, max_size=6),
+    loyalty=st.lists(loyalty_rows, min_size=1, max_size=6), writer=st.sampled_from(list(STORES)),
+    asked=st.lists(st.tuples(shops, st.sampled_from("abcd")), min_size=1, max_size=50),
+)  # fmt: skip
+def test_it_reads_what_feast_reads_whoever_wrote_it(
+    world: World, stats: list[Any], place: list[Any], loyalty: list[Any], writer: str, asked: list[tuple[int, str]]
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    for view, rows in {"stats": stats, "place": place, "loyalty": loyalty}.items():
+        world.write(writer, view, [row | {"event_timestamp": now} for row in rows])
+    features = link(world.stores["bulk"], "everything", INPUTS)
+    keys = {"shop_id": [shop for shop, _ in asked], "buyer": [buyer for _, buyer in asked]}
+    read = reader_of(world, features).read(keys, len(asked))
+    expected = feasts_answer(world, features, keys)
+    assert {name: column.to_pylist() for name, column in read.columns.items()} == expected
+    assert {name: column.type for name, column in read.columns.items()} == {
+        feature.column: feature.dtype for feature in features.features
+    }
+
+
+def test_event_times_are_the_rows_own_and_zero_without_a_row(world: World) -> None:
+    moment = dt.datetime(2026, 1, 2, 3, 4, 5, 250000, tzinfo=dt.UTC)
+    world.write("feast", "stats", [{"shop_id": 900, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": moment}])
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32(), "rent": pa.float64()})
+    read = reader_of(world, features).read({"shop_id": [900, 901], "buyer": ["a", "a"]}, 2)
+    assert read.written_s["stats"].tolist() == [moment.timestamp(), 0.0]
+    assert read.written_s["place"].tolist() == [0.0, 0.0]
+
+
+def test_one_view_under_two_join_keys(world: World) -> None:
+    world.write("bulk", "stats", [
+        {"shop_id": shop, "rate": shop / 8, "orders": 1, "open": True, "event_timestamp": NOW} for shop in (801, 802)
+    ])  # fmt: skip
+    features = link(world.stores["bulk"], "mapped", {"pickup__rate": pa.float32(), "dropoff__rate": pa.float32()})
+    keys = {"from_shop": [801, 802, 803], "to_shop": [802, 801, 801]}
+    read = reader_of(world, features).read(keys, 3)
+    assert {name: column.to_pylist() for name, column in read.columns.items()} == feasts_answer(world, features, keys)
+
+
+def test_views_of_one_entity_share_one_round_trip(world: World, redis_server: RedisServer) -> None:
+    from redis import Redis
+
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32(), "rent": pa.float64()})
+    reader = reader_of(world, features)
+    keys = {"shop_id": list(range(500)), "buyer": ["a"] * 500}
+    reader.read(keys, 500)  # the first call may have to send the script
+    with Redis(redis_server.host, redis_server.port) as client:
+        before = client.info("stats")["total_commands_processed"]
+        reads = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        reader.read(keys, 500)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - reads == 1
+        assert client.info("stats")["total_commands_processed"] - before < 510  # one HMGET an entity, inside the script
+
+
+def test_more_entities_than_one_call_takes(world: World) -> None:
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
+    read = reader_of(world, features).read({"shop_id": list(range(5001)), "buyer": ["a"] * 5001}, 5001)
+    assert len(read.columns["stats__rate"]) == 5001
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.text(max_size=20), st.integers(-(2**31), 2**31 - 1))))
+def test_keys_are_feasts_own(rows: list[tuple[int, str, int]]) -> None:
+    from feast.infra.online_stores.helpers import _redis_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    keys = (("a", JoinKey("x", "int64")), ("b", JoinKey("y", "string")), ("c", JoinKey("z", "int32")))
+    ours = hash_keys(
+        keys, {"x": [r[0] for r in rows], "y": [r[1] for r in rows], "z": [r[2] for r in rows]}, b"project"
+    )
+    theirs = [
+        _redis_key("project", EntityKey(join_keys=["a", "b", "c"], entity_values=[
+            Value(int64_val=a), Value(string_val=b), Value(int32_val=c)]))
+        for a, b, c in rows
+    ]  # fmt: skip
+    assert ours == theirs
+
+
+def test_another_store_has_no_bulk_reader(world: World) -> None:
+    features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
+    assert bulk_reader(world.stores["feast"], features) is None
