@@ -20,7 +20,7 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-promote test check fmt lock clean
+.PHONY: help install demo demo-promote test soak check fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -36,6 +36,9 @@ demo-promote: .venv/.runtime ## move the alias to another model version while th
 
 test: .venv/.dev ## run all tests against real servers; ARGS="-k redis" picks some
 	@.venv/bin/python -m pytest $(ARGS)
+
+soak: .venv/.dev ## ask the API half of what it can for 10 minutes and watch its memory; MINUTES=1 is shorter
+	@OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.soak $(or $(MINUTES),10)
 
 check: .venv/.dev ## lint, formatting, types, direction of imports
 	.venv/bin/ruff check

@@ -5,36 +5,57 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from litestar import Litestar
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
+from api.access import keys_from
 from api.loading import Loader, RegistryLoader
+from api.metrics import Metrics
 from api.model_slot import AliasFollower, ModelSlot
 from api.problems import to_problem
+from api.request_scoring import RequestScoring
 from api.routes import STATIC, Description, Health, Scoring
+from api.state_metrics import ServingState
+from api.stopping import Stopping
 from api.store_probe import StoreProbe
+from api.tracing import tracing_to
+from api.traffic import Traffic
+from api.webhooks import mlflow_webhook
 from api.workers import Workers
 from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
 
 
-def create_app(settings: Settings, loader: Loader | None = None) -> Litestar:
+def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopping | None = None) -> Litestar:
     """The API, without having opened or loaded anything: that begins with the application's life.
 
     Args:
         settings: all of them.
         loader: where the model that serves comes from; the MLflow and Feast registries of the settings by default.
+        stopping: what the server sets when it was told to stop.
+
+    Raises:
+        SettingsError: the settings don't say who may ask.
     """
+    keys = keys_from(settings)
     if loader is None:
         loader = RegistryLoader(settings, MlflowRegistry.from_settings(settings))
-    slot = ModelSlot()
-    probe = StoreProbe()
+    stopping = stopping or Stopping()
+    slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
+    metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
     workers = Workers("request", settings.max_concurrent_requests, settings.max_waiting_requests)
-    index = (STATIC / "index.html").read_bytes()
+    scoring = RequestScoring(slot, workers, probe.breaker, metrics, settings.deadline_s)
+    tracing = tracing_to(settings.otlp_endpoint)
+    follower = AliasFollower(settings, loader, slot, probe)
+    webhooks = []
+    if settings.webhook_secret is not None:
+        webhooks.append(
+            mlflow_webhook(settings.webhook_secret, settings.model_name, settings.body_timeout_s, follower.wake)
+        )
 
     @contextlib.asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
-        follower = AliasFollower(settings, loader, slot, probe)
         for each in (workers, probe, follower):
             each.start()
         tasks = [
@@ -49,22 +70,39 @@ def create_app(settings: Settings, loader: Loader | None = None) -> Litestar:
             await asyncio.gather(*tasks, return_exceptions=True)
             for each in (workers, probe, follower):
                 each.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.stop)
 
-    parts = {"settings": settings, "slot": slot, "probe": probe, "workers": workers, "index": index}
-    return Litestar(
+    parts = {
+        "settings": settings,
+        "slot": slot,
+        "probe": probe,
+        "scoring": scoring,
+        "metrics": metrics,
+        "stopping": stopping,
+        "keys": keys,
+        "index": (STATIC / "index.html").read_bytes(),
+    }
+    app = Litestar(
         route_handlers=[
             Scoring,
             Health,
             Description,
+            *webhooks,
             create_static_files_router(path="/static", directories=[STATIC], include_in_schema=False),
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
+        # Guards get no dependencies.
+        state=State({"caller_keys": keys, "scoring": scoring}),
         exception_handlers={Exception: to_problem},
         lifespan=[life],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
+    routes = frozenset(route.path for route in app.routes)
+    app.asgi_handler = Traffic(app.asgi_handler, routes, metrics, stopping, tracing)
+    return app
 
 
 def _provide(part: object) -> Provide:

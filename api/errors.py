@@ -5,11 +5,15 @@ ServingError (scoring.errors)
 │   ├── NotJson              another content type
 │   ├── MalformedBody        the body is no JSON text
 │   ├── InvalidRequest       JSON, but not the request that this model needs
+│   ├── KeyNeeded            no key, or another one
+│   ├── NotSigned            a webhook's delivery that its sender did not sign, or too long ago
+│   ├── BodyTooSlow          the body did not arrive in time
 │   ├── NothingScored        every entity was excluded
 │   └── ClientLeft           it closed the connection before its body was complete
 └── Unavailable              a later attempt may succeed
     ├── NoModel              no version serves yet
     ├── Overloaded           as many requests wait as may wait
+    ├── StoreUnavailable     the feature store failed several times running
     └── DeadlineExceeded     it took too long
 """
 
@@ -51,6 +55,27 @@ class NothingScored(RequestError):
         super().__init__(f"None of the {len(excluded)} entities could be scored.")
 
 
+class KeyNeeded(RequestError):
+    """The caller has shown no key, or one that does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__("A key is needed: send it with the header Authorization: Bearer <key>.")
+
+
+class NotSigned(RequestError):
+    """A webhook's delivery lacks a fresh signature made with our secret."""
+
+    def __init__(self) -> None:
+        super().__init__("The delivery is not signed as it must be.")
+
+
+class BodyTooSlow(RequestError):
+    """The body did not arrive completely within its time."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The body did not arrive within {limit_s:g} s.")
+
+
 class ClientLeft(RequestError):
     """The client closed the connection before its body was complete, so nobody reads the answer."""
 
@@ -78,6 +103,13 @@ class Overloaded(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting.")
+
+
+class StoreUnavailable(Unavailable):
+    """The feature store failed several times running, so it was not asked."""
+
+    def __init__(self) -> None:
+        super().__init__("Features can't be read now.")
 
 
 class DeadlineExceeded(Unavailable):

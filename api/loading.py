@@ -1,21 +1,38 @@
 """Where the model version that serves comes from: what should serve now, and how it is made ready to."""
 
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
 
-from api.scorer import NEUTRAL, OnlineScorer, Scorer
-from scoring.errors import FeatureStoreError, ModelRefused, PredictionFailed
+from api.scorer import OnlineScorer, Scorer
+from scoring.admission import GOLDEN_ROWS, Proof, confirm
+from scoring.errors import FeatureStoreError, ServingError
 from scoring.feature_store import freeze_definitions, open_feature_store, read_definitions
-from scoring.model import load_model
+from scoring.features import ModelFeatures
+from scoring.model import Model, load_model
+from scoring.model_files import ModelFiles, fetch_model
+from scoring.online import read_online_vectors
 from scoring.predict import Policy
 from scoring.registry import ModelVersion, Registry
 from scoring.serving import ServingModel, link_version, resolve_version
 from scoring.settings import Settings
+from scoring.trial_load import prove_on_trial
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+log = structlog.get_logger(__name__)
+
+ProveFiles = Callable[[ModelFiles, pa.Table | None, Settings], Proof]
+
+REMEMBERED = 16
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -48,12 +65,20 @@ class Loader(Protocol):
 class RegistryLoader:
     """A `Loader` that follows the alias in a model registry and the definitions in a Feast registry."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        """Remember where to look; nothing is opened before the first look."""
+    def __init__(self, settings: Settings, registry: Registry, prove_files: ProveFiles = prove_on_trial) -> None:
+        """Remember where to look; nothing is opened before the first look.
+
+        Args:
+            settings: all of them.
+            registry: where versions and their files come from.
+            prove_files: how a version's files are admitted.
+        """
         self._settings = settings
         self._registry = registry
         self._policy = Policy.from_settings(settings)
         self._watched: FeatureStore | None = None
+        self._prove_files = prove_files
+        self._proven: dict[str, Proof] = {}
 
     def look(self) -> Target:
         """See `Loader.look`."""
@@ -68,15 +93,28 @@ class RegistryLoader:
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
         """See `Loader.load`. Only the definitions changed: the model that is loaded already is linked to them."""
-        store = freeze_definitions(self._open())
+        store = freeze_definitions(self._open(), self._settings.deadline_s)
         if isinstance(current, OnlineScorer) and current.version == target.version:
-            model = current.model
-        else:
-            model = load_model(self._registry, target.version, self._settings)
-        features = link_version(store, target.version, model.signature, self._settings)
-        serving = ServingModel(model, features)
-        admit(serving)
-        return OnlineScorer(serving, store, self._policy)
+            features = link_version(store, target.version, current.model.signature, self._settings)
+            return OnlineScorer(ServingModel(current.model, features), store, self._policy)
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            files = fetch_model(self._registry, target.version, Path(folder), self._settings)
+            features = link_version(store, target.version, files.signature, self._settings)
+            proof = self._prove(files, lambda: _known_rows(store, features, current))
+            model = load_model(files, proof.as_array)
+            confirm(model, proof)
+        _tell(model, proof)
+        return OnlineScorer(ServingModel(model, features), store, self._policy)
+
+    def _prove(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> Proof:
+        # A rollback goes to files that were proven already, and need not wait for another trial.
+        digest = files.digest()
+        if digest not in self._proven:
+            proof = self._prove_files(files, known_rows(), self._settings)
+            if len(self._proven) == REMEMBERED:
+                del self._proven[next(iter(self._proven))]
+            self._proven[digest] = proof
+        return self._proven[digest]
 
     def _open(self) -> "FeatureStore":
         if self._watched is None:
@@ -84,16 +122,23 @@ class RegistryLoader:
         return self._watched
 
 
-def admit(serving: ServingModel) -> None:
-    """Nothing, if the model gives one number for a made-up feature vector; that also warms it.
-
-    Raises:
-        ModelRefused: its output is something else.
-    """
-    columns = [pa.array([NEUTRAL[column.dtype]], column.dtype) for column in serving.features.signature.inputs]
+def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer | None) -> pa.Table | None:
+    """Complete feature vectors of entities that were lately asked for: no online store lists those that it has."""
+    if not isinstance(current, OnlineScorer) or current.lately_scored is None:
+        return None
+    rows = {column: values[:GOLDEN_ROWS] for column, values in current.lately_scored.items()}
     try:
-        serving.model.predict(pa.Table.from_arrays(columns, schema=serving.features.signature.schema))
-    except PredictionFailed as error:
-        # A model may rightly raise on made-up values (a category that it never saw), but not on its own output's shape.
-        if error.__cause__ is None:
-            raise ModelRefused(str(serving.model.version), str(error)) from error
+        online = read_online_vectors(store, features, rows, datetime.now(UTC))
+    except ServingError:  # other keys, or a store that does not answer now
+        return None
+    return online.vectors.filter(pc.is_null(online.reasons))
+
+
+def _tell(model: Model, proof: Proof) -> None:
+    facts = {"model": str(model.version), "golden_rows": proof.source, "rows": proof.rows.num_rows}
+    if proof.source == "made_up":
+        log.warning("model_not_proven", hint="Log it with an input_example; see docs/security.md.", **facts)
+    elif not proof.same_in_any_batch:
+        log.warning("predictions_depend_on_the_batch", **facts)
+    else:
+        log.info("model_proven", as_array=proof.as_array, **facts)

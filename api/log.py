@@ -3,11 +3,17 @@
 import logging
 import sys
 
+import msgspec
 import structlog
 
+from scoring.settings import LogLevel
 
-def configure_logging() -> None:
-    """Send every logger of this process through structlog. No one hands it bodies, cookies or feature values."""
+
+def configure_logging(level: LogLevel) -> None:
+    """Log what is at least as serious as `level`. No one hands the log bodies, headers or feature values.
+
+    Our own events are written as bytes past the standard library, which made a request's line five times dearer.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -15,10 +21,11 @@ def configure_logging() -> None:
         # Local variables would hold bodies and feature values.
         structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
+    number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_encode)],
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -34,10 +41,15 @@ def configure_logging() -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    # At debug the libraries write headers and statements, with what is in them.
+    root.setLevel(max(number, logging.INFO))
     for noisy in ("alembic", "feast", "mlflow", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
+
+
+def _encode(event: structlog.typing.EventDict, **_options: object) -> bytes:
+    return msgspec.json.encode(event, enc_hook=str)
 
 
 def _without_colours(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -54,6 +54,10 @@ class ModelSlot:
         """When the registries last said what should serve."""
         self.look_problem: str | None = None
         """Why they could not, the last time that they were asked; None if they could."""
+        self.swaps = 0
+        """How often another version, or the same on other feature definitions, began to serve."""
+        self.refusals = 0
+        """How often one that should serve was refused, each attempt counted."""
 
     def current(self) -> Served:
         """What serves now.
@@ -140,6 +144,7 @@ class AliasFollower:
             return
         await self._probe.check(scorer, WARM_UP_S)
         slot.served = Served(target, scorer, form)
+        slot.swaps += 1
         slot.refusal = None
         log.info(
             "model_swapped",
@@ -170,6 +175,7 @@ class AliasFollower:
             log.error("model_refused", model=str(target.version), reason=reason, exc_info=_unexpected(error))
         wait_s = min(FIRST_RETRY_S * 2 ** (attempts - 1), LONGEST_RETRY_S)
         slot.refusal = Refusal(target, reason, attempts, slot.clock() + wait_s)
+        slot.refusals += 1
 
 
 def _reason(error: Exception) -> str:

@@ -14,9 +14,11 @@ ABOUT = """Scores entities with the model version that the registry's alias name
 Every error is an RFC 9457 problem (`application/problem+json`) with an `instance` that also stands in the log.
 A 503 has a `Retry-After` in seconds."""
 
-BODY_PROBLEMS = (400, 413, 415, 422, 500, 503)
+BODY_PROBLEMS = (400, 408, 413, 415, 422, 500, 503)
 PROBLEM_MEANINGS = {
     400: "The body is no JSON text in UTF-8, or the request is malformed.",
+    401: "No key, or one that does not fit.",
+    408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
     413: "The body is larger than SERVING_MAX_BODY_BYTES.",
     415: "The body is not declared as application/json.",
     422: "JSON, but not a request for this model (a wrong type, a missing, unknown or repeated member, too many "
@@ -29,6 +31,7 @@ MODEL = {
     "properties": {"name": {"type": "string"}, "version": {"type": "integer"}},
     "required": ["name", "version"],
 }
+KEY_SCHEMES = {"key": {"type": "http", "scheme": "bearer", "description": "One of SERVING_API_KEYS."}}
 REASON = {
     "type": "string",
     "description": "`not_found`: the online store has no row for it. `stale`: its row is past the feature view's "
@@ -36,9 +39,11 @@ REASON = {
 }
 
 
-def describe(settings: Settings, form: RequestForm | None) -> dict[str, Any]:
+def describe(settings: Settings, form: RequestForm | None, *, keys_needed: bool) -> dict[str, Any]:
     """The document for the model that serves; None for none yet: then the bodies are described in general."""
     body, components = _request(settings, form)
+    best = _scoring("inference", "The best of the entities asked for", body, "Inference", keys_needed)
+    each = _scoring("scores", "One score an entity, in request order", body, "Scores", keys_needed)
     keys = _key_schemas(form)
     schemas = {
         "Problem": _problem(),
@@ -58,13 +63,14 @@ def describe(settings: Settings, form: RequestForm | None) -> dict[str, Any]:
         "servers": [{"url": "./"}],
         "tags": [{"name": "scoring"}, {"name": "health"}],
         "paths": {
-            "/inference": {"post": _scoring("inference", "The best of the entities asked for", body, "Inference")},
-            "/scores": {"post": _scoring("scores", "One score an entity, in request order", body, "Scores")},
+            "/inference": {"post": best},
+            "/scores": {"post": each},
             "/live": {"get": _health("live", "The process is up", _object({"live": {"const": True}}), ())},
             "/ready": {"get": _health("ready", "Model and feature store are usable", _ref("Readiness"), (503,))},
             "/version": {"get": _health("version", "What serves now", _version(), (503,))},
+            "/metrics": {"get": _metrics()},
         },
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, **({"securitySchemes": KEY_SCHEMES} if keys_needed else {})},
     }
 
 
@@ -130,7 +136,7 @@ def _imputed(settings: Settings) -> dict[str, Any]:
     return {"imputed": {"type": "array", "items": _ref("Excluded"), "description": description}}
 
 
-def _scoring(operation: str, summary: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
+def _scoring(operation: str, summary: str, body: dict[str, Any], answer: str, keys_needed: bool) -> dict[str, Any]:
     model_header = {"schema": {"type": "string"}, "description": "`name/version` of the model that answered."}
     id_header = {
         "schema": {"type": "string"},
@@ -147,8 +153,20 @@ def _scoring(operation: str, summary: str, body: dict[str, Any], answer: str) ->
                 "headers": {"X-Request-Id": id_header, "X-Model-Version": model_header},
                 "content": {"application/json": {"schema": _ref(answer)}},
             },
-            **_problems(BODY_PROBLEMS),
+            **_problems((401, *BODY_PROBLEMS) if keys_needed else BODY_PROBLEMS),
         },
+        **({"security": [{name: []} for name in KEY_SCHEMES]} if keys_needed else {}),
+    }
+
+
+def _metrics() -> dict[str, Any]:
+    summary = "Prometheus metrics"
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "operationId": "metrics",
+        "tags": ["health"],
+        "summary": summary,
+        "responses": {"200": {"description": summary + ".", "content": text}},
     }
 
 
@@ -213,7 +231,7 @@ def _readiness() -> dict[str, Any]:
                 "description": "A version that the alias names and that can't serve; the one before it serves on.",
             },
             "feature_store": _object(
-                {"usable": {"type": "boolean"}, "problem": nullable_text, "checked_age_s": nullable_seconds}
+                {"usable": {"type": "boolean"}, "problem": nullable_text, "last_answer_age_s": nullable_seconds}
             ),
         }
     )

@@ -11,16 +11,21 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from api.errors import (
+    BodyTooSlow,
     ClientLeft,
     DeadlineExceeded,
     InvalidRequest,
+    KeyNeeded,
     MalformedBody,
     NoModel,
     NothingScored,
     NotJson,
+    NotSigned,
     Overloaded,
+    StoreUnavailable,
     Unavailable,
 )
+from api.note import Note
 from scoring.errors import EntityRowsError, FeaturesRejected, FeatureStoreError, PredictionFailed, ServingError
 
 log = structlog.get_logger(__name__)
@@ -46,7 +51,12 @@ BAD_REQUEST = Kind("bad-request", 400, "The request is malformed")
 NOT_READY = Kind("not-ready", 503, "Not ready to serve")
 INTERNAL = Kind("internal-error", 500, "Something went wrong here", "The log holds more under this problem's instance.")
 
+STORE_FAILED = Kind("feature-store-failed", 503, "The feature store failed", "Features can't be read now.")
+
 BY_ERROR: dict[type[Exception], Kind] = {
+    KeyNeeded: Kind("key-needed", 401, "A key is needed"),
+    NotSigned: Kind("not-signed", 401, "The delivery is not signed"),
+    BodyTooSlow: Kind("body-too-slow", 408, "The body took too long"),
     NotJson: Kind("not-json", 415, "The body is not declared as JSON"),
     MalformedBody: Kind("malformed-body", 400, "The body is no JSON text"),
     ClientLeft: BAD_REQUEST,
@@ -57,7 +67,8 @@ BY_ERROR: dict[type[Exception], Kind] = {
     NoModel: Kind("no-model", 503, "No model serves yet"),
     Overloaded: Kind("overloaded", 503, "Too many requests"),
     DeadlineExceeded: Kind("deadline-exceeded", 503, "No answer in time"),
-    FeatureStoreError: Kind("feature-store-failed", 503, "The feature store failed", "Features can't be read now."),
+    StoreUnavailable: STORE_FAILED,
+    FeatureStoreError: STORE_FAILED,
     PredictionFailed: Kind("prediction-failed", 500, "The model failed", "The model failed on this request."),
 }
 BY_STATUS = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE)}
@@ -65,10 +76,10 @@ KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), *BY_STATUS.values(), BAD_REQUES
 
 
 def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """The response for any error that a request led to, and its line in the log.
+    """The response for any error that a request led to. What went wrong on our side gets a line of its own in the log.
 
-    `instance` is new for each problem and stands in the log. No body holds feature values, a stack trace or the text of
-    an error that was not made for clients.
+    `instance` is new for each problem and stands in the log, at least in the request's own line. No body holds feature
+    values, a stack trace or the text of an error that was not made for clients.
     """
     kind = _kind(error)
     instance = f"urn:uuid:{uuid.uuid4()}"
@@ -80,10 +91,17 @@ def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[An
         headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
     if isinstance(error, HTTPException) and error.headers:
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
-    request_id = request.state.get("request_id")
-    if request_id is not None:
-        members["request_id"] = request_id
-        headers["X-Request-Id"] = header_text(request_id)
+    if isinstance(error, KeyNeeded):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):  # what is still to come of it must not be read as a request
+        headers["Connection"] = "close"
+    note = Note.of(request.scope["state"])
+    note.problem, note.instance = kind.name, instance
+    if note.request_id is not None:
+        members["request_id"] = note.request_id
+        headers["X-Request-Id"] = header_text(note.request_id)
+    if note.model is not None:
+        headers["X-Model-Version"] = header_text(note.model)
     _log(kind, instance, request, error)
     return problem_response(kind, _detail(kind, error), instance, members, headers)
 
@@ -147,5 +165,3 @@ def _log(kind: Kind, instance: str, request: Request[Any, Any, Any], error: Exce
         log.error("request_failed", reason=str(error), **facts)
     elif kind is INTERNAL:
         log.error("request_failed", exc_info=error, **facts)
-    else:
-        log.info("request_refused", **facts)

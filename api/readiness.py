@@ -10,15 +10,18 @@ from litestar import MediaType, Response
 from api.answers import model_answer
 from api.model_slot import ModelSlot
 from api.problems import NOT_READY, problem_response
+from api.stopping import Stopping
 from api.store_probe import StoreProbe
 from scoring.settings import Settings
 
 
-def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe) -> dict[str, Any]:
+def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: Stopping) -> dict[str, Any]:
     """The state of model, registry and feature store; member `problem` is None where requests have all they need."""
     served, refusal, store = slot.served, slot.refusal, probe.state
     problem = None
-    if served is None:
+    if stopping.begun:
+        problem = "This process was told to stop."
+    elif served is None:
         problem = f"No model version serves yet: {slot.why_empty()}"
     elif not store.usable:
         problem = store.problem
@@ -40,7 +43,7 @@ def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe) -> dict[st
         "feature_store": {
             "usable": store.usable,
             "problem": store.problem,
-            "checked_age_s": _age_s(store.checked_at),
+            "last_answer_age_s": _age_s(store.answered_at),
         },
     }
 

@@ -1,25 +1,32 @@
 """The addresses of the API. Handlers read the request, hand it to the others and shape the response."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 from litestar import Controller, MediaType, Request, Response, get, post
+from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from api.access import Keys
 from api.answers import inference_answer, model_answer, scores_answer
-from api.errors import ClientLeft, DeadlineExceeded, NotJson
+from api.errors import BodyTooSlow, ClientLeft, NotJson
+from api.metrics import Metrics
 from api.model_slot import ModelSlot, Served
+from api.note import Note
 from api.openapi import describe
 from api.problems import header_text
 from api.readiness import readiness, readiness_response
 from api.request_form import EntityRequest
+from api.request_scoring import RequestScoring
+from api.stopping import Stopping
 from api.store_probe import StoreProbe
-from api.workers import Workers
 from scoring.predict import Scores
 from scoring.settings import MissingFeaturesPolicy, Settings
 
@@ -31,30 +38,36 @@ STATIC = Path(__file__).parent / "static"
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
+async def may_ask(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """Litestar's guard of the scoring routes: runs before a body is read. (Async: another kind costs a thread's hop.)
+
+    Raises:
+        KeyNeeded: the caller may not.
+        Overloaded: nobody may, now.
+    """
+    state = connection.app.state
+    state.caller_keys.check(connection.headers.get("authorization"))
+    state.scoring.check_room()
+
+
 class Scoring(Controller):
     """What the model is asked for."""
 
+    guards: ClassVar[list[Guard]] = [may_ask]  # type: ignore[misc]  # Litestar declares it as an instance's
+
     @post("/inference", status_code=200)
     async def inference(
-        self,
-        request: AnyRequest,
-        settings: NamedDependency[Settings],
-        slot: NamedDependency[ModelSlot],
-        workers: NamedDependency[Workers],
+        self, request: AnyRequest, settings: NamedDependency[Settings], scoring: NamedDependency[RequestScoring]
     ) -> Response[bytes]:
         """The best of the entities asked for."""
-        return await _answer(request, settings, slot, workers, inference_answer)
+        return await _answer(request, settings, scoring, inference_answer)
 
     @post("/scores", status_code=200)
     async def scores(
-        self,
-        request: AnyRequest,
-        settings: NamedDependency[Settings],
-        slot: NamedDependency[ModelSlot],
-        workers: NamedDependency[Workers],
+        self, request: AnyRequest, settings: NamedDependency[Settings], scoring: NamedDependency[RequestScoring]
     ) -> Response[bytes]:
         """One score an entity."""
-        return await _answer(request, settings, slot, workers, scores_answer)
+        return await _answer(request, settings, scoring, scores_answer)
 
 
 class Health(Controller):
@@ -69,10 +82,14 @@ class Health(Controller):
 
     @get("/ready")
     async def ready(
-        self, settings: NamedDependency[Settings], slot: NamedDependency[ModelSlot], probe: NamedDependency[StoreProbe]
+        self,
+        settings: NamedDependency[Settings],
+        slot: NamedDependency[ModelSlot],
+        probe: NamedDependency[StoreProbe],
+        stopping: NamedDependency[Stopping],
     ) -> Response[Any]:
-        """Model and feature store are usable."""
-        return readiness_response(readiness(settings, slot, probe))
+        """Model and feature store are usable, and the process was not told to stop."""
+        return readiness_response(readiness(settings, slot, probe, stopping))
 
     @get("/version")
     async def version(self, slot: NamedDependency[ModelSlot]) -> Response[bytes]:
@@ -85,6 +102,11 @@ class Health(Controller):
         }
         return _json(body, {**self.no_store, **_version_header(served)})
 
+    @get("/metrics")
+    async def metrics(self, metrics: NamedDependency[Metrics]) -> Response[bytes]:
+        """What Prometheus scrapes."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4, headers=self.no_store)
+
 
 class Description(Controller):
     """The API's description, for people and for programs."""
@@ -95,36 +117,39 @@ class Description(Controller):
         return Response(index, media_type=MediaType.HTML, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @get("/openapi.json")
-    async def openapi(self, settings: NamedDependency[Settings], slot: NamedDependency[ModelSlot]) -> Response[bytes]:
+    async def openapi(
+        self, settings: NamedDependency[Settings], slot: NamedDependency[ModelSlot], keys: NamedDependency[Keys]
+    ) -> Response[bytes]:
         """OpenAPI document of what serves now."""
         form = slot.served.form if slot.served else None
-        return _json(describe(settings, form), {"Cache-Control": "no-store"})
+        return _json(describe(settings, form, keys_needed=keys.needed), {"Cache-Control": "no-store"})
 
 
 async def _answer(
-    request: AnyRequest, settings: Settings, slot: ModelSlot, workers: Workers, make_answer: Answer
+    request: AnyRequest, settings: Settings, scoring: RequestScoring, make_answer: Answer
 ) -> Response[bytes]:
     if request.content_type[0] != "application/json":
         raise NotJson
-    body = b"".join([chunk async for chunk in _read(request)])
-    try:
-        async with asyncio.timeout(settings.deadline_s):
-            # Taken once: a swap meanwhile changes nothing for this request.
-            served = slot.current()
-            entities = served.form.decode(body)
-            request.state.request_id = entities.request_id
-            scores = await workers.run(lambda: served.scorer.score(entities.entity_rows, datetime.now(UTC)))
-    except TimeoutError:
-        raise DeadlineExceeded(settings.deadline_s) from None
-    answer = make_answer(served, entities, scores, settings.missing_features)
-    return _json(answer, {"X-Request-Id": header_text(entities.request_id), **_version_header(served)})
+    body = await read_body(request, settings.body_timeout_s)
+    scored = await scoring.score(body, Note.of(request.scope["state"]))
+    answer = make_answer(scored.served, scored.entities, scored.scores, settings.missing_features)
+    headers = {"X-Request-Id": header_text(scored.entities.request_id), **_version_header(scored.served)}
+    return _json(answer, headers)
 
 
-async def _read(request: AnyRequest) -> AsyncIterator[bytes]:
+async def read_body(request: AnyRequest, limit_s: float) -> bytes:
+    """The request's body.
+
+    Raises:
+        BodyTooSlow: it did not arrive in time.
+        ClientLeft: nor will it.
+    """
     # Litestar holds the body to request_max_body_size as it arrives, and calls a client that left a server's fault.
     try:
-        async for chunk in request.stream():
-            yield chunk
+        async with asyncio.timeout(limit_s):
+            return b"".join([chunk async for chunk in request.stream()])
+    except TimeoutError:
+        raise BodyTooSlow(limit_s) from None
     except InternalServerException:
         raise ClientLeft from None
 

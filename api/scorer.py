@@ -4,29 +4,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow as pa
-
 from scoring.features import ModelFeatures
-from scoring.online import read_online_vectors
+from scoring.online import OnlineVectors, read_online_vectors
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
 from scoring.serving import ServingModel
+from scoring.signature import NEUTRAL
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 EntityRows = Mapping[str, Sequence[Any]]
-
-# Stands in for a value that nobody knows, where only the way matters that it takes.
-NEUTRAL: dict[pa.DataType, Any] = {
-    pa.bool_(): False,
-    pa.int32(): 0,
-    pa.int64(): 0,
-    pa.float32(): 0.0,
-    pa.float64(): 0.0,
-    pa.string(): "-",
-    pa.timestamp("ns"): 0,
-}
 
 
 class Scorer(Protocol):
@@ -40,12 +28,19 @@ class Scorer(Protocol):
     def features(self) -> ModelFeatures:
         """Its link to the feature store."""
 
-    def score(self, entity_rows: EntityRows, now: datetime) -> Scores:
-        """Scores of n entity rows, column → n values, in their order.
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        """Feature vectors of n entity rows, column → n values, in their order.
 
         Raises:
-            EntityRowsError, FeaturesRejected: the request can't be scored.
+            EntityRowsError: the rows can't be looked up.
             FeatureStoreError: the online store failed.
+        """
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+        """Scores of the entity rows that `online` was looked up for.
+
+        Raises:
+            FeaturesRejected: the policy is `reject`, and a row is incomplete.
             PredictionFailed: the model failed.
         """
 
@@ -66,15 +61,22 @@ class OnlineScorer:
         self.features = serving.features
         self._store = store
         self._policy = policy
+        self.lately_scored: EntityRows | None = None
+        """A request of which at least one entity had all features: it gives golden rows for the next version."""
 
     @property
     def version(self) -> ModelVersion:
         """See `Scorer.version`."""
         return self.model.version
 
-    def score(self, entity_rows: EntityRows, now: datetime) -> Scores:
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        """See `Scorer.look_up`."""
+        return read_online_vectors(self._store, self.features, entity_rows, now)
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """See `Scorer.score`."""
-        online = read_online_vectors(self._store, self.features, entity_rows, now)
+        if online.reasons.null_count:
+            self.lately_scored = entity_rows
         keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
         return score(
             self.model,

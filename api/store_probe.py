@@ -1,30 +1,19 @@
-"""Whether the online store answers: looked up every now and then, so that /ready need not ask it."""
+"""Asks the online store every now and then, so that neither /ready nor a request has to find out whether it answers."""
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 
-import msgspec
-import structlog
-
+from api.breaker import Breaker, StoreState
 from api.errors import Overloaded
 from api.scorer import Scorer
 from api.workers import Workers
 from scoring.errors import ServingError, first_line
 
-log = structlog.get_logger(__name__)
-
 INTERVAL_S = 2.0
+# While the store fails: how soon its return is seen.
+RETRY_S = 0.5
 PATIENCE_S = 1.0
-
-
-class StoreState(msgspec.Struct, frozen=True):
-    """What the last look-up told."""
-
-    usable: bool
-    problem: str | None = None
-    """Why it is not usable, in one line."""
-    checked_at: datetime | None = None
+NO_ANSWER = "The feature store gave no answer in time."
 
 
 class StoreProbe:
@@ -32,15 +21,20 @@ class StoreProbe:
 
     def __init__(self) -> None:
         """Start without an answer."""
-        self.state = StoreState(usable=False, problem="It was not asked yet.")
+        self.breaker = Breaker()
         self._workers = Workers("store-probe", threads=1, waiting=0)
+
+    @property
+    def state(self) -> StoreState:
+        """What is known of the store."""
+        return self.breaker.state
 
     async def run(self, scorer: Callable[[], Scorer | None]) -> None:
         """Check until cancelled; `scorer` says through which scorer, None for none yet."""
         while True:
             if (current := scorer()) is not None:
                 await self.check(current, PATIENCE_S)
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(RETRY_S if self.breaker.failures else INTERVAL_S)
 
     def start(self) -> None:
         """Start its thread."""
@@ -51,19 +45,15 @@ class StoreProbe:
         self._workers.stop()
 
     async def check(self, scorer: Scorer, patience_s: float) -> None:
-        """Ask once and remember the outcome. Raises nothing."""
-        problem = None
+        """Ask once and tell the breaker the outcome. Raises nothing."""
         try:
             async with asyncio.timeout(patience_s):
                 await self._workers.run(scorer.check_store)
         except (TimeoutError, Overloaded):
-            problem = "The feature store gave no answer in time."
+            self.breaker.failed(NO_ANSWER)
         except ServingError as error:
-            problem = str(error)
+            self.breaker.failed(str(error))
         except Exception as error:
-            problem = f"{type(error).__name__}: {first_line(error)}"
-        if problem is not None and self.state.problem != problem:
-            log.warning("feature_store_unusable", reason=problem)
-        elif problem is None and self.state.checked_at is not None and not self.state.usable:
-            log.info("feature_store_usable_again")
-        self.state = StoreState(problem is None, problem, datetime.now(UTC))
+            self.breaker.failed(f"{type(error).__name__}: {first_line(error)}")
+        else:
+            self.breaker.answered()

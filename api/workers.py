@@ -42,13 +42,18 @@ class Workers:
         for _ in range(self._threads):
             self._calls.put(None)
 
+    @property
+    def full(self) -> bool:
+        """Whether `run` would raise Overloaded now."""
+        return self._unfinished >= self._most
+
     async def run(self, function: Callable[[], T]) -> T:
         """What `function` returns or raises, from one of the threads.
 
         Raises:
             Overloaded: no thread is free and as many calls wait as may wait.
         """
-        if self._unfinished >= self._most:
+        if self.full:
             raise Overloaded
         self._unfinished += 1
         loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -27,7 +28,8 @@ RUN_S = 180.0
 def main() -> int:
     """Run the demonstration; 0 when all was shown, 1 with the reason in one line when not."""
     once = "--once" in sys.argv[1:]
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that closes sends the second
+        signal.signal(number, _as_interrupt)
     signal.signal(signal.SIGINT, _as_interrupt)  # a shell that starts us in the background sets it to be ignored
     os.chdir(ROOT)
     environment = demo_environment()
@@ -36,8 +38,9 @@ def main() -> int:
         settings = Settings.from_environment(environment)
         dagit_port = _check_place(settings, environment)
         os.environ.update(environment)
+        warnings.simplefilter("ignore")  # Feast's, MLflow's and SQLAlchemy's, of each other
         show.title()
-        _demonstrate(settings, dagit_port, processes)
+        _demonstrate(settings, dagit_port, processes, once=once)
         if not once:
             _stay_up(processes)
         return 0
@@ -47,6 +50,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0 if not once else 130
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # else a second Ctrl-C would leave servers behind
         processes.stop()
 
 
@@ -71,7 +76,7 @@ def _check_place(settings: Settings, environment: dict[str, str]) -> int:
     return int(text)
 
 
-def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> None:
+def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, once: bool) -> None:
     # The webserver loads while the model trains: the machine has two cores.
     workspace = ["-w", str(ROOT / "workspace.yaml")]
     processes.start(
@@ -91,7 +96,8 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> N
 
     _wait("the API", api.ready, processes, START_S)
     show.online(*api.rank([1001, 1002, 1003, 9999]))
-    show.addresses(dagit.url, api.url)
+    if not once:
+        show.addresses(dagit.url, api.url)
 
 
 def _show_run(dagit: Dagit, run_id: str, processes: Processes) -> Run:

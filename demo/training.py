@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from demo.data import make_orders
-from demo.place import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS
+from demo.place import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS, CannotStart
+from scoring.errors import first_line
 from scoring.feature_store import inside
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def champion_version(tracking_uri: str) -> int | None:
         return int(MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(MODEL, ALIAS).version)
     except MlflowException:
         return None
+    except Exception as error:  # SQLAlchemy's, of a database whose creation was interrupted
+        raise CannotStart(f"MLflow can't use {tracking_uri} ({first_line(error)}): make clean forgets it.") from error
 
 
 def train_and_promote(

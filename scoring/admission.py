@@ -82,7 +82,7 @@ def confirm(model: Model, proof: Proof) -> None:
     try:
         predictions = model.predict(proof.rows)
     except PredictionFailed as error:
-        raise ModelRefused(str(model.version), str(error)) from error
+        raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
     if not _same(predictions, proof.predictions):
         raise ModelRefused(
             str(model.version), "it does not predict here what it predicted when it was loaded on trial."
@@ -142,7 +142,8 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
         # A model may rightly raise on a made-up row (a category that it never saw), but not on its own output's form.
         if source == "made_up" and error.__cause__ is not None:
             return None
-        raise ModelRefused(str(model.version), f"on its golden rows ({source}): {error}") from error
+        reason = f"it fails on its golden rows ({source}): {error.problem}"
+        raise ModelRefused(str(model.version), reason) from error
     broken = int(np.count_nonzero(~np.isfinite(predictions)))
     if broken and source != "made_up":
         raise ModelRefused(

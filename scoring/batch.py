@@ -1,7 +1,7 @@
 """A batch request from its file to batch_input.parquet and on to batch_output.parquet and its manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,24 @@ from scoring.storage import Content, Location, content_of, fetch, publishing
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+# What looks at a finished file before it is published, and raises to have it thrown away. Gets the file, the number of
+# the request's rows and, view → rows, for how many the view's row was too old (empty where the store does not tell).
+InspectInput = Callable[[Path, int, Mapping[str, int]], None]
+# The same for batch_output.parquet: the file and what came out.
+InspectOutput = Callable[[Path, Outcome], None]
+
+
+def accept(*_: object) -> None:
+    """Inspect nothing."""
+
 
 def write_batch_input(
-    request: Location, store: "FeatureStore", model: str, features: ModelFeatures, destination: Location
+    request: Location,
+    store: "FeatureStore",
+    model: str,
+    features: ModelFeatures,
+    destination: Location,
+    inspect: InspectInput = accept,
 ) -> Content:
     """Join the request's rows with the model's features and write batch_input.parquet, whole; returns which bytes.
 
@@ -52,9 +67,11 @@ def write_batch_input(
     with publishing(destination) as part, scratch_folder() as scratch:
         copy, typed = scratch / request.name, scratch / "typed.parquet"
         origin = Origin(_fetch(request, copy), model, features.service, definitions)
-        write_tables(read_batch_request(copy, features, str(request)), typed, {})
-        joined = with_point_in_time_features(store, features, typed)
+        rows = write_tables(read_batch_request(copy, features, str(request)), typed, {})
+        stale: dict[str, int] = {}
+        joined = with_point_in_time_features(store, features, typed, stale)
         write_tables(joined, part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
+        inspect(part, rows, stale)
         return content_of(part, destination.name)
 
 
@@ -75,7 +92,12 @@ def read_batch_input_model(file: Location) -> str:
 
 
 def write_batch_output(
-    source: Location, model: Model, features: ModelFeatures, policy: Policy, destination: Location
+    source: Location,
+    model: Model,
+    features: ModelFeatures,
+    policy: Policy,
+    destination: Location,
+    inspect: InspectOutput = accept,
 ) -> Manifest:
     """Score batch_input.parquet and write batch_output.parquet, then manifest.json beside it.
 
@@ -105,6 +127,7 @@ def write_batch_output(
                     lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(batch_input)).decode()},
                 )
                 _check_rows(part, opened.metadata.num_rows, rows)
+                inspect(part, scoring.outcome(batch_input))
         except pa.ArrowInvalid as error:
             raise _not_readable(source, error) from None
     return write_manifest(destination)

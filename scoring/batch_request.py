@@ -1,10 +1,13 @@
 """Read a batch request: a file of entity rows, each with a moment in time."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +22,13 @@ OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "featur
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 131_072
+# The name under which a join numbers the rows.
+ROW = "request_row__"
+WHOLE_NUMBER = r"^\s*[+-]?\d+\s*$"
+ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
+# What pandas' nanoseconds hold; offline stores get their entity rows in them.
+EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2261, 12, 31, tzinfo=UTC)
+CHUNK_BYTES = 1 << 22
 
 
 def read_batch_request(file: Path, features: ModelFeatures, origin: str | None = None) -> Iterator[pa.Table]:
@@ -56,6 +66,7 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
         if file.suffix == ".parquet":
             yield from _read_parquet(file)
         elif file.suffix in DELIMITERS:
+            _check_quotes(file, shown, DELIMITERS[file.suffix])
             yield from _read_text(file, csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True))
         else:
             raise BatchRequestError(shown, f"its name must end in one of {', '.join(SUFFIXES)}.")
@@ -67,7 +78,7 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
 
 def _read_parquet(file: Path) -> Iterator[pa.Table]:
     # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25).
-    with pq.ParquetFile(file, pre_buffer=False) as source:
+    with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as source:
         if source.metadata.num_rows == 0:
             yield source.schema_arrow.empty_table()
         for batch in source.iter_batches(batch_size=ROWS_A_BATCH):
@@ -91,16 +102,51 @@ def _read_text(file: Path, parse_options: csv.ParseOptions) -> Iterator[pa.Table
             yield source.schema.empty_table()
 
 
+def _check_quotes(file: Path, shown: str, delimiter: str) -> None:
+    """Refuse a text file whose quotation marks do not surround whole cells.
+
+    pyarrow takes a quote that is never closed as the start of one cell to the end of the file, and all rows in between
+    are gone without a word (pyarrow 25).
+    """
+    may_stand_beside = np.zeros(256, dtype=bool)
+    may_stand_beside[list(f'{delimiter}\r\n"'.encode())] = True
+    opened, line, opened_at, before = False, 1, 0, b"\n"
+    with file.open("rb") as source:
+        chunk = source.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
+        while chunk:
+            following = source.read(CHUNK_BYTES)
+            text = np.frombuffer(before + chunk + (following[:1] or b"\n"), np.uint8)
+            quotes = np.flatnonzero(text[1:-1] == ord('"')) + 1
+            opening = (np.arange(len(quotes)) % 2 == 0) ^ opened
+            wrong = quotes[~may_stand_beside[text[np.where(opening, quotes - 1, quotes + 1)]]]
+            if len(wrong):
+                raise _bad_quote(shown, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
+            if len(quotes):
+                opened = bool(opening[-1])
+                opened_at = line + chunk.count(b"\n", 0, int(quotes[-1]) - 1)
+            line += chunk.count(b"\n")
+            before, chunk = chunk[-1:], following
+    if opened:
+        raise _bad_quote(shown, opened_at)
+
+
+def _bad_quote(shown: str, line: int) -> BatchRequestError:
+    problem = "a quotation mark must surround a whole cell, one inside of it must be doubled, and it must be closed."
+    return BatchRequestError(shown, f"line {line}: {problem}")
+
+
 def _typed(
     shown: str, table: pa.Table, start: int, needed: tuple[str, ...], types: dict[str, pa.DataType], optional: Any
 ) -> pa.Table:
     for name in needed:
         column = table[name]
         if name == EVENT_TIMESTAMP:
-            column = _converted(shown, name, column, start, _to_moment, "is not an ISO 8601 date and time")
+            column = _converted(
+                shown, name, column, start, _to_moment, "is not an ISO 8601 date and time of the years 1678 to 2261"
+            )
         elif name in types:
-            cast = functools.partial(pc.cast, target_type=types[name])
-            column = _converted(shown, name, column, start, cast, f"is not {types[name]}")
+            convert = functools.partial(_to_value, target=types[name])
+            column = _converted(shown, name, column, start, convert, f"is not {types[name]}")
         if name not in optional and column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
             raise BatchRequestError(shown, "this row has no value.", column=name, row=start + row + 1)
@@ -111,15 +157,18 @@ def _typed(
 def _check_columns(shown: str, found: list[str], needed: tuple[str, ...], features: ModelFeatures) -> None:
     missing = [name for name in needed if name not in found]
     if missing:
-        raise BatchRequestError(
-            shown, f"this column is missing (the file has {', '.join(found)}).", column=missing[0]
-        )
-    twice = [name for name in found if found.count(name) > 1]
+        raise BatchRequestError(shown, f"this column is missing (the file has {', '.join(found)}).", column=missing[0])
+    nameless = [place for place, name in enumerate(found, 1) if not name.strip()]
+    if nameless:
+        raise BatchRequestError(shown, f"its column number {nameless[0]} has no name.")
+    # DuckDB, which joins, does not tell upper from lower case in names.
+    seen = Counter(name.casefold() for name in found)
+    twice = [name for name in found if seen[name.casefold()] > 1]
     if twice:
-        raise BatchRequestError(shown, "this column stands there twice.", column=twice[0])
-    added = {feature.input for feature in features.features} | set(OUTPUT_COLUMNS)
+        raise BatchRequestError(shown, "this column stands there twice (upper and lower case count as one).", twice[0])
+    added = {feature.input for feature in features.features} | {*OUTPUT_COLUMNS, ROW}
     added |= {column for view in features.views for column in view.columns}
-    clash = [name for name in found if name in added]
+    clash = [name for name in found if name.casefold() in {each.casefold() for each in added}]
     if clash:
         raise BatchRequestError(
             shown,
@@ -135,7 +184,10 @@ def _converted(
         return convert(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
         row = _first_bad(column, convert)
-    value = str(column[row].as_py())
+    try:
+        value = str(column[row].as_py())
+    except OverflowError:  # a moment that Python has no date for
+        value = str(column[row].value)
     text = value if len(value) <= 40 else value[:39] + "…"
     raise BatchRequestError(shown, f"{text!r} {problem}.", column=name, row=start + row + 1) from None
 
@@ -153,15 +205,50 @@ def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
     return start
 
 
+def _to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    column = _plain(column)
+    if pa.types.is_string(column.type):
+        if (
+            pa.types.is_integer(target)
+            and not pc.all(pc.match_substring_regex(column, WHOLE_NUMBER), min_count=0).as_py()
+        ):
+            raise pa.ArrowInvalid("not a whole number")
+    elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):
+        raise pa.ArrowInvalid(f"{column.type} is neither a number nor a text")
+    return pc.cast(column, target)
+
+
 def _to_moment(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    column = _plain(column)
     if pa.types.is_timestamp(column.type):
         zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
-        return pc.cast(zoned, MOMENT, safe=False)  # finer than a microsecond is cut off
+        # Finer than a microsecond is cut off.
+        return _in_range(pc.cast(zoned, MOMENT, safe=column.type.unit != "ns"))
     if pa.types.is_date(column.type):
-        return pc.assume_timezone(pc.cast(column, pa.timestamp("us")), "UTC")
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return _in_range(pc.assume_timezone(pc.cast(column, pa.timestamp("us")), "UTC"))
+    if not pa.types.is_string(column.type):
         raise pa.ArrowInvalid(f"{column.type} is no timestamp")
+    if not pc.all(
+        pc.match_substring_regex(column, ISO_DATE), min_count=0
+    ).as_py():  # pandas also takes "now", and years alone
+        raise pa.ArrowInvalid("not an ISO 8601 date")
     import pandas as pd
 
     moments = pd.to_datetime(column.to_pandas(), format="ISO8601", utc=True)
-    return pa.chunked_array([pa.Array.from_pandas(moments).cast(MOMENT, safe=False)])
+    return _in_range(pa.chunked_array([pa.Array.from_pandas(moments).cast(MOMENT, safe=False)]))
+
+
+def _in_range(moments: pa.ChunkedArray) -> pa.ChunkedArray:
+    # As numbers: Arrow's moments go beyond Python's.
+    bounds = pc.min_max(pc.cast(moments, pa.int64())).as_py()
+    first, last = (int(moment.timestamp()) * 1_000_000 for moment in (EARLIEST, LATEST))
+    if bounds["min"] is not None and not (first <= bounds["min"] and bounds["max"] <= last):
+        raise pa.ArrowInvalid("out of range")
+    return moments
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kinds = (pa.types.is_dictionary, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(kind(column.type) for kind in kinds):
+        return column
+    return pc.cast(column, column.type.value_type if pa.types.is_dictionary(column.type) else pa.string())

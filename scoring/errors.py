@@ -46,8 +46,8 @@ class RegistryError(ServingError):
 class RegistryUnreachable(RegistryError):
     """No usable answer from the registry; `cause` is the client's own last words, shortened."""
 
-    def __init__(self, uri: str, cause: BaseException) -> None:
-        self.uri = without_password(uri)
+    def __init__(self, uri: str, cause: BaseException | str) -> None:
+        self.uri = without_secrets(uri)
         super().__init__(
             f"The MLflow registry at {self.uri} gave no answer ({first_line(cause)}): "
             "check MLFLOW_TRACKING_URI and that the server is up."
@@ -60,7 +60,7 @@ class ModelNotRegistered(RegistryError):
     def __init__(self, model: str, uri: str) -> None:
         self.model = model
         super().__init__(
-            f"No model named {model!r} is registered in {without_password(uri)}: "
+            f"No model named {model!r} is registered in {without_secrets(uri)}: "
             "register one, or set SERVING_MODEL_NAME and MLFLOW_TRACKING_URI to where it is."
         )
 
@@ -180,21 +180,24 @@ class PredictionFailed(ServingError):
 
     def __init__(self, model: str, problem: str) -> None:
         self.model = model
+        self.problem = problem
         super().__init__(f"Model version {model} failed to predict: {problem}")
 
 
 def first_line(cause: BaseException | str, limit: int = 200) -> str:
     """The first line of an error's text, at most `limit` characters: client errors embed whole frames and traces.
 
-    User names and passwords in addresses are cut out.
+    User names, passwords and queries in addresses are cut out.
     """
     text = str(cause).strip() or type(cause).__name__
-    line = re.sub(r"(?<=://)[^/\s@]+@", "", text.splitlines()[0])
+    line = re.sub(r"\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def without_password(uri: str) -> str:
-    """The URI with user and password cut out, fit for a log or an error."""
+def without_secrets(uri: str) -> str:
+    """The address without user, password and query, fit for a log or an error.
+
+    Whatever stands before the last @ goes, also where a password holds a / that should have been encoded.
+    """
     scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scoring.errors import FeatureStoreError
+from scoring.feast_import import import_feast
 from scoring.redis_timeouts import bound_redis_reads
 from scoring.settings import Settings
 
@@ -46,6 +48,7 @@ def open_feature_store(settings: Settings) -> "FeatureStore":
     Raises:
         FeatureStoreError: no such folder or file, or a configuration that Feast refuses.
     """
+    import_feast()
     from feast import FeatureStore
 
     configuration = settings.feature_repo / settings.feature_store_yaml
@@ -69,14 +72,13 @@ def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:
     """
     from feast.repo_operations import apply_total
 
-    repository = Path(store.repo_path)
+    repository, said = Path(store.repo_path), io.StringIO()
     try:
-        with inside(repository), contextlib.redirect_stdout(sys.stderr):
+        with inside(repository), contextlib.redirect_stdout(said):
             apply_total(store.config, repository, skip_source_validation=False)
-    except SystemExit as error:  # Feast ends the process where a definition clashes (feast 0.67)
-        raise FeatureStoreError(
-            f"applying {repository}", "Feast refused the definitions; its reason is above."
-        ) from error
+    except SystemExit as error:  # Feast prints why and ends the process where definitions clash (feast 0.67)
+        reason = said.getvalue().strip().splitlines()
+        raise FeatureStoreError(f"applying {repository}", reason[-1] if reason else "it gave no reason") from error
     except Exception as error:
         raise FeatureStoreError(f"applying {repository}", error) from error
     store.refresh_registry()
@@ -114,7 +116,7 @@ def materialize_online_store(store: "FeatureStore", until: datetime) -> list[Wat
             watermark.
     """
     try:
-        with inside(Path(store.repo_path)), contextlib.redirect_stdout(sys.stderr):
+        with inside(Path(store.repo_path)), contextlib.redirect_stdout(io.StringIO()):
             store.materialize_incremental(end_date=until)
     except Exception as error:
         raise FeatureStoreError("materializing the online store", error) from error

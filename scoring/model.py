@@ -148,7 +148,7 @@ def prepare(estimator: Any) -> None:
         if tree is not None:
             leaf = tree.children_left == -1
             _check_nodes(tree.children_left[~leaf], tree.children_right[~leaf], ~leaf, tree.node_count)
-            _check_features(tree.feature[~leaf], tree.n_features)
+            _check_features(tree.feature[~leaf], min(tree.n_features, part.n_features_in_))
         for predictor in (each for stage in vars(part).get("_predictors", ()) for each in stage):
             inner = predictor.nodes["is_leaf"] == 0
             nodes = predictor.nodes[inner]

@@ -62,13 +62,15 @@ def fetch_model(registry: Registry, version: ModelVersion, destination: Path, se
 
     Raises:
         RegistryError: the files can't be fetched.
-        ModelRefused: they are larger than `max_model_bytes` (told before fetching where the registry knows), or
-            `read_model_files` refuses them.
+        ModelRefused: they are larger than `max_model_bytes` (told before fetching where the registry knows), can't be
+            used, or are described as something that is not allowed.
     """
     _check_size(version, registry.size(version), settings)
     folder = registry.download(version, destination)
     _check_size(version, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), settings)
-    return read_model_files(version, folder, settings)
+    files = read_model_files(version, folder, settings)
+    _check_description(files)
+    return files
 
 
 def read_model_files(version: ModelVersion, folder: Path, settings: Settings) -> ModelFiles:
@@ -102,11 +104,16 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
 
 
 def check_format(files: ModelFiles) -> list[str]:
-    """Nothing, if the files may be loaded; returns the types beyond skops' defaults that a skops file holds.
+    """The types beyond skops' defaults that a file holds which may be loaded; none of another format than skops.
 
     Raises:
         ModelRefused: not a scikit-learn model, it brings code, or a format or type that is not allowed.
     """
+    _check_description(files)
+    return _check_skops_types(files) if files.serialization == "skops" else []
+
+
+def _check_description(files: ModelFiles) -> None:
     model, flavors = str(files.version), files.description["flavors"]
     pyfunc, sklearn = flavors.get("python_function") or {}, flavors.get("sklearn") or {}
     if pyfunc.get("loader_module") != "mlflow.sklearn" or not sklearn:
@@ -127,7 +134,6 @@ def check_format(files: ModelFiles) -> list[str]:
     inside = files.model_file.resolve().is_relative_to(files.folder.resolve())
     if not inside or not files.model_file.is_file():
         raise ModelRefused(model, f"its model file {str(pyfunc.get('model_path', ''))!r} is missing.")
-    return _check_skops_types(files) if files.serialization == "skops" else []
 
 
 def _check_size(version: ModelVersion, size: int, settings: Settings) -> None:

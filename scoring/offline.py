@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch_request import EVENT_TIMESTAMP
+from scoring.batch_request import EVENT_TIMESTAMP, ROW
 from scoring.errors import FeatureStoreError
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
@@ -16,10 +16,10 @@ from scoring.features import ModelFeatures
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-ROW = "request_row__"
 
-
-def with_point_in_time_features(store: "FeatureStore", features: ModelFeatures, request: Path) -> Iterator[pa.Table]:
+def with_point_in_time_features(
+    store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None = None
+) -> Iterator[pa.Table]:
     """The request's rows and the model's features as they were known at each row's event_timestamp.
 
     Views' times to live hold. With this project's offline store (`scoring.offline_store`) the rows stream, in bounded
@@ -29,6 +29,8 @@ def with_point_in_time_features(store: "FeatureStore", features: ModelFeatures, 
         store: the Feast store; its offline store does the join.
         features: which features of which service make the model's vector.
         request: parquet file of entity rows (`read_batch_request`): all columns of the request.
+        stale: is filled while the rows are read, with this project's offline store: view → number of rows for which
+            its latest row was past its time to live. Other stores don't tell.
 
     Yields:
         The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same order;
@@ -42,7 +44,7 @@ def with_point_in_time_features(store: "FeatureStore", features: ModelFeatures, 
         yield _complete(features, pq.read_table(request), features_of_none(features))
         return
     seen = 0
-    for own, joined in _joined(store, features, request):
+    for own, joined in _joined(store, features, request, stale):
         yield _complete(features, own, joined)
         seen += own.num_rows
     if seen != rows:
@@ -57,9 +59,11 @@ def features_of_none(features: ModelFeatures) -> pa.Table:
     )
 
 
-def _joined(store: "FeatureStore", features: ModelFeatures, request: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
+def _joined(
+    store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None
+) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
-    from scoring.offline_query import AsofRetrievalJob
+    from scoring.offline_query import AsofRetrievalJob, stale_mark
     from scoring.offline_store import AsofOfflineStoreConfig
 
     request = request.absolute()
@@ -71,9 +75,16 @@ def _joined(store: "FeatureStore", features: ModelFeatures, request: Path) -> It
                 job = store.get_historical_features(f"SELECT * FROM read_parquet('{literal}')", service, True)
             if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
                 names = pq.read_schema(request).names
+                marks: dict[str, str] = {}
+                if stale is not None:
+                    job.mark_stale()
+                    marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
+                    stale.update(dict.fromkeys(marks, 0))
                 # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
                 for batch in job.to_batches():
                     table = pa.Table.from_batches([batch])
+                    for view, mark in marks.items():
+                        stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
                     yield table.select(names), table.drop_columns(names)
                 return
         table = pq.read_table(request)
@@ -112,5 +123,5 @@ def _lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found:
     return FeatureStoreError(
         f"joining features of service {features.service!r}",
         f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "
-        "file store drops rows of the same keys and timestamp: use duckdb, or scoring.offline_store.AsofOfflineStore.",
+        "file store drops rows of equal keys and timestamp, and stale ones: docs/feature-stores.md names others.",
     )

@@ -18,18 +18,20 @@ from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 
+from scoring.batch_request import ROW
 from scoring.files import scratch_folder
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
-ROW = "asof_row__"
 ROWS_A_BATCH = 131_072
 
 
 class Join(msgspec.Struct, frozen=True):
     """How one feature view joins: names on the source's side and on the entity rows' side."""
 
+    view: str
+    """Its name, as columns bear it."""
     source: FileSource
     keys: dict[str, str]
     """The source's key column → the entity rows'."""
@@ -161,6 +163,11 @@ class AsofRetrievalJob(QueryRetrievalJob):
         self._feature_refs = feature_refs
         self._on_demand = on_demand
         self._full_feature_names = full_feature_names
+        self._marked = False
+
+    def mark_stale(self) -> None:
+        """Add a column `stale_mark(view)` for each view with a time to live: whether it hid the row that was found."""
+        self._marked = True
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
         columns, moment = self._register_entities(connection)
@@ -173,6 +180,9 @@ class AsofRetrievalJob(QueryRetrievalJob):
             _register_source(connection, f"source_{i}", join.source, self._config.repo_path)
             joined.append(_asof(f"source_{i}", f"f{i}", join, moment))
             selected += [_value(f"f{i}", column, name, join.ttl, moment) for column, name in join.features.items()]
+            if self._marked and join.ttl:
+                fresh = _is_fresh(f"f{i}", join.ttl, moment)
+                selected.append(f"coalesce(NOT ({fresh}), false) AS {quote(stale_mark(join.view))}")
         return f"SELECT {', '.join(selected)} {' '.join(joined)} ORDER BY e.{ROW}"
 
     def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], str]:
@@ -242,9 +252,31 @@ def _asof(source: str, alias: str, join: Join, moment: str) -> str:
 def _value(alias: str, column: str, name: str, ttl: timedelta | None, moment: str) -> str:
     value = f"{alias}.{quote(column)}"
     if ttl:
-        expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
-        value = f"CASE WHEN {expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ) THEN {value} END"
+        value = f"CASE WHEN {_is_fresh(alias, ttl, moment)} THEN {value} END"
     return f"{value} AS {quote(name)}"
+
+
+def _is_fresh(alias: str, ttl: timedelta, moment: str) -> str:
+    expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
+    return f"{expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ)"
+
+
+def stale_mark(view: str) -> str:
+    """Name of the column that says whether a view's row was past its time to live."""
+    return f"{view} is stale"
+
+
+def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
+    """The newest event timestamp in a source of parquet files, with a time zone; None if it has no rows."""
+    column = next(
+        (old for old, new in source.field_mapping.items() if new == source.timestamp_field), source.timestamp_field
+    )
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        _register_source(connection, "source", source, repo)
+        newest = connection.sql(f"SELECT epoch_us(max({moment_of(column)})) AS us FROM source").to_arrow_table()
+    microseconds = newest["us"][0].as_py()
+    return None if microseconds is None else datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
 def _microseconds(duration: timedelta) -> int:

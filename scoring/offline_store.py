@@ -157,6 +157,7 @@ def _join_of(view: FeatureView, feature_refs: list[str], full_feature_names: boo
     source = view.batch_source
     assert isinstance(source, FileSource)  # noqa: S101 - _is_parquet said so; for the type checker
     return Join(
+        view=shown,
         source=source,
         keys=dict(view.projection.join_key_map) or {key.name: key.name for key in view.entity_columns},
         features={name: f"{shown}__{name}" if full_feature_names else name for name in names},

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from scoring.errors import EntityRowsError, FeatureStoreError
 from scoring.features import Columns, ModelFeatures, missing_reasons
+from scoring.signature import holds_every_value
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -103,7 +104,11 @@ def _value(value: Any) -> Any:
 def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
         return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
-    return pa.array(values, dtype)
+    found = pa.array(values)
+    if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
+        return found.cast(dtype)
+    # Written under an earlier definition. pa.array would cut 0.24 down to the integer 0.
+    raise FeatureStoreError("reading the online store", f"a feature declared {dtype} was written as {found.type}.")
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:

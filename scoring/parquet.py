@@ -28,7 +28,7 @@ def write_tables(
     first = next(pieces)
     schema = first.schema.with_metadata(schema_metadata)
     # Dictionary encoding of floats is most of the time of writing them, and saves nothing where values hardly repeat.
-    with pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema)) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema), write_page_checksum=True) as writer:
         while first is not None:
             writer.write_table(first.replace_schema_metadata(schema_metadata))
             rows += first.num_rows

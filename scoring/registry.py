@@ -34,6 +34,8 @@ class ModelVersion(msgspec.Struct, frozen=True):
     version: int
     tags: dict[str, str] = {}
     """The version's own tags, and under them the feature service that its training run was tagged with, if any."""
+    created_ms: int = 0
+    """When it was registered, in milliseconds since 1970: a model deleted and registered anew counts from 1 again."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -156,6 +158,7 @@ class MlflowRegistry:
 
     def _client(self) -> "MlflowClient":
         if self._opened is None:
+            _check_database_exists(self._registry_uri)
             for variable, value in CLIENT_DEFAULTS.items():
                 os.environ.setdefault(variable, value)
             from mlflow import MlflowClient
@@ -172,7 +175,7 @@ class MlflowRegistry:
             service = self._training_run_tags(found.run_id).get(FEATURE_SERVICE_TAG)
             if service:
                 tags[FEATURE_SERVICE_TAG] = service
-        return ModelVersion(found.name, int(found.version), tags)
+        return ModelVersion(found.name, int(found.version), tags, found.creation_timestamp or 0)
 
     def _training_run_tags(self, run_id: str) -> dict[str, str]:
         from mlflow.exceptions import MlflowException
@@ -197,6 +200,13 @@ class MlflowRegistry:
             if _says_missing(error):
                 raise ModelNotRegistered(name, self._registry_uri) from None
             raise RegistryUnreachable(self._registry_uri, error) from error
+
+
+def _check_database_exists(uri: str) -> None:
+    # MLflow would create it, empty, with all folders above it.
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.exists():
+        raise RegistryUnreachable(uri, "there is no such file")
 
 
 def _says_missing(error: Exception) -> bool:

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from scoring.errors import SettingsError, without_password
+from scoring.errors import SettingsError, without_secrets
 from scoring.secret import Secret
 from scoring.storage import ALLOWED, Location
 
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle"]
+Rescore = Literal["newest", "all"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "SERVING_"
@@ -113,6 +114,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: Location = Location("artifacts")
     """Folder, or `s3://bucket/prefix`, of registered_model_version.json and `<request>/batch_input.parquet`,
     `<request>/batch_output.parquet`, `<request>/manifest.json`."""
+
+    rescore: Rescore = "newest"
+    """Which batch requests a new model version scores again: the `newest`, or `all` whose files are still there."""
+
+    max_null_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of a batch request's rows that may lack a feature before Dagit shows a warning."""
+
+    max_stale_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of a batch request's rows whose feature may be past its view's time to live before Dagit shows a warning."""
+
+    max_prediction_drift: Annotated[float, Meta(gt=0)] = 0.25
+    """Population stability index of the predictions against the previous ones above which Dagit shows a warning."""
+
+    max_source_age_s: Annotated[float, Meta(gt=0)] | None = None
+    """Seconds since the newest event of a feature view's source above which Dagit shows a warning. None: the view's time
+    to live."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     """Address that the API listens on. Loopback unless set otherwise."""
@@ -212,7 +229,7 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
             return msgspec.json.decode(text, type=plain)
         return msgspec.convert(text, plain, strict=False, dec_hook=_own_type)
     except msgspec.MsgspecError as error:
-        shown = "holds what" if Secret in (plain, *typing.get_args(plain)) else f"is {without_password(text)!r}, which"
+        shown = "holds what" if Secret in (plain, *typing.get_args(plain)) else f"is {without_secrets(text)!r}, which"
         raise SettingsError(variable, f"{shown} is not allowed: {_allowed(plain)} ({error}).") from None
 
 

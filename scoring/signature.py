@@ -101,7 +101,7 @@ def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
 
 
 def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) -> pa.Array | pa.ChunkedArray:
-    """`column` as `target`, value for value; nulls stay null and NaN becomes null (an unknown value either way).
+    """`column` as `target`, value for value; nulls stay null; NaN and infinity become null (unknown either way).
 
     Raises:
         FeatureStoreError: a value has no exact counterpart in `target` (int64 past int32, or past 2**53 in a double).
@@ -117,5 +117,5 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
                 f"converting {name!r} from {column.type} to {target}, as the model expects", error
             ) from None
     if pa.types.is_floating(target):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, target), column)
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, target))
     return column

@@ -1,7 +1,7 @@
 """Where requests and results are kept: a folder on this machine, or a prefix of an S3 bucket. Read and published whole.
 
 S3 goes through pyarrow, which finds credentials and region as every AWS tool does: AWS_ACCESS_KEY_ID and its like,
-AWS_REGION, ~/.aws, the machine's own role. AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) names another server than Amazon's.
+AWS_REGION, ~/.aws, the machine's own role. AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names another server than Amazon's.
 """
 
 import contextlib
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
 
 ALLOWED = "a folder, file:///folder or s3://bucket/prefix"
-CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 30
-CHUNK_BYTES = 1 << 20
+# Both are tried three times. The second is how long a server may send nothing at all.
+CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 10
+FETCH_TRIES = 10
+CHUNK_BYTES = 1 << 24  # each is a request of its own in S3
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -66,7 +68,9 @@ class Location:
             self._path = Path(urllib.parse.unquote(rest))
         elif scheme == "s3" and rest.strip("/") and not rest.startswith("/"):
             if "@" in rest.partition("/")[0] or "?" in rest:
-                raise ValueError("credentials, region and endpoint belong into the AWS_ variables, not into the address")
+                raise ValueError(
+                    "credentials, region and endpoint belong into the AWS_ variables, not into the address"
+                )
             self._bucket_path = rest.rstrip("/")
         else:
             raise ValueError("no such kind of place")
@@ -113,7 +117,10 @@ class Location:
                 return list(_scan(self._path))
             from pyarrow.fs import FileSelector
 
-            found = _s3().get_file_info(FileSelector(self._bucket_path, allow_not_found=True))
+            try:
+                found = _s3().get_file_info(FileSelector(self._bucket_path))
+            except FileNotFoundError:  # a bucket that is not there is another error
+                return []
             return [Entry(each.base_name, each.size, each.mtime_ns) for each in found if each.is_file]
 
     def open(self) -> "NativeFile":
@@ -171,18 +178,19 @@ def fetch(source: Location, destination: Path) -> Content:
 
     Raises:
         FileNotFoundError: there is no such file.
-        StorageError: it can't be read or copied, or it was being written to.
+        StorageError: it can't be read or copied, or it kept changing.
     """
-    before = source.stamp()
-    digest = hashlib.sha256()
-    size = 0
-    with source.open() as file, _telling("copying", source), destination.open("wb") as copy:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += copy.write(chunk)
-    if source.stamp() != before:
-        raise StorageError("copying", str(source), "it changed meanwhile: it must be complete before it is scored")
-    return Content(source.name, size, digest.hexdigest())
+    for _ in range(FETCH_TRIES):
+        before = source.stamp()
+        digest = hashlib.sha256()
+        size = 0
+        with source.open() as file, _telling("copying", source), destination.open("wb") as copy:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += copy.write(chunk)
+        if source.stamp() == before:
+            return Content(source.name, size, digest.hexdigest())
+    raise StorageError("copying", str(source), "it kept changing: somebody is writing to it")
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ from scoring.model_files import ModelFiles, read_model_files
 from scoring.registry import ModelVersion
 from scoring.settings import ModelFormat, Settings
 
-# Starting an interpreter and importing scikit-learn and MLflow; 5 s on a quiet machine.
-IMPORTS_WITHIN_S = 60.0
-NICENESS = 10
+# Starting an interpreter and importing scikit-learn and MLflow: 5 s on a quiet machine, more beside a busy service.
+IMPORTS_WITHIN_S = 120.0
+NICENESS = 5
 PREDICTION = "__prediction"
 
 
@@ -75,25 +75,26 @@ def prove_on_trial(files: ModelFiles, known_rows: pa.Table | None, settings: Set
         folder = Path(name)
         if known_rows is not None:
             _write_rows(folder / "known.arrow", known_rows)
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-m", "scoring.trial_load", str(files.folder.resolve()), name],
-                input=msgspec.json.encode(order),
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=settings.load_timeout_s + IMPORTS_WITHIN_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise _too_slow(files.version, settings) from None
-        if ended.returncode == -signal.SIGALRM:
+        with subprocess.Popen(
+            [sys.executable, "-m", "scoring.trial_load", str(files.folder.resolve()), name],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # what it sends to its process group stays there
+        ) as trial:
+            _import_what_reads_models()  # the caller needs it next, and waits anyway
+            try:
+                _, words = trial.communicate(msgspec.json.encode(order), settings.load_timeout_s + IMPORTS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                raise _too_slow(files.version, settings) from None
+            finally:
+                trial.kill()
+        if trial.returncode == -signal.SIGALRM:
             raise _too_slow(files.version, settings)
-        if ended.returncode != 0:
-            last = (ended.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
-            raise ModelRefused(
-                str(files.version), f"it crashed while it was loaded on trial ({_how(ended.returncode, last)})."
-            )
+        if trial.returncode != 0:
+            how = _how(trial.returncode, words.decode(errors="replace"))
+            raise ModelRefused(str(files.version), f"it crashed while it was loaded on trial ({how}).")
         return _read_proof(files, folder)
 
 
@@ -104,7 +105,7 @@ def main() -> int:
     os.nice(NICENESS)
     _end_with_the_caller()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _import_what_models_need()
+    _import_what_predicts()
     _limit(order)
     settings = Settings(
         model_name=order.version.name,
@@ -129,14 +130,20 @@ def main() -> int:
     return 0
 
 
-def _import_what_models_need() -> None:
-    """Before the limits are set, so that they count what the model takes and nothing else."""
-    import mlflow.pyfunc
-    import mlflow.sklearn
+def _import_what_reads_models() -> None:
     import pandas
     import skops.io
 
-    del mlflow, pandas, skops
+    del pandas, skops
+
+
+def _import_what_predicts() -> None:
+    """Before the limits are set, so that they count what the model takes and nothing else."""
+    import mlflow.pyfunc
+    import mlflow.sklearn
+
+    _import_what_reads_models()
+    del mlflow
 
 
 def _limit(order: Order) -> None:
@@ -181,12 +188,12 @@ def _too_slow(version: ModelVersion, settings: Settings) -> ModelRefused:
     )
 
 
-def _how(status: int, last_words: str) -> str:
-    if status >= 0:
-        return first_line(last_words) if last_words else f"status {status}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-status).name
-    return f"signal {-status}"
+def _how(status: int, words: str) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-status).name
+    lines = words.strip().splitlines()
+    return first_line(lines[-1]) if lines else f"status {status}"
 
 
 if __name__ == "__main__":

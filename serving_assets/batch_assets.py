@@ -2,80 +2,117 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.batch import BatchSummary, read_batch_input_model, write_batch_input, write_batch_output
-from scoring.errors import BatchRequestError
+from scoring.batch import read_batch_input_model, write_batch_input, write_batch_output
+from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed, ServingError
+from scoring.manifest import Outcome
 from scoring.predict import Policy
-from scoring.registry import ModelVersion
+from scoring.quality import source_ages
 from scoring.serving import link_registered_version, load_serving_model
-from serving_assets.display import counts_table, table_metadata
+from scoring.storage import Content, Location
+from serving_assets import checks
+from serving_assets.display import counts_table
 from serving_assets.failures import failing_in_one_line
 from serving_assets.feature_assets import feast_registry
-from serving_assets.model_version import INPUT_TAG, registered_model_version, version_of_run, version_to_use
-from serving_assets.requests import batch_requests, find_request, input_file, output_file
+from serving_assets.history import last_scored_request
+from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
+from serving_assets.memory import latest_event, refused_event, seen_event
+from serving_assets.model_version import (
+    INPUT_TAG,
+    origin_metadata,
+    registered_model_version,
+    version_of_run,
+    version_to_use,
+)
+from serving_assets.requests import (
+    batch_request,
+    batch_requests,
+    find_request,
+    input_file,
+    list_requests,
+    output_file,
+    read_hash,
+)
 from serving_assets.resources import Serving
 
 GROUP = "batch"
 OWNERS = ["team:ml-serving"]
+# What is wrong with one request, and does not keep the other requests of a run from being scored.
+OF_ONE_REQUEST = (BatchRequestError, FeaturesRejected, PredictionFailed, checks.NotPublished)
+# A picture takes a fifth of a second: a run over many requests draws those of the first ones.
+PICTURES_A_RUN = 10
+
+Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
 
 @dg.asset(
     partitions_def=batch_requests,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    deps=[feast_registry, registered_model_version],
+    deps=[batch_request, feast_registry, registered_model_version],
+    check_specs=checks.specs("batch_input", checks.OF_INPUT),
     group_name=GROUP,
     owners=OWNERS,
     kinds={"feast", "parquet"},
     description="The rows of a batch request, in their order, with the model's features as they were known at each "
     "row's event_timestamp: artifacts/<request>/batch_input.parquet.",
 )
-def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Join each request of this run's partitions with the features of the run's model version."""
-    failed: dict[str, BatchRequestError] = {}
+    written: list[Content] = []
+    failed: dict[str, ServingError] = {}
+    found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line():
         settings = serving.settings
         version = version_to_use(context.instance, context.run.run_id, serving)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
+        fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
+        # Before anything is read: a file that changes later shows it.
+        looks = {file.name: file for file in list_requests(settings.batch_requests)}
         for key in context.partition_keys:
             started = time.monotonic()
             file = input_file(settings.artifacts, key)
+            inspection = InputInspection(file, features, settings, fresh)
             try:
                 request = find_request(settings.batch_requests, key)
-                write_batch_input(request, store, str(version), features, file)
-            except (
-                BatchRequestError
-            ) as error:  # one bad file must not keep the other requests of a run from being joined
+                written.append(write_batch_input(request, store, str(version), features, file, inspection))
+            except OF_ONE_REQUEST as error:
                 failed[key] = error
-                continue
-            context.add_asset_metadata(
-                _origin(version, features.service)
-                | {"request": dg.MetadataValue.path(str(request.resolve())), "duration_s": _since(started)}
-                | table_metadata(file),
-                partition_key=key,
-            )
-        if failed:
-            raise _first_of(failed, len(context.partition_keys))
-    files = [input_file(settings.artifacts, key) for key in context.partition_keys]
-    return dg.MaterializeResult(data_version=_content_version(files), tags={INPUT_TAG: version.data_version})
+                context.log_event(refused_event(key, str(error)))
+            for look in looks.values():
+                if look.key == key:
+                    context.log_event(seen_event(look, read_hash(settings.batch_requests / look.name)))
+            found[key] = inspection.findings
+            metadata = origin_metadata(settings, version, features.service) | inspection.metadata
+            metadata["request"] = dg.MetadataValue.path(str(settings.batch_requests / key))
+            metadata["duration_s"] = dg.MetadataValue.float(_since(started))
+            context.add_asset_metadata(metadata, partition_key=key)
+    yield from checks.results(checks.OF_INPUT, found)
+    _fail_for(failed, len(context.partition_keys))
+    tags = {INPUT_TAG: version.data_version, **latest_event(context.instance)}
+    yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
 
 
 @dg.asset(
     partitions_def=batch_requests,
     backfill_policy=dg.BackfillPolicy.single_run(),
     deps=[batch_input, registered_model_version],
+    check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
     group_name=GROUP,
     owners=OWNERS,
     kinds={"scikitlearn", "parquet"},
     description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
     "it: artifacts/<request>/batch_output.parquet. Replaced as a whole, or left as it was.",
 )
-def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Score each batch_input.parquet of this run's partitions with the version that it was made for."""
+    written: list[Content] = []
+    failed: dict[str, ServingError] = {}
+    found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line():
         settings = serving.settings
         inputs = {key: input_file(settings.artifacts, key) for key in context.partition_keys}
@@ -84,19 +121,32 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         # Links the model to its features once more: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings)
         features = serving_model.features
-        for key, source in inputs.items():
+        previous = last_scored_request(context.instance, other_than=inputs)
+        for place, (key, source) in enumerate(inputs.items()):
             started = time.monotonic()
             file = output_file(settings.artifacts, key)
-            summary = write_batch_output(source, serving_model.model, features, Policy.from_settings(settings), file)
-            context.add_asset_metadata(
-                _origin(version, features.service) | _outcome(summary, _since(started)) | table_metadata(file),
-                partition_key=key,
+            others = [output_file(settings.artifacts, previous)] if previous else []
+            inspection = OutputInspection(
+                file, features, settings, earlier_predictions([file, *others]), picture=place < PICTURES_A_RUN
             )
-    files = [output_file(settings.artifacts, key) for key in context.partition_keys]
-    return dg.MaterializeResult(data_version=_content_version(files), tags={INPUT_TAG: version.data_version})
+            policy = Policy.from_settings(settings)
+            try:
+                manifest = write_batch_output(source, serving_model.model, features, policy, file, inspection)
+            except OF_ONE_REQUEST as error:
+                failed[key] = error
+                context.log_event(refused_event(key, str(error)))
+            else:
+                written.append(manifest.batch_output)
+                metadata = origin_metadata(settings, version, features.service) | inspection.metadata
+                metadata |= _outcome(manifest.outcome, _since(started))
+                context.add_asset_metadata(metadata, partition_key=key)
+            found[key] = inspection.findings
+    yield from checks.results(checks.OF_OUTPUT, found)
+    _fail_for(failed, len(context.partition_keys))
+    yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
 
 
-def _version_of_inputs(files: Iterable[Path], resolved: tuple[str, int] | None) -> tuple[str, int]:
+def _version_of_inputs(files: Iterable[Location], resolved: tuple[str, int] | None) -> tuple[str, int]:
     made_for = {file: read_batch_input_model(file) for file in files}
     expected = f"{resolved[0]}/{resolved[1]}" if resolved else next(iter(made_for.values()))
     for file, model in made_for.items():
@@ -109,21 +159,13 @@ def _version_of_inputs(files: Iterable[Path], resolved: tuple[str, int] | None) 
     return name, int(number)
 
 
-def _origin(version: ModelVersion, service: str) -> dict[str, dg.MetadataValue]:
+def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
     return {
-        "model_name": dg.MetadataValue.text(version.name),
-        "model_version": dg.MetadataValue.int(version.version),
-        "feature_service": dg.MetadataValue.text(service),
-    }
-
-
-def _outcome(summary: BatchSummary, seconds: float) -> dict[str, dg.MetadataValue]:
-    return {
-        "rows_scored": dg.MetadataValue.int(summary.scored),
-        "rows_not_scored": dg.MetadataValue.int(summary.rows - summary.scored),
-        "reasons": counts_table("reason", summary.reasons),
+        "rows_scored": dg.MetadataValue.int(outcome.scored),
+        "rows_not_scored": dg.MetadataValue.int(outcome.rows - outcome.scored),
+        "reasons": counts_table("reason", outcome.reasons),
         "duration_s": dg.MetadataValue.float(seconds),
-        "rows_per_second": dg.MetadataValue.float(round(summary.rows / max(seconds, 1e-3), 1)),
+        "rows_per_second": dg.MetadataValue.float(round(outcome.rows / max(seconds, 1e-3), 1)),
     }
 
 
@@ -131,18 +173,18 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _first_of(failed: dict[str, BatchRequestError], total: int) -> BatchRequestError:
-    first = next(iter(failed.values()))
-    if total == 1:
-        return first
-    others = f"{len(failed)} of the run's {total} requests can't be scored ({', '.join(list(failed)[:20])}). {first}"
-    return BatchRequestError(first.file, others)
+def _fail_for(failed: Mapping[str, ServingError], total: int) -> None:
+    """Fail the step in one line that names the requests that can't be scored; nothing, if there are none."""
+    if not failed:
+        return
+    first = str(next(iter(failed.values())))
+    if total > 1:
+        named = ", ".join(list(failed)[:20])
+        others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
+        first = f"{len(failed)} of the run's {total} requests can't be scored ({named}). {first}{others}"
+    raise dg.Failure(description=first, allow_retries=False)
 
 
-def _content_version(files: list[Path]) -> dg.DataVersion:
-    """SHA-256 over the files' bytes: a run that writes the same bytes again makes nothing stale."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return dg.DataVersion(digest.hexdigest())
+def _content_version(written: list[Content]) -> dg.DataVersion:
+    """SHA-256 over the files' own: a run that writes the same bytes again makes nothing stale."""
+    return dg.DataVersion(hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in written)).hexdigest())

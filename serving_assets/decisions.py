@@ -1,11 +1,11 @@
 """Whether a sensor's tick asks for a run: decided from facts, without Dagster, files or a registry.
 
-Who does what: `new_batch_request` asks for the first scoring of a request. `new_model_version` asks for another one
-when the alias names another version. While a run is scoring a request, nobody asks for a second: it could finish first,
-and the older version's output would stay.
+Who does what: `new_batch_request` asks for the scoring of a new or changed request. `new_model_version` asks for another
+one when the alias names another version. While a run is scoring a request, nobody asks for a second: it could finish
+first, and the older version's output would stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -19,6 +19,9 @@ class VersionCursor(msgspec.Struct, frozen=True):
     """Number of runs asked for; part of each run's key, so that a rollback is not taken for a repetition."""
     left: str | None = None
     """Request that had never been asked for at the last tick: its first scoring was left to new_batch_request."""
+    state: str | None = None
+    """State of the registry (`alias_watch.Look.state`) in which the alias named `handled`: while it lasts, there is
+    nothing to do."""
 
 
 class RequestState(msgspec.Struct, frozen=True):
@@ -37,43 +40,53 @@ class VersionDecision(msgspec.Struct, frozen=True):
     """The outcome of one tick of new_model_version."""
 
     cursor: VersionCursor
-    score: str | None
-    """Key of the request to score, or None."""
+    score: tuple[str, ...]
+    """Keys of the requests to score."""
     reason: str
 
 
-def decide_rescoring(cursor: VersionCursor, version: str, newest: RequestState | None) -> VersionDecision:
+def decide_rescoring(cursor: VersionCursor, version: str, requests: Sequence[RequestState]) -> VersionDecision:
     """What to do now that the alias names `version` (a data version, `name:version`).
 
     Args:
         cursor: what the last tick left.
         version: what the alias names.
-        newest: the newest batch request that Dagster knows of; None if there is none.
+        requests: those that a new version scores again: the newest one last. None of them, if there is no request.
     """
     if version == cursor.handled:
-        return VersionDecision(cursor, None, f"The alias still names {version}.")
-    if newest is None:
-        return VersionDecision(cursor, None, f"No batch request to score with {version} yet.")
-    done = VersionCursor(handled=version, sequence=cursor.sequence)
-    if newest.run_in_flight:
+        return VersionDecision(cursor, (), f"The alias still names {version}.")
+    if not requests:
+        return VersionDecision(cursor, (), f"No batch request to score with {version} yet.")
+    busy = next((each for each in requests if each.run_in_flight), None)
+    if busy:
         # Its version may be this one: the next tick sees what it made.
-        return VersionDecision(cursor, None, f"Run {newest.run_in_flight} is scoring {newest.key}: waiting for it.")
-    if newest.scored_with == version:
-        return VersionDecision(done, None, f"{newest.key} is already scored with {version}.")
+        return VersionDecision(cursor, (), f"Run {busy.run_in_flight} is scoring {busy.key}: waiting for it.")
+    newest = requests[-1]
     if newest.scored_with is None and not newest.asked_before and cursor.left != newest.key:
         left = VersionCursor(cursor.handled, cursor.sequence, left=newest.key)
-        return VersionDecision(left, None, f"{newest.key} was never scored: left to new_batch_request for one tick.")
+        return VersionDecision(left, (), f"{newest.key} was never scored: left to new_batch_request for one tick.")
+    # An older request that was never scored has a reason for that, which a new version does not change.
+    outdated = [each for each in requests if each.scored_with != version and (each.scored_with or each is newest)]
+    if not outdated:
+        done = VersionCursor(handled=version, sequence=cursor.sequence)
+        return VersionDecision(done, (), f"{newest.key} is already scored with {version}.")
     asked = VersionCursor(handled=version, sequence=cursor.sequence + 1)
-    return VersionDecision(asked, newest.key, f"{newest.key} is scored with {version}.")
+    keys = tuple(each.key for each in outdated)
+    return VersionDecision(asked, keys, f"{len(keys)} requests are scored with {version}.")
 
 
-def adjacent_ranges(keys: Sequence[str], order: Sequence[str]) -> list[tuple[str, str]]:
-    """`keys` as the fewest ranges (first, last) of neighbours in `order`: each can be scored by one run."""
+def adjacent_ranges(keys: Collection[str], order: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """`keys` as the fewest ranges (first, last) of at most `most` neighbours in `order`: each can be scored by one run."""
     wanted = set(keys)
     ranges: list[tuple[str, str]] = []
-    previous = None
+    length = 0
     for key in order:
-        if key in wanted:
-            ranges.append((ranges.pop()[0], key) if previous in wanted and ranges else (key, key))
-        previous = key
+        if key not in wanted:
+            length = 0
+        elif 0 < length < most:
+            ranges[-1] = (ranges[-1][0], key)
+            length += 1
+        else:
+            ranges.append((key, key))
+            length = 1
     return ranges

@@ -7,19 +7,26 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scoring.storage import Location
+
 PREVIEW_ROWS = 5
 CELL_CHARACTERS = 40
 
 
-def table_metadata(file: Path) -> dict[str, dg.MetadataValue]:
-    """Row count, columns, place and a preview of a parquet file, under the keys that Dagit knows."""
+def table_metadata(file: Path, place: Location) -> dict[str, dg.MetadataValue]:
+    """Row count, columns, place and a preview of a parquet file, under the keys that Dagit knows.
+
+    Args:
+        file: where it is now, on this machine.
+        place: where readers will find it.
+    """
     with pq.ParquetFile(file) as parquet:
         schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         first = next(parquet.iter_batches(batch_size=PREVIEW_ROWS), None)
     return {
         "dagster/row_count": dg.MetadataValue.int(rows),
         "dagster/column_schema": dg.MetadataValue.table_schema(column_schema(schema)),
-        "dagster/uri": dg.MetadataValue.path(str(file.resolve())),
+        "dagster/uri": dg.MetadataValue.path(str(place)),
         "preview": dg.MetadataValue.md(markdown_table(schema.names, first.to_pylist() if first else [])),
     }
 
@@ -40,14 +47,14 @@ def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
     return dg.MetadataValue.md(markdown_table([label, "rows"], rows) if rows else "none")
 
 
-def markdown_table(columns: list[str], rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; long texts are cut, nulls are empty."""
-    lines = ["| " + " | ".join(_cell(name) for name in columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
+def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:
+    """Rows as a Markdown table; texts longer than `cell` are cut, nulls are empty."""
+    lines = ["| " + " | ".join(_cell(name, cell) for name in columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(name), cell) for name in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, characters: int) -> str:
     text = "" if value is None else str(value)
     text = text.replace("\n", " ").replace("|", "\\|")
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+    return text if len(text) <= characters else text[: characters - 1] + "…"

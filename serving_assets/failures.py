@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from scoring.errors import FeatureServiceNotFound, FeatureStoreError, RegistryUnreachable, ServingError
+from scoring.errors import FeatureServiceNotFound, FeatureStoreError, RegistryUnreachable, ServingError, StorageError
 
 
 @contextlib.contextmanager
@@ -19,4 +19,5 @@ def failing_in_one_line() -> Iterator[None]:
 
 def is_outage(error: ServingError) -> bool:
     """Whether the same step may succeed later without a change of request, model or settings."""
-    return isinstance(error, RegistryUnreachable | FeatureStoreError) and not isinstance(error, FeatureServiceNotFound)
+    outages = RegistryUnreachable | FeatureStoreError | StorageError
+    return isinstance(error, outages) and not isinstance(error, FeatureServiceNotFound)

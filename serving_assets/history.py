@@ -1,14 +1,14 @@
 """What the Dagster instance knows of batch requests: their runs, and the model version of their latest output."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
 from serving_assets.decisions import RequestState, VersionCursor
+from serving_assets.memory import BATCH_OUTPUT
 from serving_assets.requests import batch_requests
 
-BATCH_OUTPUT = dg.AssetKey("batch_output")
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 ASKED_VERSION, ASKED_SEQUENCE = "serving/model_version", "serving/sequence"
@@ -25,14 +25,46 @@ UNFINISHED = [
 ABANDONED_AFTER_S = 3600
 
 
-def request_state(instance: dg.DagsterInstance, key: str, known: list[str]) -> RequestState:
-    """One request's state; `known` are all partition keys, in the order in which ranges run."""
-    return RequestState(
-        key=key,
-        scored_with=scored_with(instance, key),
-        run_in_flight=_run_in_flight(instance, key, known),
-        asked_before=bool(instance.get_run_records(dg.RunsFilter(tags={PARTITION: key}), limit=1)),
-    )
+def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Sequence[str]) -> list[RequestState]:
+    """The states of some requests; `known` are all partition keys, in the order in which ranges run."""
+    busy = runs_in_flight(instance, known)
+    newest = keys[-1] if keys else None
+    return [
+        RequestState(
+            key=key,
+            scored_with=scored_with(instance, key),
+            run_in_flight=busy.get(key),
+            # Asked of the newest alone: older ones were offered to new_batch_request long ago.
+            asked_before=key != newest or _has_a_run(instance, key),
+        )
+        for key in keys
+    ]
+
+
+def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[str, str]:
+    """Requests that a run is scoring, or is queued to: key → run."""
+    found: dict[str, str] = {}
+    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
+        run = record.dagster_run
+        recent = record.create_timestamp.timestamp() > time.time() - ABANDONED_AFTER_S
+        if recent and scores_requests(run):
+            found |= dict.fromkeys(partitions_of(run.tags, known), run.run_id)
+    return found
+
+
+def scores_requests(run: dg.DagsterRun) -> bool:
+    """Whether it is one of the runs that make batch outputs."""
+    return run.asset_selection is None or BATCH_OUTPUT in run.asset_selection
+
+
+def partitions_of(tags: Mapping[str, str], known: Sequence[str]) -> Iterable[str]:
+    """The requests that a run with these tags is about, as far as they are among `known`, all partition keys."""
+    if PARTITION in tags:
+        return (tags[PARTITION],)
+    first, last = tags.get(RANGE_START), tags.get(RANGE_END)
+    if first in known and last in known:
+        return known[known.index(first) : known.index(last) + 1]
+    return ()
 
 
 def scored_with(instance: dg.DagsterInstance, key: str) -> str | None:
@@ -44,6 +76,15 @@ def scored_with(instance: dg.DagsterInstance, key: str) -> str | None:
     if event is None or "model_name" not in event.metadata:
         return None
     return f"{event.metadata['model_name'].value}:{event.metadata['model_version'].value}"
+
+
+def last_scored_request(instance: dg.DagsterInstance, other_than: Iterable[str]) -> str | None:
+    """The request that was scored most recently, of those not among `other_than`."""
+    excluded = set(other_than)
+    for record in instance.fetch_materializations(BATCH_OUTPUT, limit=len(excluded) + 10).records:
+        if record.partition_key is not None and record.partition_key not in excluded:
+            return record.partition_key
+    return None
 
 
 def recovered_cursor(instance: dg.DagsterInstance, sensor: str) -> VersionCursor:
@@ -58,20 +99,21 @@ def known_requests(instance: dg.DagsterInstance) -> list[str]:
     return list(instance.get_dynamic_partitions(str(batch_requests.name)))
 
 
-def _run_in_flight(instance: dg.DagsterInstance, key: str, known: list[str]) -> str | None:
-    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
-        run = record.dagster_run
-        scores = run.asset_selection is None or BATCH_OUTPUT in run.asset_selection
-        recent = record.create_timestamp.timestamp() > time.time() - ABANDONED_AFTER_S
-        if scores and recent and key in _partitions_of(run.tags, known):
-            return run.run_id
-    return None
+def run_request(
+    first: str,
+    last: str,
+    run_key: str,
+    run_config: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dg.RunRequest:
+    """Ask for one run over the requests from `first` to `last`."""
+    if first == last:
+        return dg.RunRequest(run_key=run_key, partition_key=first, run_config=run_config, tags=tags)
+    tags = {**(tags or {}), RANGE_START: first, RANGE_END: last}
+    return dg.RunRequest(run_key=run_key, run_config=run_config, tags=tags)
 
 
-def _partitions_of(tags: Mapping[str, str], known: list[str]) -> Iterable[str]:
-    if PARTITION in tags:
-        return (tags[PARTITION],)
-    first, last = tags.get(RANGE_START), tags.get(RANGE_END)
-    if first in known and last in known:
-        return known[known.index(first) : known.index(last) + 1]
-    return ()
+def _has_a_run(instance: dg.DagsterInstance, key: str) -> bool:
+    # The newest request is the last one of the range that it was first scored in.
+    filters = [dg.RunsFilter(tags={tag: key}) for tag in (PARTITION, RANGE_END)]
+    return any(instance.get_run_records(each, limit=1) for each in filters)

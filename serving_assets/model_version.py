@@ -1,17 +1,16 @@
 """registered_model_version: which exact version a run scores with, resolved once and then handed on by its number."""
 
 import time
-from pathlib import Path
 
 import dagster as dg
 import msgspec
 from pydantic import Field
 
-from scoring.errors import ServingError, without_password
-from scoring.files import whole_file
+from scoring.errors import ServingError, without_secrets
 from scoring.registry import FEATURE_SERVICE_TAG, ModelVersion
 from scoring.serving import resolve_version
 from scoring.settings import Settings
+from scoring.storage import Location, publishing
 from serving_assets.failures import failing_in_one_line
 from serving_assets.resources import Serving
 
@@ -25,7 +24,7 @@ INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
 class VersionNotResolved(ServingError):
     """No run has said yet which model version to use, or it was said for another model."""
 
-    def __init__(self, file: Path, problem: str) -> None:
+    def __init__(self, file: Location, problem: str) -> None:
         super().__init__(f"{file} {problem}: materialize registered_model_version first, or together with batch_input.")
 
 
@@ -70,10 +69,10 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
             version=version.version,
             alias=settings.model_alias if config.version is None else None,
             feature_service=version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service,
-            registry=without_password(settings.registry_uri),
+            registry=without_secrets(settings.registry_uri),
             resolved_at_s=time.time(),
         )
-        with whole_file(settings.artifacts / FILE) as part:
+        with publishing(settings.artifacts / FILE) as part:
             part.write_bytes(msgspec.json.format(msgspec.json.encode(resolved)))
     return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
 
@@ -130,7 +129,20 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
         "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: such a version is refused"),
         "registry": dg.MetadataValue.text(resolved.registry),
     }
-    if resolved.registry.startswith(("http://", "https://")):
-        page = f"{resolved.registry.rstrip('/')}/#/models/{resolved.name}/versions/{resolved.version}"
-        metadata["model_page"] = dg.MetadataValue.url(page)
-    return metadata
+    return metadata | _page(resolved.registry, resolved.name, resolved.version)
+
+
+def origin_metadata(settings: Settings, version: ModelVersion, service: str) -> dict[str, dg.MetadataValue]:
+    """Which model version and feature service something was made with, and where to read on about the version."""
+    return {
+        "model_name": dg.MetadataValue.text(version.name),
+        "model_version": dg.MetadataValue.int(version.version),
+        "feature_service": dg.MetadataValue.text(service),
+    } | _page(without_secrets(settings.registry_uri), version.name, version.version)
+
+
+def _page(registry: str, name: str, version: int) -> dict[str, dg.MetadataValue]:
+    if not registry.startswith(("http://", "https://")):
+        return {}
+    page = f"{registry.rstrip('/')}/#/models/{name}/versions/{version}"
+    return {"model_page": dg.MetadataValue.url(page)}

@@ -1,16 +1,27 @@
 """Batch request files and the partitions that stand for them: partition key = name of the file without its ending."""
 
-import os
+import hashlib
 import re
-from pathlib import Path
+from pathlib import PurePath
 
 import dagster as dg
 import msgspec
 
 from scoring.batch_request import SUFFIXES
-from scoring.errors import BatchRequestError
+from scoring.errors import BatchRequestError, StorageError
+from scoring.storage import Location
 
 batch_requests = dg.DynamicPartitionsDefinition(name="batch_requests")
+
+batch_request = dg.AssetSpec(
+    "batch_request",
+    partitions_def=batch_requests,
+    group_name="batch",
+    owners=["team:ml-serving"],
+    kinds={"file"},
+    description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of the "
+    "content that was last read, so a file that changed since then shows what was made of it as stale.",
+)
 
 # A key becomes a folder's name and is shown and typed by people. Dagster itself keeps "..." for ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
@@ -22,8 +33,15 @@ class RequestFile(msgspec.Struct, frozen=True):
 
     key: str
     name: str
+    size: int
+    """Bytes."""
     modified_ns: int
     """When it was last written, in nanoseconds since 1970."""
+
+    @property
+    def look(self) -> str:
+        """What tells a changed file from an unchanged one without reading it."""
+        return f"{self.name} {self.size} {self.modified_ns}"
 
 
 def is_safe_key(key: str) -> bool:
@@ -31,35 +49,37 @@ def is_safe_key(key: str) -> bool:
     return bool(SAFE_KEY.fullmatch(key)) and "..." not in key
 
 
-def list_requests(folder: Path) -> list[RequestFile]:
+def list_requests(folder: Location) -> list[RequestFile]:
     """Every file in the folder that may be a batch request, oldest first. Hidden files are someone's unfinished work.
 
     Raises:
         BatchRequestError: there is no such folder.
+        StorageError: it can't be listed.
     """
-    found = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path = Path(entry.name)
-                if path.suffix in SUFFIXES and not entry.name.startswith(".") and entry.is_file():
-                    found.append(RequestFile(path.stem, entry.name, entry.stat().st_mtime_ns))
+        entries = folder.files()
     except FileNotFoundError:
         raise BatchRequestError(
             str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
         ) from None
+    found = [
+        RequestFile(PurePath(entry.name).stem, entry.name, entry.size, entry.modified_ns)
+        for entry in entries
+        if PurePath(entry.name).suffix in SUFFIXES and not entry.name.startswith(".")
+    ]
     return sorted(found, key=lambda file: (file.modified_ns, file.name))
 
 
-def find_request(folder: Path, key: str) -> Path:
+def find_request(folder: Location, key: str) -> Location:
     """The file of one batch request.
 
     Raises:
         BatchRequestError: the key is no safe name, or there is no such file, or several that differ in their ending.
+        StorageError: the folder can't be reached.
     """
     if not is_safe_key(key):
         raise BatchRequestError(repr(key), f"a request's name needs {SAFE_KEY_TEXT}.")
-    found = [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").is_file()]
+    found = [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").exists()]
     if not found:
         raise BatchRequestError(str(folder / key), f"there is no such file with an ending {', '.join(SUFFIXES)}.")
     if len(found) > 1:
@@ -68,11 +88,27 @@ def find_request(folder: Path, key: str) -> Path:
     return found[0]
 
 
-def input_file(artifacts: Path, key: str) -> Path:
+def read_hash(file: Location) -> str:
+    """SHA-256 of the file's content, hex.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        StorageError: it can't be read.
+    """
+    try:
+        with file.open() as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError("reading", str(file), error) from error
+
+
+def input_file(artifacts: Location, key: str) -> Location:
     """Where the request's joined features are written."""
     return artifacts / key / "batch_input.parquet"
 
 
-def output_file(artifacts: Path, key: str) -> Path:
+def output_file(artifacts: Location, key: str) -> Location:
     """Where the request's scores are written."""
     return artifacts / key / "batch_output.parquet"

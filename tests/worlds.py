@@ -68,7 +68,7 @@ class World:
         experiment_id = (
             experiment.experiment_id
             if experiment
-            else self.client.create_experiment("tests", artifact_location=(self.folder / "mlartifacts").as_uri())
+            else self.client.create_experiment("tests", artifact_location=self._artifact_location())
         )
         # MLflow warns of integer inputs without a way to say "missing"; those are part of what is tested.
         predict = getattr(estimator, log_model.get("pyfunc_predict_fn", "predict"))
@@ -89,24 +89,47 @@ class World:
             self.promote(version)
         return version
 
+    def register_files(self, files: Path, *, tags: Mapping[str, str]) -> int:
+        """Register a model folder as it is, whatever it holds."""
+        import mlflow
+
+        name = self.settings.model_name
+        mlflow.set_tracking_uri(self.environment["MLFLOW_TRACKING_URI"])
+        experiment = self.client.get_experiment_by_name("tests")
+        assert experiment is not None
+        with mlflow.start_run(experiment_id=experiment.experiment_id) as run:
+            mlflow.log_artifacts(str(files), "model")
+        version = self.client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id).version
+        for key, value in tags.items():
+            self.client.set_model_version_tag(name, str(version), key, value)
+        return int(version)
+
+    def _artifact_location(self) -> str | None:
+        if self.environment["MLFLOW_TRACKING_URI"].startswith("http"):
+            return None  # where the server keeps them
+        return (self.folder / "mlartifacts").as_uri()
+
     def promote(self, version: int) -> None:
         """Set the alias on a version."""
         settings = self.settings
         self.client.set_registered_model_alias(settings.model_name, settings.model_alias, str(version))
 
 
-def build_driver_world(folder: Path, redis: str | None = None) -> World:
+def build_driver_world(folder: Path, redis: str | None = None, registry: str | None = None) -> World:
     """The repository's own feature_repo with drivers 1001 to 1020, and an ElasticNet as version 1.
 
     Args:
         folder: an empty folder.
         redis: Feast's connection string of a Redis to take as the online store, as `127.0.0.1:6379`; SQLite by default.
+        registry: address of an MLflow server to register in; a database in the folder by default.
     """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
     world = _new_world(folder, ROOT / "feature_repo", "driver_ranker")
     if redis is not None:
         _use_redis(world, redis)
+    if registry is not None:
+        world.environment["MLFLOW_TRACKING_URI"] = registry
     stats = create_driver_hourly_stats_df(list(range(1001, 1021)), world.now - dt.timedelta(days=2), world.now)
     stats = stats[["event_timestamp", "driver_id", "conv_rate", "acc_rate", "avg_daily_trips", "created"]]
     _write(world, "driver_stats", stats)

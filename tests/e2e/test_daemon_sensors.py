@@ -1,8 +1,11 @@
-"""The sensors in a real daemon, runs in real run workers, seen as Dagit shows them."""
+"""The sensors in a real daemon with a real MLflow server, runs in real run workers. One place for all tests, in order."""
 
 import dataclasses
+import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,116 +14,164 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.dagster_servers import ROOT, Daemon, Dagit, runs, wait_for_ticks, wait_until
+from tests.e2e.dagster_servers import ROOT, WORKSPACE, Daemon, Dagit, runs, ticks, wait_for_ticks, wait_until
+from tests.servers import MlflowServer, environment_for_servers
 from tests.worlds import World, build_driver_world, register_driver_model
 
-LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-  }
-}"""
-ADD_PARTITION = """
-mutation ($selector: RepositorySelector!, $key: String!) {
-  addDynamicPartition(repositorySelector: $selector, partitionsDefName: "batch_requests", partitionKey: $key) {
-    __typename
-  }
-}"""
-RUN = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status stepStats { stepKey status } } } }"
-SELECTOR = {"repositoryLocationName": "model_serving", "repositoryName": "__repository__"}
+# Runs one after another on a machine that other tests use, too: each takes ten seconds on a quiet one.
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclasses.dataclass
 class Place:
-    """A driver world with a daemon and Dagit of its own."""
+    """A driver world with an MLflow server, a daemon and Dagit, and no model version at first."""
 
     world: World
+    registry: MlflowServer
     instance: dg.DagsterInstance
     dagit: Dagit
     daemon: Daemon
 
-    def drop_request(self, key: str) -> None:
-        folder = Path(self.world.environment["SERVING_BATCH_REQUESTS"])
+    def drop_request(self, key: str, drivers: tuple[int, ...] = (1003, 1001)) -> None:
+        """A request file, as if it had been written a minute ago."""
+        file = Path(self.world.environment["SERVING_BATCH_REQUESTS"]) / f"{key}.csv"
         now = self.world.now.isoformat()
-        (folder / f"{key}.csv").write_text(f"driver_id,event_timestamp\n1003,{now}\n1001,{now}\n")
-        os.utime(folder / f"{key}.csv", (time.time() - 60,) * 2)
+        part = file.with_suffix(".part")
+        part.write_text("driver_id,event_timestamp\n" + "".join(f"{driver},{now}\n" for driver in drivers))
+        os.utime(part, (time.time() - 60,) * 2)
+        part.replace(file)
+
+    def output(self, key: str) -> Path:
+        return Path(self.world.environment["SERVING_ARTIFACTS"]) / key / "batch_output.parquet"
 
     def versions(self, key: str) -> set[int]:
         """The model versions in the request's published output."""
-        file = Path(self.world.environment["SERVING_ARTIFACTS"]) / key / "batch_output.parquet"
-        return set(pq.read_table(file)["model_version"].to_pylist()) if file.exists() else set()
+        return set(pq.read_table(self.output(key))["model_version"].to_pylist()) if self.output(key).exists() else set()
 
-    def wait_for_success(self, number: int) -> None:
-        def succeeded() -> bool:
-            states = [run.status for run in runs(self.instance)]
-            assert dg.DagsterRunStatus.FAILURE not in states
-            return states.count(dg.DagsterRunStatus.SUCCESS) == number
+    def new_runs(self, before: int, expected: int) -> list[dg.DagsterRun]:
+        """The runs that came after the first `before`, once all have ended, and no further one came with later ticks."""
+        wait_until(lambda: len(runs(self.instance)) >= before + expected, f"{expected} more runs")
+        wait_until(lambda: all(run.is_finished for run in runs(self.instance)), "the end of all runs", within_s=120)
+        for sensor in ("new_model_version", "new_batch_request"):
+            wait_for_ticks(self.instance, sensor)
+        return runs(self.instance)[before:]
 
-        wait_until(succeeded, f"{number} successful runs")
+    def command(self, *arguments: str) -> None:
+        """Dagster's command line, where the webserver and the daemon also run."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dagster", *arguments, "-w", str(WORKSPACE)],
+            env=environment_for_servers() | self.daemon.own_environment(),
+            cwd=self.daemon.directory,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """Everything up, no request yet."""
-    world = build_driver_world(tmp_path / "world")
-    home = tmp_path / "dagster_home"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("daemon")
+    world = build_driver_world(folder / "world")
+    world.environment |= {"MLFLOW_TRACKING_URI": mlflow_server.uri, "SERVING_MODEL_NAME": "daemon_ranker"}
+    home = folder / "dagster_home"
     home.mkdir()
     shutil.copy(ROOT / "demo" / "dagster.yaml", home)
     Path(world.environment["SERVING_BATCH_REQUESTS"]).mkdir()
     environment = world.environment | {"DAGSTER_HOME": str(home)}
     for name in ("dagit", "daemon"):
-        (tmp_path / name).mkdir()
-    dagit = Dagit(tmp_path / "dagit", environment=environment)
-    daemon = Daemon(tmp_path / "daemon", environment=environment)
+        (folder / name).mkdir()
+    dagit = Dagit(folder / "dagit", environment=environment)
+    daemon = Daemon(folder / "daemon", environment=environment)
     try:
         dagit.start()
         daemon.start()
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            yield Place(world, instance, dagit, daemon)
+            yield Place(world, mlflow_server, instance, dagit, daemon)
     finally:
         daemon.stop()
         dagit.stop()
 
 
-@pytest.mark.timeout(400)  # three runs one after another, each in a process of its own
-def test_a_dropped_request_a_promotion_and_a_rollback_each_lead_to_exactly_one_run(place):
+def test_a_request_waits_for_the_first_version_which_then_scores_it_in_one_run(place):
     place.drop_request("day1")
-    place.wait_for_success(1)
-    wait_for_ticks(place.instance, "new_model_version")
+    wait_for_ticks(place.instance, "new_batch_request")
+    assert runs(place.instance) == []
+
+    register_driver_model(place.world)
+
+    (run,) = place.new_runs(0, 1)
+    assert run.status is dg.DagsterRunStatus.SUCCESS
     assert place.versions("day1") == {1}
 
+
+def test_a_new_version_and_a_rollback_lead_to_one_run_each(place):
+    before = len(runs(place.instance))
     register_driver_model(place.world, alpha=0.1)
-    place.wait_for_success(2)
-    wait_for_ticks(place.instance, "new_model_version")
+    (forward,) = place.new_runs(before, 1)
     assert place.versions("day1") == {2}
 
     place.world.promote(1)
-    place.wait_for_success(3)
-    wait_for_ticks(place.instance, "new_model_version")
-    wait_for_ticks(place.instance, "new_batch_request")
+    (back,) = place.new_runs(before + 1, 1)
     assert place.versions("day1") == {1}
 
-    keys = [run.tags["dagster/sensor_name"] for run in runs(place.instance)]
-    assert keys == ["new_batch_request", "new_model_version", "new_model_version"]
+    assert [run.tags["serving/model_version"] for run in (forward, back)] == ["daemon_ranker:2", "daemon_ranker:1"]
+    assert {run.status for run in (forward, back)} == {dg.DagsterRunStatus.SUCCESS}
 
 
-def test_a_run_launched_in_dagit_is_not_repeated_by_the_sensors(place):
-    place.dagit.ask(ADD_PARTITION, selector=SELECTOR, key="day1")
-    launched = place.dagit.ask(
-        LAUNCH,
-        params={
-            "selector": SELECTOR | {"jobName": "serve_batch"},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "day1"}]},
-        },
-    )["launchRun"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    place.drop_request("day1")
+def test_ticks_fail_and_say_so_while_the_registry_is_down_and_the_version_after_it_runs_once(place):
+    before = len(runs(place.instance))
 
-    place.wait_for_success(1)
-    wait_for_ticks(place.instance, "new_model_version")
-    wait_for_ticks(place.instance, "new_batch_request")
+    def failed_ticks() -> list[str]:
+        found = ticks(place.instance, "new_model_version")
+        return [str(tick.error) for tick in found if tick.status.value == "FAILURE"]
 
-    assert [run.job_name for run in runs(place.instance)] == ["serve_batch"]
-    steps = place.dagit.ask(RUN, run=launched["run"]["runId"])["runOrError"]["stepStats"]
-    assert {step["stepKey"] for step in steps} >= {"feast_registry", "online_store", "batch_output"}
-    assert place.versions("day1") == {1}
+    with place.registry.stopped():
+        wait_until(lambda: len(failed_ticks()) >= 3, "three failed ticks")
+    place.world.promote(2)
+
+    (run,) = place.new_runs(before, 1)
+    assert run.tags["serving/model_version"] == "daemon_ranker:2"
+    assert all("gave no answer" in error and place.registry.uri in error for error in failed_ticks())
+
+
+def test_a_restarted_daemon_runs_nothing(place):
+    before = len(runs(place.instance))
+    place.daemon.stop()
+    place.daemon.log.unlink()
+    place.daemon.start()
+
+    assert place.new_runs(before, 0) == []
+
+
+def test_a_pinned_run_from_the_command_line_uses_that_version_and_is_not_repeated_by_the_sensors(place):
+    before = len(runs(place.instance))
+    place.instance.add_dynamic_partitions("batch_requests", ["day2", "day3"])
+    pin = {"ops": {"registered_model_version": {"config": {"version": 1}}}}
+    tags = {"dagster/asset_partition_range_start": "day2", "dagster/asset_partition_range_end": "day3"}
+
+    launch = ("job", "launch", "-j", "score_batch", "--config-json", json.dumps(pin), "--tags", json.dumps(tags))
+    place.command(*launch)
+    place.drop_request("day2")
+    place.drop_request("day3", drivers=(1005,))
+
+    (run,) = place.new_runs(before, 1)
+    assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert (place.versions("day2"), place.versions("day3")) == ({1}, {1})
+
+
+def test_a_bad_file_fails_its_run_by_name_and_the_good_ones_beside_it_are_scored(place):
+    before = len(runs(place.instance))
+    place.drop_request("good1")
+    place.drop_request("good2")
+    bad = Path(place.world.environment["SERVING_BATCH_REQUESTS"]) / "bad.csv"
+    bad.write_text("driver_id\n1001\n")
+    os.utime(bad, (time.time() - 61,) * 2)
+
+    wait_until(lambda: place.versions("good1") and place.versions("good2"), "both good outputs", within_s=150)
+
+    new = place.new_runs(before, 2)
+    assert [run.status for run in new][-1] is dg.DagsterRunStatus.SUCCESS
+    assert [run.status for run in new].count(dg.DagsterRunStatus.FAILURE) == 1
+    assert not place.output("bad").exists()

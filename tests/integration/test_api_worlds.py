@@ -12,7 +12,10 @@ import pytest
 from litestar.testing import TestClient
 
 from api.app import create_app
+from api.loading import RegistryLoader
+from scoring.admission import prove
 from scoring.feature_store import apply_definitions, open_feature_store
+from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
 from tests.worlds import World, build_customer_world, build_driver_world, build_payment_world, register_driver_model
 
@@ -42,9 +45,16 @@ def driver_api(drivers: World) -> Iterator[TestClient[Any]]:
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[TestClient[Any]]:
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings, loader(settings))) as client:
         wait_until(lambda: client.get("/ready").status_code == 200, client)
         yield client
+
+
+def loader(settings: Settings) -> RegistryLoader:
+    """As the API's own, but models are admitted in this process: a trial process takes seconds to start."""
+    return RegistryLoader(
+        settings, MlflowRegistry.from_settings(settings), lambda files, rows, _: prove(files, rows)[1]
+    )
 
 
 def wait_until(condition: Callable[[], bool], client: TestClient[Any], within_s: float = 60.0) -> None:

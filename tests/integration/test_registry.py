@@ -79,3 +79,16 @@ def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryUnreachable):
         MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
+
+
+def test_the_size_of_a_version_is_known_without_fetching_it(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    client, name = MlflowClient(mlflow_server.uri), f"model-{time.monotonic_ns()}"
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "MLmodel").write_bytes(bytes(100))
+    (tmp_path / "model" / "inner" / "data").write_bytes(bytes(2000))
+    run = client.create_run("0")
+    client.log_artifacts(run.info.run_id, str(tmp_path / "model"), "model")
+    client.create_registered_model(name)
+    client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    registry = MlflowRegistry(mlflow_server.uri, mlflow_server.uri)
+    assert registry.size(ModelVersion(name, 1)) == 2100

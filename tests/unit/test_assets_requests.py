@@ -3,6 +3,7 @@ import os
 import pytest
 
 from scoring.errors import BatchRequestError
+from scoring.storage import Location
 from serving_assets.requests import find_request, is_safe_key, list_requests
 
 
@@ -22,12 +23,12 @@ def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
         os.utime(tmp_path / name, (1_000_000 - age_s, 1_000_000 - age_s))
     (tmp_path / "folder.csv").mkdir()
 
-    assert [file.key for file in list_requests(tmp_path)] == ["old", "middle", "new"]
+    assert [file.key for file in list_requests(Location(tmp_path))] == ["old", "middle", "new"]
 
 
 def test_a_missing_request_folder_is_told(tmp_path):
     with pytest.raises(BatchRequestError, match="SERVING_BATCH_REQUESTS"):
-        list_requests(tmp_path / "none")
+        list_requests(Location(tmp_path / "none"))
 
 
 def test_two_files_that_would_share_one_result_are_refused(tmp_path):
@@ -35,7 +36,7 @@ def test_two_files_that_would_share_one_result_are_refused(tmp_path):
     (tmp_path / "day1.tsv").write_text("x")
 
     with pytest.raises(BatchRequestError, match=r"day1\.csv, day1\.tsv would share one result"):
-        find_request(tmp_path, "day1")
+        find_request(Location(tmp_path), "day1")
 
 
 def test_a_key_from_outside_cannot_reach_another_folder(tmp_path):
@@ -43,9 +44,9 @@ def test_a_key_from_outside_cannot_reach_another_folder(tmp_path):
     (tmp_path / "requests").mkdir()
 
     with pytest.raises(BatchRequestError, match="a request's name needs"):
-        find_request(tmp_path / "requests", "../secret")
+        find_request(Location(tmp_path / "requests"), "../secret")
 
 
 def test_a_request_without_a_file_is_told(tmp_path):
     with pytest.raises(BatchRequestError, match="there is no such file"):
-        find_request(tmp_path, "day1")
+        find_request(Location(tmp_path), "day1")

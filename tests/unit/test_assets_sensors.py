@@ -5,13 +5,18 @@ import time
 from pathlib import Path
 
 import dagster as dg
+import msgspec
 import pytest
 
 from scoring.errors import AliasNotSet, RegistryUnreachable
 from scoring.registry import ModelVersion
 from scoring.settings import Settings
+from scoring.storage import Location
 from serving_assets.definitions import definitions
-from serving_assets.history import RANGE_END, RANGE_START
+from serving_assets.history import partitions_of
+from serving_assets.jobs import REQUESTS_A_RUN
+from serving_assets.memory import refused_event, seen_event
+from serving_assets.requests import list_requests, read_hash
 
 MODEL = "ranker"
 
@@ -35,7 +40,9 @@ class FakeServing:
     """What the sensors use of `Serving`."""
 
     def __init__(self, folder: Path) -> None:
-        self.settings = Settings(model_name=MODEL, batch_requests=folder)
+        self.settings = Settings(
+            model_name=MODEL, batch_requests=Location(folder), mlflow_tracking_uri="postgresql://registry"
+        )
         self.registry = FakeRegistry()
 
 
@@ -49,10 +56,12 @@ class Daemon:
         self.repository = definitions.get_repository_def()
         self.cursors: dict[str, str | None] = {}
         self.runs: list[dg.DagsterRun] = []
+        self.requests: list[dg.RunRequest] = []
+        self.asked_only = False
 
-    def write_request(self, key: str, age_s: float = 60) -> None:
+    def write_request(self, key: str, age_s: float = 60, text: str = "driver_id,event_timestamp\n") -> None:
         file = self.folder / f"{key}.csv"
-        file.write_text("driver_id,event_timestamp\n")
+        file.write_text(text)
         os.utime(file, (time.time() - age_s,) * 2)
 
     def tick(self, name: str) -> str | None:
@@ -67,11 +76,14 @@ class Daemon:
         )
         data = definitions.resolve_sensor_def(name).evaluate_tick(context)
         self.cursors[name] = data.cursor
+        for event in data.asset_events:
+            self.instance.report_runless_asset_event(event)
         for partitions in data.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(partitions.partitions_def_name, partitions.partition_keys)
         keys = {run.tags["dagster/run_key"] for run in self.runs}
+        self.requests += data.run_requests or []
         for request in data.run_requests or []:
-            if request.run_key not in keys:
+            if request.run_key not in keys and not self.asked_only:
                 self._start(name, request)
         return data.skip_message
 
@@ -79,11 +91,31 @@ class Daemon:
         self.tick("new_model_version")
         self.tick("new_batch_request")
 
+    def tick_after_failure(self, run: dg.DagsterRun) -> str | None:
+        """What score_the_others does with a run that failed."""
+        name = "score_the_others"
+        failed = self.instance.get_run_by_id(run.run_id)
+        event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_FAILURE.value, job_name=run.job_name)
+        context = dg.build_run_status_sensor_context(
+            sensor_name=name, dagster_event=event, dagster_instance=self.instance, dagster_run=failed
+        ).for_run_failure()
+        answer = definitions.resolve_sensor_def(name)(context)
+        if isinstance(answer, dg.SkipReason):
+            return answer.skip_message
+        for request in answer.run_requests:
+            self._start(name, request)
+        return None
+
     def _start(self, sensor: str, request: dg.RunRequest) -> None:
         run = self.instance.create_run_for_job(
             definitions.resolve_job_def("score_batch"),
             run_config=request.run_config,
-            tags={**request.tags, "dagster/run_key": request.run_key, "dagster/sensor_name": sensor},
+            tags={
+                **request.tags,
+                **({"dagster/partition": request.partition_key} if request.partition_key else {}),
+                "dagster/run_key": request.run_key,
+                "dagster/sensor_name": sensor,
+            },
             status=dg.DagsterRunStatus.STARTED,
         )
         self.runs.append(run)
@@ -94,6 +126,7 @@ class Daemon:
         self.materialize(run, config.get("version") or self.serving.registry.champion)
 
     def materialize(self, run: dg.DagsterRun, version: int) -> None:
+        self.read(run)
         for key in self.partitions(run):
             self.instance.report_runless_asset_event(
                 dg.AssetMaterialization(
@@ -102,14 +135,30 @@ class Daemon:
             )
         self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_SUCCESS))
 
+    def read(self, run: dg.DagsterRun) -> None:
+        """The run reads its files."""
+        keys = set(self.partitions(run))
+        for file in list_requests(Location(self.folder)):
+            if file.key in keys:
+                self.instance.report_runless_asset_event(seen_event(file, read_hash(Location(self.folder / file.name))))
+
+    def refuse(self, run: dg.DagsterRun, *keys: str) -> None:
+        """The run reads its files, can't score some of them, and fails for it."""
+        self.read(run)
+        for key in keys:
+            event = dg.DagsterEvent(
+                event_type_value=dg.DagsterEventType.ASSET_OBSERVATION.value,
+                job_name=run.job_name,
+                event_specific_data=dg._core.events.AssetObservationData(refused_event(key, "bad")),
+            )
+            self.instance.handle_new_event(_entry(run, event))
+        self.fail(run)
+
     def fail(self, run: dg.DagsterRun) -> None:
         self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_FAILURE))
 
     def partitions(self, run: dg.DagsterRun) -> list[str]:
-        if "dagster/partition" in run.tags:
-            return [run.tags["dagster/partition"]]
-        known = list(self.instance.get_dynamic_partitions("batch_requests"))
-        return known[known.index(run.tags[RANGE_START]) : known.index(run.tags[RANGE_END]) + 1]
+        return list(partitions_of(run.tags, list(self.instance.get_dynamic_partitions("batch_requests"))))
 
     def finish_all(self) -> None:
         for run in self.runs:
@@ -118,7 +167,10 @@ class Daemon:
 
 
 def _ended(run: dg.DagsterRun, event_type: dg.DagsterEventType) -> dg.EventLogEntry:
-    event = dg.DagsterEvent(event_type_value=event_type.value, job_name=run.job_name)
+    return _entry(run, dg.DagsterEvent(event_type_value=event_type.value, job_name=run.job_name))
+
+
+def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
     return dg.EventLogEntry(
         error_info=None,
         level="info",
@@ -344,6 +396,159 @@ def test_many_new_files_are_one_run(daemon):
 
     (run,) = daemon.runs
     assert sorted(daemon.partitions(run)) == [f"r{i:02}" for i in range(60)]
+
+
+def test_a_thousand_new_files_are_a_few_runs(daemon):
+    for i in range(1000):
+        daemon.write_request(f"r{i:04}")
+    daemon.serving.registry.champion = 1
+    started = time.monotonic()
+
+    daemon.asked_only = True
+    daemon.tick("new_batch_request")
+
+    assert time.monotonic() - started < 20
+    assert len(daemon.requests) == 1000 / REQUESTS_A_RUN
+    assert len(daemon.instance.get_dynamic_partitions("batch_requests")) == 1000
+
+
+def test_a_file_with_other_content_is_scored_again(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", text="driver_id,event_timestamp\n1001,2026-01-01\n")
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    for _ in range(3):
+        daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_content_that_comes_back_after_another_one_is_scored_again(scored_by_version_1):
+    daemon = scored_by_version_1
+    file = daemon.folder / "day1.csv"
+    first = file.read_text(), file.stat().st_mtime_ns
+    daemon.write_request("day1", text="other\n")
+    daemon.both()
+    daemon.finish_all()
+    file.write_text(first[0])
+    os.utime(file, ns=(first[1], first[1]))  # as cp -p does: also the time comes back
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+
+
+def test_a_touched_file_is_not_scored_again_nor_read_at_every_tick(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", age_s=30)
+    for _ in range(3):
+        daemon.both()
+    assert daemon.runs == []
+
+    (daemon.folder / "day1.csv").chmod(0)  # whoever reads it now fails, but for root
+    daemon.write_request("day2")
+    daemon.both()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
+
+
+def test_a_file_that_changes_while_its_run_is_in_flight_is_scored_after_it(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", age_s=50, text="second\n")
+    daemon.both()
+    daemon.read(daemon.runs[0])
+    daemon.write_request("day1", age_s=40, text="third\n")
+    assert "are being scored" in daemon.tick("new_batch_request")
+    assert len(daemon.runs) == 1
+
+    daemon.instance.handle_new_event(_ended(daemon.runs[0], dg.DagsterEventType.RUN_SUCCESS))
+    daemon.both()
+    assert len(daemon.runs) == 2
+
+
+def test_a_removed_file_leaves_its_partition_and_its_output_as_they_were(scored_by_version_1):
+    daemon = scored_by_version_1
+    (daemon.folder / "day1.csv").unlink()
+    for _ in range(3):
+        daemon.both()
+
+    assert daemon.runs == []
+    assert list(daemon.instance.get_dynamic_partitions("batch_requests")) == ["day1"]
+    assert daemon.instance.get_latest_materialization_event(dg.AssetKey("batch_output")) is not None
+
+
+def test_the_requests_beside_a_bad_one_get_a_run_of_their_own_once(daemon):
+    for key in ("a", "b", "c", "d"):
+        daemon.write_request(key)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "b")
+
+    daemon.tick_after_failure(daemon.runs[0])
+    for _ in range(2):
+        daemon.both()
+    daemon.finish_all()
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["a"], ["c", "d"]]
+
+
+def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_by_version_1):
+    daemon = scored_by_version_1
+    for key in ("a", "b"):
+        daemon.write_request(key)
+    daemon.tick("new_batch_request")
+    daemon.fail(daemon.runs[0])
+
+    assert daemon.tick_after_failure(daemon.runs[0]) is not None
+    for _ in range(3):
+        daemon.both()
+    assert len(daemon.runs) == 1
+
+
+@pytest.mark.parametrize(("setting", "scored"), [("newest", [["day3"]]), ("all", [["day1", "day2", "day3"]])])
+def test_a_new_version_scores_what_the_setting_says_in_one_run(daemon, setting, scored):
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=setting)
+    daemon.serving.registry.champion = 1
+    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
+        daemon.write_request(key, age_s)
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.runs.clear()
+
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == scored
+
+
+def test_scoring_all_again_leaves_out_requests_whose_file_is_gone(daemon):
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
+    daemon.serving.registry.champion = 1
+    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
+        daemon.write_request(key, age_s)
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.runs.clear()
+    (daemon.folder / "day2.csv").unlink()
+
+    daemon.serving.registry.champion = 2
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day3"]]
+
+
+def test_an_idle_tick_takes_no_time_and_asks_neither_registry_nor_folder_for_content(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.both()
+    started = time.monotonic()
+    for _ in range(5):
+        daemon.both()
+
+    assert time.monotonic() - started < 5
 
 
 def test_a_file_written_a_moment_ago_waits(daemon):

@@ -1,15 +1,16 @@
 """A batch request is read whole and in order, or refused with file, column and first bad row."""
 
+import csv
 import datetime as dt
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring.batch_request import read_batch_request
+from scoring.batch_request import CHUNK_BYTES, read_batch_request
 from scoring.errors import BatchRequestError
 from scoring.features import Feature, JoinKey, ModelFeatures, View
 from scoring.signature import ModelInput, Signature
@@ -112,9 +113,19 @@ def test_rows_are_neither_dropped_nor_reordered(tmp_path_factory: pytest.TempPat
         ("shop_id,event_timestamp,amount,rate\n1,2026-01-01,1,0.5\n", "rate", None, "rename it"),
         ("shop_id,event_timestamp,amount,prediction\n1,2026-01-01,1,0.5\n", "prediction", None, "rename it"),
         ("shop_id,event_timestamp,amount,a,a\n1,2026-01-01,1,2,3\n", "a", None, "twice"),
+        ("shop_id,event_timestamp,amount,a,A\n1,2026-01-01,1,2,3\n", "a", None, "twice"),
+        ("shop_id,event_timestamp,amount,Rate\n1,2026-01-01,1,2\n", "Rate", None, "rename it"),
+        ("shop_id,event_timestamp,amount,REQUEST_ROW__\n1,2026-01-01,1,2\n", "REQUEST_ROW__", None, "rename it"),
+        ("shop_id,event_timestamp,amount,\n1,2026-01-01,1,2\n", None, None, "column number 4 has no name"),
+        ("shop_id,event_timestamp,amount\n1,now,1\n", "event_timestamp", 1, "'now' is not an ISO 8601"),
+        ("shop_id,event_timestamp,amount\n1,2024,1\n", "event_timestamp", 1, "'2024' is not an ISO 8601"),
+        ("shop_id,event_timestamp,amount\n1,1500-01-01,1\n", "event_timestamp", 1, "years 1678 to 2261"),
+        ("shop_id,event_timestamp,amount\n0x3E9,2026-01-01,1\n", "shop_id", 1, "'0x3E9' is not int64"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tmp_path: Path, text: str, column: str, row: int | None, says: str) -> None:
+def test_what_cannot_be_scored_is_named(
+    tmp_path: Path, text: str, column: str | None, row: int | None, says: str
+) -> None:
     error = refusal(tmp_path, text)
     assert (error.column, error.row) == (column, row)
     assert says in str(error)
@@ -156,3 +167,92 @@ def test_the_bad_row_is_counted_over_the_whole_file(tmp_path: Path) -> None:
     lines = ["shop_id,event_timestamp,amount", *["7,2026-01-01T00:00:00Z,1"] * 150_000, "seven,2026-01-01T00:00:00Z,1"]
     error = refusal(tmp_path, "\n".join(lines) + "\n")
     assert (error.column, error.row) == ("shop_id", 150_001)
+
+
+cells = st.text(st.sampled_from('ab",\n\r\t é'), max_size=6)
+
+
+@given(st.lists(cells, min_size=1, max_size=20))
+def test_what_a_csv_writer_quotes_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, notes: list[str]
+) -> None:
+    file = tmp_path_factory.mktemp("quoted") / "r.csv"
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+        writer.writerow(["shop_id", "event_timestamp", "amount", "note"])
+        writer.writerows([i, "2026-01-01", 1, note] for i, note in enumerate(notes))
+    table = read_file(file)
+    assert table["note"].to_pylist() == [note or None for note in notes]
+
+
+@given(st.lists(cells, min_size=2, max_size=8), st.data())
+def test_a_quotation_mark_too_few_never_loses_a_row(
+    tmp_path_factory: pytest.TempPathFactory, notes: list[str], data: st.DataObject
+) -> None:
+    file = tmp_path_factory.mktemp("quoted") / "r.csv"
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+        writer.writerow(["shop_id", "event_timestamp", "amount", "note"])
+        writer.writerows([i, "2026-01-01", 1, note] for i, note in enumerate(notes))
+    content = file.read_bytes()
+    places = [i for i, byte in enumerate(content) if byte == ord('"')]
+    place = data.draw(st.sampled_from(places))
+    file.write_bytes(content[:place] + content[place + 1 :])
+    with pytest.raises(BatchRequestError, match=r"line \d+: a quotation mark"):
+        read_file(file)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 40))
+def test_quotes_are_followed_through_a_file_of_many_chunks(
+    tmp_path_factory: pytest.TempPathFactory, offset: int
+) -> None:
+    file = tmp_path_factory.mktemp("long") / "r.csv"
+    row = '"7","2026-01-01","1","a ""b"", c"\n'
+    rows = 2 * CHUNK_BYTES // len(row)
+    file.write_text(f'"shop_id","event_timestamp","amount","{"n" * (1 + offset)}"\n{row * rows}')
+    assert read_file(file).num_rows == rows
+    with file.open("a") as more:
+        more.write(row.replace("""c\"""", "c"))
+    with pytest.raises(BatchRequestError, match=f"line {rows + 2}: a quotation mark"):
+        read_file(file)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pa.array([True]),
+        pa.array([1], pa.duration("s")),
+        pa.array([1], pa.timestamp("s")),
+        pa.array([1.5]),
+        pa.array([None]),
+    ],
+    ids=lambda keys: str(keys.type),
+)
+def test_only_numbers_and_texts_are_keys(tmp_path: Path, keys: pa.Array) -> None:
+    moment = pa.array([dt.datetime(2026, 1, 1)], pa.timestamp("us"))
+    pq.write_table(pa.table({"shop_id": keys, "event_timestamp": moment, "amount": [1.0]}), tmp_path / "r.parquet")
+    with pytest.raises(BatchRequestError, match="'shop_id', row 1"):
+        read_file(tmp_path / "r.parquet")
+
+
+def test_dictionaries_and_whole_floats_are_read_as_what_they_hold(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "shop_id": pa.array([7.0, 8.0]),
+            "event_timestamp": pa.array(["2026-01-01", "2026-01-02"]).dictionary_encode(),
+            "amount": pa.array(["1", "2"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "r.parquet")
+    read_back = read_file(tmp_path / "r.parquet")
+    assert read_back["shop_id"].to_pylist() == [7, 8]
+    assert read_back["amount"].to_pylist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("seconds", [2**50, -(2**50), 2**40])
+def test_a_moment_out_of_range_is_no_other_moment(tmp_path: Path, seconds: int) -> None:
+    moment = pa.array([seconds], pa.timestamp("s"))
+    pq.write_table(pa.table({"shop_id": [1], "event_timestamp": moment, "amount": [1.0]}), tmp_path / "r.parquet")
+    with pytest.raises(BatchRequestError, match="'event_timestamp', row 1"):
+        read_file(tmp_path / "r.parquet")

@@ -1,11 +1,12 @@
 """A reader finds the old file or the new one, whole."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from scoring.files import whole_file
+from scoring.files import SCRATCH_PREFIX, scratch_folder, whole_file
 
 
 def test_the_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -40,3 +41,39 @@ def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "out.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_lives_is_not(tmp_path: Path) -> None:
+    destination = tmp_path / "out.txt"
+    dead = tmp_path / ".out.txt.abc.part"
+    dead.write_text("half")
+    others = tmp_path / ".other.txt.abc.part"
+    others.write_text("half")
+
+    with whole_file(destination) as first:
+        assert not dead.exists()
+        with whole_file(destination) as second:
+            assert first.exists()
+            second.write_text("second")
+        first.write_text("first")
+
+    assert destination.read_text() == "first"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".other.txt.abc.part", "out.txt"]
+
+
+def test_a_scratch_folder_ends_with_its_block_and_dead_ones_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / f"{SCRATCH_PREFIX}dead"
+    dead.mkdir()
+    (dead / "spilt").write_text("x")
+
+    with scratch_folder() as outer:
+        assert not dead.exists()
+        (outer / "file").write_text("x")
+        with scratch_folder() as inner:
+            assert inner != outer
+        assert (outer / "file").exists()
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,26 @@
+"""What is told of one request when it is over: in its log line, its metrics and its trace."""
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from api.stages import Stages
+
+KEY = "serving_note"
+
+
+class Note(msgspec.Struct):
+    """Filled in on the way. Holds no body and no header."""
+
+    request_id: str | None = None
+    model: str | None = None
+    problem: str | None = None
+    instance: str | None = None
+    stages: "Stages | None" = None
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Note":
+        """The note of the request with this ASGI state; a new one where there is none yet."""
+        note: Note = state.setdefault(KEY, cls())
+        return note

@@ -1,0 +1,80 @@
+"""From the body of a request to its scores: under the deadline, with room for it, by a store that answers."""
+
+import asyncio
+import time
+
+import msgspec
+
+from api.breaker import Breaker
+from api.errors import DeadlineExceeded, Overloaded
+from api.metrics import Metrics
+from api.model_slot import ModelSlot, Served
+from api.note import Note
+from api.request_form import EntityRequest
+from api.stages import Stages
+from api.store_probe import NO_ANSWER
+from api.workers import Workers
+from scoring.errors import FeatureStoreError
+from scoring.predict import Scores
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """What an answer is made of."""
+
+    served: Served
+    entities: EntityRequest
+    scores: Scores
+
+
+class RequestScoring:
+    """Scores requests with what serves now."""
+
+    def __init__(
+        self, slot: ModelSlot, workers: Workers, breaker: Breaker, metrics: Metrics, deadline_s: float
+    ) -> None:
+        """Args: what serves, who works, whether the store answers, who counts, and the seconds that it may take."""
+        self._slot = slot
+        self._workers = workers
+        self._breaker = breaker
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+
+    def check_room(self) -> None:
+        """Nothing, while a request more may wait.
+
+        Raises:
+            Overloaded: it may not.
+        """
+        if self._workers.full:
+            raise Overloaded
+
+    async def score(self, body: bytes, note: Note) -> Scored:
+        """The scores that `body` asks for; `note` is told who asked for what.
+
+        Raises:
+            RequestError, EntityRowsError, FeaturesRejected: the request can't be answered.
+            Unavailable, FeatureStoreError: not now.
+            PredictionFailed: the model failed.
+        """
+        # Taken once: a swap meanwhile changes nothing for this request.
+        served = self._slot.current()
+        note.model = str(served.scorer.version)
+        entities = served.form.decode(body)
+        note.request_id = entities.request_id
+        self._breaker.check()
+        stages = note.stages = Stages(served.scorer, entities.entity_rows)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                scores = await self._workers.run(stages)
+        except TimeoutError:
+            if stages.in_store:
+                self._breaker.failed(NO_ANSWER)
+            raise DeadlineExceeded(self._deadline_s) from None
+        except FeatureStoreError as error:
+            self._breaker.failed(str(error))
+            raise
+        finally:
+            self._metrics.looked_up(stages, time.time())
+        self._breaker.answered()
+        self._metrics.scored(scores)
+        return Scored(served, entities, scores)

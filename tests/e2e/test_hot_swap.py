@@ -1,0 +1,352 @@
+"""The API as a process that follows the alias of a real MLflow server, on a real Redis, while requests come in."""
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+import yaml
+from mlflow.entities.webhook import WebhookAction, WebhookEntity, WebhookEvent
+from mlflow.models import infer_signature
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import ElasticNet, LogisticRegression
+from sklearn.tree._tree import Tree
+
+from tests.e2e.api_server import ApiServer
+from tests.servers import MlflowServer, RedisServer
+from tests.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
+
+POLL_S = 1.0
+SECRET = "a secret of more than 16 characters"
+SETTINGS = {
+    "SERVING_POLL_INTERVAL_S": str(POLL_S),
+    "SERVING_DEADLINE_S": "5",
+    "SERVING_DRAIN_S": "0",
+    "SERVING_WEBHOOK_SECRET": SECRET,
+    "SERVING_MAX_MODEL_BYTES": "300000",
+}
+TAGS = {"feast.feature_service": "driver_ranking"}
+DRIVERS = list(range(1001, 1006))
+# A trial takes 7 s of processor time, and tests share two cores.
+LOADED_WITHIN_S = 90.0
+
+
+@dataclasses.dataclass
+class RegistryWithWebhooks(MlflowServer):
+    """An MLflow server that may call a loopback address."""
+
+    def own_environment(self) -> dict[str, str]:
+        return super().own_environment() | {
+            "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+            "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        }
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server of this module's own: a test stops it."""
+    server = RegistryWithWebhooks(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, registry: MlflowServer, redis: RedisServer) -> World:
+    folder = tmp_path_factory.mktemp("drivers")
+    return build_driver_world(folder, redis=f"{redis.host}:{redis.port}", registry=registry.uri)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[ApiServer]:
+    server = ApiServer(tmp_path_factory.mktemp("api"), environment=world.environment | SETTINGS)
+    server.starts_within_s = LOADED_WITHIN_S
+    server.start()
+    yield server
+    server.stop()
+
+
+def wait_until(condition: Callable[[], bool], what: str, within_s: float = LOADED_WITHIN_S) -> float:
+    """Seconds until it held."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within_s, what
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def served_version(api: ApiServer) -> int:
+    return int(api.get("/version").json()["model"]["version"])
+
+
+def promote(world: World, api: ApiServer, version: int) -> float:
+    """Move the alias; seconds until the API answers with that version."""
+    world.promote(version)
+    return wait_until(lambda: served_version(api) == version, f"version {version}: {api.get('/ready').text}")
+
+
+class Load:
+    """Clients that ask without a pause, and keep what they are answered."""
+
+    def __init__(self, api: ApiServer, clients: int = 3) -> None:
+        self.answers: list[tuple[int, dict[str, Any], str | None]] = []
+        self._stop = threading.Event()
+        self._api = api
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        body = {"request_id": "r", "driver_ids": DRIVERS}
+        with httpx.Client(base_url=self._api.url, timeout=30) as client:
+            while not self._stop.is_set():
+                try:
+                    answer = client.post("/scores", json=body)
+                    self.answers.append((answer.status_code, answer.json(), answer.headers.get("X-Model-Version")))
+                except Exception as error:  # no answer is a failed request, too
+                    self.answers.append((0, {"error": repr(error)}, None))
+                time.sleep(0.005)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def failed(self) -> list[Any]:
+        return [answer for answer in self.answers if answer[0] != 200]
+
+
+def scores_of(body: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(row["score"] for row in body["scores"])
+
+
+@pytest.mark.timeout(400)
+def test_twenty_swaps_under_load_fail_no_request_and_each_answer_is_of_one_version(
+    world: World, api: ApiServer
+) -> None:
+    versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.002, 0.005, 0.02, 0.05)]
+    expected = {}
+    for version in versions:
+        promote(world, api, version)
+        answer = api.ask(json.dumps({"request_id": "r", "driver_ids": DRIVERS}).encode(), "/scores").json()
+        expected[version] = scores_of(answer)
+    assert len(set(expected.values())) == len(versions)
+    with Load(api) as load:
+        took_s = [promote(world, api, versions[number % len(versions)]) for number in range(20)]
+    assert not load.failed
+    seen = set()
+    for _, body, header in load.answers:
+        version = body["model"]["version"]
+        assert header == f"driver_ranker/{version}"
+        assert scores_of(body) == expected[version]
+        seen.add(version)
+    assert seen == set(versions)
+    assert max(took_s) < 2 * POLL_S + 3, "a rollback to a version that served before needs no trial"
+    metrics = api.get("/metrics").text
+    assert f'version="{served_version(api)}"' in metrics
+
+
+def estimator_and_frame(world: World) -> tuple[ElasticNet, pd.DataFrame]:
+    stats = pd.read_parquet(world.folder / "feature_repo" / "data" / "driver_stats.parquet")
+    frame = stats[DRIVER_INPUTS].astype("float64")
+    return ElasticNet().fit(frame, frame["conv_rate"]), frame
+
+
+def saved(folder: Path, model: Any, frame: pd.DataFrame, **save: Any) -> Path:
+    predict = getattr(model, save.get("pyfunc_predict_fn", "predict"))
+    options = {
+        "signature": infer_signature(frame, predict(frame)),
+        "input_example": frame.head(5),
+        "pip_requirements": ["scikit-learn"],
+    }
+    mlflow.sklearn.save_model(model, folder, **options | save)
+    return folder
+
+
+def truncated(folder: Path, world: World) -> None:
+    file = saved(folder, *estimator_and_frame(world)) / "model.skops"
+    file.write_bytes(file.read_bytes()[:-500])
+
+
+def flipped(folder: Path, world: World) -> None:
+    file = saved(folder, *estimator_and_frame(world)) / "model.skops"
+    content = bytearray(file.read_bytes())
+    content[60] ^= 0xFF
+    file.write_bytes(content)
+
+
+def pickled(folder: Path, world: World) -> None:
+    saved(folder, *estimator_and_frame(world), serialization_format="cloudpickle")
+
+
+def crafted(folder: Path, world: World) -> None:
+    estimator, frame = estimator_and_frame(world)
+    saved(folder, estimator, frame)
+    estimator.callback = __import__("os").system
+    skops.io.dump(estimator, folder / "model.skops")
+    description = yaml.safe_load((folder / "MLmodel").read_text())
+    description["flavors"]["sklearn"]["skops_trusted_types"] = ["posix.system"]
+    (folder / "MLmodel").write_text(yaml.safe_dump(description))
+
+
+def crashing(folder: Path, world: World) -> None:
+    """A boosted tree that claims more inputs than it gets: scikit-learn reads beyond the end of the row."""
+    _, frame = estimator_and_frame(world)
+    boosted = GradientBoostingRegressor(n_estimators=2).fit(frame, frame["conv_rate"])
+    saved(folder, boosted, frame, skops_trusted_types=["sklearn.tree._tree.Tree"])
+    tree, inputs = boosted.estimators_[1, 0], 2 * 10**9
+    state = tree.tree_.__getstate__()
+    state["nodes"]["feature"][0] = inputs - 1
+    tree.tree_, tree.n_features_in_ = Tree(inputs, np.array([1]), 1), inputs
+    tree.tree_.__setstate__(state)
+    skops.io.dump(boosted, folder / "model.skops")
+
+
+def wrong_signature(folder: Path, world: World) -> None:
+    estimator, frame = estimator_and_frame(world)
+    other = frame[DRIVER_INPUTS[:2]]
+    saved(folder, estimator, frame, signature=infer_signature(other, [0.5]), input_example=other.head(3))
+
+
+def not_finite(folder: Path, world: World) -> None:
+    estimator, frame = estimator_and_frame(world)
+    saved(folder, estimator, frame)
+    estimator.coef_ = np.full(3, np.nan)
+    skops.io.dump(estimator, folder / "model.skops")
+
+
+def wrong_shape(folder: Path, world: World) -> None:
+    _, frame = estimator_and_frame(world)
+    model = LogisticRegression().fit(frame, frame["conv_rate"] > frame["conv_rate"].median())
+    saved(folder, model, frame, pyfunc_predict_fn="predict_proba")
+
+
+def too_large(folder: Path, world: World) -> None:
+    saved(folder, *estimator_and_frame(world))
+    (folder / "ballast").write_bytes(bytes(400_000))
+
+
+SPOILT: dict[Callable[[Path, World], None], str] = {
+    truncated: "can't be read as skops",
+    flipped: "refused",
+    pickled: "its format cloudpickle is not allowed",
+    crafted: "types that are not allowed: posix.system",
+    crashing: "it crashed while it was loaded on trial (SIGSEGV)",
+    wrong_signature: "it fails on its golden rows (input_example): ValueError on 3 rows",
+    not_finite: "no finite number for 5 of 5 golden rows",
+    wrong_shape: "say which column is the prediction",
+    too_large: "SERVING_MAX_MODEL_BYTES allows 300000",
+}
+
+
+@pytest.mark.timeout(600)
+def test_versions_that_can_not_serve_are_refused_and_cost_no_request(
+    world: World, api: ApiServer, tmp_path: Path
+) -> None:
+    versions = {}
+    for spoil in SPOILT:
+        spoil(tmp_path / spoil.__name__, world)
+        versions[spoil] = world.register_files(tmp_path / spoil.__name__, tags=TAGS)
+    before = served_version(api)
+
+    def refused() -> dict[str, Any]:
+        return api.get("/ready").json()["refused"] or {}
+
+    reasons, waits_s = {}, []
+    with Load(api) as load:
+        for spoil, version in versions.items():
+            world.promote(version)
+            name = f"driver_ranker/{version}"
+            wait_until(lambda name=name: refused().get("model") == name, spoil.__name__)  # type: ignore[misc]
+            reasons[spoil] = refused()["reason"]
+            waits_s.append(refused()["next_attempt_in_s"])
+            assert api.get("/ready").status_code == 200
+        world.promote(before)
+        wait_until(lambda: not refused(), "the refusal is gone when the alias is back")
+    assert not load.failed
+    assert {body["model"]["version"] for _, body, _ in load.answers} == {before}
+    for spoil, reason in SPOILT.items():
+        assert reason in reasons[spoil], spoil.__name__
+    assert min(waits_s) > 10, "none is tried again in a tight loop"
+    logged = [line["model"] for line in api.log_lines() if line["event"] == "model_refused"]
+    assert logged == [f"driver_ranker/{version}" for version in versions.values()]
+
+
+def test_a_registry_that_is_down_leaves_the_version_serving_and_its_silence_grows(
+    world: World, api: ApiServer, registry: MlflowServer
+) -> None:
+    def silent_s() -> float:
+        return float(api.get("/ready").json()["registry"]["last_answer_age_s"])
+
+    before = served_version(api)
+    with Load(api, clients=1) as load:
+        with registry.stopped():
+            wait_until(lambda: silent_s() > 3 * POLL_S, "its age grows")
+            assert api.get("/ready").json()["registry"]["problem"]
+        wait_until(lambda: silent_s() < 2 * POLL_S, "it is asked again")
+    assert not load.failed
+    assert served_version(api) == before
+
+
+def test_after_a_kill_it_is_ready_again_without_a_hand(api: ApiServer, world: World) -> None:
+    before = served_version(api)
+    api.kill()
+    api.start()
+    assert served_version(api) == before
+    assert api.ask().status_code == 200
+
+
+@contextlib.contextmanager
+def webhook_to(api: ApiServer, world: World) -> Iterator[None]:
+    created = world.client.create_webhook(
+        name="serving",
+        url=f"{api.url}/webhooks/mlflow",
+        events=[WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, WebhookAction.CREATED)],
+        secret=SECRET,
+    )
+    try:
+        yield
+    finally:
+        world.client.delete_webhook(created.webhook_id)
+
+
+def test_a_webhook_of_the_registry_shortens_the_wait(
+    world: World, api: ApiServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.3, 0.4)]
+    own = {"SERVING_POLL_INTERVAL_S": "600"}
+    patient = ApiServer(tmp_path_factory.mktemp("patient"), environment=world.environment | SETTINGS | own)
+    patient.starts_within_s = LOADED_WITHIN_S
+    patient.start()
+    try:
+        with webhook_to(patient, world):
+            for version in versions:
+                promote(world, patient, version)
+            assert promote(world, patient, versions[0]) < 10
+    finally:
+        patient.stop()
+    unsigned = api.ask(b"{}", "/webhooks/mlflow")
+    assert unsigned.status_code == 401
+    assert unsigned.headers["Content-Type"] == "application/problem+json"

@@ -1,0 +1,218 @@
+"""From a request file to batch_input, batch_output and manifest: the same bytes each time, and no row is lost."""
+
+import contextlib
+import datetime as dt
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scoring.batch import read_batch_input_model, write_batch_output
+from scoring.errors import BatchRequestError, ServingError
+from scoring.manifest import read_manifest
+from scoring.predict import Policy
+from scoring.storage import Location
+from tests.batch_job import NOW, BatchJob, make_repository, write_request
+
+HEADER = "driver_id,event_timestamp,order\n"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> BatchJob:
+    folder = tmp_path_factory.mktemp("job")
+    make_repository(folder)
+    return BatchJob(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def outcome(job: BatchJob, folder: Path, text: str) -> list[dict[str, Any]]:
+    (folder / "day1.csv").write_text(text)
+    job.run(Location(folder / "day1.csv"), Location(folder / "artifacts"))
+    return pq.read_table(folder / "artifacts" / "day1" / "batch_output.parquet").to_pylist()
+
+
+def refusal(job: BatchJob, folder: Path, content: str | bytes, name: str = "day1.csv") -> str:
+    """What a person reads about a request that can't be scored, after checking that the older result still stands."""
+    job.run(write_request(folder / f"{Path(name).stem}.parquet", 50), Location(folder / "artifacts"))
+    before = files(folder / "artifacts" / "day1")
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(BatchRequestError) as caught:
+        job.run(Location(folder / name), Location(folder / "artifacts"))
+    assert files(folder / "artifacts" / "day1") == before
+    assert str(folder / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_manifest_says_where_the_result_comes_from_and_is_in_the_result_itself(job, tmp_path):
+    request = write_request(tmp_path / "day1.parquet", 250)
+
+    job.run(request, Location(tmp_path / "artifacts"), policy=Policy("impute", {"acc_rate": 0.5}))
+
+    folder = tmp_path / "artifacts" / "day1"
+    said = json.loads((folder / "manifest.json").read_text())
+    for name, of in [("batch_output", said["batch_output"]), ("batch_input", said["outcome"]["batch_input"])]:
+        content = (folder / f"{name}.parquet").read_bytes()
+        expected = {"name": f"{name}.parquet", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert of == expected
+    origin, outcome = said["origin"], said["outcome"]
+    content = (tmp_path / "day1.parquet").read_bytes()
+    assert origin["request"] == {
+        "name": "day1.parquet",
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert (origin["model"], origin["feature_service"]) == ("linear/1", "driver_ranking")
+    assert len(origin["definitions_hash"]) == 64
+    assert (outcome["rows"], outcome["scored"], outcome["reasons"]) == (250, 248, {"not_found": 2})
+    assert (outcome["missing_features"], outcome["impute_values"]) == ("impute", {"acc_rate": 0.5})
+    assert outcome["software"]["pyarrow"] == pa.__version__
+    footer = pq.read_metadata(folder / "batch_output.parquet").metadata
+    assert json.loads(footer[b"serving.origin"]) == origin
+    assert json.loads(footer[b"serving.outcome"]) == outcome
+
+
+def test_the_same_request_with_the_same_version_gives_the_same_bytes(job, tmp_path):
+    request = write_request(tmp_path / "day1.csv", 200_000)
+    job.run(request, Location(tmp_path / "artifacts"))
+    first = files(tmp_path / "artifacts" / "day1")
+    job.run(request, Location(tmp_path / "artifacts"), version=2)
+    other = files(tmp_path / "artifacts" / "day1")
+
+    job.run(request, Location(tmp_path / "artifacts"), version=1)
+
+    assert files(tmp_path / "artifacts" / "day1") == first
+    assert sorted(first) == ["batch_input.parquet", "batch_output.parquet", "manifest.json"]
+    assert other["batch_output.parquet"] != first["batch_output.parquet"]
+
+
+def test_the_pieces_in_which_a_request_is_read_change_no_byte_of_what_follows_from_its_rows(job, tmp_path):
+    rows = pq.read_table(write_request(tmp_path / "day1.parquet", 150_000).local)
+    written = []
+    for size in (150_000, 70_001, 1024):
+        pq.write_table(rows, tmp_path / "day1.parquet", row_group_size=size)
+        job.run(Location(tmp_path / "day1.parquet"), Location(tmp_path / "artifacts"))
+        output = pq.ParquetFile(tmp_path / "artifacts" / "day1" / "batch_output.parquet")
+        groups = [output.metadata.row_group(i).total_byte_size for i in range(output.num_row_groups)]
+        written.append((groups, output.read()))
+    assert all(groups == written[0][0] and rows.equals(written[0][1]) for groups, rows in written)
+
+
+def test_a_result_is_made_again_alone_from_its_batch_input(job, tmp_path):
+    job.run(write_request(tmp_path / "day1.parquet", 300), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    before = files(folder.local)
+    (folder / "batch_output.parquet").local.unlink()
+    (folder / "manifest.json").local.unlink()
+
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+    manifest = write_batch_output(source, job.model(), job.features, Policy(), output)
+
+    assert files(folder.local) == before
+    assert read_manifest(output) == manifest
+    assert read_batch_input_model(source) == "linear/1"
+
+
+def test_duplicated_rows_are_scored_each(job, tmp_path):
+    row = f"3,{NOW.isoformat()},same\n"
+    rows = outcome(job, tmp_path, HEADER + row * 5)
+    assert len(rows) == 5
+    assert len({row["prediction"] for row in rows}) == 1
+    assert rows[0]["prediction"] is not None
+
+
+def test_unknown_ids_and_rows_older_than_the_first_feature_stay_and_are_told(job, tmp_path):
+    long_ago = NOW - dt.timedelta(days=400)
+    text = f"{HEADER}3,{NOW.isoformat()},a\n-1,{NOW.isoformat()},b\n3,{long_ago.isoformat()},c\n4,{NOW.isoformat()},d\n"
+    rows = outcome(job, tmp_path, text)
+    assert [(row["order"], row["reason"]) for row in rows] == [
+        ("a", None),
+        ("b", "not_found"),
+        ("c", "not_found"),
+        ("d", None),
+    ]
+
+
+def test_a_time_without_a_zone_is_utc_and_another_zone_is_converted(job, tmp_path):
+    utc = NOW - dt.timedelta(hours=3)
+    texts = [
+        utc.isoformat(),
+        utc.replace(tzinfo=None).isoformat(),
+        utc.astimezone(dt.timezone(dt.timedelta(hours=7))).isoformat(),
+    ]
+    rows = outcome(job, tmp_path, HEADER + "".join(f"3,{text},x\n" for text in texts))
+    assert [row["event_timestamp"] for row in rows] == [utc] * 3
+    assert len({row["prediction"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("3,,x", "column 'event_timestamp', row 1001: this row has no value"),
+        ("3,yesterday,x", "column 'event_timestamp', row 1001: 'yesterday' is not an ISO 8601 date and time"),
+        ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not int64"),
+        (",2026-06-01,x", "column 'driver_id', row 1001: this row has no value"),
+        ("3,2026-06-01", "it can't be read"),
+        ('3,2026-06-01,"x', "line 1002: a quotation mark must surround a whole cell"),
+        ('3,2026-06-01,5" pipe', "line 1002: a quotation mark must surround a whole cell"),
+    ],
+)
+def test_one_bad_row_in_the_middle_is_named_and_nothing_is_scored(job, tmp_path, row, told):
+    good = "3,2026-06-01T00:00:00Z,x\n" * 1000
+    assert told in refusal(job, tmp_path, f"{HEADER}{good}{row}\n{good}")
+
+
+@pytest.mark.parametrize("end", ['3,2026-06-01T00:00:00Z,"half a te', "3,2026-06", "3"])
+def test_a_csv_file_that_was_cut_in_a_row_is_refused(job, tmp_path, end):
+    refusal(job, tmp_path, HEADER + "3,2026-06-01T00:00:00Z,x\n" * 1000 + end)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_parquet_file_that_was_cut_anywhere_is_refused(job, tmp_path, share):
+    whole = write_request(tmp_path / "whole.parquet", 2000).local.read_bytes()
+    assert "it can't be read" in refusal(job, tmp_path, whole[: int(share * len(whole))], "day1.parquet")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
+def test_a_damaged_parquet_file_with_checksums_is_refused_or_read_right(job, tmp_path, place, value):
+    request = write_request(tmp_path / "day1.parquet", 2000)
+    expected = pq.read_table(request.local)
+    pq.write_table(expected, request.local, write_page_checksum=True)
+    content = bytearray(request.local.read_bytes())
+    content[int(place * len(content))] ^= value
+    request.local.write_bytes(content)
+    output = tmp_path / "artifacts" / "day1" / "batch_output.parquet"
+    output.unlink(missing_ok=True)
+    with contextlib.suppress(ServingError):
+        job.run(request, Location(tmp_path / "artifacts"))
+    assert not output.exists() or pq.read_table(output, columns=expected.column_names).equals(expected)
+
+
+def test_null_moments_in_parquet_are_named(job, tmp_path):
+    rows = pq.read_table(write_request(tmp_path / "day2.parquet", 100).local)
+    moments = rows["event_timestamp"].to_pylist()
+    moments[41] = None
+    pq.write_table(
+        rows.set_column(1, "event_timestamp", pa.array(moments, rows["event_timestamp"].type)), tmp_path / "x.parquet"
+    )
+    told = refusal(job, tmp_path, (tmp_path / "x.parquet").read_bytes(), "day1.parquet")
+    assert "column 'event_timestamp', row 42: this row has no value" in told
+
+
+def test_a_request_that_is_not_there_is_told(job, tmp_path):
+    with pytest.raises(BatchRequestError, match=r"none\.csv: there is no such file"):
+        job.run(Location(tmp_path / "none.csv"), Location(tmp_path / "artifacts"))
+    source, output = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
+    with pytest.raises(BatchRequestError, match="materialize batch_input first"):
+        write_batch_output(source, job.model(), job.features, Policy(), output)

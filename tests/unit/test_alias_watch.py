@@ -1,0 +1,187 @@
+"""The light look at the alias: over REST against a server that answers as MLflow does, and at an SQLite file's times."""
+
+import base64
+import http.server
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from scoring.alias_watch import look, unchanged
+from scoring.errors import AliasNotSet, ModelNotRegistered, RegistryUnreachable
+from scoring.registry import ModelVersion
+from scoring.settings import Settings
+from tests.servers import free_port
+
+
+class Client:
+    """A `Registry` that counts how often it is asked, and may know that there is no such model."""
+
+    def __init__(self, error=None):
+        self.asked = 0
+        self.error = error
+
+    def resolve(self, name, alias):
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return ModelVersion(name, 3)
+
+
+class Server:
+    """Answers every request with one status and body, and remembers path and headers."""
+
+    def __init__(self):
+        self.status, self.body = 200, {"model_version": {"version": "7"}}
+        self.paths, self.headers = [], {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):  # noqa: N802
+                outer.paths.append(self.path)
+                outer.headers = dict(self.headers)
+                body = outer.body if isinstance(outer.body, bytes) else json.dumps(outer.body).encode()
+                self.send_response(outer.status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server():
+    started = Server()
+    yield started
+    started.stop()
+
+
+def settings(uri, model="ranker"):
+    return Settings(model_name=model, mlflow_tracking_uri=uri)
+
+
+def test_a_server_is_asked_once_and_the_client_not_at_all(server):
+    client = Client()
+
+    assert look(client, settings(server.uri, "my ranker"), {}).version == 7
+    assert server.paths == ["/api/2.0/mlflow/registered-models/alias?name=my+ranker&alias=champion"]
+    assert client.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "header"),
+    [
+        ({}, None),
+        ({"MLFLOW_TRACKING_TOKEN": "secret"}, "Bearer secret"),
+        (
+            {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pw", "MLFLOW_TRACKING_TOKEN": "secret"},
+            "Basic " + base64.b64encode(b"ann:pw").decode(),
+        ),
+    ],
+)
+def test_credentials_go_as_the_client_would_send_them(server, environment, header):
+    look(Client(), settings(server.uri), environment)
+
+    assert server.headers.get("Authorization") == header
+
+
+def test_credentials_in_the_address_become_a_header(server):
+    look(Client(), settings(server.uri.replace("//", "//ann:p%40w@")), {})
+
+    assert server.headers["Authorization"] == "Basic " + base64.b64encode(b"ann:p@w").decode()
+
+
+def test_an_alias_that_is_not_set_is_told(server):
+    server.status, server.body = 400, {"error_code": "INVALID_PARAMETER_VALUE"}
+
+    with pytest.raises(AliasNotSet):
+        look(Client(), settings(server.uri), {})
+
+
+def test_a_missing_model_is_told_by_the_client(server):
+    server.status, server.body = 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+
+    with pytest.raises(ModelNotRegistered):
+        look(Client(ModelNotRegistered("ranker", server.uri)), settings(server.uri), {})
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, {}), (200, b"<html>"), (200, {}), (401, b""), (502, b"\xff")])
+def test_any_other_answer_is_no_answer(server, status, body):
+    server.status, server.body = status, body
+
+    with pytest.raises(RegistryUnreachable, match="gave no answer"):
+        look(Client(), settings(server.uri), {})
+
+
+def test_a_server_that_is_down_is_told_at_once():
+    started = time.monotonic()
+
+    with pytest.raises(RegistryUnreachable):
+        look(Client(), settings(f"http://127.0.0.1:{free_port()}"), {})
+    assert time.monotonic() - started < 5
+
+
+def test_where_requests_must_be_signed_the_client_is_asked(server):
+    client = Client()
+
+    assert look(client, settings(server.uri), {"MLFLOW_TRACKING_AWS_SIGV4": "true"}).version == 3
+    assert (client.asked, server.paths) == (1, [])
+
+
+@pytest.fixture
+def database(tmp_path):
+    file = tmp_path / "mlflow.db"
+    file.write_text("x")
+    os.utime(file, (1_700_000_000,) * 2)
+    return file
+
+
+def test_an_untouched_database_is_unchanged_and_a_written_one_not(database):
+    asked = settings(f"sqlite:///{database}")
+    first = look(Client(), asked, {}).state
+
+    assert first is not None
+    assert unchanged(asked) == first
+    os.utime(database, (1_700_000_001,) * 2)
+    assert unchanged(asked) != first
+
+
+def test_a_write_ahead_log_counts(database):
+    asked = settings(f"sqlite:///{database}")
+    first = unchanged(asked)
+    log = database.with_name("mlflow.db-wal")
+    log.write_text("x")
+    os.utime(log, (1_700_000_000,) * 2)
+
+    assert unchanged(asked) not in {None, first}
+
+
+def test_a_database_written_a_moment_ago_is_asked_again_at_the_next_look(database):
+    os.utime(database)
+
+    assert look(Client(), settings(f"sqlite:///{database}"), {}).state is None
+
+
+def test_another_alias_is_another_state(database):
+    one = settings(f"sqlite:///{database}")
+    other = Settings(model_name="ranker", model_alias="challenger", mlflow_tracking_uri=f"sqlite:///{database}")
+
+    assert unchanged(one) != unchanged(other)
+
+
+@pytest.mark.parametrize("uri", ["postgresql://registry", "sqlite:///", "file:///mlruns", "databricks"])
+def test_other_registries_are_asked_every_time(uri):
+    client = Client()
+
+    assert look(client, settings(uri), {}).state is None
+    assert client.asked == 1

@@ -1,0 +1,106 @@
+"""A place for files is a folder or an S3 prefix; what is published appears whole; what is fetched is one state."""
+
+from pathlib import Path
+
+import pytest
+
+from scoring.errors import SettingsError, StorageError
+from scoring.settings import Settings
+from scoring.storage import Location, content_of, fetch, publishing
+
+
+def artifacts(text: str) -> Location:
+    return Settings.from_environment({"SERVING_MODEL_NAME": "m", "SERVING_ARTIFACTS": text}).artifacts
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "local"),
+    [
+        ("artifacts", "artifacts", Path("artifacts")),
+        ("/data/artifacts/", "/data/artifacts", Path("/data/artifacts")),
+        ("file:///data/my%20artifacts", "/data/my artifacts", Path("/data/my artifacts")),
+        ("s3://bucket", "s3://bucket", None),
+        ("s3://bucket/a/b/", "s3://bucket/a/b", None),
+    ],
+)
+def test_a_setting_names_a_folder_or_an_s3_prefix(text: str, shown: str, local: Path | None) -> None:
+    place = artifacts(text)
+    assert (str(place), place.local) == (shown, local)
+    assert str(place / "day1" / "batch_output.parquet") == f"{shown}/day1/batch_output.parquet"
+    assert (place / "day1").parent == place
+    assert (place / "day1").name == "day1"
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/a", "s3://", "s3:///a", "file://host/a", "http://host/a", "://a"])
+def test_another_kind_of_place_is_refused_in_one_line_that_says_what_would_do(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        artifacts(text)
+    assert str(caught.value).startswith(
+        f"SERVING_ARTIFACTS is {text!r}, which is not allowed: a folder, file:///folder"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingsError, match="AWS_") as caught:
+        artifacts("s3://AKIAKEY:hunter2@bucket/a")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_lists_its_files_with_size_and_time(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("abc")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nowhere")
+
+    (entry,) = Location(tmp_path).files()
+
+    assert (entry.name, entry.size, entry.modified_ns) == ("a.csv", 3, (tmp_path / "a.csv").stat().st_mtime_ns)
+    with pytest.raises(FileNotFoundError):
+        Location(tmp_path / "none").files()
+
+
+def test_the_stamp_changes_with_the_content_and_only_then(tmp_path: Path) -> None:
+    place = Location(tmp_path / "a.txt")
+    with publishing(place) as part:
+        part.write_text("one")
+    first = place.stamp()
+    assert place.stamp() == first
+    with publishing(place) as part:
+        part.write_text("two")
+    assert place.stamp() != first
+
+
+def test_what_is_fetched_is_a_copy_with_size_and_hash(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc" * 1000)
+
+    content = fetch(Location(tmp_path / "a.txt"), tmp_path / "copy")
+
+    assert (tmp_path / "copy").read_bytes() == b"abc" * 1000
+    assert content == content_of(tmp_path / "a.txt", "a.txt")
+    with pytest.raises(FileNotFoundError):
+        fetch(Location(tmp_path / "none"), tmp_path / "copy")
+
+
+def test_a_file_that_grows_while_it_is_fetched_is_refused(tmp_path: Path) -> None:
+    class StillWritten(Location):
+        """Somebody appends a row between the first look and the second."""
+
+        def stamp(self) -> str:
+            before = super().stamp()
+            with (tmp_path / "a.csv").open("a") as file:
+                file.write("row\n")
+            return before
+
+    (tmp_path / "a.csv").write_text("header\n")
+    with pytest.raises(StorageError, match="somebody is writing to it"):
+        fetch(StillWritten(tmp_path / "a.csv"), tmp_path / "copy")
+
+
+def test_a_place_that_can_not_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"^Writing .*/file/a\.txt failed: ") as caught,
+        publishing(Location(tmp_path / "file" / "a.txt")),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
