@@ -14,9 +14,6 @@ from scoring.errors import SettingsError
 from scoring.settings import Settings
 
 BACKLOG = 2048
-# Python's own is 5 ms: with two threads busy in Feast, what the event loop answers at once (health, a refused request)
-# waited 10 ms and more for the interpreter's lock.
-SWITCH_INTERVAL_S = 0.001
 
 
 def main() -> int:
@@ -38,7 +35,6 @@ def main() -> int:
         )
         return 1
     configure_logging(settings.log_level)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Until uvicorn handles them.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _end)

@@ -1,7 +1,7 @@
 """A light look at the alias: what it names, or whether anything can have changed, without importing MLflow.
 
-MLflow takes seconds to import, and a look every few seconds is too often for it. An http(s) registry is asked over REST.
-Of an SQLite registry only the file's time is looked at. Whatever else there is takes the client.
+MLflow takes seconds to import, and a look every few seconds is too often for it. An http(s) registry is asked over
+REST. Of an SQLite registry only the file's time is looked at. Whatever else there is takes the client.
 """
 
 import base64

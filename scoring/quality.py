@@ -1,4 +1,4 @@
-"""What a table of features or predictions looks like: nulls, distributions, drift. Reads parquet files, a part at a time."""
+"""What a parquet file of features or predictions looks like: nulls, distributions, drift; and how old a source is."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -83,7 +83,7 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
 def predictions(file: "Path | IO[bytes] | Any") -> np.ndarray:
     """The predictions of a batch_output.parquet that are there, or a sample of them, float64 (n,)."""
     with pq.ParquetFile(file) as table:
-        return sample(table, "prediction").to_numpy(zero_copy_only=False)
+        return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:

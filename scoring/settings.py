@@ -122,14 +122,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a batch request's rows that may lack a feature before Dagit shows a warning."""
 
     max_stale_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of a batch request's rows whose feature may be past its view's time to live before Dagit shows a warning."""
+    """Share of a batch request's rows whose feature may be past its time to live before Dagit shows a warning."""
 
     max_prediction_drift: Annotated[float, Meta(gt=0)] = 0.25
     """Population stability index of the predictions against the previous ones above which Dagit shows a warning."""
 
     max_source_age_s: Annotated[float, Meta(gt=0)] | None = None
-    """Seconds since the newest event of a feature view's source above which Dagit shows a warning. None: the view's time
-    to live."""
+    """Seconds since the newest event of a feature view's source above which Dagit shows a warning. None: the view's
+    time to live."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     """Address that the API listens on. Loopback unless set otherwise."""
@@ -149,8 +149,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
     """Seconds that the body of one request may take to arrive."""
 
-    max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 8
-    """Requests that are worked on at once, each in a thread."""
+    max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 2
+    """Requests that are worked on at once, each in a thread. More help only where the feature store is far away: they
+    wait for Python's lock."""
 
     max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 32
     """Requests that may wait for one of those threads; further ones are answered 503 at once."""

@@ -1,8 +1,8 @@
 """Whether a sensor's tick asks for a run: decided from facts, without Dagster, files or a registry.
 
-Who does what: `new_batch_request` asks for the scoring of a new or changed request. `new_model_version` asks for another
-one when the alias names another version. While a run is scoring a request, nobody asks for a second: it could finish
-first, and the older version's output would stay.
+Who does what: `new_batch_request` asks for the scoring of a new or changed request. `new_model_version` asks for
+another one when the alias names another version. While a run is scoring a request, nobody asks for a second: it could
+finish first, and the older version's output would stay.
 """
 
 from collections.abc import Collection, Sequence
@@ -76,7 +76,7 @@ def decide_rescoring(cursor: VersionCursor, version: str, requests: Sequence[Req
 
 
 def adjacent_ranges(keys: Collection[str], order: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """`keys` as the fewest ranges (first, last) of at most `most` neighbours in `order`: each can be scored by one run."""
+    """`keys` as the fewest ranges (first, last) of at most `most` neighbours in `order`: one run can score each."""
     wanted = set(keys)
     ranges: list[tuple[str, str]] = []
     length = 0

@@ -1,4 +1,4 @@
-"""What is looked at in a finished batch file before it is published: the findings of its checks, and what Dagit shows."""
+"""What is looked at in a finished batch file before it is published: its checks' findings, and what Dagit shows."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -66,7 +66,10 @@ class InputInspection:
             for feature in self._features.features
         }
         if not stale and any(view.ttl_s is not None for view in self._features.views):
-            return [nulls, Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones")]
+            return [
+                nulls,
+                Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones"),
+            ]
         return [nulls, rates_finding(STALE, by_input, rows, self._settings.max_stale_rate, "past their time to live")]
 
 
@@ -159,7 +162,9 @@ def drift_finding(earlier: tuple[str, np.ndarray] | None, now: np.ndarray, limit
         told = f"too few predictions to tell: {len(now)} here, {len(before)} in {place}, {ROWS_TO_TELL_DRIFT} needed"
         return Finding(DRIFT, True, told)
     means = f"mean {np.mean(now):.4g} against {np.mean(before):.4g}"
-    return Finding(DRIFT, index <= limit, f"population stability index {index:.3f} ({limit:g} allowed) to {place}; {means}")
+    return Finding(
+        DRIFT, index <= limit, f"population stability index {index:.3f} ({limit:g} allowed) to {place}; {means}"
+    )
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:

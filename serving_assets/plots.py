@@ -1,4 +1,4 @@
-"""Pictures for Dagit: how predictions and features are distributed. Loads matplotlib (0.4 s of CPU) when one is drawn."""
+"""Pictures for Dagit: how predictions and features are distributed. Loads matplotlib (0.4 s) when one is drawn."""
 
 import base64
 import io

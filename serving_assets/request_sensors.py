@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import dagster as dg
 import msgspec
@@ -15,6 +16,7 @@ from serving_assets.decisions import adjacent_ranges
 from serving_assets.history import known_requests, partitions_of, run_request, runs_in_flight, scores_requests
 from serving_assets.jobs import REQUESTS_A_RUN, score_batch
 from serving_assets.memory import Seen, last_seen, refused_in_run, seen_event
+from serving_assets.model_version import registered_model_version
 from serving_assets.requests import SAFE_KEY_TEXT, RequestFile, batch_requests, is_safe_key, list_requests, read_hash
 from serving_assets.resources import Serving
 
@@ -157,5 +159,7 @@ def _nothing_new(files: Iterable[RequestFile]) -> str:
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:
     """The failed run's own pin, if it has one; of a larger job only what score_batch has, too."""
-    ops = run.run_config.get("ops", {})
-    return {"ops": {name: config for name, config in ops.items() if name == "registered_model_version"}}
+    operations: Any = run.run_config.get("ops", {})
+    return {
+        "ops": {name: config for name, config in operations.items() if name == registered_model_version.key.path[-1]}
+    }

@@ -19,8 +19,8 @@ batch_request = dg.AssetSpec(
     group_name="batch",
     owners=["team:ml-serving"],
     kinds={"file"},
-    description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of the "
-    "content that was last read, so a file that changed since then shows what was made of it as stale.",
+    description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of "
+    "the content that was read last, so what was made of older content shows as stale.",
 )
 
 # A key becomes a folder's name and is shown and typed by people. Dagster itself keeps "..." for ranges.

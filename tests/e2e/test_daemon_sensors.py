@@ -1,4 +1,4 @@
-"""The sensors in a real daemon with a real MLflow server, runs in real run workers. One place for all tests, in order."""
+"""The sensors in a real daemon, with a real MLflow server and real run workers. The tests share one place, in order."""
 
 import dataclasses
 import json
@@ -46,10 +46,11 @@ class Place:
 
     def versions(self, key: str) -> set[int]:
         """The model versions in the request's published output."""
-        return set(pq.read_table(self.output(key))["model_version"].to_pylist()) if self.output(key).exists() else set()
+        file = self.output(key)
+        return set(pq.read_table(file)["model_version"].to_pylist()) if file.exists() else set()
 
     def new_runs(self, before: int, expected: int) -> list[dg.DagsterRun]:
-        """The runs that came after the first `before`, once all have ended, and no further one came with later ticks."""
+        """The runs that came after the first `before`, once all have ended, and later ticks brought no other."""
         wait_until(lambda: len(runs(self.instance)) >= before + expected, f"{expected} more runs")
         wait_until(lambda: all(run.is_finished for run in runs(self.instance)), "the end of all runs", within_s=120)
         for sensor in ("new_model_version", "new_batch_request"):
@@ -136,25 +137,18 @@ def test_ticks_fail_and_say_so_while_the_registry_is_down_and_the_version_after_
     assert all("gave no answer" in error and place.registry.uri in error for error in failed_ticks())
 
 
-def test_a_restarted_daemon_runs_nothing(place):
+def test_a_pinned_run_from_the_command_line_uses_that_version_and_a_restarted_daemon_repeats_nothing(place):
     before = len(runs(place.instance))
     place.daemon.stop()
-    place.daemon.log.unlink()
-    place.daemon.start()
-
-    assert place.new_runs(before, 0) == []
-
-
-def test_a_pinned_run_from_the_command_line_uses_that_version_and_is_not_repeated_by_the_sensors(place):
-    before = len(runs(place.instance))
+    place.daemon.log.unlink()  # it is what tells that the next one is up
+    place.drop_request("day2")
+    place.drop_request("day3", drivers=(1005,))
     place.instance.add_dynamic_partitions("batch_requests", ["day2", "day3"])
     pin = {"ops": {"registered_model_version": {"config": {"version": 1}}}}
     tags = {"dagster/asset_partition_range_start": "day2", "dagster/asset_partition_range_end": "day3"}
 
-    launch = ("job", "launch", "-j", "score_batch", "--config-json", json.dumps(pin), "--tags", json.dumps(tags))
-    place.command(*launch)
-    place.drop_request("day2")
-    place.drop_request("day3", drivers=(1005,))
+    place.command("job", "launch", "-j", "score_batch", "--config-json", json.dumps(pin), "--tags", json.dumps(tags))
+    place.daemon.start()
 
     (run,) = place.new_runs(before, 1)
     assert run.status is dg.DagsterRunStatus.SUCCESS

@@ -1,4 +1,4 @@
-"""The asset checks of real runs: what blocks keeps the old file, what warns is told, and a run over several requests."""
+"""The asset checks of real runs: what blocks keeps the old file, what warns is told; runs over several requests."""
 
 import datetime as dt
 
@@ -43,7 +43,9 @@ def graph(world, tmp_path):
 
 
 def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
-    found = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
+    found = [
+        event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
     return {f"{check.asset_key.to_user_string()}:{check.check_name}": check for check in found}
 
 
@@ -97,7 +99,9 @@ def test_missing_and_stale_features_warn_each_by_name_and_the_output_is_publishe
     world = graph.world
     late = (world.now + dt.timedelta(days=3)).isoformat()
     rows = [f"{1001 + i},{late},order-{i}" for i in range(4)] + [f"9999,{world.now.isoformat()},order-9"]
-    graph.write_request("\n".join(["driver_id,event_timestamp,order", *rows, driver_rows(world, [1001]).splitlines()[1]]) + "\n")
+    graph.write_request(
+        "\n".join(["driver_id,event_timestamp,order", *rows, driver_rows(world, [1001]).splitlines()[1]]) + "\n"
+    )
 
     result = graph.run()
 

@@ -1,4 +1,4 @@
-"""The light look at the alias: over REST against a server that answers as MLflow does, and at an SQLite file's times."""
+"""The light look at the alias: over REST at a server that answers as MLflow does, and at an SQLite file's times."""
 
 import base64
 import http.server
@@ -39,7 +39,7 @@ class Server:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802
+            def do_GET(self):
                 outer.paths.append(self.path)
                 outer.headers = dict(self.headers)
                 body = outer.body if isinstance(outer.body, bytes) else json.dumps(outer.body).encode()
