@@ -7,10 +7,13 @@ import sys
 from types import FrameType
 
 from api.app import create_app
+from api.loading import RegistryLoader
 from api.log import configure_logging
 from api.server import server_of
+from api.settled_loader import SettledLoader
 from api.stopping import Stopping
 from scoring.errors import SettingsError
+from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
 
 BACKLOG = 2048
@@ -21,7 +24,8 @@ def main() -> int:
     stopping = Stopping()
     try:
         settings = Settings.from_environment(os.environ)
-        app = create_app(settings, stopping=stopping)
+        loader = SettledLoader(RegistryLoader(settings, MlflowRegistry.from_settings(settings)))
+        app = create_app(settings, loader, stopping)
     except SettingsError as error:
         print(f"api: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from api.metrics import Metrics
 from api.model_slot import AliasFollower, ModelSlot
 from api.problems import to_problem
 from api.request_scoring import RequestScoring
-from api.routes import STATIC, Description, Health, Scoring
+from api.routes import STATIC, Description, Health, Scoring, page_file
 from api.state_metrics import ServingState
 from api.stopping import Stopping
 from api.store_probe import StoreProbe
@@ -89,7 +89,9 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
             Health,
             Description,
             *webhooks,
-            create_static_files_router(path="/static", directories=[STATIC], include_in_schema=False),
+            create_static_files_router(
+                path="/static", directories=[STATIC], include_in_schema=False, guards=[page_file]
+            ),
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
         # Guards get no dependencies.

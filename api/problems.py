@@ -64,7 +64,8 @@ BY_ERROR: dict[type[Exception], Kind] = {
     EntityRowsError: Kind("invalid-request", 422, "This is not a request that the model can answer"),
     NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
     FeaturesRejected: Kind("features-rejected", 422, "An entity lacks features"),
-    NoModel: Kind("no-model", 503, "No model serves yet"),
+    # /ready says why, with addresses and names that are an operator's business.
+    NoModel: Kind("no-model", 503, "No model serves yet", "No model version serves yet; /ready says why."),
     Overloaded: Kind("overloaded", 503, "Too many requests"),
     DeadlineExceeded: Kind("deadline-exceeded", 503, "No answer in time"),
     StoreUnavailable: STORE_FAILED,

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Controller, MediaType, Request, Response, get, post
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
-from litestar.exceptions import InternalServerException
+from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -36,6 +36,19 @@ Answer = Callable[[Served, EntityRequest, Scores, MissingFeaturesPolicy], dict[s
 STATIC = Path(__file__).parent / "static"
 # The page works without the internet, and this holds it to that.
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+
+
+PAGE_FILES = frozenset(str(file.relative_to(STATIC)) for file in STATIC.rglob("*"))
+
+
+async def page_file(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """Litestar's guard of the page's files: it asks the disk for any name, and some names are an error there (2.25).
+
+    Raises:
+        NotFoundException: the page has no such file.
+    """
+    if str(connection.path_params["file_path"]).strip("/") not in PAGE_FILES:
+        raise NotFoundException
 
 
 async def may_ask(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:

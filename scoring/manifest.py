@@ -88,7 +88,7 @@ def write_manifest(output: Location) -> Manifest:
     """Write manifest.json beside a published batch_output.parquet, from what lies there now, read back whole.
 
     Several runs of one request may do this at once: when the last of them has ended, file and manifest belong together.
-    A run that is killed between the two leaves the older manifest, whose hash is not the output's; the next one mends it.
+    A run killed between the two leaves the older manifest, whose hash is not the output's; the next one mends it.
 
     Raises:
         StorageError: it can't be read or written.

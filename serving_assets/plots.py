@@ -32,7 +32,7 @@ def histograms(file: Path, columns: list[str]) -> str:
     across = min(len(shown), PANELS_A_ROW)
     with mpl.rc_context({"font.size": 7}), pq.ParquetFile(file) as table:
         figure = Figure(figsize=(2.4 * across, 1.7 * rows), layout="tight")
-        panels = figure.subplots(rows, across, squeeze=False).flat
+        panels = list(figure.subplots(rows, across, squeeze=False).flat)
         for panel in panels:
             panel.set_visible(False)
         for panel, name in zip(panels, shown, strict=False):

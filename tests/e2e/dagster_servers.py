@@ -70,10 +70,14 @@ def ticks(instance: dg.DagsterInstance, sensor: str) -> list[Any]:
     return [tick for tick in found if tick.status.value != "STARTED"]
 
 
-def wait_for_ticks(instance: dg.DagsterInstance, sensor: str, more: int = 2, within_s: float = 60) -> None:
-    """Until the sensor has looked `more` times from now on."""
-    seen = len(ticks(instance, sensor))
-    wait_until(lambda: len(ticks(instance, sensor)) >= seen + more, f"{more} ticks of {sensor}", within_s)
+def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, within_s: float = 60) -> None:
+    """Until each of the sensors has looked `more` times from now on."""
+    seen = {sensor: len(ticks(instance, sensor)) for sensor in sensors}
+    wait_until(
+        lambda: all(len(ticks(instance, sensor)) >= seen[sensor] + more for sensor in sensors),
+        f"{more} ticks of {', '.join(sensors)}",
+        within_s,
+    )
 
 
 def wait_until(happened: Callable[[], object], what: str, within_s: float = 90) -> None:

@@ -53,8 +53,7 @@ class Place:
         """The runs that came after the first `before`, once all have ended, and later ticks brought no other."""
         wait_until(lambda: len(runs(self.instance)) >= before + expected, f"{expected} more runs")
         wait_until(lambda: all(run.is_finished for run in runs(self.instance)), "the end of all runs", within_s=120)
-        for sensor in ("new_model_version", "new_batch_request"):
-            wait_for_ticks(self.instance, sensor)
+        wait_for_ticks(self.instance, "new_model_version", "new_batch_request")
         return runs(self.instance)[before:]
 
     def command(self, *arguments: str) -> None:

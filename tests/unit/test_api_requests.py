@@ -93,6 +93,12 @@ def test_unknown_addresses_and_methods_are_problems_too(client: TestClient[Any])
     assert set(client.get("/inference").headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
 
 
+@pytest.mark.parametrize("name", ["%00", "a" * 300, "a/" * 3000, "swagger-ui/swagger-ui.css%00.html", "../app.py", ""])
+def test_the_page_has_no_other_files(client: TestClient[Any], name: str) -> None:
+    assert client.get(f"/static/{name}").status_code == 404
+    assert client.get("/static/swagger-ui/swagger-ui.css").status_code == 200
+
+
 def test_the_first_of_equal_drivers_wins_and_the_excluded_are_named() -> None:
     with api(FakeScorer(function=lambda rows: [(None, "stale"), (0.5, None), (0.7, None), (0.7, None)])) as client:
         answer = when_ready(client).post("/inference", json={"request_id": "r", "driver_ids": [4, 3, 2, 1]})

@@ -34,5 +34,12 @@ def test_every_asset_says_what_it_is_and_whose():
 
 
 def test_sensors_run_unless_somebody_stops_them():
-    for name in ("new_model_version", "new_batch_request"):
+    for name in ("new_model_version", "new_batch_request", "score_the_others"):
         assert definitions.resolve_sensor_def(name).default_status is dg.DefaultSensorStatus.RUNNING
+
+
+def test_the_online_store_has_a_schedule_which_somebody_must_start():
+    schedule = definitions.resolve_schedule_def("hourly_online_store")
+
+    assert schedule.cron_schedule == "5 * * * *"
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
