@@ -38,7 +38,7 @@ def main() -> int:
         settings = Settings.from_environment(environment)
         dagit_port = _check_place(settings, environment)
         os.environ.update(environment)
-        warnings.simplefilter("ignore")  # Feast's, MLflow's and SQLAlchemy's, of each other
+        warnings.showwarning = _say_nothing  # filters don't last: SQLAlchemy and MLflow set their own
         show.title()
         _demonstrate(settings, dagit_port, processes, once=once)
         if not once:
@@ -134,6 +134,10 @@ def _stay_up(processes: Processes) -> None:
     while True:
         processes.check()
         time.sleep(1)
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """Feast's, MLflow's and SQLAlchemy's warnings of each other are nothing that a visitor could act on."""
 
 
 def _as_interrupt(_number: int, _frame: FrameType | None) -> None:

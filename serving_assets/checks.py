@@ -93,12 +93,14 @@ def results(checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> It
             for key, finding in shown
         ]
         first_key, first = next(iter((failed or of_requests).items()))
+        told = first.told if len(of_requests) == 1 else f"{first_key}: {first.told}"
         yield dg.AssetCheckResult(
             passed=not failed,
             check_name=name,
             severity=dg.AssetCheckSeverity.ERROR if name in BLOCKING else dg.AssetCheckSeverity.WARN,
-            description=first.told if len(of_requests) == 1 else f"{first_key}: {first.told}",
+            description=told,
             metadata={
+                "told": told,  # a run's log shows metadata, and no description
                 "requests": len(of_requests),
                 "failed": len(failed),
                 "found": dg.MetadataValue.md(markdown_table(["request", "result", "found"], rows, cell=300)),
