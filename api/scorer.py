@@ -57,9 +57,12 @@ class OnlineScorer:
 
     def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy) -> None:
         """Args: a loaded version, a store with frozen definitions, the policy for missing features."""
+        from scoring.redis_store import bulk_reader
+
         self.model = serving.model
         self.features = serving.features
         self._store = store
+        self._bulk = bulk_reader(store, serving.features)
         self._policy = policy
         self.lately_scored: EntityRows | None = None
         """A request of which at least one entity had all features: it gives golden rows for the next version."""
@@ -71,7 +74,7 @@ class OnlineScorer:
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
-        return read_online_vectors(self._store, self.features, entity_rows, now)
+        return read_online_vectors(self._store, self.features, entity_rows, now, self._bulk)
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """See `Scorer.score`."""
@@ -92,4 +95,4 @@ class OnlineScorer:
         types |= {key.name: key.arrow_type for key in self.features.join_keys}
         names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
         row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
-        read_online_vectors(self._store, self.features, row, datetime.now(UTC))
+        read_online_vectors(self._store, self.features, row, datetime.now(UTC), self._bulk)

@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from scoring.errors import EntityRowsError, FeatureStoreError
-from scoring.features import Columns, ModelFeatures, missing_reasons
+from scoring.features import ModelFeatures, missing_reasons
 from scoring.signature import holds_every_value
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+    from scoring.redis_store import BulkReader
 
 
 class OnlineVectors(msgspec.Struct, frozen=True):
@@ -27,8 +29,21 @@ class OnlineVectors(msgspec.Struct, frozen=True):
     """Event time of the oldest row that was found, in seconds since 1970; None where none was found."""
 
 
+class StoreRead(msgspec.Struct, frozen=True):
+    """What an online store holds of n entity rows, before anything is judged."""
+
+    written_s: dict[str, np.ndarray]
+    """View → event time in seconds since 1970, float64 (n,); 0 where there is no row."""
+    columns: dict[str, pa.Array]
+    """`view__feature` → its values (n,), of the declared type; null = unknown."""
+
+
 def read_online_vectors(
-    store: "FeatureStore", features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], now: datetime
+    store: "FeatureStore",
+    features: ModelFeatures,
+    entity_rows: Mapping[str, Sequence[Any]],
+    now: datetime,
+    bulk: "BulkReader | None" = None,
 ) -> OnlineVectors:
     """Look up entities in the online store.
 
@@ -37,6 +52,7 @@ def read_online_vectors(
         features: which features of which service make the model's vector.
         entity_rows: join keys and request-time inputs, column → n_rows values, of the declared types.
         now: the moment against which times to live are held, with a time zone.
+        bulk: a faster way to the same rows than Feast's own, where the store has one.
 
     Raises:
         EntityRowsError: a column is missing, or columns differ in length.
@@ -46,23 +62,21 @@ def read_online_vectors(
     if rows == 0:
         return OnlineVectors(features.signature.schema.empty_table(), pa.nulls(0, pa.string()))
     try:
-        service = store.get_feature_service(features.service, allow_cache=True)
-        answer = store.get_online_features(
-            features=service, entity_rows=dict(entity_rows), full_feature_names=True
-        ).proto
+        read = bulk.read(entity_rows, rows) if bulk else _read_by_feast(store, features, entity_rows, rows)
+    except FeatureStoreError:
+        raise
     except Exception as error:  # every online store raises its own kinds
         raise FeatureStoreError("reading the online store", error) from error
-    place = {name: i for i, name in enumerate(answer.metadata.feature_names.val)}
     absent, stale = {}, {}
     oldest_s = np.inf
     for view in features.views:
-        written_s = _event_times(answer.results[place[view.columns[0]]], rows)
+        written_s = read.written_s[view.name]
         oldest_s = min(oldest_s, written_s.min(where=written_s > 0, initial=np.inf))
         absent[view.name] = pa.array(written_s == 0)
         if view.ttl_s is not None:
             stale[view.name] = pa.array(written_s + view.ttl_s < now.timestamp())
     unusable = {name: _either(mask, stale.get(name)) for name, mask in absent.items()}
-    vectors = features.vectors(_columns(features, entity_rows, answer, place), unusable)
+    vectors = features.vectors(read.columns | _request_columns(features, entity_rows), unusable)
     return OnlineVectors(
         vectors, missing_reasons(vectors, absent, stale), float(oldest_s) if oldest_s < np.inf else None
     )
@@ -80,13 +94,23 @@ def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]
     return rows
 
 
-def _columns(
-    features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], answer: Any, place: dict[str, int]
-) -> Columns:
+def _read_by_feast(
+    store: "FeatureStore", features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], rows: int
+) -> StoreRead:
+    service = store.get_feature_service(features.service, allow_cache=True)
+    answer = store.get_online_features(service, dict(entity_rows), full_feature_names=True).proto
+    results = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+    return StoreRead(
+        {view.name: _event_times(results[view.columns[0]], rows) for view in features.views},
+        {
+            feature.column: _array([_value(value) for value in results[feature.column].values], feature.dtype)
+            for feature in features.features
+        },
+    )
+
+
+def _request_columns(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
     columns: dict[str, pa.Array] = {}
-    for feature in features.features:
-        values = answer.results[place[feature.column]].values
-        columns[feature.column] = _array([_value(value) for value in values], feature.dtype)
     for model_input in features.signature.inputs:
         if model_input.name in features.request_inputs:
             try:

@@ -27,6 +27,7 @@ from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from scoring.features import JoinKey, ModelFeatures
+from scoring.online import StoreRead
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -86,15 +87,6 @@ class Group(msgspec.Struct, frozen=True):
         return (*(field for _, field in self.moments), *(column.field for column in self.columns))
 
 
-class BulkRead(msgspec.Struct, frozen=True):
-    """What Redis knows of n entity rows."""
-
-    written_s: dict[str, np.ndarray]
-    """View → event time in seconds since 1970, float64 (n,); 0 where there is no row."""
-    columns: dict[str, pa.Array]
-    """`view__feature` → its values (n,), of the declared type; null = unknown."""
-
-
 class BulkReader:
     """Reads what one model needs of any number of entities. Threads may share it."""
 
@@ -105,7 +97,7 @@ class BulkReader:
         self._project = project.encode()
         self._groups = groups
 
-    def read(self, entity_rows: Mapping[str, Sequence[Any]], rows: int) -> BulkRead:
+    def read(self, entity_rows: Mapping[str, Sequence[Any]], rows: int) -> StoreRead:
         """One round trip a group of views, and KEYS_A_CALL entities.
 
         Args:
@@ -127,7 +119,7 @@ class BulkReader:
                 written_s[view] = decode_moments(reply[place::width])
             for place, column in enumerate(group.columns, len(group.moments)):
                 columns[column.name] = column.decode(reply[place::width])
-        return BulkRead(written_s, columns)
+        return StoreRead(written_s, columns)
 
 
 def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> BulkReader | None:

@@ -31,7 +31,9 @@ def histograms(file: Path, columns: list[str]) -> str:
     rows = math.ceil(len(shown) / PANELS_A_ROW)
     across = min(len(shown), PANELS_A_ROW)
     with mpl.rc_context({"font.size": 7}), pq.ParquetFile(file) as table:
-        figure = Figure(figsize=(2.4 * across, 1.7 * rows), layout="tight")
+        # Fixed margins: layout="tight" draws everything twice to find them.
+        figure = Figure(figsize=(2.4 * across, 1.7 * rows))
+        figure.subplots_adjust(0.16 / across, 0.2 / rows, 1 - 0.03 / across, 1 - 0.2 / rows, wspace=0.3, hspace=0.5)
         panels = list(figure.subplots(rows, across, squeeze=False).flat)
         for panel in panels:
             panel.set_visible(False)
@@ -57,5 +59,8 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     else:
         counts = pc.value_counts(values.cast(pa.string())).to_pylist()
         words = sorted(counts, key=lambda pair: -pair["counts"])[:MOST_WORDS]
-        panel.barh([str(pair["values"])[:16] for pair in words], [pair["counts"] for pair in words], color="#4f43dd")
+        panel.barh(range(len(words)), [pair["counts"] for pair in words], color="#c5c1f5")
+        for place, pair in enumerate(words):
+            panel.text(0, place, f" {str(pair['values'])[:24]}", va="center")
+        panel.set_yticks([])
         panel.invert_yaxis()

@@ -233,3 +233,23 @@ def test_keys_are_feasts_own(rows: list[tuple[int, str, int]]) -> None:
 def test_another_store_has_no_bulk_reader(world: World) -> None:
     features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
     assert bulk_reader(world.stores["feast"], features) is None
+
+
+def test_vectors_and_reasons_are_the_same_by_either_way(world: World) -> None:
+    from scoring.online import read_online_vectors
+
+    now = dt.datetime.now(dt.UTC)
+    fresh, old = now - dt.timedelta(minutes=1), now - dt.timedelta(hours=4)
+    row = {"rate": 0.1, "orders": 1, "open": True}
+    world.write("feast", "stats", [
+        {"shop_id": 701, **row, "event_timestamp": fresh}, {"shop_id": 702, **row, "event_timestamp": old},
+        {"shop_id": 703, **row, "rate": None, "event_timestamp": fresh},
+    ])  # fmt: skip
+    features = link(world.stores["bulk"], "everything", {"orders": pa.float64(), "rate": pa.float64()})
+    asked = {"shop_id": [701, 702, 703, 704, 701], "buyer": ["a"] * 5}
+    slow = read_online_vectors(world.stores["feast"], features, asked, now)
+    fast = read_online_vectors(world.stores["bulk"], features, asked, now, reader_of(world, features))
+    assert slow.reasons.to_pylist() == [None, "stale", "null_feature", "not_found", None]
+    assert fast.reasons.to_pylist() == slow.reasons.to_pylist()
+    assert fast.vectors.to_pydict() == slow.vectors.to_pydict()
+    assert fast.oldest_s == slow.oldest_s
