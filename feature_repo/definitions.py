@@ -1,9 +1,13 @@
 """Features of drivers, for ranking the drivers who could take a ride."""
 
+import os
 from datetime import timedelta
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Float32, Int64
+
+# A folder, or s3://bucket/prefix: where the files of the offline store are, as seen from this folder.
+DATA = os.environ.get("FEATURE_DATA", "data")
 
 driver = Entity(
     name="driver",
@@ -14,7 +18,8 @@ driver = Entity(
 
 driver_stats_source = FileSource(
     name="driver_stats_source",
-    path="data/driver_stats.parquet",
+    path=f"{DATA}/driver_stats.parquet",
+    s3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3", ""),
     timestamp_field="event_timestamp",
     created_timestamp_column="created",
     description="Hourly statistics of each driver.",

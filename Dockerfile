@@ -1,0 +1,78 @@
+# Two images of one file: `api` serves online, `batch` is Dagster's code location, webserver and daemon, and MLflow's server.
+#
+#   docker build --target api -t model-serving-api:0.1.0 .
+#   docker build --target batch -t model-serving-batch:0.1.0 .
+#
+# Any Debian with Python 3.11 to 3.13 will do as the base; `make image-test` builds on one made by debootstrap.
+ARG BASE_IMAGE=python:3.11.16-slim-bookworm
+
+# Bytecode is compiled here: a read-only root could not keep it, and every start would take twice as long.
+FROM ${BASE_IMAGE} AS installer
+WORKDIR /build
+COPY requirements/bootstrap.txt requirements/
+# For a mirror: --build-arg PIP_INDEX_URL=..., and where its certificate is your own, a base image that has it. Neither the
+# installer nor what it was told ends up in an image.
+ARG PIP_INDEX_URL
+RUN python3 -m venv /build/tools \
+ && /build/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/bootstrap.txt \
+ && python3 -m venv --without-pip /opt/venv
+ENV UV_CMD="/build/tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --require-hashes --only-binary :all: --compile-bytecode"
+
+FROM installer AS api-packages
+COPY requirements/api.txt requirements/
+RUN UV_DEFAULT_INDEX="${PIP_INDEX_URL:-https://pypi.org/simple}" $UV_CMD -r requirements/api.txt
+
+FROM installer AS batch-packages
+COPY requirements/batch.txt requirements/
+RUN UV_DEFAULT_INDEX="${PIP_INDEX_URL:-https://pypi.org/simple}" $UV_CMD -r requirements/batch.txt
+
+
+FROM ${BASE_IMAGE} AS base
+# No compiler, no installer: what runs can't be added to.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin serving \
+ && install -d -o serving -g serving /var/lib/serving /var/lib/serving/dagster /var/lib/serving/logs /var/lib/serving/scratch
+# Everything that is written goes to /tmp and /var/lib/serving: the rest may be read-only.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    OMP_NUM_THREADS=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=true
+WORKDIR /app
+COPY deploy/healthy.py deploy/
+COPY scoring scoring
+COPY feature_repo/*.py feature_repo/*.yaml feature_repo/
+
+
+FROM base AS api
+COPY --from=api-packages /opt/venv /opt/venv
+COPY api api
+RUN python -m compileall -q scoring api
+USER 10001:10001
+EXPOSE 8172
+# Without keys it does not start beyond loopback: SERVING_API_KEYS.
+ENV SERVING_HOST=0.0.0.0 SERVING_PORT=8172
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
+    CMD ["sh", "-c", "exec python /app/deploy/healthy.py http://127.0.0.1:$SERVING_PORT/live"]
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "api"]
+
+
+FROM base AS batch
+COPY --from=batch-packages /opt/venv /opt/venv
+COPY serving_assets serving_assets
+COPY demo demo
+COPY deploy/workspace.yaml deploy/
+COPY deploy/dagster.yaml /var/lib/serving/dagster/
+RUN python -m compileall -q scoring serving_assets demo
+USER 10001:10001
+ENV DAGSTER_HOME=/var/lib/serving/dagster
+EXPOSE 4000
+# Of the code location; docker-compose.yml sets those of the other three.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
+    CMD ["python", "/app/deploy/healthy.py", "grpc://127.0.0.1:4000"]
+STOPSIGNAL SIGTERM
+CMD ["dagster", "api", "grpc", "--host=0.0.0.0", "--port=4000", "--module-name=serving_assets.definitions"]
