@@ -1,4 +1,4 @@
-"""`python healthy.py http://host:port/path` or `grpc://host:port`: exit 0 when it answers, for containers without curl."""
+"""`python healthy.py http://host:port/path` or `grpc://host:port`: exit 0 when it answers. Containers have no curl."""
 
 import sys
 import urllib.parse
