@@ -2,7 +2,7 @@
 # Recipes are for a plain /bin/sh.
 
 # pip reads these from the environment, uv does not: a mirror, a certificate or patience set for pip must serve both.
-UV_TARGETS = .venv/.runtime .venv/.dev lock
+UV_TARGETS = .venv/.runtime .venv/.dev lock bench
 ifdef PIP_INDEX_URL
 $(UV_TARGETS): export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
@@ -20,7 +20,7 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-promote test soak check fmt lock clean
+.PHONY: help install demo demo-promote test soak bench check fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -40,6 +40,9 @@ test: .venv/.dev ## run all tests against real servers; ARGS="-k redis" picks so
 soak: .venv/.dev ## ask the API half of what it can for 10 minutes and watch its memory; MINUTES=1 is shorter
 	@OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.soak $(or $(MINUTES),10)
 
+bench: .venv/.dev ## measure us beside our peers and write docs/benchmarks.md; ONLY=online-5, QUICK=1, SERVERS=ours,bentoml do less
+	@OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(SERVERS),--servers $(SERVERS))
+
 check: .venv/.dev ## lint, formatting, types, direction of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -56,6 +59,19 @@ lock: .venv/bin/uv ## pin pyproject.toml into requirements/; UPGRADE=1 takes new
 	$(LOCK) pyproject.toml --extra api --extra batch -c requirements/dev.txt -o requirements/all.txt
 	$(LOCK) pyproject.toml --extra api -c requirements/dev.txt -o requirements/api.txt
 	$(LOCK) pyproject.toml --extra batch -c requirements/dev.txt -o requirements/batch.txt
+	@$(MAKE) --no-print-directory $(foreach peer,bentoml fastapi mlserver,benchmarks/peers/$(peer)/requirements.txt)
+
+# What the peers of the benchmarks have in common with us must be in our versions. Only MLServer's own requirements
+# contradict Feast's; its overrides.txt says which.
+SHARED = feast|hiredis|httptools|joblib|mmh3|numpy|pandas|protobuf|pyarrow|pydantic|redis|scikit-learn|scipy|uvicorn|uvloop
+
+.PHONY: benchmarks/peers/shared.txt
+benchmarks/peers/shared.txt:
+	@{ echo '# What every peer has in the same version as we do: made by make lock from requirements/all.txt.'; \
+		sed -nE 's/^(($(SHARED))==.*) \\$$/\1/p' requirements/all.txt; } > $@
+
+benchmarks/peers/%/requirements.txt: benchmarks/peers/shared.txt
+	$(LOCK) benchmarks/peers/$*/requirements.in -c $< $(addprefix --override ,$(wildcard benchmarks/peers/$*/overrides.txt)) -o $@
 
 clean: ## remove what the demo, the tests and the tools left behind; .venv stays
 	rm -rf var artifacts feature_repo/data mlruns .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -115,13 +115,16 @@ class World:
         self.client.set_registered_model_alias(settings.model_name, settings.model_alias, str(version))
 
 
-def build_driver_world(folder: Path, redis: str | None = None, registry: str | None = None) -> World:
+def build_driver_world(
+    folder: Path, redis: str | None = None, registry: str | None = None, stats: "pd.DataFrame | None" = None
+) -> World:
     """The repository's own feature_repo with drivers 1001 to 1020, and an ElasticNet as version 1.
 
     Args:
         folder: an empty folder.
         redis: Feast's connection string of a Redis to take as the online store, as `127.0.0.1:6379`; SQLite by default.
         registry: address of an MLflow server to register in; a database in the folder by default.
+        stats: rows of the view driver_stats to take instead.
     """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
@@ -130,7 +133,8 @@ def build_driver_world(folder: Path, redis: str | None = None, registry: str | N
         _use_redis(world, redis)
     if registry is not None:
         world.environment["MLFLOW_TRACKING_URI"] = registry
-    stats = create_driver_hourly_stats_df(list(range(1001, 1021)), world.now - dt.timedelta(days=2), world.now)
+    if stats is None:
+        stats = create_driver_hourly_stats_df(list(range(1001, 1021)), world.now - dt.timedelta(days=2), world.now)
     stats = stats[["event_timestamp", "driver_id", "conv_rate", "acc_rate", "avg_daily_trips", "created"]]
     _write(world, "driver_stats", stats)
     _apply_and_materialize(world)

@@ -1,0 +1,102 @@
+"""The whole way of a batch request, once through Dagster and once as the sum of its parts."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from benchmarks.batch.joins import FEW
+from benchmarks.batch.task import OUTPUT
+from benchmarks.batch.world import open_batch_world, request_of
+from scoring.storage import Location
+
+
+class Graph:
+    """What both share: a folder with the request in it, and one for artifacts."""
+
+    name = "graph"
+
+    def __init__(self, rows: int) -> None:
+        self.world = open_batch_world()
+        self.rows = rows
+        self.folder = OUTPUT / self.name
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.requests, self.artifacts = self.folder / "requests", self.folder / "artifacts"
+        self.requests.mkdir(parents=True)
+
+    def prepare(self) -> None:
+        """Score few rows."""
+        for key, rows in (("few", FEW), ("all", self.rows)):
+            (self.requests / f"{key}.parquet").hardlink_to(request_of(self.world, rows))
+        self.score("few")
+
+    def reset(self) -> None:
+        """Nothing but the output, which each run replaces."""
+
+    def run(self) -> None:
+        """Score all rows."""
+        self.score("all")
+
+    def score(self, key: str) -> None:
+        """Score one of the requests."""
+        raise NotImplementedError
+
+    def outcome(self) -> dict[str, object]:
+        """How many rows were written."""
+        return {"rows": pq.read_metadata(self.artifacts / "all" / "batch_output.parquet").num_rows}
+
+
+class ThroughDagster(Graph):
+    """The job `score_batch`, from its start to its end, as a run does it once it has imported everything."""
+
+    name = "graph-dagster"
+
+    def prepare(self) -> None:
+        import dagster as dg
+
+        from serving_assets.definitions import definitions
+        from serving_assets.resources import Serving
+
+        environment = self.world.environment | {
+            "SERVING_BATCH_REQUESTS": str(self.requests),
+            "SERVING_ARTIFACTS": str(self.artifacts),
+        }
+        home = self.folder / "home"
+        home.mkdir()
+        self.instance = dg.DagsterInstance.local_temp(str(home))
+        self.instance.add_dynamic_partitions("batch_requests", ["few", "all"])
+        self.job = dg.Definitions(
+            assets=definitions.assets,
+            jobs=definitions.jobs,
+            executor=definitions.executor,
+            resources={"serving": Serving(environment)},
+        ).resolve_job_def("score_batch")
+        super().prepare()
+
+    def score(self, key: str) -> None:
+        self.job.execute_in_process(instance=self.instance, partition_key=key)
+
+
+class Parts(Graph):
+    """What the assets call, one after the other: resolve, load, join, score."""
+
+    name = "graph-parts"
+
+    def score(self, key: str) -> None:
+        from scoring.batch import write_batch_input, write_batch_output
+        from scoring.predict import Policy
+        from scoring.registry import MlflowRegistry
+        from scoring.serving import load_serving_model, resolve_version
+
+        settings = self.world.settings
+        registry, store = MlflowRegistry.from_settings(settings), self.world.store()
+        version = resolve_version(registry, settings)
+        serving = load_serving_model(registry, store, version, settings)
+        folder = Location(self.artifacts) / key
+        joined, scored = folder / "batch_input.parquet", folder / "batch_output.parquet"
+        request = Location(Path(self.requests) / f"{key}.parquet")
+        write_batch_input(request, store, str(version), serving.features, joined)
+        write_batch_output(joined, serving.model, serving.features, Policy.from_settings(settings), scored)
+
+
+GRAPHS = (ThroughDagster, Parts)

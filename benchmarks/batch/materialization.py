@@ -1,0 +1,202 @@
+"""Feast's offline store copied to its online store: 200,000 drivers, into Redis and into SQLite, from nothing."""
+
+import contextlib
+import datetime as dt
+import hashlib
+import io
+import os
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from benchmarks.batch.world import feature_rows
+from benchmarks.place import ROOT, VAR
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+    from redis import Redis
+
+REDIS_PORT = "BENCH_REDIS_PORT"
+"""Variable with the port of the Redis to write to, on loopback."""
+
+
+class Materialization:
+    """A repository whose registry and online store are as after `feast apply` before each run."""
+
+    name: str
+    offline_store: str
+
+    @property
+    def online_store(self) -> dict[str, str]:
+        """What feature_store.yaml says under online_store."""
+        raise NotImplementedError
+
+    def __init__(self, rows: int) -> None:
+        self.drivers = rows
+        self.folder = VAR / "materialization" / self.name
+        self.repository = self.folder / "feature_repo"
+        self.data = self.repository / "data"
+
+    def prepare(self) -> None:
+        """Make the repository, apply it, and materialize few drivers."""
+        from scoring.feature_store import apply_definitions
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(ROOT / "feature_repo", self.repository, ignore=shutil.ignore_patterns("data", "__pycache__"))
+        self.data.mkdir()
+        self._configure()
+        apply_definitions(self.open())
+        shutil.copytree(self.data, self.folder / "applied")
+        self.until = dt.datetime.now(dt.UTC).replace(microsecond=0)
+        for drivers in (1000, self.drivers):
+            # Three rows each, of which only the latest counts.
+            stats = feature_rows(self.until - dt.timedelta(minutes=1), drivers, 3)
+            stats.to_parquet(self.data / "driver_stats.parquet", coerce_timestamps="us", index=False)
+            if drivers < self.drivers:
+                self.reset()
+                self.run()
+
+    def reset(self) -> None:
+        """The registry and the online store as they were when the definitions had been applied."""
+        for file in (self.folder / "applied").iterdir():
+            shutil.copy(file, self.data / file.name)
+        self.empty()
+        self.store = self.open()
+
+    def run(self) -> None:
+        """Copy everything up to now."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.materialize(self.store)
+
+    def outcome(self) -> dict[str, object]:
+        """A hash of what is in the online store, and how far Feast's registry says that it is filled."""
+        self.store.refresh_registry()
+        (view,) = self.store.list_batch_feature_views()
+        ends = [end.isoformat() for _, end in view.materialization_intervals]
+        return {"content": self.content(), "watermarks": [end == self.until.isoformat() for end in ends]}
+
+    def open(self) -> "FeatureStore":
+        """The repository's feature store."""
+        from scoring.feature_store import open_feature_store
+        from scoring.settings import Settings
+
+        return open_feature_store(Settings(model_name="none", feature_repo=self.repository))
+
+    def materialize(self, store: "FeatureStore") -> None:
+        """Copy everything up to `self.until`."""
+        raise NotImplementedError
+
+    def empty(self) -> None:
+        """Forget what the online store holds, where it is not a file."""
+
+    def content(self) -> str:
+        """A hash of what the online store holds."""
+        raise NotImplementedError
+
+    def _configure(self) -> None:
+        file = self.repository / "feature_store.yaml"
+        configuration: dict[str, Any] = yaml.safe_load(file.read_text())
+        configuration |= {"online_store": self.online_store, "offline_store": {"type": self.offline_store}}
+        file.write_text(yaml.safe_dump(configuration))
+
+
+class ByFeast(Materialization):
+    """Feast's materialize-incremental over its file store: the course's."""
+
+    offline_store = "file"
+
+    def materialize(self, store: "FeatureStore") -> None:
+        from scoring.feature_store import inside
+
+        with inside(self.repository):
+            store.materialize_incremental(end_date=self.until)
+
+
+class ByProduct(Materialization):
+    """What the asset `online_store` does, over the offline store that we ship."""
+
+    offline_store = "scoring.offline_store.AsofOfflineStore"
+
+    def materialize(self, store: "FeatureStore") -> None:
+        from scoring.feature_store import materialize_online_store
+
+        materialize_online_store(store, self.until)
+
+
+class IntoSqlite(Materialization):
+    """SQLite in the repository's folder."""
+
+    @property
+    def online_store(self) -> dict[str, str]:
+        return {"type": "sqlite", "path": "data/online_store.db"}
+
+    def content(self) -> str:
+        with sqlite3.connect(self.data / "online_store.db") as connection:
+            (table,) = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
+            columns = "entity_key, feature_name, value, event_ts"
+            rows = connection.execute(f'SELECT {columns} FROM "{table}" ORDER BY 1, 2')
+            digest = hashlib.sha256()
+            for row in rows:
+                digest.update(repr(row).encode())
+            return digest.hexdigest()
+
+
+class IntoRedis(Materialization):
+    """A Redis of its own, a database for each contender."""
+
+    database: int
+    store_class = "redis"
+
+    @property
+    def online_store(self) -> dict[str, str]:
+        return {"type": self.store_class, "connection_string": f"127.0.0.1:{os.environ[REDIS_PORT]},db={self.database}"}
+
+    def client(self) -> "Redis":
+        """A client of the database."""
+        import redis
+
+        return redis.Redis(port=int(os.environ[REDIS_PORT]), db=self.database)
+
+    def empty(self) -> None:
+        self.client().flushdb()
+
+    def content(self) -> str:
+        client, digest = self.client(), hashlib.sha256()
+        keys = sorted(client.scan_iter(count=10_000))
+        for start in range(0, len(keys), 10_000):
+            pipeline = client.pipeline(transaction=False)
+            for key in keys[start : start + 10_000]:
+                pipeline.hgetall(key)
+            for key, fields in zip(keys[start : start + 10_000], pipeline.execute(), strict=True):
+                digest.update(repr((key, sorted(fields.items()))).encode())
+        return digest.hexdigest()
+
+
+class FeastIntoRedis(ByFeast, IntoRedis):
+    """Feast's own, into Redis."""
+
+    name, database = "materialize-redis-feast", 1
+
+
+class ProductIntoRedis(ByProduct, IntoRedis):
+    """Ours, into Redis."""
+
+    name, database = "materialize-redis-product", 2
+    store_class = "scoring.redis_store.BulkRedisOnlineStore"
+
+
+class FeastIntoSqlite(ByFeast, IntoSqlite):
+    """Feast's own, into SQLite."""
+
+    name = "materialize-sqlite-feast"
+
+
+class ProductIntoSqlite(ByProduct, IntoSqlite):
+    """Ours, into SQLite."""
+
+    name = "materialize-sqlite-product"
+
+
+MATERIALIZATIONS = (ProductIntoRedis, FeastIntoRedis, ProductIntoSqlite, FeastIntoSqlite)

@@ -1,0 +1,148 @@
+"""Predictions for the rows of a parquet file, into another."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.batch.joins import FEW
+from benchmarks.batch.task import output_file
+from benchmarks.batch.world import open_batch_world
+from scoring.storage import Location
+
+
+class Prediction:
+    """What the ways to predict share: the joined rows, which the product wrote, and the place for the output."""
+
+    name = "predict"
+
+    def __init__(self, rows: int) -> None:
+        self.world = open_batch_world()
+        self.rows = rows
+        self.output = output_file(self.name)
+
+    def prepare(self) -> None:
+        """Predict few rows."""
+        self.predict(joined_rows(FEW))
+        self.input = joined_rows(self.rows)
+
+    def reset(self) -> None:
+        """Nothing but the output, which each run replaces."""
+
+    def run(self) -> None:
+        """Predict all rows."""
+        self.predict(self.input)
+
+    def predict(self, source: Path) -> None:
+        """Predict one file's rows into `self.output`."""
+        raise NotImplementedError
+
+    def outcome(self) -> dict[str, object]:
+        """Rows, and a hash of their predictions to nine digits: the course's way differs in the last bits."""
+        column = pq.read_table(self.output, columns=["prediction"])["prediction"].to_numpy()
+        return {"rows": len(column), "predictions": hashlib.sha256(np.round(column, 9).tobytes()).hexdigest()}
+
+
+class BatchOutput(Prediction):
+    """The product: the asset's own function, from the checked input to the published, synced, hashed file."""
+
+    name = "predict-product"
+
+    def prepare(self) -> None:
+        from scoring.predict import Policy
+        from scoring.registry import MlflowRegistry
+        from scoring.serving import load_serving_model, resolve_version
+
+        settings = self.world.settings
+        registry = MlflowRegistry.from_settings(settings)
+        version = resolve_version(registry, settings)
+        self.serving = load_serving_model(registry, self.world.store(), version, settings)
+        self.policy = Policy.from_settings(settings)
+        super().prepare()
+
+    def predict(self, source: Path) -> None:
+        from scoring.batch import write_batch_output
+
+        model, features = self.serving.model, self.serving.features
+        write_batch_output(Location(source), model, features, self.policy, Location(self.output))
+
+
+class Course(Prediction):
+    """The course's way: pandas, the model as MLflow's pyfunc, pandas again."""
+
+    name = "predict-course"
+
+    def prepare(self) -> None:
+        import mlflow
+
+        settings = self.world.settings
+        mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
+        self.model = mlflow.pyfunc.load_model(f"models:/{settings.model_name}@{settings.model_alias}")
+        self.inputs = self.model.metadata.get_input_schema().input_names()
+        super().prepare()
+
+    def predict(self, source: Path) -> None:
+        import pandas as pd
+
+        frame = pd.read_parquet(source)
+        frame["prediction"] = self.model.predict(frame[self.inputs])
+        frame.to_parquet(self.output)
+
+
+class DecodeEncode(Prediction):
+    """The floor: read the same file and write the columns that the product writes, without predicting anything."""
+
+    name = "predict-floor"
+
+    def predict(self, source: Path) -> None:
+        from scoring.batch_request import ROWS_A_BATCH
+
+        with pq.ParquetFile(source, pre_buffer=False) as opened:
+            schema, constants = _scored_schema(opened.schema_arrow), _constants(ROWS_A_BATCH)
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            with pq.ParquetWriter(self.output, schema, use_dictionary=texts) as writer:
+                for batch in opened.iter_batches(batch_size=ROWS_A_BATCH):
+                    columns = [*batch.columns, *(each.slice(0, batch.num_rows) for each in constants)]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def joined_rows(rows: int) -> Path:
+    """batch_input.parquet of a request of so many rows, written by the product where it is not there yet."""
+    from benchmarks.batch.joins import BatchInput
+
+    file = open_batch_world().folder / "joined" / f"rows_{rows}" / "batch_input.parquet"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        join = BatchInput(rows)
+        join.output = file
+        join.prepare()
+        join.run()
+    return file
+
+
+def _scored_schema(joined: pa.Schema) -> pa.Schema:
+    for name, kind in (
+        ("prediction", pa.float64()),
+        ("reason", pa.string()),
+        ("model_name", pa.string()),
+        ("model_version", pa.int64()),
+        ("feature_service", pa.string()),
+    ):
+        joined = joined.append(pa.field(name, kind))
+    return joined
+
+
+def _constants(rows: int) -> list[pa.Array]:
+    random = np.random.default_rng(3)
+    return [
+        pa.array(random.random(rows)),
+        pa.nulls(rows, pa.string()),
+        pa.repeat("driver_ranker", rows),
+        pa.repeat(pa.scalar(1, pa.int64()), rows),
+        pa.repeat("driver_ranking", rows),
+    ]
+
+
+PREDICTIONS = (BatchOutput, Course, DecodeEncode)

@@ -1,0 +1,157 @@
+"""The batch sections: what is done to how many rows by whom, and how it reads as a table."""
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.batch.contest import BatchRound, contest
+from benchmarks.batch.materialization import REDIS_PORT
+from benchmarks.results import Result, code_version, now, this_machine
+from benchmarks.scale import Scale
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.tables import number, spread, table
+from tests.servers import RedisServer
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One section: contenders, the first of which is the product, and rows."""
+
+    contenders: tuple[str, ...]
+    rows: int
+    base: str
+    """Against whom ratios are told."""
+
+
+_JOIN = ("join-product", "join-store")
+_PREDICT = ("predict-product", "predict-course", "predict-floor")
+WORKS = {
+    # Feast's file store takes half a minute for these, and more than a minute and a half for ten times as many.
+    "join-100k": Work((*_JOIN, "join-feast-duckdb", "join-feast-file", "join-floor"), 100_000, "join-feast-file"),
+    # Feast's duckdb store is killed for want of memory on ten times as many.
+    "join-1m": Work((*_JOIN, "join-feast-duckdb", "join-floor"), 1_000_000, "join-feast-duckdb"),
+    "join-10m": Work((*_JOIN, "join-floor"), 10_000_000, "join-floor"),
+    "predict-100k": Work(_PREDICT, 100_000, "predict-course"),
+    "predict-1m": Work(_PREDICT, 1_000_000, "predict-course"),
+    "predict-10m": Work(_PREDICT, 10_000_000, "predict-course"),
+    "graph-10m": Work(("graph-dagster", "graph-parts"), 10_000_000, "graph-parts"),
+    "materialize-redis": Work(
+        ("materialize-redis-product", "materialize-redis-feast"), 200_000, "materialize-redis-feast"
+    ),
+    "materialize-sqlite": Work(
+        ("materialize-sqlite-product", "materialize-sqlite-feast"), 200_000, "materialize-sqlite-feast"
+    ),
+}
+CONTENDER_NAMES = {
+    "join-product": "**batch_input of model-serving**",
+    "join-store": "its offline store alone, through Feast",
+    "join-feast-duckdb": "Feast's duckdb store",
+    "join-feast-file": "Feast's file store (the course)",
+    "join-floor": "bare DuckDB, ordered ASOF + COPY (the floor)",
+    "predict-product": "**batch_output of model-serving**",
+    "predict-course": "pandas, pyfunc, to_parquet (the course)",
+    "predict-floor": "decode + encode alone (the floor)",
+    "graph-dagster": "**the job score_batch through Dagster**",
+    "graph-parts": "the same functions, called one after the other",
+    "materialize-redis-product": "**asset online_store of model-serving**",
+    "materialize-redis-feast": "feast materialize-incremental (the course)",
+    "materialize-sqlite-product": "**asset online_store of model-serving**",
+    "materialize-sqlite-feast": "feast materialize-incremental (the course)",
+}
+TITLES = {
+    "join": "Point-in-time join of {rows:,} rows with 10,000 drivers x 30 hours",
+    "predict": "Prediction of {rows:,} rows, ElasticNet",
+    "graph": "The whole graph for {rows:,} rows",
+    "materialize": "Materialization of {rows:,} drivers into {store}",
+}
+
+
+def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
+    """Run these sections."""
+    for name in sections:
+        work = WORKS[name]
+        machine, watch, began = this_machine(), Stopwatch(), now()
+        with _redis(name) as environment:
+            rows = list(contest(work.contenders, min(work.rows, scale.largest_rows), scale.rounds, environment))
+        yield Result(
+            section=name,
+            code=code_version(),
+            began=began,
+            took_s=watch.elapsed_s,
+            machine=machine,
+            versions={},
+            rows=[msgspec.to_builtins(row) for row in rows],
+        )
+
+
+def title(section: str) -> str:
+    """What a section measures, in words."""
+    kind, _, store = section.partition("-")
+    return TITLES[kind].format(rows=WORKS[section].rows, store={"redis": "Redis", "sqlite": "SQLite"}.get(store))
+
+
+def as_table(result: Result) -> str:
+    """A row a contender: medians over the rounds."""
+    rounds = by_contender(result)
+    work = WORKS[result.section]
+    head = ("", "s", f"x {_plain(work.base)}", "CPU s", "peak MiB", "before it MiB", "came out")
+    base = median(rounds[work.base], "seconds")
+    return table(head, (_row(name, each, base) for name, each in rounds.items()))
+
+
+def by_contender(result: Result) -> dict[str, list[BatchRound]]:
+    """Contender → its rounds, in the section's order."""
+    rounds = [msgspec.convert(row, BatchRound) for row in result.rows]
+    grouped = {name: [each for each in rounds if each.contender == name] for name in WORKS[result.section].contenders}
+    return {name: each for name, each in grouped.items() if each}
+
+
+def median(rounds: Sequence[BatchRound], figure: str) -> float:
+    """The median over rounds of one of BatchRound's figures."""
+    return float(statistics.median(getattr(each, figure) for each in rounds))
+
+
+def _row(name: str, rounds: Sequence[BatchRound], base: float) -> list[str]:
+    return [
+        CONTENDER_NAMES[name],
+        spread([each.seconds for each in rounds]),
+        number(base / median(rounds, "seconds")),
+        number(median(rounds, "cpu_s")),
+        number(max(each.peak_mib for each in rounds)),
+        number(rounds[0].before_mib),
+        _told(rounds[0].outcome),
+    ]
+
+
+def _told(outcome: dict[str, Any]) -> str:
+    words = []
+    for key, value in outcome.items():
+        if key == "rows":
+            words.append(f"{value:,} rows")
+        elif key == "in_order":
+            words.append("in order" if value else "in another order")
+        elif isinstance(value, str):
+            words.append(f"{key} {value[:6]}")
+    return ", ".join(words)
+
+
+def _plain(name: str) -> str:
+    return CONTENDER_NAMES[name].partition(" (")[0].strip("*")
+
+
+@contextlib.contextmanager
+def _redis(section: str) -> Iterator[dict[str, str]]:
+    if section != "materialize-redis":
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="materialize-") as folder:
+        redis = RedisServer(Path(folder))
+        redis.start()
+        try:
+            yield {REDIS_PORT: str(redis.port)}
+        finally:
+            redis.stop()

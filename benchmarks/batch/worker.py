@@ -1,0 +1,62 @@
+"""A process for one contender: `python -m benchmarks.batch.worker TASK ROWS`. Each line of input has it run once.
+
+It stays alive between rounds, so that imports are paid once, and answers with a line of JSON each time.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from benchmarks.batch.tasks import make_task
+
+
+def main(name: str, rows: int) -> None:
+    """Prepare, say `ready`, then answer lines: `run` with time and memory, `outcome` with what came out."""
+    answers = _own_output()
+    warnings.simplefilter("ignore")
+    task = make_task(name, rows)
+    task.prepare()
+    _say(answers, {"ready": True})
+    for line in sys.stdin:
+        if line.strip() == "outcome":
+            _say(answers, task.outcome())
+            continue
+        task.reset()
+        _forget_peak()
+        before, cpu = _memory_mib("VmRSS"), time.process_time()
+        began = time.perf_counter()
+        task.run()
+        took_s = time.perf_counter() - began
+        figures = {"seconds": took_s, "cpu_s": time.process_time() - cpu}
+        _say(answers, figures | {"before_mib": before, "peak_mib": _memory_mib("VmHWM")})
+
+
+def _own_output() -> TextIO:
+    """Standard output for answers alone: what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _say(answers: TextIO, content: Mapping[str, object]) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+def _forget_peak() -> None:
+    # ru_maxrss can't be set back, and a child starts with its parent's.
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

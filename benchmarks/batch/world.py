@@ -1,0 +1,106 @@
+"""Feature views and requests of many rows, an ElasticNet over them, and Feast's own stores beside ours. Built once."""
+
+import datetime as dt
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.place import VAR
+from tests.worlds import World, build_driver_world
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = VAR / "worlds" / "batch"
+DRIVERS, HOURS = 10_000, 30
+"""Feature rows: one for each driver and hour. (F1 of the page.)"""
+FEATURES = ("conv_rate", "acc_rate", "avg_daily_trips")
+SERVICE = "driver_ranking"
+OFFLINE_STORES = {"file": {"type": "file"}, "duckdb": {"type": "duckdb"}}
+ROWS_A_PIECE = 1_000_000
+# Another number builds the world anew.
+LAYOUT = 2
+
+
+def open_batch_world() -> World:
+    """The world, built if there is none."""
+    try:
+        state = json.loads((FOLDER / "world.json").read_text())
+        if state["layout"] == LAYOUT:
+            return World(FOLDER, state["environment"], dt.datetime.fromisoformat(state["now"]))
+    except FileNotFoundError:
+        pass
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+    world = build_driver_world(FOLDER, stats=feature_rows(now, DRIVERS, HOURS))
+    _add_offline_stores(world)
+    state = {"layout": LAYOUT, "now": now.isoformat(), "environment": world.environment}
+    (FOLDER / "world.json").write_text(json.dumps(state))
+    return world
+
+
+def feature_rows(until: dt.datetime, drivers: int, hours: int) -> "pd.DataFrame":
+    """Rows of the view driver_stats: every driver, 1001 on, at every hour up to `until`."""
+    import pandas as pd
+
+    random, rows = np.random.default_rng(7), drivers * hours
+    moments = pd.Timestamp(until) - pd.to_timedelta(np.tile(np.arange(hours), drivers), unit="h")
+    return pd.DataFrame(
+        {
+            "event_timestamp": moments.as_unit("us"),
+            "driver_id": np.repeat(np.arange(1001, 1001 + drivers), hours),
+            "conv_rate": random.random(rows, dtype=np.float32),
+            "acc_rate": random.random(rows, dtype=np.float32),
+            "avg_daily_trips": random.integers(0, 1000, rows),
+            "created": moments.as_unit("us"),
+        }
+    )
+
+
+def request_of(world: World, rows: int) -> Path:
+    """A request of so many rows over a day: known drivers, because the course's way raises on a missing feature."""
+    file = world.folder / "requests" / f"rows_{rows}.parquet"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_suffix(".part")
+        with pq.ParquetWriter(part, next(_request_rows(world.now, 1)).schema) as writer:
+            for piece in _request_rows(world.now, rows):
+                writer.write_table(piece)
+        part.rename(file)
+    return file
+
+
+def _request_rows(now: dt.datetime, rows: int) -> Iterator[pa.Table]:
+    random = np.random.default_rng(11)
+    newest = np.datetime64(now.replace(tzinfo=None), "us")
+    for start in range(0, rows, ROWS_A_PIECE):
+        count = min(ROWS_A_PIECE, rows - start)
+        moments = pa.array(newest - random.integers(0, 86_400, count).astype("timedelta64[s]"))
+        yield pa.table(
+            {
+                "driver_id": random.integers(1001, 1001 + DRIVERS, count),
+                "event_timestamp": moments.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
+                "ride": np.arange(start, start + count),
+            }
+        )
+
+
+def store_configuration(offline_store: str) -> str:
+    """Name of the Feast configuration that has one of OFFLINE_STORES."""
+    return f"feature_store_{offline_store}.yaml"
+
+
+def _add_offline_stores(world: World) -> None:
+    repository = Path(world.environment["SERVING_FEATURE_REPO"])
+    ours: dict[str, Any] = yaml.safe_load((repository / "feature_store.yaml").read_text())
+    for name, offline_store in OFFLINE_STORES.items():
+        content = ours | {"offline_store": offline_store}
+        (repository / store_configuration(name)).write_text(yaml.safe_dump(content))

@@ -1,0 +1,138 @@
+"""Who is compared online: how each is started, asked, and understood. All serve one process on loopback."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.environments import python_of
+from benchmarks.place import PEERS, ROOT
+from tests.servers import Server, answers_http, free_port
+
+Choice = tuple[int, float] | None
+"""The best driver and its score; None where no driver has features."""
+
+
+@dataclasses.dataclass
+class Contestant(Server):
+    """One server under comparison, as a process group of its own with its log in `directory`."""
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What it needs to find the feature store and the model."""
+
+    path = "/inference"
+    ready_path = "/ready"
+    template = '{"request_id":"r","driver_ids":[IDS]}'
+    starts_within_s = 150.0
+    stops_within_s = 30.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}{self.path}"
+
+    def own_environment(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **self.environment}
+
+    def answers(self) -> bool:
+        return answers_http(self.port, self.ready_path)
+
+    def body(self, ids: list[int]) -> bytes:
+        """The request for these drivers."""
+        template = self.template.replace("COUNT", str(len(ids)))
+        return template.replace("IDS", ",".join(map(str, ids))).encode()
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        """What an answer says."""
+        if status != 200:
+            raise AssertionError(f"{self.name} answered {status}: {answer[:300]!r}")
+        content = json.loads(answer)
+        return None if content["prediction"] is None else (content["prediction"], content["score"])
+
+
+class Ours(Contestant):
+    """The product as shipped: `python -m api` with the settings at their defaults."""
+
+    name = "ours"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "api"]
+
+    def own_environment(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SERVING_PORT": str(self.port), **self.environment}
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        if status == 422 and json.loads(answer)["type"].endswith("nothing-scored"):
+            return None
+        return super().choice(status, answer)
+
+
+class Peer(Contestant):
+    """A server in an environment of its own that does the work of peers/course.py."""
+
+    def command(self) -> list[str]:
+        return [str(python_of(self.name)), str(PEERS / self.name / "serve.py"), str(self.port)]
+
+    def own_environment(self) -> dict[str, str]:
+        places = f"{PEERS}:{PEERS / self.name}"
+        return super().own_environment() | {"PYTHONPATH": places}
+
+
+class FastApi(Peer):
+    """FastAPI on uvicorn."""
+
+    name = "fastapi"
+
+
+class BentoMl(Peer):
+    """BentoML's own server."""
+
+    name = "bentoml"
+    ready_path = "/readyz"
+
+    def command(self) -> list[str]:
+        bentoml = python_of(self.name).with_name("bentoml")
+        return [
+            *(str(bentoml), "serve", "service:DriverRanker", "--working-dir", str(PEERS / self.name)),
+            *("--host", self.host, "--port", str(self.port)),
+        ]
+
+    def own_environment(self) -> dict[str, str]:
+        # Its home, where it keeps models and logs; no report of usage to its makers while we measure.
+        own = {"BENTOML_HOME": str(self.directory), "BENTOML_DO_NOT_TRACK": "true"}
+        return super().own_environment() | own
+
+
+class MlServer(Peer):
+    """MLServer with a custom runtime, asked by its V2 inference protocol."""
+
+    name = "mlserver"
+    path = "/v2/models/driver_ranker/infer"
+    ready_path = "/v2/models/driver_ranker/ready"
+    template = '{"inputs":[{"name":"driver_ids","shape":[COUNT],"datatype":"INT64","data":[IDS]}]}'
+
+    def command(self) -> list[str]:
+        return [str(python_of(self.name).with_name("mlserver")), "start", str(PEERS / self.name)]
+
+    def own_environment(self) -> dict[str, str]:
+        ports = {"HTTP_PORT": self.port, "GRPC_PORT": free_port(), "METRICS_PORT": free_port()}
+        own = {f"MLSERVER_{name}": str(port) for name, port in ports.items()}
+        return super().own_environment() | own | {"MLSERVER_HOST": self.host}
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        if status != 200:
+            return super().choice(status, answer)
+        outputs: dict[str, Any] = {each["name"]: each["data"] for each in json.loads(answer)["outputs"]}
+        return (outputs["prediction"][0], outputs["score"][0]) if outputs["prediction"] else None
+
+
+class Constant(Contestant):
+    """A typed Litestar route that answers a constant: what HTTP and JSON cost before any work is done."""
+
+    name = "constant"
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(PEERS / self.name / "serve.py"), str(self.port)]
+
+
+ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, MlServer, FastApi, Constant)

@@ -1,0 +1,53 @@
+"""All servers over one store and one model, up at the same time, so that rounds can go from one to the next."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from benchmarks.environments import DISTRIBUTION, build, check_versions
+from benchmarks.online.answers import check_same_answers
+from benchmarks.online.contestants import Contestant, Peer
+from benchmarks.online.world import OnlineWorld, open_world
+from benchmarks.place import VAR
+from tests.servers import RedisServer
+
+
+class Fleet(NamedTuple):
+    """Servers that are up and were seen to answer alike."""
+
+    contestants: list[Contestant]
+    redis: RedisServer | None
+    versions: dict[str, dict[str, str]]
+    """Peer → package → version."""
+
+
+@contextlib.contextmanager
+def fleet(store: str, model: str, kinds: Sequence[type[Contestant]]) -> Iterator[Fleet]:
+    """Start servers of these kinds on one of the world's stores and models; all are gone after the block."""
+    versions = prepare(kinds)
+    with open_world(store) as (world, redis), contextlib.ExitStack() as stack:
+        contestants = [make(kind, world, model) for kind in kinds]
+        for contestant in contestants:
+            stack.callback(contestant.stop)
+        with ThreadPoolExecutor(len(contestants)) as pool:
+            list(pool.map(lambda each: each.start(), contestants))
+        check_same_answers(contestants)
+        yield Fleet(contestants, redis, versions)
+
+
+def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:
+    """Build the peers' environments among these kinds, and see that they hold what they should; peer → versions."""
+    peers = [kind.name for kind in kinds if kind.name in DISTRIBUTION]
+    for peer in peers:
+        build(peer)
+    return {peer: check_versions(peer) for peer in peers}
+
+
+def make(kind: type[Contestant], world: OnlineWorld, model: str) -> Contestant:
+    """A server of this kind, not yet started, with an empty folder of its own."""
+    folder = VAR / "servers" / kind.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return kind(folder, environment=world.peers(model) if issubclass(kind, Peer) else world.ours(model))

@@ -1,0 +1,107 @@
+"""The online sections: which workloads there are, and how their rounds read as a table."""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from benchmarks.online.contestants import ALL, Contestant
+from benchmarks.online.fleet import fleet
+from benchmarks.online.rounds import Round, Workload, measure
+from benchmarks.results import Result, code_version, now, this_machine
+from benchmarks.scale import Scale
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.tables import number, spread, table
+
+WORKLOADS = {
+    "online-5": Workload(5, 16),
+    "online-100": Workload(100, 16),
+    "online-5-alone": Workload(5, 1),
+    "online-5-crowd": Workload(5, 64),
+    "online-100-crowd": Workload(100, 64),
+    "online-5-forest": Workload(5, 16, model="forest"),
+    "online-5-boosting": Workload(5, 16, model="boosting"),
+    "online-5-sqlite": Workload(5, 16, store="sqlite"),
+}
+MODEL_NAMES = {"elasticnet": "ElasticNet", "forest": "RandomForest(100)", "boosting": "HistGradientBoosting"}
+STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite"}
+SERVER_NAMES = {
+    "ours": "**model-serving**",
+    "bentoml": "BentoML",
+    "mlserver": "MLServer",
+    "fastapi": "FastAPI",
+    "constant": "constant route (the floor)",
+}
+HEAD = ("server", "requests/s", "x BentoML", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
+
+
+def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> Iterator[Result]:
+    """Run these sections, with all servers or those named. Servers stay up while store and model do not change."""
+    kinds: list[type[Contestant]] = [kind for kind in ALL if not servers or kind.name in servers]
+    chosen = [(name, WORKLOADS[name]) for name in WORKLOADS if name in sections]
+    for (store, model), group in itertools.groupby(chosen, lambda each: (each[1].store, each[1].model)):
+        machine = this_machine()
+        with fleet(store, model, kinds) as started:
+            for name, workload in group:
+                watch = Stopwatch()
+                rows = list(measure(started, workload, scale.rounds, scale.seconds))
+                yield Result(
+                    section=name,
+                    code=code_version(),
+                    began=now(),
+                    took_s=watch.elapsed_s,
+                    machine=machine,
+                    versions=started.versions,
+                    rows=[msgspec.to_builtins(row) for row in rows],
+                )
+
+
+def title(section: str) -> str:
+    """What a section measures, in words."""
+    load = WORKLOADS[section]
+    connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
+    return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}"
+
+
+def as_table(result: Result) -> str:
+    """A row a server: medians over the rounds, with the spread of what varies most."""
+    rounds = by_server(result.rows)
+    base = median(rounds["bentoml"], "requests_s") if "bentoml" in rounds else None
+    return table(HEAD, (_row(server, each, base) for server, each in rounds.items())) + _failures(rounds)
+
+
+def by_server(rows: Iterable[dict[str, Any]]) -> dict[str, list[Round]]:
+    """Server → its rounds, in the order of SERVER_NAMES."""
+    rounds = [msgspec.convert(row, Round) for row in rows]
+    grouped = {name: [each for each in rounds if each.server == name] for name in SERVER_NAMES}
+    return {name: each for name, each in grouped.items() if each}
+
+
+def median(rounds: Sequence[Round], figure: str) -> float:
+    """The median over rounds of one of Round's figures."""
+    return float(statistics.median(getattr(each, figure) for each in rounds))
+
+
+def _row(server: str, rounds: Sequence[Round], base: float | None) -> list[str]:
+    def values(figure: str) -> list[float]:
+        return [getattr(each, figure) for each in rounds]
+
+    rate = median(rounds, "requests_s")
+    return [
+        SERVER_NAMES[server],
+        spread(values("requests_s")),
+        number(rate / base) if base else "",
+        spread(values("p50_ms")),
+        spread(values("p99_ms")),
+        spread(values("cpu_us")),
+        number(median(rounds, "redis_cpu_us")),
+        number(median(rounds, "memory_mib")),
+    ]
+
+
+def _failures(rounds: dict[str, list[Round]]) -> str:
+    failed = {server: sum(each.failed for each in every) for server, every in rounds.items()}
+    told = [f"{SERVER_NAMES[server]} {count}" for server, count in failed.items() if count]
+    return f"\n\nRequests that failed: {', '.join(told)}." if told else ""

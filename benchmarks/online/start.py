@@ -1,0 +1,83 @@
+"""From the command to the first answer of readiness: what it costs to start us, and to start a BentoML service."""
+
+import statistics
+from collections.abc import Iterator
+
+import msgspec
+
+from benchmarks.online.contestants import ALL, BentoMl, Contestant, Ours
+from benchmarks.online.fleet import make, prepare
+from benchmarks.online.sections import SERVER_NAMES
+from benchmarks.online.world import open_world
+from benchmarks.processes import cpu_s, memory_mib
+from benchmarks.results import Result, code_version, now, this_machine
+from benchmarks.scale import Scale
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.tables import spread, table
+
+SECTION = "start"
+TITLE = "From the command to ready"
+COMPARED: tuple[type[Contestant], ...] = (Ours, BentoMl)
+
+
+class Start(msgspec.Struct, frozen=True):
+    """One start of one server."""
+
+    server: str
+    seconds: float
+    cpu_s: float
+    """Of all its processes, those that have ended included."""
+    memory_mib: float
+    """Resident once it is ready; a page that n processes share counts as 1/n of a page in each."""
+
+
+def run(scale: Scale) -> Iterator[Result]:
+    """Start each in turn, `scale.rounds` times."""
+    versions = prepare(COMPARED)
+    machine, began, watch = this_machine(), now(), Stopwatch()
+    with open_world("redis") as (world, _):
+        starts = [
+            _start(make(kind, world, "elasticnet"))
+            for number in range(scale.rounds)
+            for kind in (COMPARED if number % 2 else reversed(COMPARED))
+        ]
+    rows = [msgspec.to_builtins(each) for each in starts]
+    yield Result(SECTION, code_version(), began, watch.elapsed_s, machine, versions, rows)
+
+
+def as_table(result: Result) -> str:
+    """A row a server: medians over its starts."""
+    grouped = by_server(result)
+    rows = (
+        [
+            SERVER_NAMES[name],
+            spread([each.seconds for each in starts]),
+            spread([each.cpu_s for each in starts]),
+            spread([each.memory_mib for each in starts]),
+        ]
+        for name, starts in grouped.items()
+    )
+    return table(("server", "s", "CPU s", "MiB"), rows)
+
+
+def by_server(result: Result) -> dict[str, list[Start]]:
+    """Server → its starts."""
+    starts = [msgspec.convert(row, Start) for row in result.rows]
+    return {kind.name: [each for each in starts if each.server == kind.name] for kind in ALL if kind in COMPARED}
+
+
+def median(starts: list[Start], figure: str) -> float:
+    """The median over starts of one of Start's figures."""
+    return float(statistics.median(getattr(each, figure) for each in starts))
+
+
+def _start(contestant: Contestant) -> Start:
+    watch = Stopwatch()
+    try:
+        contestant.start()
+        if contestant.process is None:
+            raise RuntimeError(f"{contestant.name} is gone; its log is {contestant.log}")
+        process = contestant.process.pid
+        return Start(contestant.name, watch.elapsed_s, cpu_s(process), memory_mib(process))
+    finally:
+        contestant.stop()

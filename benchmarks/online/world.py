@@ -1,0 +1,158 @@
+"""100,000 drivers in a real Redis and in SQLite, and three registered models over them. Built once, then reopened.
+
+What is in the stores was written by Feast's own materialization. We and the peers read the same ones: a peer through
+Feast's own configuration of the store, we through the one that we ship.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from benchmarks.place import VAR
+from tests.servers import HOST, RedisServer
+from tests.worlds import DRIVER_INPUTS, World, build_driver_world
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DRIVERS = range(1001, 101_001)
+MODELS = ("elasticnet", "forest", "boosting")
+STORES = ("redis", "sqlite")
+OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
+# A driver's features are stale after a day; a world is built anew before that.
+FRESH_FOR = dt.timedelta(hours=18)
+# What a world is made of: another number builds worlds anew.
+LAYOUT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineWorld:
+    """One store with its drivers, and the models registered over it."""
+
+    folder: Path
+    world: World
+
+    def ours(self, model: str) -> dict[str, str]:
+        """Environment of our API for one of MODELS."""
+        return self.world.environment | {"SERVING_MODEL_ALIAS": model}
+
+    def peers(self, model: str) -> dict[str, str]:
+        """Environment of a peer for the same model."""
+        return {
+            "BENCH_FEATURE_REPO": self.world.environment["SERVING_FEATURE_REPO"],
+            "BENCH_FEATURE_STORE_YAML": PEERS,
+            "BENCH_MODEL": str(self.folder / f"{model}.joblib"),
+        }
+
+
+@contextlib.contextmanager
+def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
+    """The world over one of STORES, built if there is none that is fresh, and its Redis (None for sqlite)."""
+    folder = VAR / "worlds" / store
+    world = _kept(folder)
+    if world is None:
+        print(f"Writing {len(DRIVERS):,} drivers to {store} by Feast's own materialization ...", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    redis = RedisServer(folder) if store == "redis" else None
+    address = None if redis is None else f"{HOST}:{redis.port}"
+    with contextlib.ExitStack() as stack:
+        if redis is not None:
+            redis.start()  # reads dump.rdb, where there is one
+            stack.callback(redis.stop)
+        if world is None:
+            world = _build(folder, address)
+        _configure(world, address)
+        yield OnlineWorld(folder, world), redis
+
+
+def _kept(folder: Path) -> World | None:
+    try:
+        state = json.loads((folder / "world.json").read_text())
+    except FileNotFoundError:
+        return None
+    now = dt.datetime.fromisoformat(state["now"])
+    if state["layout"] != LAYOUT or dt.datetime.now(dt.UTC) - now > FRESH_FOR:
+        return None
+    return World(folder, state["environment"], now)
+
+
+def _build(folder: Path, redis: str | None) -> World:
+    import joblib
+    import numpy as np
+    import pandas as pd
+    from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+    from sklearn.linear_model import ElasticNet
+
+    random, rows = np.random.default_rng(7), len(DRIVERS)
+    now = pd.Timestamp.now("UTC").floor("h")
+    stats = pd.DataFrame(
+        {
+            "event_timestamp": now,
+            "driver_id": np.asarray(DRIVERS),
+            "conv_rate": random.random(rows, dtype=np.float32),
+            "acc_rate": random.random(rows, dtype=np.float32),
+            "avg_daily_trips": random.integers(0, 1000, rows),
+            "created": now,
+        }
+    )
+    world = build_driver_world(folder, redis=redis, stats=stats)
+    learned = stats.head(2000)
+    inputs = learned[DRIVER_INPUTS].astype("float64")
+    noise = random.normal(0, 0.05, len(inputs))
+    target = inputs["conv_rate"] + 0.1 * inputs["acc_rate"] + 0.001 * inputs["avg_daily_trips"] + noise
+    estimators: dict[str, Any] = {
+        "elasticnet": ElasticNet(alpha=0.001, random_state=7),
+        "forest": RandomForestRegressor(100, random_state=7),
+        "boosting": HistGradientBoostingRegressor(random_state=7),
+    }
+    for name, estimator in estimators.items():
+        _register(world, name, estimator.fit(inputs, target), inputs)
+        joblib.dump(estimator, folder / f"{name}.joblib")
+    if redis is not None:
+        _save(redis)
+    state = {"layout": LAYOUT, "now": world.now.isoformat(), "environment": world.environment}
+    (folder / "world.json").write_text(json.dumps(state))
+    return world
+
+
+def _register(world: World, alias: str, estimator: Any, inputs: "pd.DataFrame") -> None:
+    trusted = ["sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
+    trusted += ["sklearn._loss.link.IdentityLink", "sklearn._loss.link.Interval", "sklearn._loss.loss.HalfSquaredError"]
+    own = dataclasses.replace(world, environment=world.environment | {"SERVING_MODEL_ALIAS": alias})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own.register(estimator, inputs, tags={"feast.feature_service": "driver_ranking"}, skops_trusted_types=trusted)
+
+
+def _save(redis: str) -> None:
+    import redis as redis_py
+
+    host, port = redis.split(":")
+    with redis_py.Redis(host, int(port)) as client:
+        client.save()
+
+
+def _configure(world: World, redis: str | None) -> None:
+    """Write both configurations of Feast: the peers' is Feast's own store, ours the one that we ship."""
+    repository = Path(world.environment["SERVING_FEATURE_REPO"])
+    ours = yaml.safe_load((repository / OURS).read_text())
+    if redis is not None:
+        ours["online_store"] = {"type": "scoring.redis_store.BulkRedisOnlineStore", "connection_string": redis}
+    peers = ours | {"offline_store": {"type": "file"}}
+    if redis is not None:
+        peers["online_store"] = {"type": "redis", "connection_string": redis}
+    # In a service that is up, Feast's documentation keeps the registry's copy fresh beside the requests.
+    peers["registry"] = ours["registry"] | {"cache_mode": "thread"}
+    for name, content in ((OURS, ours), (PEERS, peers)):
+        part = repository / f".{name}"
+        part.write_text(yaml.safe_dump(content))
+        part.replace(repository / name)

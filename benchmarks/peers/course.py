@@ -1,0 +1,38 @@
+"""The work that every peer does, as the documentation of Feast and scikit-learn has it. Runs in a peer's environment.
+
+Looks the drivers up with Feast's SDK, makes a frame, lets scikit-learn predict on it, and takes the best one.
+"""
+
+import os
+
+import joblib
+import numpy as np
+from feast import FeatureStore
+
+
+class Ranker:
+    """A feature store and a model, read once. Threads may share it."""
+
+    def __init__(self) -> None:
+        folder = os.environ["BENCH_FEATURE_REPO"]
+        self._store = FeatureStore(repo_path=folder, fs_yaml_file=f"{folder}/{os.environ['BENCH_FEATURE_STORE_YAML']}")
+        self._service = self._store.get_feature_service("driver_ranking")
+        self._model = joblib.load(os.environ["BENCH_MODEL"])
+        self._inputs = list(self._model.feature_names_in_)
+
+    def scores(self, driver_ids: list[int]) -> tuple[list[int], np.ndarray]:
+        """The drivers that have features, and the model's output for them."""
+        # A dict of columns: Feast takes it as it takes a list of dicts, with less work.
+        answer = self._store.get_online_features(self._service, {"driver_id": driver_ids})
+        frame = answer.to_df().dropna()  # ElasticNet raises on an unknown driver
+        if frame.empty:
+            return [], np.empty(0)
+        return frame["driver_id"].tolist(), self._model.predict(frame[self._inputs])
+
+    def best(self, driver_ids: list[int]) -> tuple[int | None, float | None]:
+        """The driver with the highest score, and the score; None where no driver has features."""
+        known, scores = self.scores(driver_ids)
+        if not known:
+            return None, None
+        place = int(scores.argmax())
+        return known[place], float(scores[place])

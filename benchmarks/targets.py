@@ -1,0 +1,125 @@
+"""What the project wants to reach, held against what was measured."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from benchmarks.batch import sections as batch
+from benchmarks.batch.contest import BatchRound
+from benchmarks.online import sections as online
+from benchmarks.online import start
+from benchmarks.online.rounds import Round
+from benchmarks.results import Result
+from benchmarks.tables import number
+
+PEERS = ("bentoml", "mlserver", "fastapi")
+# The offline store's memory_limit in feature_repo/feature_store.yaml, 1 GB, in MiB.
+MEMORY_LIMIT_MIB = 10**9 / 2**20
+
+
+class Target(NamedTuple):
+    """One target and how it came out."""
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool
+
+
+def targets(results: Mapping[str, Result]) -> Iterator[Target]:
+    """Every target whose sections were measured."""
+    yield from _online({name: online.by_server(results[name].rows) for name in online.WORKLOADS if name in results})
+    if start.SECTION in results:
+        yield from _start(start.by_server(results[start.SECTION]))
+    yield from _batch({name: batch.by_contender(results[name]) for name in batch.WORKS if name in results})
+
+
+def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
+    for section, least in (("online-5", 20), ("online-100", 20), ("online-5-forest", 10), ("online-5-sqlite", 5)):
+        if section in sections:
+            ours, bentoml = (_median(sections[section], server, "requests_s") for server in ("ours", "bentoml"))
+            yield _at_least(f"{online.title(section)}: requests/s, x BentoML", least, ours / bentoml)
+    for section in ("online-5", "online-100"):
+        if section in sections:
+            yield _below_peers(f"{online.title(section)}: p99", sections[section], "p99_ms")
+    if "online-5" in sections:
+        ours, floor = (_median(sections["online-5"], server, "cpu_us") for server in ("ours", "constant"))
+        yield _at_most(f"{online.title('online-5')}: CPU a request, x constant route", 2, ours / floor)
+    if {"online-5", "online-5-crowd"} <= sections.keys():
+        many, few = (_median(sections[section], "ours", "p99_ms") for section in ("online-5-crowd", "online-5"))
+        yield _at_most("5 ids: p99 at 64 connections, x p99 at 16", 5, many / few)
+    if "online-5-alone" in sections:
+        yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
+
+
+def _start(servers: dict[str, list[start.Start]]) -> Iterator[Target]:
+    for figure, name in (("cpu_s", "CPU"), ("memory_mib", "memory")):
+        share = start.median(servers["ours"], figure) / start.median(servers["bentoml"], figure)
+        yield _at_most(f"{start.TITLE}: {name}, x BentoML", 0.5, share)
+
+
+def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Target]:
+    def faster(section: str, base: str, ours: str) -> float:
+        return batch.median(sections[section][base], "seconds") / batch.median(sections[section][ours], "seconds")
+
+    def peak(section: str, name: str) -> float:
+        return max(each.peak_mib for each in sections[section][name])
+
+    if "join-100k" in sections:
+        ratio = faster("join-100k", "join-feast-file", "join-product")
+        yield _at_least("Join of 100,000 rows: speed, x Feast's file store", 50, ratio)
+    if "join-10m" in sections:
+        ratio = faster("join-10m", "join-floor", "join-product")
+        yield _at_most("Join of 10,000,000 rows: time, x bare ASOF + COPY", 1.5, 1 / ratio)
+        limit = MEMORY_LIMIT_MIB + 400
+        yield _at_most("Join of 10,000,000 rows: peak MiB", limit, peak("join-10m", "join-product"))
+        yield _rows("Join of 10,000,000 rows: every row, in order", sections["join-10m"]["join-product"])
+    if "predict-10m" in sections:
+        ours = "predict-product"
+        ratio = faster("predict-10m", "predict-course", ours)
+        yield _at_least("Prediction of 10,000,000 rows: speed, x the course's way", 2, ratio)
+        ratio = faster("predict-10m", "predict-floor", ours)
+        yield _at_most("Prediction of 10,000,000 rows: time, x decode + encode", 1.15, 1 / ratio)
+        yield _at_most("Prediction of 10,000,000 rows: peak MiB", 450, peak("predict-10m", ours))
+        if "predict-1m" in sections:
+            growth = peak("predict-10m", ours) / peak("predict-1m", ours)
+            yield _at_most("Prediction: peak memory of 10,000,000 rows, x that of 1,000,000", 1.1, growth)
+    if "graph-10m" in sections:
+        ratio = faster("graph-10m", "graph-parts", "graph-dagster")
+        yield _at_most("The whole graph at 10,000,000 rows through Dagster: time, x its parts", 1.1, 1 / ratio)
+    for store in ("redis", "sqlite"):
+        section = f"materialize-{store}"
+        if section in sections:
+            ours, feast = f"{section}-product", f"{section}-feast"
+            yield _at_least(f"{batch.title(section)}: speed, x Feast's", 3, faster(section, feast, ours))
+            share = peak(section, ours) / peak(section, feast)
+            yield _at_most(f"{batch.title(section)}: peak memory, x Feast's", 0.5, share)
+            same = sections[section][ours][0].outcome == sections[section][feast][0].outcome
+            yield Target(f"{batch.title(section)}: content and watermark", "the same", _yes(same), same)
+
+
+def _median(servers: dict[str, list[Round]], server: str, figure: str) -> float:
+    return online.median(servers[server], figure)
+
+
+def _below_peers(what: str, servers: dict[str, list[Round]], figure: str) -> Target:
+    ours = _median(servers, "ours", figure)
+    best = min(_median(servers, peer, figure) for peer in PEERS)
+    return Target(f"{what}, ms", f"below every peer's ({number(best)})", number(ours), ours < best)
+
+
+def _at_least(what: str, least: float, found: float) -> Target:
+    return Target(what, f"at least {number(least)}", number(found), found >= least)
+
+
+def _at_most(what: str, most: float, found: float) -> Target:
+    return Target(what, f"at most {number(most)}", number(found), found <= most)
+
+
+def _rows(what: str, rounds: list[BatchRound]) -> Target:
+    outcome = rounds[0].outcome
+    kept = outcome["rows"] == 10_000_000 and bool(outcome["in_order"])
+    return Target(what, "all", _yes(kept), kept)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
