@@ -10,21 +10,24 @@ ARG BASE_IMAGE=python:3.11.16-slim-bookworm
 FROM ${BASE_IMAGE} AS installer
 WORKDIR /build
 COPY requirements/bootstrap.txt requirements/
-# For a mirror: --build-arg PIP_INDEX_URL=..., and where its certificate is your own, a base image that has it. Neither the
-# installer nor what it was told ends up in an image.
+# For a mirror or a proxy with a certificate of its own. Nothing of this stage ends up in an image.
 ARG PIP_INDEX_URL
+ARG PIP_CERT
 RUN python3 -m venv /build/tools \
  && /build/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/bootstrap.txt \
  && python3 -m venv --without-pip /opt/venv
-ENV UV_CMD="/build/tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --require-hashes --only-binary :all: --compile-bytecode"
+COPY requirements/api.txt requirements/batch.txt requirements/
+COPY deploy/install.sh deploy/
 
 FROM installer AS api-packages
-COPY requirements/api.txt requirements/
-RUN UV_DEFAULT_INDEX="${PIP_INDEX_URL:-https://pypi.org/simple}" $UV_CMD -r requirements/api.txt
+ARG PIP_INDEX_URL
+ARG PIP_CERT
+RUN sh deploy/install.sh requirements/api.txt
 
 FROM installer AS batch-packages
-COPY requirements/batch.txt requirements/
-RUN UV_DEFAULT_INDEX="${PIP_INDEX_URL:-https://pypi.org/simple}" $UV_CMD -r requirements/batch.txt
+ARG PIP_INDEX_URL
+ARG PIP_CERT
+RUN sh deploy/install.sh requirements/batch.txt
 
 
 FROM ${BASE_IMAGE} AS base

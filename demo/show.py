@@ -24,9 +24,11 @@ def busy(text: str) -> None:
     _line("", f"{text} ...")
 
 
-def features(drivers: int, added: int, applied: AppliedDefinitions) -> None:
+def features(
+    drivers: int, added: int, applied: AppliedDefinitions, place: str = "feature_repo/data/driver_stats.parquet"
+) -> None:
     """The feature store is ready."""
-    _line("Features", f"{drivers} drivers, {added} new hourly rows in feature_repo/data/driver_stats.parquet")
+    _line("Features", f"{drivers} drivers, {added} new hourly rows in {place}")
     _line(
         "",
         f"Feast registry applied: view {', '.join(applied.feature_views)}, "
@@ -51,9 +53,9 @@ def champion_kept(version: int) -> None:
     )
 
 
-def batch_request(rows: int) -> None:
+def batch_request(rows: int, place: str = f"var/batch_requests/{REQUEST}.csv") -> None:
     """The batch request file is written."""
-    _line("Request", f"{rows} rows in var/batch_requests/{REQUEST}.csv")
+    _line("Request", f"{rows} rows in {place}")
 
 
 def run_started(url: str, run_id: str) -> None:

@@ -65,7 +65,9 @@ def train_and_promote(
 
     mlflow.set_tracking_uri(tracking_uri)
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        mlflow.create_experiment(EXPERIMENT, artifact_location=MODEL_ARTIFACTS.as_uri())
+        # A server knows a place for artifacts; a database file does not.
+        place = None if tracking_uri.startswith("http") else MODEL_ARTIFACTS.as_uri()
+        mlflow.create_experiment(EXPERIMENT, artifact_location=place)
     mlflow.set_experiment(EXPERIMENT)
     r2 = float(model.score(test_x, test_y))
     with mlflow.start_run(), warnings.catch_warnings():

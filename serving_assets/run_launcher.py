@@ -1,0 +1,59 @@
+"""Launches runs in the code location, as Dagster's default does, and notices when one of them is gone.
+
+Dagster's run monitoring asks the launcher whether a run's process lives. Its default launcher can't tell (dagster
+1.13): a run whose code location was killed or replaced stays `started` until its longest time is over, and holds its
+place in the queue. The code location knows its children, so it is asked. For dagster.yaml:
+
+    run_launcher: {module: serving_assets.run_launcher, class: CodeLocationRunLauncher}
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+from dagster import DagsterRun
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+
+if TYPE_CHECKING:
+    from dagster._grpc.client import DagsterGrpcClient
+
+
+class CodeLocationRunLauncher(DefaultRunLauncher):
+    """See the module."""
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """It does."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the code location that the run was launched in still has it.
+
+        Raises:
+            DagsterUserCodeUnreachableError: it does not answer now. The daemon logs that and asks again.
+        """
+        launched_in = run.tags.get(GRPC_INFO_TAG)
+        if launched_in is None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        if has_run(client_at(launched_in), run.run_id):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, "The code location was restarted and no longer has this run.")
+
+
+def client_at(launched_in: str) -> "DagsterGrpcClient":
+    """A client of the code location that a run's own tag names, as JSON."""
+    from dagster._grpc.client import DagsterGrpcClient
+
+    where = json.loads(launched_in)
+    return DagsterGrpcClient(
+        host=where["host"], port=where.get("port"), socket=where.get("socket"), use_ssl=bool(where.get("use_ssl"))
+    )
+
+
+def has_run(client: "DagsterGrpcClient", run_id: str) -> bool:
+    """Whether the code location behind `client` has a living process for the run."""
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+    from dagster._serdes import deserialize_value
+
+    answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id))
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
