@@ -1,0 +1,97 @@
+"""What the benchmarks make of what they measure, and that their peers are who they are said to be."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks.environments import DISTRIBUTION, SHARED
+from benchmarks.online.contestants import ALL, Contestant
+from benchmarks.online.rounds import Round
+from benchmarks.page import SECTIONS, title_of, write_page
+from benchmarks.place import PEERS, ROOT
+from benchmarks.processes import cpu_s
+from benchmarks.results import Result, read, save, this_machine
+from benchmarks.targets import targets
+
+BURN = "import time\nwhile time.process_time() < {0}: pass"
+
+
+def pins(file: Path) -> dict[str, str]:
+    """Package → version, of a requirements file, for the Python that is oldest."""
+    found = re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)(?: ; (.*?))? \\$", file.read_text(), re.MULTILINE)
+    return {name: version for name, version, marker in found if ">= '3.12'" not in marker}
+
+
+def rounds(server: str, requests_s: float, p99_ms: float = 5.0, cpu_us: float = 200.0) -> list[Round]:
+    """Three rounds of one server, the middle one as given."""
+    return [
+        Round(server, requests_s * each, 1.0, p99_ms * each, cpu_us * each, 50.0, 100.0, 0) for each in (0.5, 1.0, 9.0)
+    ]
+
+
+def result(section: str, *every: list[Round]) -> Result:
+    rows = [msgspec.to_builtins(each) for server in every for each in server]
+    return Result(section, "abc1234", "2026-11-22T12:00:00+00:00", 60.0, this_machine(), {}, rows)
+
+
+@pytest.fixture
+def online_5() -> Result:
+    return result(
+        "online-5",
+        rounds("ours", 4000.0, p99_ms=6.0, cpu_us=210.0),
+        rounds("bentoml", 160.0, p99_ms=150.0),
+        rounds("mlserver", 240.0, p99_ms=5.0),
+        rounds("fastapi", 250.0, p99_ms=120.0),
+        rounds("constant", 7000.0, cpu_us=140.0),
+    )
+
+
+@pytest.mark.parametrize("peer", DISTRIBUTION)
+def test_a_peer_is_pinned_to_what_it_shares_with_us(peer):
+    ours, theirs = pins(ROOT / "requirements" / "all.txt"), pins(PEERS / peer / "requirements.txt")
+    assert {name: theirs[name] for name in SHARED} == {name: ours[name] for name in SHARED}
+    assert DISTRIBUTION[peer] in theirs
+
+
+def test_a_ratio_is_one_of_medians_and_a_target_that_is_missed_is_said_to_be(online_5):
+    came_out = {target.what: target for target in targets({"online-5": online_5})}
+
+    (rate,) = (target for what, target in came_out.items() if "x BentoML" in what)
+    assert (rate.measured, rate.met) == ("25.0", True)
+    (latency,) = (target for what, target in came_out.items() if "p99" in what)
+    assert (latency.wanted, latency.measured, latency.met) == ("below every peer's (5.00)", "6.00", False)
+    (cpu,) = (target for what, target in came_out.items() if "CPU" in what)
+    assert (cpu.measured, cpu.met) == ("1.50", True)
+
+
+def test_the_page_shows_what_was_measured_and_names_what_was_not(tmp_path, online_5):
+    save(tmp_path, online_5)
+    assert read(tmp_path, "online-5") == online_5
+    write_page(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+
+    assert "| **model-serving** | 4,000 (2,000-36,000) | 25.0 |" in page
+    assert page.count("Not measured.") == len(SECTIONS) - 1
+    assert all(title_of(section) in page for section in SECTIONS)
+    assert "<!-- TARGETS -->" not in page
+
+
+def test_a_request_body_asks_for_exactly_these_drivers():
+    for kind in ALL:
+        contestant: Contestant = kind(Path("/nowhere"))
+        body = contestant.body([1001, 1002]).decode()
+        assert "[1001,1002]" in body
+        assert "IDS" not in body
+        assert "COUNT" not in body
+
+
+def test_cpu_of_children_that_have_ended_counts():
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN.format(0.2)!r}]); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        assert cpu_s(parent.pid) > 0.18
+        parent.stdin.close()
