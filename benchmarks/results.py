@@ -13,7 +13,8 @@ import msgspec
 from benchmarks.place import ROOT
 
 # The code whose speed is measured. A commit that touches none of it leaves results as they are.
-MEASURED_CODE = ("scoring", "api", "serving_assets", "feature_repo", "benchmarks", "requirements", "tests/worlds.py")
+OURS = ("scoring", "api", "serving_assets", "feature_repo", "requirements", "tests/worlds.py", "tests/servers.py")
+MEASURED_CODE = (*OURS, "benchmarks/batch", "benchmarks/online", "benchmarks/peers")
 
 
 class Machine(msgspec.Struct, frozen=True):

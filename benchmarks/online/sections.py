@@ -45,12 +45,12 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
         machine = this_machine()
         with fleet(store, model, kinds) as started:
             for name, workload in group:
-                watch = Stopwatch()
+                watch, began = Stopwatch(), now()
                 rows = list(measure(started, workload, scale.rounds, scale.seconds))
                 yield Result(
                     section=name,
                     code=code_version(),
-                    began=now(),
+                    began=began,
                     took_s=watch.elapsed_s,
                     machine=machine,
                     versions=started.versions,
