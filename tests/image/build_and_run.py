@@ -1,0 +1,310 @@
+"""`make image-test`: both images are built from the Dockerfile and run, where there is no docker engine.
+
+buildah builds them (isolation chroot, storage vfs) on a base made by debootstrap, which stands in for
+python:3.11-slim; IMAGE_BASE names another base that buildah can pull. Each container runs in namespaces of its own:
+root file system mounted read-only, the image's own user, no capabilities, the environment that docker-compose.yml gives
+it. They meet a real Redis, PostgreSQL, MLflow server and an S3, put the example there, score a batch, and answer
+requests.
+
+Not collected by `make test`: it needs root, Debian's packages, and minutes.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from scoring.storage import Location
+from tests import compose
+from tests.e2e.dagster_servers import wait_until
+from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server, Server, answers_http, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / "var" / "images"
+BASE = "localhost/python-slim:bookworm"
+KEY = compose.EXAMPLE_VALUES["SERVING_API_KEYS"]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+pytestmark = pytest.mark.timeout(3000)
+
+
+def buildah(*arguments: str | Path) -> str:
+    """What buildah says on standard output."""
+    command = [
+        "buildah",
+        "--storage-driver",
+        "vfs",
+        "--root",
+        PLACE / "storage",
+        "--runroot",
+        PLACE / "run",
+        *arguments,
+    ]
+    environment = os.environ | {"BUILDAH_ISOLATION": "chroot"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, arguments[:3]))} failed: see above"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def base() -> str:
+    """The name of the base image."""
+    for program in ("buildah", "debootstrap"):
+        assert shutil.which(program), f"no {program} on PATH; on Debian: apt-get install buildah debootstrap"
+    assert os.geteuid() == 0, "chroot and mounts need root"
+    if given := os.environ.get("IMAGE_BASE"):
+        return given
+    PLACE.mkdir(parents=True, exist_ok=True)
+    if BASE not in buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
+        with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+            packages = "--include=python3,python3-venv,ca-certificates"
+            subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", folder], check=True)
+            container = buildah("from", "scratch")
+            buildah("add", "--quiet", container, folder, "/")
+            buildah("commit", "--quiet", "--rm", container, BASE)
+    return BASE
+
+
+@dataclasses.dataclass
+class Image:
+    """One that was built, and mounted to look at and run."""
+
+    name: str
+    files: Path
+    config: dict[str, Any]
+
+    def command(self, command: list[str], environment: dict[str, str], mounts: dict[Path, str]) -> list[str]:
+        """A command line that runs `command` in it, as docker would with `--read-only --cap-drop ALL --tmpfs /tmp`."""
+        root = self.files
+        read_only = [f"mount --bind {source} {root}{target}" for source, target in mounts.items()]
+        script = [
+            "set -e",
+            f"mount --bind {root} {root}",
+            f"mount -t tmpfs -o mode=1777,size=1g tmpfs {root}/tmp",
+            *(f"mount -t tmpfs -o mode=0700,uid=10001,gid=10001 tmpfs {root}{each}" for each in self.volumes()),
+            *read_only,
+            f"mount --bind /dev {root}/dev",
+            f"mount -t proc proc {root}/proc",
+            f"mount -o remount,bind,ro {root}",
+            'exec "$@"',
+        ]
+        uid, gid = self.config["User"].split(":")
+        own = dict(entry.split("=", 1) for entry in self.config["Env"])
+        variables = [f"{name}={value}" for name, value in (own | environment).items()]
+        return [
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", "\n".join(script), "sh"),
+            *("chroot", str(root), "setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"),
+            *("--no-new-privs", "--bounding-set=-all", "env", "--ignore-environment"),
+            *(f"--chdir={self.config['WorkingDir']}", *variables, *command),
+        ]
+
+    def volumes(self) -> list[str]:
+        """What docker-compose.yml mounts volumes on."""
+        folders = ("/var/lib/serving/logs", "/var/lib/serving/scratch")
+        return [folder for folder in folders if (self.files / folder[1:]).is_dir()]
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The end of a command that ends by itself."""
+        line = self.command(list(command), environment, {})
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+
+
+def build(target: str, base: str) -> Image:
+    name = f"localhost/model-serving-{target}:test"
+    options = ["--format", "docker", "--target", target, "--build-arg", f"BASE_IMAGE={base}", "--quiet"]
+    if index := os.environ.get("PIP_INDEX_URL"):
+        options += ["--build-arg", f"PIP_INDEX_URL={index}"]
+    if CERTIFICATES.exists():  # this machine's, also those of a proxy that it goes through
+        options += ["--build-arg", f"PIP_CERT={CERTIFICATES}", "--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
+    buildah("bud", *options, "--tag", name, ".")
+    container = buildah("from", "--pull-never", name)
+    files = Path(buildah("mount", container))
+    config = json.loads(buildah("inspect", "--type", "image", name))["Docker"]["config"]
+    size = subprocess.run(["du", "-sm", "--one-file-system", files], capture_output=True, text=True, check=True)
+    packages = subprocess.run(["du", "-sm", files / "opt" / "venv"], capture_output=True, text=True, check=True)
+    print(f"\n{name}: {size.stdout.split()[0]} MB, of them {packages.stdout.split()[0]} MB of Python packages")
+    return Image(name, files, config)
+
+
+@pytest.fixture(scope="module")
+def images(base: str) -> Iterator[dict[str, Image]]:
+    """Both, by their target's name. What buildah keeps of earlier ones is removed."""
+    yield {target: build(target, base) for target in ("api", "batch")}
+    buildah("umount", "--all")
+    buildah("rm", "--all")
+    buildah("rmi", "--prune")
+
+
+@dataclasses.dataclass
+class Container(Server):
+    """A running image, as docker-compose.yml runs a service of its."""
+
+    image: Image | None = None
+    service: str = ""
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    line: list[str] = dataclasses.field(default_factory=list)
+    mounts: dict[Path, str] = dataclasses.field(default_factory=dict)
+
+    starts_within_s = 180.0
+    stops_within_s = 60.0
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.service
+
+    def command(self) -> list[str]:
+        assert self.image is not None
+        return self.image.command(self.line or self.image.config["Cmd"], self.environment, self.mounts)
+
+    def answers(self) -> bool:
+        """Its image's own health check, in another container."""
+        assert self.image is not None
+        if self.service == "daemon":
+            return True
+        _, *check = self.image.config["Healthcheck"]["Test"]
+        check = [part.replace(":4000", f":{self.port}") for part in check]
+        return self.image.run(*check, **self.environment).returncode == 0
+
+
+@dataclasses.dataclass
+class Stack:
+    """The servers that the images need, and what tells their containers where they are."""
+
+    redis: RedisServer
+    postgres: PostgresServer
+    mlflow: MlflowServer
+    s3: S3Server
+
+    def environment(self, service: str) -> dict[str, str]:
+        """What docker-compose.yml gives the service, with these servers' addresses."""
+        environment: dict[str, str] = compose.services()[service]["environment"]
+        here = {
+            "MLFLOW_TRACKING_URI": self.mlflow.uri,
+            "FEAST_REGISTRY": self.postgres.url.replace("postgresql:", "postgresql+psycopg2:"),
+            "FEAST_REDIS": self.redis.connection_string,
+            "DAGSTER_PG_HOST": self.postgres.host,
+            "DAGSTER_PG_PORT": str(self.postgres.port),
+            "AWS_ENDPOINT_URL_S3": self.s3.endpoint_url,
+        }
+        return environment | {name: value for name, value in here.items() if name in environment}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Real servers on loopback, and a bucket."""
+    from psycopg2 import connect
+    from pyarrow.fs import S3FileSystem
+
+    with tempfile.TemporaryDirectory(prefix="image-test-postgres-") as folder:
+        started = Stack(
+            RedisServer(tmp_path_factory.mktemp("redis"), password=compose.EXAMPLE_VALUES["REDIS_PASSWORD"]),
+            PostgresServer(Path(folder)),
+            MlflowServer(tmp_path_factory.mktemp("mlflow")),
+            S3Server(tmp_path_factory.mktemp("s3")),
+        )
+        servers = (started.redis, started.postgres, started.mlflow, started.s3)
+        try:
+            for server in servers:
+                server.start()
+            connection = connect(started.postgres.url)
+            connection.autocommit = True
+            connection.cursor().execute("CREATE ROLE dagster LOGIN; ")
+            connection.cursor().execute("CREATE DATABASE dagster OWNER dagster")
+            connection.close()
+            S3FileSystem(
+                endpoint_override=started.s3.endpoint_url,
+                access_key="test",
+                secret_key="test",
+                allow_bucket_creation=True,
+            ).create_dir("serving")
+            yield started
+        finally:
+            for server in servers:
+                server.stop()
+
+
+@pytest.mark.parametrize("target", ["api", "batch"])
+def test_an_image_holds_what_runs_and_nothing_else(images: dict[str, Image], target: str) -> None:
+    image = images[target]
+    assert image.config["User"] == "10001:10001"
+    assert image.config["Healthcheck"]["Test"]
+    for program in ("gcc", "cc", "make", "pip", "uv", "curl"):
+        assert image.run("sh", "-c", f"command -v {program}").returncode != 0, program
+    assert image.run("python", "-c", "import pip").returncode != 0
+    assert image.run("id", "-u").stdout == "10001\n"
+    refused = image.run("touch", "/app/scoring/x")
+    assert "Read-only file system" in refused.stderr
+    assert image.run("touch", "/tmp/x").returncode == 0
+    shown = json.dumps(image.config)
+    assert not [name for name, value in compose.EXAMPLE_VALUES.items() if value in shown]
+
+
+def test_the_api_knows_nothing_of_dagster(images: dict[str, Image]) -> None:
+    assert images["api"].run("python", "-c", "import dagster").returncode != 0
+    assert not (images["api"].files / "app" / "serving_assets").exists()
+    assert images["batch"].run("python", "-c", "import dagster, dagster_postgres, boto3").returncode == 0
+
+
+def test_the_whole_way_from_the_images(images: dict[str, Image], stack: Stack, tmp_path: Path) -> None:
+    batch = images["batch"]
+    environment = stack.environment("code-location")
+    done = batch.run("python", "-m", "demo.stack", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+
+    port = free_port()
+    workspace = tmp_path / "workspace.yaml"
+    workspace.write_text(
+        (ROOT / "deploy" / "workspace.yaml")
+        .read_text()
+        .replace("code-location", "127.0.0.1")
+        .replace("4000", str(port))
+    )
+    line = [each.replace("4000", str(port)) for each in compose.services()["code-location"]["command"]]
+    location = Container(tmp_path, image=batch, service="code-location", environment=environment, line=line, port=port)
+    daemon = Container(
+        tmp_path,
+        image=batch,
+        service="daemon",
+        environment=stack.environment("daemon"),
+        line=compose.services()["daemon"]["command"],
+        mounts={workspace: "/app/deploy/workspace.yaml"},
+    )
+    online = stack.environment("api") | {"SERVING_HOST": "127.0.0.1", "SERVING_PORT": str(free_port())}
+    api = Container(tmp_path, image=images["api"], service="api", environment=online, port=int(online["SERVING_PORT"]))
+    try:
+        for container in (location, daemon, api):
+            container.start()
+        answers_as_the_api_should(api)
+        with pytest.MonkeyPatch.context() as changed:
+            for name, value in stack.s3.environment.items():
+                changed.setenv(name, value)
+            output = Location(environment["SERVING_ARTIFACTS"]) / "rides_today" / "batch_output.parquet"
+            wait_until(output.exists, f"the sensor's run to write {output}", 120)
+        process = api.process
+        assert process is not None
+        api.stop()
+        assert process.returncode == 0
+    finally:
+        for container in (api, daemon, location):
+            container.stop()
+            print(f"--- {container.name}\n{container.log.read_text()[-1500:]}")
+
+
+def answers_as_the_api_should(api: Container) -> None:
+    url = f"http://127.0.0.1:{api.port}"
+    wait_until(lambda: answers_http(api.port, "/ready"), "the API to be ready")
+    request = {"request_id": "uuid-1", "driver_ids": [1001, 1002, 9999]}
+    assert httpx.post(f"{url}/inference", json=request).status_code == 401
+    answer = httpx.post(f"{url}/inference", json=request, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["prediction"] in {1001, 1002}
+    assert answer.json()["excluded"] == [{"driver_id": 9999, "reason": "not_found"}]

@@ -1,0 +1,85 @@
+"""feature_store.redis.yaml: Feast's registry in PostgreSQL, its online store in Redis with a password."""
+
+import datetime as dt
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.loading import RegistryLoader
+from scoring.errors import FeatureStoreError
+from scoring.feature_store import apply_definitions, materialize_online_store, open_feature_store
+from scoring.redis_store import BulkRedisOnlineStoreConfig
+from scoring.registry import MlflowRegistry
+from scoring.settings import Settings
+from tests.servers import PostgresServer, RedisServer
+from tests.worlds import World, build_driver_world
+
+PASSWORD = "online0store0password"
+REDIS_YAML = "feature_store.redis.yaml"
+
+
+@pytest.fixture(scope="module")
+def guarded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that asks for a password."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), password=PASSWORD)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def stores(guarded_redis: RedisServer, postgres_server: PostgresServer) -> Iterator[None]:
+    """The variables that the configuration names."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FEAST_REGISTRY", postgres_server.url.replace("postgresql:", "postgresql+psycopg2:"))
+        environment.setenv("FEAST_REDIS", guarded_redis.connection_string)
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(stores: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The example's world on files, and then its definitions and features on the servers as well."""
+    world = build_driver_world(tmp_path_factory.mktemp("world"))
+    world.environment["SERVING_FEATURE_STORE_YAML"] = REDIS_YAML
+    return world
+
+
+def test_batch_and_online_work_on_a_registry_in_postgresql_and_a_redis_with_a_password(world: World) -> None:
+    store = open_feature_store(world.settings)
+    applied = apply_definitions(store)
+    materialize_online_store(store, world.now + dt.timedelta(hours=1))
+    again = apply_definitions(open_feature_store(world.settings))
+
+    loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
+    target = loader.look()
+    scorer = loader.load(target, None)
+    rows = {"driver_id": [1001, 1002, 9999]}
+    online = scorer.look_up(rows, dt.datetime.now(dt.UTC))
+
+    assert isinstance(store.config.online_store, BulkRedisOnlineStoreConfig)
+    assert again.hash == applied.hash == target.definitions
+    assert online.reasons.to_pylist() == [None, None, "not_found"]
+    assert scorer.score(rows, online).predictions.null_count == 1
+
+
+def test_requests_are_answered_while_the_registry_is_down(world: World, postgres_server: PostgresServer) -> None:
+    loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
+    scorer = loader.load(loader.look(), None)
+    with postgres_server.stopped():
+        online = scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
+        assert online.reasons.to_pylist() == [None]
+        with pytest.raises(FeatureStoreError, match="reading its registry") as told:
+            loader.look()
+        assert PASSWORD not in str(told.value)
+    assert loader.look().definitions
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEAST_REDIS", raising=False)
+    monkeypatch.setenv("FEAST_REGISTRY", "postgresql+psycopg2://feast@127.0.0.1/feast")
+    shutil.copy(Path("feature_repo") / REDIS_YAML, tmp_path)
+    settings = Settings(model_name="m", feature_repo=tmp_path, feature_store_yaml=REDIS_YAML)
+    with pytest.raises(FeatureStoreError, match=rf"{REDIS_YAML}: it needs the variable FEAST_REDIS: set it\.$"):
+        open_feature_store(settings)
