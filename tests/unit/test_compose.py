@@ -1,6 +1,7 @@
 """docker-compose.yml, the files that it names and .env.example fit each other, the settings and the metrics."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,11 +13,16 @@ import pytest
 import yaml
 from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import AuthenticationError
+from redis.retry import Retry
 
 from api.app import create_app
 from scoring.settings import Settings, variable_names
 from tests.compose import COMPOSE_FILE, EXAMPLE_FILE, EXAMPLE_VALUES, ROOT, VARIABLE, MissingVariable, load, services
 from tests.fakes import FakeLoader, FakeScorer
+from tests.servers import free_port
 from tests.unit.test_api_requests import when_ready
 
 DEPLOY = ROOT / "deploy"
@@ -235,6 +241,26 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     tls.write_text(tls.read_text().replace("/etc/nginx/tls", str(tmp_path)))
     said = subprocess.run([nginx, "-t", "-c", tmp_path / "nginx.conf"], check=False, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
+
+
+def test_redis_starts_as_the_file_says_and_asks_for_its_password(tmp_path: Path) -> None:
+    shell, option, script = services()["redis"]["command"]
+    shutil.copy(DEPLOY / "redis.conf", tmp_path)
+    here = tmp_path / "redis.conf"
+    port = free_port()
+    here.write_text(here.read_text().replace("port 6379", f"port {port}").replace("/data", str(tmp_path)))
+    script = script.replace("/etc/redis.conf", str(here))
+    process = subprocess.Popen([shell, option, script], env={"REDIS_PASSWORD": "red1s", "PATH": os.environ["PATH"]})
+    try:
+        with Redis(port=port, password="red1s", retry=Retry(ConstantBackoff(0.1), 50)) as client:
+            assert client.ping()
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        with Redis(port=port) as client, pytest.raises(AuthenticationError):
+            client.ping()
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0  # the shell is gone, and Redis itself got the signal
 
 
 def test_prometheus_accepts_its_configuration() -> None:
