@@ -5,24 +5,24 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from litestar import Litestar
-from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
 from api.access import keys_from
 from api.loading import Loader, RegistryLoader
+from api.merging import Merger
 from api.metrics import Metrics
 from api.model_slot import AliasFollower, ModelSlot
 from api.problems import to_problem
 from api.request_scoring import RequestScoring
-from api.routes import STATIC, Description, Health, Scoring, page_file
+from api.routes import STATIC, Description, Health, page_file
+from api.scoring_routes import scoring_routes
 from api.state_metrics import ServingState
 from api.stopping import Stopping
 from api.store_probe import StoreProbe
 from api.tracing import tracing_to
 from api.traffic import Traffic
 from api.webhooks import mlflow_webhook
-from api.workers import Workers
 from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
 
@@ -44,19 +44,17 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     stopping = stopping or Stopping()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
-    workers = Workers("request", settings.max_concurrent_requests, settings.max_waiting_requests)
-    scoring = RequestScoring(slot, workers, probe.breaker, metrics, settings.deadline_s)
+    merger = Merger(settings.max_concurrent_requests, settings.max_waiting_requests)
+    scoring = RequestScoring(slot, merger, probe.breaker, metrics, settings.deadline_s)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
     webhooks = []
     if settings.webhook_secret is not None:
-        webhooks.append(
-            mlflow_webhook(settings.webhook_secret, settings.model_name, settings.body_timeout_s, follower.wake)
-        )
+        webhooks.append(mlflow_webhook(settings.webhook_secret, settings, follower.wake))
 
     @contextlib.asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
-        for each in (workers, probe, follower):
+        for each in (merger, probe, follower):
             each.start()
         tasks = [
             asyncio.create_task(follower.run(), name="alias-follower"),
@@ -68,7 +66,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for each in (workers, probe, follower):
+            for each in (merger, probe, follower):
                 each.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.stop)
@@ -77,7 +75,6 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
         "settings": settings,
         "slot": slot,
         "probe": probe,
-        "scoring": scoring,
         "metrics": metrics,
         "stopping": stopping,
         "keys": keys,
@@ -85,7 +82,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     }
     app = Litestar(
         route_handlers=[
-            Scoring,
+            *scoring_routes(settings, keys, scoring),
             Health,
             Description,
             *webhooks,
@@ -94,8 +91,6 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
             ),
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
-        # Guards get no dependencies.
-        state=State({"caller_keys": keys, "scoring": scoring}),
         exception_handlers={Exception: to_problem},
         lifespan=[life],
         openapi_config=None,

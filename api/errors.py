@@ -7,6 +7,7 @@ ServingError (scoring.errors)
 │   ├── InvalidRequest       JSON, but not the request that this model needs
 │   ├── KeyNeeded            no key, or another one
 │   ├── NotSigned            a webhook's delivery that its sender did not sign, or too long ago
+│   ├── BodyTooLarge         the body is longer than it may be
 │   ├── BodyTooSlow          the body did not arrive in time
 │   ├── NothingScored        every entity was excluded
 │   └── ClientLeft           it closed the connection before its body was complete
@@ -67,6 +68,13 @@ class NotSigned(RequestError):
 
     def __init__(self) -> None:
         super().__init__("The delivery is not signed as it must be.")
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than it may be."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"The body is longer than {most_bytes} bytes.")
 
 
 class BodyTooSlow(RequestError):

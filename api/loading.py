@@ -96,7 +96,8 @@ class RegistryLoader:
         store = freeze_definitions(self._open(), self._settings.deadline_s)
         if isinstance(current, OnlineScorer) and current.version == target.version:
             features = link_version(store, target.version, current.model.signature, self._settings)
-            return OnlineScorer(ServingModel(current.model, features), store, self._policy)
+            serving = ServingModel(current.model, features)
+            return OnlineScorer(serving, store, self._policy, independent_rows=current.independent_rows)
         with tempfile.TemporaryDirectory(prefix="model-") as folder:
             files = fetch_model(self._registry, target.version, Path(folder), self._settings)
             features = link_version(store, target.version, files.signature, self._settings)
@@ -104,7 +105,8 @@ class RegistryLoader:
             model = load_model(files, proof.as_array)
             confirm(model, proof)
         _tell(model, proof)
-        return OnlineScorer(ServingModel(model, features), store, self._policy)
+        independent = proof.same_in_any_batch and proof.source != "made_up"
+        return OnlineScorer(ServingModel(model, features), store, self._policy, independent_rows=independent)
 
     def _prove(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> Proof:
         # A rollback goes to files that were proven already, and need not wait for another trial.

@@ -1,19 +1,20 @@
 """What Prometheus is told: counted here as requests end, the rest read from the parts that know it at each scrape."""
 
+import functools
 from collections import Counter as Tally
 
 import prometheus_client.values
-import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
 from prometheus_client import ProcessCollector as ProcessFacts
 from prometheus_client.registry import Collector
 
-from api.stages import Stages
-from scoring.predict import IMPUTED, Scores
+from api.stages import Asked, RowScores
+from scoring.predict import IMPUTED
 
 PREFIX = "serving_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+STAGES = ("queue", "lookup", "predict")
 AGES = (MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY)
 
 
@@ -33,28 +34,39 @@ class Metrics:
         for collect in (ProcessFacts, PlatformCollector, GCCollector):
             collect(registry=self.registry)
         labels = ("route", "method", "status")
-        self._requests = Counter(PREFIX + "requests", "Requests answered.", labels, registry=self.registry)
-        self._durations = Histogram(
+        requests = Counter(PREFIX + "requests", "Requests answered.", labels, registry=self.registry)
+        durations = Histogram(
             PREFIX + "request_duration_seconds",
             "From a request's headers to the end of its answer.",
             ("route",),
             buckets=SECONDS,
             registry=self.registry,
         )
+        # Finding a labelled metric costs as much as counting with it. Routes, methods and statuses are few.
+        self._count = functools.cache(requests.labels)
+        self._duration = functools.cache(durations.labels)
         self.in_flight = Gauge(PREFIX + "requests_in_flight", "Requests being answered.", registry=self.registry)
-        self._stages = Histogram(
+        stages = Histogram(
             PREFIX + "stage_duration_seconds",
             "Of a scoring request: waiting for a thread (queue), the feature store (lookup), the model (predict).",
             ("stage",),
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._features = Counter(
+        self._stages = {name: stages.labels(name) for name in STAGES}
+        self._merged = Histogram(
+            PREFIX + "merged_requests",
+            "Requests that were looked up and predicted together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=self.registry,
+        )
+        features = Counter(
             PREFIX + "feature_vectors",
             "Entities looked up, by what the feature store had: complete, not_found, stale, null_feature.",
             ("status",),
             registry=self.registry,
         )
+        self._feature_status = functools.cache(features.labels)
         self._excluded = Counter(
             PREFIX + "entities_excluded", "Entities without a score, by reason.", ("reason",), registry=self.registry
         )
@@ -71,30 +83,30 @@ class Metrics:
 
     def answered(self, route: str, method: str, status: int, duration_s: float) -> None:
         """A request ended."""
-        self._requests.labels(route, method, status).inc()
-        self._durations.labels(route).observe(duration_s)
+        self._count(route, method, status).inc()
+        self._duration(route).observe(duration_s)
 
-    def looked_up(self, stages: Stages, now_s: float) -> None:
+    def worked_on(self, asked: Asked, now_s: float) -> None:
         """A scoring request ended, well or not; `now_s` is the time in seconds since 1970."""
-        for name, began, ended in stages.finished():
-            self._stages.labels(name).observe(ended - began)
-        if stages.online is None:
+        for name, began, ended in asked.finished():
+            self._stages[name].observe(ended - began)
+        run = asked.run
+        if run is None or run.online is None or run.counted:
             return
-        for status, count in _tally(stages.online.reasons).items():
-            self._features.labels(status or "complete").inc(count)
-        if stages.online.oldest_s is not None:
-            self._age.observe(now_s - stages.online.oldest_s)
+        run.counted = True
+        self._merged.observe(len(run.asked))
+        reasons = run.online.reasons
+        self._feature_status("complete").inc(reasons.null_count)
+        if reasons.null_count < len(reasons):
+            for status, count in Tally(reasons.drop_null().to_pylist()).items():
+                self._feature_status(status).inc(count)
+        if run.online.oldest_s is not None:
+            self._age.observe(now_s - run.online.oldest_s)
 
-    def scored(self, scores: Scores) -> None:
+    def scored(self, scores: RowScores) -> None:
         """Entities got their scores, or none."""
-        if scores.predictions.null_count == 0:
+        if None not in scores.values:
             return
-        for reason, count in _tally(scores.reasons).items():
+        for reason, count in Tally(scores.reasons).items():
             if reason is not None and not reason.startswith(IMPUTED):
                 self._excluded.labels(reason).inc(count)
-
-
-def _tally(reasons: pa.Array) -> dict[str | None, int]:
-    if reasons.null_count == len(reasons):  # nearly always, and a hundred times faster
-        return {None: len(reasons)}
-    return Tally(reasons.to_pylist())

@@ -10,6 +10,7 @@ import structlog
 
 from api.errors import NoModel
 from api.loading import Loader, Target
+from api.problems import header_text
 from api.request_form import RequestForm
 from api.scorer import Scorer
 from api.store_probe import StoreProbe
@@ -30,6 +31,8 @@ class Served(msgspec.Struct, frozen=True):
     target: Target
     scorer: Scorer
     form: RequestForm
+    version_header: str
+    """The version as answers name it in X-Model-Version."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -143,7 +146,7 @@ class AliasFollower:
             self._refuse(target, error)
             return
         await self._probe.check(scorer, WARM_UP_S)
-        slot.served = Served(target, scorer, form)
+        slot.served = Served(target, scorer, form, header_text(str(scorer.version)))
         slot.swaps += 1
         slot.refusal = None
         log.info(

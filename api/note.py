@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from api.stages import Stages
+    from api.stages import Asked
 
 KEY = "serving_note"
 
@@ -17,7 +17,7 @@ class Note(msgspec.Struct):
     model: str | None = None
     problem: str | None = None
     instance: str | None = None
-    stages: "Stages | None" = None
+    asked: "Asked | None" = None
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Note":

@@ -11,6 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from api.errors import (
+    BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
     DeadlineExceeded,
@@ -56,6 +57,7 @@ STORE_FAILED = Kind("feature-store-failed", 503, "The feature store failed", "Fe
 BY_ERROR: dict[type[Exception], Kind] = {
     KeyNeeded: Kind("key-needed", 401, "A key is needed"),
     NotSigned: Kind("not-signed", 401, "The delivery is not signed"),
+    BodyTooLarge: BODY_TOO_LARGE,
     BodyTooSlow: Kind("body-too-slow", 408, "The body took too long"),
     NotJson: Kind("not-json", 415, "The body is not declared as JSON"),
     MalformedBody: Kind("malformed-body", 400, "The body is no JSON text"),

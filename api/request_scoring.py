@@ -7,15 +7,14 @@ import msgspec
 
 from api.breaker import Breaker
 from api.errors import DeadlineExceeded, Overloaded
+from api.merging import Merger
 from api.metrics import Metrics
 from api.model_slot import ModelSlot, Served
 from api.note import Note
 from api.request_form import EntityRequest
-from api.stages import Stages
+from api.stages import Asked, RowScores
 from api.store_probe import NO_ANSWER
-from api.workers import Workers
-from scoring.errors import FeatureStoreError
-from scoring.predict import Scores
+from scoring.errors import FeatureStoreError, UnusableFeature
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -23,18 +22,16 @@ class Scored(msgspec.Struct, frozen=True):
 
     served: Served
     entities: EntityRequest
-    scores: Scores
+    scores: RowScores
 
 
 class RequestScoring:
     """Scores requests with what serves now."""
 
-    def __init__(
-        self, slot: ModelSlot, workers: Workers, breaker: Breaker, metrics: Metrics, deadline_s: float
-    ) -> None:
+    def __init__(self, slot: ModelSlot, merger: Merger, breaker: Breaker, metrics: Metrics, deadline_s: float) -> None:
         """Args: what serves, who works, whether the store answers, who counts, and the seconds that it may take."""
         self._slot = slot
-        self._workers = workers
+        self._merger = merger
         self._breaker = breaker
         self._metrics = metrics
         self._deadline_s = deadline_s
@@ -45,7 +42,7 @@ class RequestScoring:
         Raises:
             Overloaded: it may not.
         """
-        if self._workers.full:
+        if self._merger.full:
             raise Overloaded
 
     async def score(self, body: bytes, note: Note) -> Scored:
@@ -62,19 +59,26 @@ class RequestScoring:
         entities = served.form.decode(body)
         note.request_id = entities.request_id
         self._breaker.check()
-        stages = note.stages = Stages(served.scorer, entities.entity_rows)
+        asked = note.asked = Asked(served.scorer, entities.entity_rows, entities.rows)
         try:
             async with asyncio.timeout(self._deadline_s):
-                scores = await self._workers.run(stages)
+                scores = await self._merger.score(asked)
         except TimeoutError:
-            if stages.in_store:
-                self._breaker.failed(NO_ANSWER)
+            if asked.in_store:
+                self._blame_store(asked, NO_ANSWER)
             raise DeadlineExceeded(self._deadline_s) from None
+        except UnusableFeature:
+            raise
         except FeatureStoreError as error:
-            self._breaker.failed(str(error))
+            self._blame_store(asked, str(error))
             raise
         finally:
-            self._metrics.looked_up(stages, time.time())
+            self._metrics.worked_on(asked, time.time())
         self._breaker.answered()
         self._metrics.scored(scores)
         return Scored(served, entities, scores)
+
+    def _blame_store(self, asked: Asked, problem: str) -> None:
+        if asked.run is not None and not asked.run.blamed:
+            asked.run.blamed = True
+            self._breaker.failed(problem)

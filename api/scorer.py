@@ -28,6 +28,10 @@ class Scorer(Protocol):
     def features(self) -> ModelFeatures:
         """Its link to the feature store."""
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether an entity's score is the same, to the bit, in whatever company it is looked up and scored."""
+
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """Feature vectors of n entity rows, column → n values, in their order.
 
@@ -55,8 +59,15 @@ class Scorer(Protocol):
 class OnlineScorer:
     """A `Scorer` on a Feast online store."""
 
-    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy) -> None:
-        """Args: a loaded version, a store with frozen definitions, the policy for missing features."""
+    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy, *, independent_rows: bool) -> None:
+        """Make it ready to answer.
+
+        Args:
+            serving: a loaded version.
+            store: Feast's, with frozen definitions.
+            policy: for missing features.
+            independent_rows: whether the version was shown to predict each row alike in any company.
+        """
         from scoring.redis_store import bulk_reader
 
         self.model = serving.model
@@ -64,6 +75,9 @@ class OnlineScorer:
         self._store = store
         self._bulk = bulk_reader(store, serving.features)
         self._policy = policy
+        self.independent_rows = independent_rows
+        # An on-demand view's function sees all rows that are looked up together, and may compare them.
+        self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
         self.lately_scored: EntityRows | None = None
         """A request of which at least one entity had all features: it gives golden rows for the next version."""
 

@@ -1,50 +1,111 @@
-"""One request's way through a worker thread, and when it reached each stage."""
+"""The blocking part of scoring: one or several requests looked up and predicted together, each with its own outcome."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from api.scorer import EntityRows, Scorer
+from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.online import OnlineVectors
 from scoring.predict import Scores
 
 
-class Stages:
-    """The blocking part of one request. Called once, in a worker thread; read on the event loop, at any time.
+class RowScores(msgspec.Struct, frozen=True):
+    """The scores of one request's n entities, in its order."""
 
-    Times are `time.perf_counter` in seconds; None for what was not reached.
-    """
+    values: list[float | None]
+    """(n,). None where the entity was not scored; always finite."""
+    reasons: list[str | None]
+    """(n,). As in `Scores.reasons`."""
 
-    __slots__ = ("_entity_rows", "_scorer", "looked_up_at", "online", "predicted_at", "queued_at", "started_at")
 
-    def __init__(self, scorer: Scorer, entity_rows: EntityRows) -> None:
-        """Args: the version that serves this request, and what it is asked for."""
-        self._scorer = scorer
-        self._entity_rows = entity_rows
-        self.online: OnlineVectors | None = None
+class Asked:
+    """One request from the moment that it waits. Times are `time.perf_counter` in seconds."""
+
+    __slots__ = ("entity_rows", "queued_at", "rows", "run", "scorer")
+
+    def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
+        """Args: the version that serves it, what it asks for, and for how many entities."""
+        self.scorer = scorer
+        self.entity_rows = entity_rows
+        self.rows = rows
         self.queued_at = time.perf_counter()
-        self.started_at: float | None = None
-        self.looked_up_at: float | None = None
-        self.predicted_at: float | None = None
-
-    def __call__(self) -> Scores:
-        """Look up and predict. Raises what `Scorer` raises."""
-        self.started_at = time.perf_counter()
-        self.online = self._scorer.look_up(self._entity_rows, datetime.now(UTC))
-        self.looked_up_at = time.perf_counter()
-        scores = self._scorer.score(self._entity_rows, self.online)
-        self.predicted_at = time.perf_counter()
-        return scores
+        self.run: Run | None = None
+        """With which others it is worked on; None before that."""
 
     @property
     def in_store(self) -> bool:
         """Whether it waits for the feature store, or did when it ended."""
-        return self.started_at is not None and self.looked_up_at is None
+        return self.run is not None and self.run.looked_up_at is None
 
     def finished(self) -> Iterator[tuple[str, float, float]]:
         """What was done so far: (`queue` | `lookup` | `predict`, began at, ended at)."""
-        marks = (self.queued_at, self.started_at, self.looked_up_at, self.predicted_at)
+        if self.run is None:
+            return
+        marks = (self.queued_at, self.run.started_at, self.run.looked_up_at, self.run.predicted_at)
         for name, began, ended in zip(("queue", "lookup", "predict"), marks, marks[1:], strict=False):
             if began is None or ended is None:
                 return
             yield name, began, ended
+
+
+Outcome = RowScores | BaseException
+
+
+class Run:
+    """One lookup and one prediction for some requests of the same version. Made and called in a worker thread."""
+
+    __slots__ = ("asked", "blamed", "counted", "looked_up_at", "online", "predicted_at", "started_at")
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        """Args: at least one request, all for one scorer."""
+        self.asked = asked
+        self.online: OnlineVectors | None = None
+        self.blamed = self.counted = False
+        """Whether the breaker and the metrics were told of it: once, though several requests end with it."""
+        self.started_at = time.perf_counter()
+        self.looked_up_at: float | None = None
+        self.predicted_at: float | None = None
+        for each in asked:
+            each.run = self
+
+    def __call__(self) -> list[Outcome]:
+        """What each request gets, in their order. Where it fails for all, each is tried by itself.
+
+        So a request that the store or the model can't digest fails alone, as if it had come alone.
+        """
+        scorer = self.asked[0].scorer
+        try:
+            rows = _together(self.asked)
+            online = self.online = scorer.look_up(rows, datetime.now(UTC))
+            self.looked_up_at = time.perf_counter()
+            scores = scorer.score(rows, online)
+        except BaseException as error:  # it belongs to the callers, whatever it is; the thread lives on
+            # A store that fails would only let each wait for it again.
+            store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
+            if store_failed or len(self.asked) == 1:
+                return [error] * len(self.asked)
+            return [outcome for each in self.asked for outcome in Run([each])()]
+        self.predicted_at = time.perf_counter()
+        return _apart(scores, self.asked)
+
+
+def _together(asked: Sequence[Asked]) -> EntityRows:
+    if len(asked) == 1:
+        return asked[0].entity_rows
+    return {name: [value for each in asked for value in each.entity_rows[name]] for name in asked[0].entity_rows}
+
+
+def _apart(scores: Scores, asked: Sequence[Asked]) -> list[Outcome]:
+    values, reasons = scores.predictions.to_pylist(), scores.reasons.to_pylist()
+    if len(asked) == 1:
+        return [RowScores(values, reasons)]
+    outcomes: list[Outcome] = []
+    start = 0
+    for each in asked:
+        end = start + each.rows
+        outcomes.append(RowScores(values[start:end], reasons[start:end]))
+        start = end
+    return outcomes

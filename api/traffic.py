@@ -76,7 +76,7 @@ class Traffic:
             )
             if value is not None
         }
-        if self._tracing is not None and note.stages is not None:
+        if self._tracing is not None and note.asked is not None:
             facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, note)
         tell = log.debug if route in ASKED_BY_MACHINES else log.info
         tell("request", method=method, route=route, status=status, duration_ms=round((ended - began) * 1e3, 2), **facts)

@@ -15,9 +15,10 @@ import structlog
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 
+from api.bodies import read_body
 from api.errors import NotSigned
-from api.routes import read_body
 from scoring.secret import Secret
+from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -66,23 +67,21 @@ class Deliveries:
         return new
 
 
-def mlflow_webhook(
-    secret: Secret, model_name: str, body_timeout_s: float, wake: Callable[[], None]
-) -> HTTPRouteHandler:
-    """The route that takes deliveries and calls `wake` for those about the registered model `model_name`."""
+def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None]) -> HTTPRouteHandler:
+    """The route that takes deliveries and calls `wake` for those about the registered model of the settings."""
     deliveries = Deliveries(secret)
 
     @post(PATH, status_code=204)
     async def webhook(request: Request[Any, Any, Any]) -> None:
         """Look at the alias now."""
-        body = await read_body(request, body_timeout_s)
+        body = await read_body(request.scope, request.receive, settings.max_body_bytes, settings.body_timeout_s)
         if not deliveries.is_new(request.headers, body):
             return
         try:
             event = msgspec.json.decode(body, type=Event)
         except msgspec.MsgspecError:
             event = Event()  # signed, but in a form of a later MLflow: looking once more does no harm
-        if event.data.get("name", model_name) == model_name:
+        if event.data.get("name", settings.model_name) == settings.model_name:
             log.info("registry_event", entity=event.entity, action=event.action)
             wake()
 

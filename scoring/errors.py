@@ -12,6 +12,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     ├── ModelRefused                this version can't serve, and another might
     │   └── MissingFeatures
     ├── FeatureStoreError           the Feast registry, offline store or online store failed
+    │   ├── UnusableFeature         it answered, with a value that is not what it is declared to be
     │   └── FeatureServiceNotFound
     ├── EntityRowsError             entity keys or request-time inputs that no store could look up
     ├── BatchRequestError           a batch request file that can't be scored
@@ -117,6 +118,10 @@ class FeatureStoreError(ServingError):
     def __init__(self, doing: str, cause: BaseException | str) -> None:
         self.doing = doing
         super().__init__(f"The feature store failed while {doing}: {first_line(cause)}")
+
+
+class UnusableFeature(FeatureStoreError):
+    """The store answered, with a value for some entity that can't be used as what it is declared to be."""
 
 
 class FeatureServiceNotFound(FeatureStoreError):

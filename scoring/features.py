@@ -59,6 +59,11 @@ class Feature(msgspec.Struct, frozen=True):
     views: tuple[str, ...]
     """The views whose rows it comes from: its own, or those that an on-demand view reads."""
 
+    @property
+    def on_demand(self) -> bool:
+        """Whether an on-demand view makes it when it is asked for."""
+        return self.views != (self.column.partition("__")[0],)
+
 
 class ModelFeatures(msgspec.Struct, frozen=True):
     """The link between one model version and the feature store, resolved once when the version is loaded."""

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from scoring.errors import EntityRowsError, FeatureStoreError
+from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features import ModelFeatures, missing_reasons
 from scoring.signature import holds_every_value
 
@@ -132,7 +132,7 @@ def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
     if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
         return found.cast(dtype)
     # Written under an earlier definition. pa.array would cut 0.24 down to the integer 0.
-    raise FeatureStoreError("reading the online store", f"a feature declared {dtype} was written as {found.type}.")
+    raise UnusableFeature("reading the online store", f"a feature declared {dtype} was written as {found.type}.")
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:

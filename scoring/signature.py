@@ -4,7 +4,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.errors import FeatureStoreError, ModelRefused
+from scoring.errors import ModelRefused, UnusableFeature
 
 # MLflow's column types → the Arrow type of a feature vector's column. The rest (arrays, objects, tensors) is refused.
 ARROW_TYPES: dict[str, pa.DataType] = {
@@ -104,7 +104,7 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
     """`column` as `target`, value for value; nulls stay null; NaN and infinity become null (unknown either way).
 
     Raises:
-        FeatureStoreError: a value has no exact counterpart in `target` (int64 past int32, or past 2**53 in a double).
+        UnusableFeature: a value has no exact counterpart in `target` (int64 past int32, or past 2**53 in a double).
     """
     if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(target) and column.type.tz and not target.tz:
         column = pc.cast(column, pa.timestamp(column.type.unit, "UTC"))
@@ -113,7 +113,7 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
         try:
             column = pc.cast(column, target)
         except pa.ArrowInvalid as error:
-            raise FeatureStoreError(
+            raise UnusableFeature(
                 f"converting {name!r} from {column.type} to {target}, as the model expects", error
             ) from None
     if pa.types.is_floating(target):

@@ -47,6 +47,7 @@ class FakeScorer:
         self.version = ModelVersion("ranker", version)
         self.features = link or features()
         self.function = function
+        self.mergeable = True
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None
 

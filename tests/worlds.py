@@ -155,7 +155,8 @@ def register_driver_model(
     if inputs is not None:
         frame = frame.rename(columns=dict(zip(DRIVER_INPUTS, inputs, strict=True)))
     model = ElasticNet(alpha=alpha).fit(frame, target)
-    return world.register(model, frame, tags={"feast.feature_service": "driver_ranking"}, promote=promote)
+    tags = {"feast.feature_service": "driver_ranking"}
+    return world.register(model, frame, tags=tags, promote=promote, input_example=frame.head(20))
 
 
 def build_customer_world(folder: Path) -> World:
@@ -239,7 +240,10 @@ def _use_redis(world: World, connection_string: str) -> None:
 
     file = world.folder / "feature_repo" / "feature_store.yaml"
     configuration = yaml.safe_load(file.read_text())
-    configuration["online_store"] = {"type": "redis", "connection_string": connection_string}
+    configuration["online_store"] = {
+        "type": "scoring.redis_store.BulkRedisOnlineStore",
+        "connection_string": connection_string,
+    }
     file.write_text(yaml.safe_dump(configuration))
 
 

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.note import Note
-from api.stages import Stages
+from api.stages import Asked, Run
 from api.tracing import Tracing, tracing_to
 from tests.fakes import FakeScorer
 
@@ -20,11 +20,11 @@ def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    stages = Stages(FakeScorer(), {"driver_id": [1]})
-    began = stages.queued_at
-    stages()
+    asked = Asked(FakeScorer(), {"driver_id": [1]}, 1)
+    began = asked.queued_at
+    Run([asked])()
     scope = {"headers": [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]}
-    note = Note(request_id="r", model="ranker/1", stages=stages)
+    note = Note(request_id="r", model="ranker/1", asked=asked)
     trace_id = Tracing(provider).record(scope, "/scores", 200, began, began + 1, note)  # type: ignore[arg-type]
     assert trace_id == "0af7651916cd43dd8448eb211c80319c"
     spans = {span.name: span for span in exporter.get_finished_spans()}
