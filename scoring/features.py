@@ -176,12 +176,12 @@ def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
     Args:
         vectors: feature vectors, one column an input.
         absent: view name → bool (n_rows,), whether the view has no row for the entity.
-        stale: view name → bool (n_rows,), whether the view's row is past its time to live.
+        stale: view name → bool (n_rows,), whether the view has no row that is within its time to live.
 
     `not_found` goes before `stale`, and that before `null_feature`.
     """
     reason = pa.nulls(vectors.num_rows, pa.string())
-    if vectors.num_columns:
+    if any(column.null_count for column in vectors.columns):
         reason = pc.if_else(_any(pc.is_null(column) for column in vectors.columns), NULL_FEATURE, reason)
     if stale:
         reason = pc.if_else(_any(stale.values()), STALE, reason)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from scoring.redis_store import BulkReader
 
 
+READING = "reading the online store"
+
+
 class OnlineVectors(msgspec.Struct, frozen=True):
     """What the online store knows of n entity rows, in the order asked for."""
 
@@ -66,19 +69,22 @@ def read_online_vectors(
     except FeatureStoreError:
         raise
     except Exception as error:  # every online store raises its own kinds
-        raise FeatureStoreError("reading the online store", error) from error
-    absent, stale = {}, {}
+        raise FeatureStoreError(READING, error) from error
+    absent, unusable = {}, {}
     oldest_s = np.inf
     for view in features.views:
         written_s = read.written_s[view.name]
-        oldest_s = min(oldest_s, written_s.min(where=written_s > 0, initial=np.inf))
-        absent[view.name] = pa.array(written_s == 0)
-        if view.ttl_s is not None:
-            stale[view.name] = pa.array(written_s + view.ttl_s < now.timestamp())
-    unusable = {name: _either(mask, stale.get(name)) for name, mask in absent.items()}
+        missing = written_s == 0
+        expired = missing if view.ttl_s is None else missing | (written_s + view.ttl_s < now.timestamp())
+        # Nearly always every row is there and fresh: what is asked of these masks later costs more than this.
+        if missing.any():
+            absent[view.name] = pa.array(missing)
+        if expired.any():
+            unusable[view.name] = pa.array(expired)
+        oldest_s = min(oldest_s, written_s.min(where=~missing, initial=np.inf))
     vectors = features.vectors(read.columns | _request_columns(features, entity_rows), unusable)
     return OnlineVectors(
-        vectors, missing_reasons(vectors, absent, stale), float(oldest_s) if oldest_s < np.inf else None
+        vectors, missing_reasons(vectors, absent, unusable), float(oldest_s) if oldest_s < np.inf else None
     )
 
 
@@ -132,14 +138,10 @@ def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
     if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
         return found.cast(dtype)
     # Written under an earlier definition. pa.array would cut 0.24 down to the integer 0.
-    raise UnusableFeature("reading the online store", f"a feature declared {dtype} was written as {found.type}.")
+    raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:
     """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast tells it."""
     times = column.event_timestamps
     return np.fromiter((time.seconds + time.nanos * 1e-9 for time in times), np.float64, rows)
-
-
-def _either(mask: pa.Array, other: pa.Array | None) -> pa.Array:
-    return mask if other is None else pa.compute.or_(mask, other)

@@ -13,7 +13,7 @@ differ, or a service needs what it can't do, there is no reader, and Feast's own
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,10 +24,12 @@ from feast.infra.online_stores.helpers import _mmh3, _redis_key
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
-from google.protobuf.timestamp_pb2 import Timestamp
+from redis import RedisError
 
+from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.features import JoinKey, ModelFeatures
-from scoring.online import StoreRead
+from scoring.online import READING, StoreRead
+from scoring.stored_values import VALUE_FIELDS, decode_moments, decode_values
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -60,16 +62,13 @@ class BulkRedisOnlineStore(RedisOnlineStore):
     """See the module."""
 
 
-Decode = Callable[[Sequence[bytes | None]], pa.Array]
-
-
 class Column(msgspec.Struct, frozen=True):
     """One feature as Redis keeps it: which field of the entity's hash, and how its bytes become an array."""
 
     name: str
     """`view__feature`."""
     field: bytes
-    decode: Decode
+    dtype: pa.DataType
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -105,8 +104,17 @@ class BulkReader:
             rows: how many.
 
         Raises:
-            redis.RedisError: no usable answer.
+            FeatureStoreError: Redis gave no usable answer.
+            UnusableFeature: what it holds is not what Feast writes.
         """
+        try:
+            return self._read(entity_rows, rows)
+        except (RedisError, OSError) as error:
+            raise FeatureStoreError(READING, error) from error
+        except Exception as error:  # whatever the bytes of an entity lead to
+            raise UnusableFeature(READING, error) from error
+
+    def _read(self, entity_rows: Mapping[str, Sequence[Any]], rows: int) -> StoreRead:
         written_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for group in self._groups:
@@ -118,7 +126,7 @@ class BulkReader:
             for place, (view, _) in enumerate(group.moments):
                 written_s[view] = decode_moments(reply[place::width])
             for place, column in enumerate(group.columns, len(group.moments)):
-                columns[column.name] = column.decode(reply[place::width])
+                columns[column.name] = decode_values(reply[place::width], column.dtype)
         return StoreRead(written_s, columns)
 
 
@@ -164,53 +172,6 @@ def _serialized(key: JoinKey, values: Sequence[Any]) -> list[bytes]:
     return [pack(kind, size, value) for value in values]
 
 
-def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
-    """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
-    parse = Timestamp.FromString
-    moments = (parse(value) if value else None for value in values)
-    return np.fromiter((m.seconds + m.nanos * 1e-9 if m else 0.0 for m in moments), np.float64, len(values))
-
-
-def _value(field: str, content: Any) -> Value:
-    value = Value()
-    setattr(value, field, content)
-    return value
-
-
-def _decoder(field: str, dtype: pa.DataType, packed: np.dtype[Any] | None) -> Decode:
-    """How serialized Values become an array. `packed`: the bytes of one, where all have the same length."""
-    parse = Value.FromString
-
-    def one_by_one(values: Sequence[bytes | None]) -> pa.Array:
-        parsed = (parse(value) if value else None for value in values)
-        return pa.array([getattr(v, field) if v is not None and v.HasField(field) else None for v in parsed], dtype)
-
-    if packed is None:
-        return one_by_one
-    tag = _value(field, 1.0).SerializeToString()[0]
-
-    def all_at_once(values: Sequence[bytes | None]) -> pa.Array:
-        try:
-            joined = np.frombuffer(b"".join(values), packed)  # type: ignore[arg-type]  # None raises, and that is meant
-        except (TypeError, ValueError):
-            return one_by_one(values)
-        if len(joined) != len(values) or (joined["tag"] != tag).any():
-            return one_by_one(values)
-        return pa.array(joined["value"])
-
-    return all_at_once
-
-
-DECODERS: dict[pa.DataType, Decode] = {
-    pa.float32(): _decoder("float_val", pa.float32(), np.dtype([("tag", "u1"), ("value", "<f4")])),
-    pa.float64(): _decoder("double_val", pa.float64(), np.dtype([("tag", "u1"), ("value", "<f8")])),
-    pa.int32(): _decoder("int32_val", pa.int32(), None),
-    pa.int64(): _decoder("int64_val", pa.int64(), None),
-    pa.bool_(): _decoder("bool_val", pa.bool_(), None),
-    pa.string(): _decoder("string_val", pa.string(), None),
-}
-
-
 def _groups(store: "FeatureStore", features: ModelFeatures) -> list[Group] | None:
     service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
     projections = {(each.name_alias or each.name): each for each in service.feature_view_projections}
@@ -231,9 +192,9 @@ def _groups(store: "FeatureStore", features: ModelFeatures) -> list[Group] | Non
             if feature.views[0] not in names:
                 continue
             prefix, _, name = feature.column.partition("__")
-            if feature.views != (prefix,) or feature.dtype not in DECODERS:
+            if feature.views != (prefix,) or feature.dtype not in VALUE_FIELDS:
                 return None
-            columns.append(Column(feature.column, _mmh3(f"{projections[prefix].name}:{name}"), DECODERS[feature.dtype]))
+            columns.append(Column(feature.column, _mmh3(f"{projections[prefix].name}:{name}"), feature.dtype))
         moments = tuple((name, f"_ts:{projections[name].name}".encode()) for name in names)
         groups.append(Group(keys, moments, tuple(columns)))
     return groups
@@ -246,7 +207,7 @@ def _layout_is_known(group: Group, project: str) -> bool:
     ours = hash_keys(group.keys, samples, project.encode())
     theirs = []
     for row in range(2):
-        values = [_value(f"{key.dtype}_val", samples[key.name][row]) for _, key in group.keys]
+        values = [Value(**{f"{key.dtype}_val": samples[key.name][row]}) for _, key in group.keys]
         entity = EntityKey(join_keys=[name for name, _ in group.keys], entity_values=values)
         theirs.append(_redis_key(project, entity, 3))
         if not theirs[-1].startswith(serialize_entity_key(entity, 3)):

@@ -1,0 +1,117 @@
+"""Feast's serialized values, as an online store keeps them, into arrays: many at once where they have a common form.
+
+Values of a fixed length are read where they lie, integers are unpacked from their seven-bit groups; everything else,
+and whatever has another form than expected, goes through protobuf's own parser, one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+VALUE_FIELDS: dict[pa.DataType, str] = {
+    pa.float32(): "float_val",
+    pa.float64(): "double_val",
+    pa.int32(): "int32_val",
+    pa.int64(): "int64_val",
+    pa.bool_(): "bool_val",
+    pa.string(): "string_val",
+}
+"""Types that can be decoded → the field of Feast's Value that holds them."""
+
+# Below this, parsing one by one is as fast as unpacking together.
+FEW = 16
+# A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
+MOST_GROUPS = 10
+PLACES = 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
+
+
+def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
+    """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
+    there = [value for value in values if value]
+    seconds = _unpack_integers(there, SECONDS_TAG)
+    if seconds is None:
+        parsed = map(Timestamp.FromString, there)
+        seconds = np.fromiter((each.seconds + each.nanos * 1e-9 for each in parsed), np.float64, len(there))
+    if len(there) == len(values):
+        return seconds.astype(np.float64, copy=False)
+    moments = np.zeros(len(values))
+    moments[[place for place, value in enumerate(values) if value]] = seconds
+    return moments
+
+
+def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
+    """An array (n,) of `dtype` from serialized Values; null for none, and for one of another type.
+
+    Args:
+        values: as the store keeps them.
+        dtype: one of VALUE_FIELDS.
+
+    Raises:
+        google.protobuf.message.DecodeError: no Value.
+        pyarrow.ArrowInvalid: an integer does not fit the type.
+    """
+    there = [value for value in values if value]
+    unpacked = _unpack(there, dtype)
+    if unpacked is None:
+        return _one_by_one(values, dtype)
+    if len(there) == len(values):
+        return pa.array(unpacked, dtype)
+    spread = np.zeros(len(values), unpacked.dtype)
+    missing = np.fromiter((not value for value in values), bool, len(values))
+    spread[~missing] = unpacked
+    return pa.array(spread, dtype, mask=missing)
+
+
+def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
+    field = VALUE_FIELDS[dtype]
+    parsed = (Value.FromString(value) if value else None for value in values)
+    return pa.array([getattr(v, field) if v is not None and v.HasField(field) else None for v in parsed], dtype)
+
+
+def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
+    tag = TAGS.get(dtype)
+    if tag is None or not values:
+        return None
+    if dtype in PACKED:
+        return _unpack_fixed(values, PACKED[dtype], tag)
+    integers = _unpack_integers(values, tag)
+    return integers if integers is None or dtype != pa.bool_() else integers != 0
+
+
+def _unpack_fixed(values: Sequence[bytes], form: np.dtype[Any], tag: int) -> np.ndarray | None:
+    if any(len(value) != form.itemsize for value in values):
+        return None
+    packed = np.frombuffer(b"".join(values), form)
+    return packed["value"] if (packed["tag"] == tag).all() else None
+
+
+def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
+    """int64 (n,) from messages of nothing but one integer; None where they are something else, or few."""
+    if len(values) < FEW:
+        return None
+    packed = np.array(values, f"S{1 + MOST_GROUPS}").view(np.uint8).reshape(len(values), 1 + MOST_GROUPS)
+    groups = packed[:, 1:]
+    last = np.argmin(groups >= 0x80, axis=1)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if (packed[:, 0] != tag).any() or (last + 2 != lengths).any():
+        return None
+    inside = np.arange(MOST_GROUPS) <= last[:, None]
+    parts = (groups & 0x7F).astype(np.uint64) << PLACES
+    return np.where(inside, parts, 0).sum(axis=1, dtype=np.uint64).view(np.int64)  # type: ignore[no-any-return]
+
+
+def _tag(message: Any, field: str) -> int:
+    setattr(message, field, 1)
+    return int(message.SerializeToString()[0])
+
+
+SECONDS_TAG = _tag(Timestamp(), "seconds")
+TAGS = {dtype: _tag(Value(), field) for dtype, field in VALUE_FIELDS.items() if dtype != pa.string()}
+PACKED: dict[pa.DataType, np.dtype[Any]] = {
+    pa.float32(): np.dtype([("tag", "u1"), ("value", "<f4")]),
+    pa.float64(): np.dtype([("tag", "u1"), ("value", "<f8")]),
+}
