@@ -7,8 +7,9 @@ whose predictions were shown to be independent of the rows around them are merge
 
 import asyncio
 import contextlib
-import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 
 from api.errors import Overloaded
@@ -16,6 +17,9 @@ from api.stages import Asked, Outcome, RowScores, Run
 
 # Entities worked on together at most: a larger request goes alone, so that it delays no small one.
 MOST_ROWS = 256
+# While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
+# them, so that a store or a model that is stuck on one request does not hold up the others.
+PATIENCE_S = 0.01
 
 Waiting = tuple[Asked, "asyncio.Future[RowScores]"]
 
@@ -33,7 +37,14 @@ class Merger:
         self._threads = threads
         self._most = threads + waiting
         self._unfinished = 0
-        self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self._will_look = False
+        self._arrived: list[Waiting] = []
+        # Guards what follows. Never held for longer than it takes to move some references.
+        self._changed = threading.Condition()
+        self._waiting: deque[Waiting] = deque()
+        self._running = 0
+        self._last_began = 0.0
+        self._stopped = False
 
     def start(self) -> None:
         """Start the threads."""
@@ -41,9 +52,10 @@ class Merger:
             threading.Thread(target=self._work, name=f"request-{number}", daemon=True).start()
 
     def stop(self) -> None:
-        """Let each thread end after what it is doing now; waits for none of them."""
-        for _ in range(self._threads):
-            self._waiting.put(None)
+        """Let each thread end after what waits now; waits for none of them."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     @property
     def full(self) -> bool:
@@ -61,40 +73,73 @@ class Merger:
             raise Overloaded
         outcome: asyncio.Future[RowScores] = asyncio.get_running_loop().create_future()
         self._unfinished += 1
-        self._waiting.put((asked, outcome))
+        if not self._arrived:
+            # Not before the event loop has come to all that arrived at the same time.
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._arrived.append((asked, outcome))
         return await outcome
 
-    def _work(self) -> None:
-        put_back: Waiting | None = None
-        while first := put_back or self._waiting.get():
-            together, put_back, ends = self._take(first)
-            self._run(together)
-            del first, together  # or they would stay in memory until the next request
-            if ends and put_back is None:
-                return
-            if ends:
-                self._waiting.put(None)
+    def _hand_over(self) -> None:
+        with self._changed:
+            self._waiting += self._arrived
+            running = self._running
+            if not running:
+                self._changed.notify()
+        self._arrived.clear()
+        if running:
+            self._look_later()
 
-    def _take(self, first: Waiting) -> tuple[list[Waiting], Waiting | None, bool]:
-        """What waits and may be worked on together with `first`, what was taken too much, and whether to end."""
-        together, rows = [first], first[0].rows
-        scorer = first[0].scorer
-        while scorer.mergeable and rows < MOST_ROWS:
-            try:
-                another = self._waiting.get_nowait()
-            except queue.Empty:
+    def _look_later(self) -> None:
+        if not self._will_look:
+            self._will_look = True
+            asyncio.get_running_loop().call_later(PATIENCE_S, self._look)
+
+    def _look(self) -> None:
+        """Wake a thread for what has waited too long, if there is any."""
+        self._will_look = False
+        with self._changed:
+            if not self._waiting:
+                return
+            self._changed.notify()
+        self._look_later()
+
+    def _work(self) -> None:
+        while together := self._next():
+            self._run(together)
+            del together  # or it would stay in memory until the next request
+
+    def _next(self) -> list[Waiting] | None:
+        """What to work on together next, as soon as there is something; None for the end."""
+        with self._changed:
+            while not self._may_begin():
+                if self._stopped and not self._waiting:
+                    return None
+                self._changed.wait()
+            self._running += 1
+            self._last_began = time.monotonic()
+            return self._take()
+
+    def _may_begin(self) -> bool:
+        if not self._waiting:
+            return False
+        return not self._running or time.monotonic() - self._last_began >= PATIENCE_S
+
+    def _take(self) -> list[Waiting]:
+        waiting = self._waiting
+        together = [waiting.popleft()]
+        scorer, rows = together[0][0].scorer, together[0][0].rows
+        while waiting and scorer.mergeable and waiting[0][0].scorer is scorer:
+            rows += waiting[0][0].rows
+            if rows > MOST_ROWS:
                 break
-            if another is None:
-                return together, None, True
-            if another[0].scorer is not scorer or rows + another[0].rows > MOST_ROWS:
-                return together, another, False
-            together.append(another)
-            rows += another[0].rows
-        return together, None, False
+            together.append(waiting.popleft())
+        return together
 
     def _run(self, together: list[Waiting]) -> None:
         wanted = [each for each in together if not each[1].cancelled()]
         outcomes = Run([asked for asked, _ in wanted])() if wanted else []
+        with self._changed:
+            self._running -= 1
         loop = together[0][1].get_loop()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             loop.call_soon_threadsafe(self._deliver, len(together), wanted, outcomes)

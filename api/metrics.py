@@ -45,10 +45,14 @@ class Metrics:
         # Finding a labelled metric costs as much as counting with it. Routes, methods and statuses are few.
         self._count = functools.cache(requests.labels)
         self._duration = functools.cache(durations.labels)
-        self.in_flight = Gauge(PREFIX + "requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.in_flight = 0
+        """Requests being answered."""
+        gauge = Gauge(PREFIX + "requests_in_flight", "Requests being answered.", registry=self.registry)
+        gauge.set_function(lambda: self.in_flight)
         stages = Histogram(
             PREFIX + "stage_duration_seconds",
-            "Of a scoring request: waiting for a thread (queue), the feature store (lookup), the model (predict).",
+            "How long a request waited to be worked on (queue); how long each lookup in the feature store and each "
+            "prediction took, for the requests merged in it.",
             ("stage",),
             buckets=SECONDS,
             registry=self.registry,
@@ -88,12 +92,16 @@ class Metrics:
 
     def worked_on(self, asked: Asked, now_s: float) -> None:
         """A scoring request ended, well or not; `now_s` is the time in seconds since 1970."""
-        for name, began, ended in asked.finished():
-            self._stages[name].observe(ended - began)
         run = asked.run
-        if run is None or run.online is None or run.counted:
+        if run is None:
+            return
+        self._stages["queue"].observe(run.started_at - asked.queued_at)
+        if run.counted or run.looked_up_at is None or run.online is None:
             return
         run.counted = True
+        self._stages["lookup"].observe(run.looked_up_at - run.started_at)
+        if run.predicted_at is not None:
+            self._stages["predict"].observe(run.predicted_at - run.looked_up_at)
         self._merged.observe(len(run.asked))
         reasons = run.online.reasons
         self._feature_status("complete").inc(reasons.null_count)

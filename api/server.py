@@ -53,6 +53,8 @@ def server_of(app: Any, settings: Settings, stopping: Stopping) -> DrainingServe
         ws="none",
         lifespan="on",
         server_header=False,
+        # Nobody here asks where a request came from.
+        proxy_headers=False,
         access_log=False,
         log_config=None,
         # A client that never reads its answer must not keep the process.

@@ -53,11 +53,11 @@ class Traffic:
                 message["body"] = b""
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             await self._app(scope, receive, note_status)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
             self._tell(scope, method, status, began)
 
     def _tell(self, scope: HTTPScope, method: str, status: int, began: float) -> None:

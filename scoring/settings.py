@@ -150,11 +150,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that the body of one request may take to arrive."""
 
     max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 2
-    """Requests that are worked on at once, each in a thread. More help only where the feature store is far away: they
-    wait for Python's lock."""
+    """Threads that look up and predict. Requests that wait at the same time are worked on together by one of them; the
+    others step in when that takes longer than 10 ms. More help only where the feature store is far away."""
 
-    max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 32
-    """Requests that may wait for one of those threads; further ones are answered 503 at once."""
+    max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 128
+    """Requests that may be unfinished beyond the number of those threads; further ones are answered 503 at once."""
 
     drain_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
     """Seconds from SIGTERM, after which /ready answers 503, to the end of accepting connections: as long as a load

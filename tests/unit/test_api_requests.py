@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 
 from api.app import create_app
-from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed
+from api.breaker import OPENS_AFTER
+from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.features import JoinKey
 from scoring.settings import Settings
 from tests.fakes import FakeLoader, FakeScorer, features
@@ -247,6 +248,19 @@ def test_a_store_that_hangs_costs_one_deadline_and_never_more_threads() -> None:
         while client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code != 200:
             assert time.monotonic() < deadline
     assert threading.active_count() <= before + 4
+
+
+def test_a_value_that_can_not_be_used_fails_its_request_and_is_no_reason_not_to_ask_the_store() -> None:
+    scorer = FakeScorer()
+    with api(scorer) as client:
+        when_ready(client)
+        scorer.lookup_error = UnusableFeature(
+            "reading the online store", "a feature declared int64 was written as text."
+        )
+        for _ in range(2 * OPENS_AFTER):
+            assert_problem(client.post("/inference", json={"request_id": "r", "driver_ids": [1]}), 503)
+        scorer.lookup_error = None
+        assert client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code == 200
 
 
 def test_the_page_and_all_that_it_loads_come_from_here(client: TestClient[Any]) -> None:

@@ -1,0 +1,189 @@
+"""Requests that wait together are worked on together, and none of them can tell."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from api.errors import Overloaded
+from api.merging import MOST_ROWS, PATIENCE_S, Merger
+from api.scorer import EntityRows
+from api.stages import Asked, RowScores
+from scoring.errors import FeatureStoreError, PredictionFailed, UnusableFeature
+from scoring.online import OnlineVectors
+from tests.fakes import FakeScorer, id_as_score
+
+POISON = 666
+
+
+class CountingScorer(FakeScorer):
+    """Remembers which ids were looked up together; can be held up."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.lookups: list[list[int]] = []
+        self.may_look_up = threading.Event()
+        self.may_look_up.set()
+
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        self.lookups.append(list(entity_rows["driver_id"]))
+        self.may_look_up.wait(10)
+        return super().look_up(entity_rows, now)
+
+
+@asynccontextmanager
+async def merger(threads: int = 1, waiting: int = 100) -> AsyncIterator[Merger]:
+    started = Merger(threads, waiting)
+    started.start()
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def asked(scorer: FakeScorer, *ids: int) -> Asked:
+    return Asked(scorer, {"driver_id": list(ids)}, len(ids))
+
+
+async def outcomes(merger: Merger, requests: Sequence[Asked]) -> list[Any]:
+    return await asyncio.gather(*(merger.score(each) for each in requests), return_exceptions=True)
+
+
+def test_requests_that_arrive_together_are_one_lookup_and_each_gets_its_own_scores() -> None:
+    scorer = CountingScorer()
+
+    async def scenario() -> list[Any]:
+        async with merger() as merging:
+            return await outcomes(merging, [asked(scorer, 1, -2), asked(scorer, 3), asked(scorer, 4, 5)])
+
+    assert asyncio.run(scenario()) == [
+        RowScores([1.0, None], [None, "not_found"]),
+        RowScores([3.0], [None]),
+        RowScores([4.0, 5.0], [None, None]),
+    ]
+    assert scorer.lookups == [[1, -2, 3, 4, 5]]
+
+
+def test_a_version_whose_predictions_depend_on_their_company_is_never_merged() -> None:
+    scorer = CountingScorer()
+    scorer.mergeable = False
+
+    async def scenario() -> None:
+        async with merger() as merging:
+            await outcomes(merging, [asked(scorer, 1), asked(scorer, 2)])
+
+    asyncio.run(scenario())
+    assert scorer.lookups == [[1], [2]]
+
+
+def test_two_versions_are_never_mixed_and_a_large_request_goes_alone() -> None:
+    old, new = CountingScorer(version=1), CountingScorer(version=2)
+    large = list(range(MOST_ROWS))
+
+    async def scenario() -> None:
+        async with merger() as merging:
+            await outcomes(merging, [asked(old, 1), asked(new, 2), asked(new, 3), asked(new, *large), asked(new, 4)])
+
+    asyncio.run(scenario())
+    assert old.lookups == [[1]]
+    assert new.lookups == [[2, 3], large, [4]]
+
+
+@pytest.mark.parametrize("where", ["lookup", "predict"])
+def test_a_poisoned_request_fails_alone(where: str) -> None:
+    class Poisoned(CountingScorer):
+        def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+            if where == "lookup" and POISON in entity_rows["driver_id"]:
+                raise UnusableFeature("reading the online store", "a value")
+            return super().look_up(entity_rows, now)
+
+    def predict(entity_rows: EntityRows) -> list[tuple[float | None, str | None]]:
+        if where == "predict" and POISON in entity_rows["driver_id"]:
+            raise PredictionFailed("ranker/1", "ValueError on 1 rows")
+        return id_as_score(entity_rows)
+
+    async def scenario() -> list[Any]:
+        async with merger() as merging:
+            scorer = Poisoned(function=predict)
+            return await outcomes(merging, [asked(scorer, 1), asked(scorer, POISON), asked(scorer, 3)])
+
+    before, poisoned, after = asyncio.run(scenario())
+    assert before == RowScores([1.0], [None])
+    assert isinstance(poisoned, UnusableFeature if where == "lookup" else PredictionFailed)
+    assert after == RowScores([3.0], [None])
+
+
+def test_a_store_that_fails_is_asked_once_for_all_of_them() -> None:
+    scorer = CountingScorer()
+    scorer.lookup_error = FeatureStoreError("reading the online store", "refused")
+
+    async def scenario() -> list[Any]:
+        async with merger() as merging:
+            requests = [asked(scorer, 1), asked(scorer, 2)]
+            found = await outcomes(merging, requests)
+            assert requests[0].run is requests[1].run
+            return found
+
+    assert asyncio.run(scenario()) == [scorer.lookup_error] * 2
+    assert len(scorer.lookups) == 1
+
+
+def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
+    stuck, quick = CountingScorer(version=1), CountingScorer(version=2)
+    stuck.may_look_up.clear()
+
+    async def scenario() -> float:
+        async with merger(threads=2) as merging:
+            first = asyncio.create_task(merging.score(asked(stuck, 1)))
+            while not stuck.lookups:
+                await asyncio.sleep(0.001)
+            began = time.perf_counter()
+            assert await merging.score(asked(quick, 2)) == RowScores([2.0], [None])
+            took_s = time.perf_counter() - began
+            stuck.may_look_up.set()
+            await first
+            return took_s
+
+    assert asyncio.run(scenario()) >= PATIENCE_S / 2
+
+
+def test_a_request_whose_caller_gave_up_before_its_turn_is_dropped() -> None:
+    scorer = CountingScorer()
+    scorer.may_look_up.clear()
+
+    async def scenario() -> None:
+        async with merger() as merging:
+            first = asyncio.create_task(merging.score(asked(scorer, 1)))
+            while not scorer.lookups:
+                await asyncio.sleep(0.001)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(merging.score(asked(scorer, 2)), 0.05)
+            scorer.may_look_up.set()
+            await first
+            await merging.score(asked(scorer, 3))
+
+    asyncio.run(scenario())
+    assert scorer.lookups == [[1], [3]]
+
+
+def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
+    scorer = CountingScorer()
+    scorer.may_look_up.clear()
+
+    async def scenario() -> None:
+        async with merger(threads=1, waiting=1) as merging:
+            running = [asyncio.create_task(merging.score(asked(scorer, each))) for each in (1, 2)]
+            await asyncio.sleep(0)
+            assert merging.full
+            with pytest.raises(Overloaded):
+                await merging.score(asked(scorer, 3))
+            scorer.may_look_up.set()
+            await asyncio.gather(*running)
+            assert not merging.full
+
+    asyncio.run(scenario())
