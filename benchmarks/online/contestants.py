@@ -1,13 +1,18 @@
 """Who is compared online: how each is started, asked, and understood. All serve one process on loopback."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import python_of
 from benchmarks.place import PEERS, ROOT
+from benchmarks.processes import tree
 from tests.servers import Server, answers_http, free_port
 
 Choice = tuple[int, float] | None
@@ -36,6 +41,14 @@ class Contestant(Server):
 
     def answers(self) -> bool:
         return answers_http(self.port, self.ready_path)
+
+    def kill(self) -> None:
+        """End it with all its processes: BentoML's worker is in a session of its own."""
+        left = tree(self.process.pid)[1:] if self.running and self.process is not None else []
+        super().kill()
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def body(self, ids: list[int]) -> bytes:
         """The request for these drivers."""
@@ -70,30 +83,39 @@ class Ours(Contestant):
 class Peer(Contestant):
     """A server in an environment of its own that does the work of peers/course.py."""
 
+    peer: str
+    """Its folder and its environment; several servers may share one."""
+
+    @property
+    def code(self) -> Path:
+        """The folder of its service."""
+        return PEERS / self.peer
+
     def command(self) -> list[str]:
-        return [str(python_of(self.name)), str(PEERS / self.name / "serve.py"), str(self.port)]
+        return [str(python_of(self.peer)), str(self.code / "serve.py"), str(self.port)]
 
     def own_environment(self) -> dict[str, str]:
-        places = f"{PEERS}:{PEERS / self.name}"
+        places = f"{PEERS}:{self.code}"
         return super().own_environment() | {"PYTHONPATH": places}
 
 
 class FastApi(Peer):
     """FastAPI on uvicorn."""
 
-    name = "fastapi"
+    name = peer = "fastapi"
 
 
 class BentoMl(Peer):
     """BentoML's own server."""
 
-    name = "bentoml"
+    name = peer = "bentoml"
     ready_path = "/readyz"
+    service = "DriverRanker"
 
     def command(self) -> list[str]:
-        bentoml = python_of(self.name).with_name("bentoml")
+        bentoml = python_of(self.peer).with_name("bentoml")
         return [
-            *(str(bentoml), "serve", "service:DriverRanker", "--working-dir", str(PEERS / self.name)),
+            *(str(bentoml), "serve", f"service:{self.service}", "--working-dir", str(self.code)),
             *("--host", self.host, "--port", str(self.port)),
         ]
 
@@ -103,16 +125,27 @@ class BentoMl(Peer):
         return super().own_environment() | own
 
 
+class BentoMlMerging(BentoMl):
+    """BentoML with its adaptive batching, whose requests are lists."""
+
+    name = "bentoml-batching"
+    service = "MergingDriverRanker"
+    template = '{"requests":[{"request_id":"r","driver_ids":[IDS]}]}'
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        return super().choice(status, json.dumps(json.loads(answer)[0]).encode() if status == 200 else answer)
+
+
 class MlServer(Peer):
     """MLServer with a custom runtime, asked by its V2 inference protocol."""
 
-    name = "mlserver"
+    name = peer = "mlserver"
     path = "/v2/models/driver_ranker/infer"
     ready_path = "/v2/models/driver_ranker/ready"
     template = '{"inputs":[{"name":"driver_ids","shape":[COUNT],"datatype":"INT64","data":[IDS]}]}'
 
     def command(self) -> list[str]:
-        return [str(python_of(self.name).with_name("mlserver")), "start", str(PEERS / self.name)]
+        return [str(python_of(self.peer).with_name("mlserver")), "start", str(self.code)]
 
     def own_environment(self) -> dict[str, str]:
         ports = {"HTTP_PORT": self.port, "GRPC_PORT": free_port(), "METRICS_PORT": free_port()}
@@ -135,4 +168,4 @@ class Constant(Contestant):
         return [sys.executable, str(PEERS / self.name / "serve.py"), str(self.port)]
 
 
-ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, MlServer, FastApi, Constant)
+ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlMerging, MlServer, FastApi, Constant)

@@ -30,6 +30,7 @@ STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite"}
 SERVER_NAMES = {
     "ours": "**model-serving**",
     "bentoml": "BentoML",
+    "bentoml-batching": "BentoML, adaptive batching",
     "mlserver": "MLServer",
     "fastapi": "FastAPI",
     "constant": "constant route (the floor)",

@@ -25,6 +25,16 @@ class Ranker:
         self._model = joblib.load(os.environ["BENCH_MODEL"])
         self._inputs = list(self._model.feature_names_in_)
 
+    def best_of_each(self, requests: list[list[int]]) -> list[tuple[int | None, float | None]]:
+        """`best` of several requests, with one lookup and one prediction for all of them."""
+        known, scores = self.scores(list(dict.fromkeys(each for request in requests for each in request)))
+        score = dict(zip(known, scores.tolist(), strict=True))
+        best = (
+            max((each for each in request if each in score), key=score.__getitem__, default=None)
+            for request in requests
+        )
+        return [(driver, None if driver is None else score[driver]) for driver in best]
+
     def scores(self, driver_ids: list[int]) -> tuple[list[int], np.ndarray]:
         """The drivers that have features, and the model's output for them."""
         # A dict of columns: Feast takes it as it takes a list of dicts, with less work.
