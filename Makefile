@@ -72,7 +72,7 @@ lock: .venv/bin/uv ## pin pyproject.toml into requirements/; UPGRADE=1 takes new
 
 # What the peers of the benchmarks have in common with us must be in our versions. Only MLServer's own requirements
 # contradict Feast's; its overrides.txt says which.
-SHARED = feast|hiredis|httptools|joblib|mmh3|numpy|pandas|protobuf|pyarrow|pydantic|redis|scikit-learn|scipy|uvicorn|uvloop
+SHARED = feast|hiredis|httptools|joblib|mlflow|mlflow-skinny|mlflow-tracing|mmh3|numpy|pandas|protobuf|pyarrow|pydantic|redis|scikit-learn|scipy|skops|uvicorn|uvloop
 
 .PHONY: benchmarks/peers/shared.txt
 benchmarks/peers/shared.txt:

@@ -136,6 +136,15 @@ class BentoMlMerging(BentoMl):
         return super().choice(status, json.dumps(json.loads(answer)[0]).encode() if status == 200 else answer)
 
 
+class BentoMlRegistry(BentoMl):
+    """BentoML with the model behind an alias of the MLflow registry, as ours has it."""
+
+    name = "bentoml-registry"
+
+    def own_environment(self) -> dict[str, str]:
+        return super().own_environment() | {"BENCH_MODEL": self.environment["BENCH_REGISTERED_MODEL"]}
+
+
 class MlServer(Peer):
     """MLServer with a custom runtime, asked by its V2 inference protocol."""
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, BentoMl, Contestant, Ours
+from benchmarks.online.contestants import BentoMl, BentoMlRegistry, Contestant, Ours
 from benchmarks.online.fleet import make, prepare
-from benchmarks.online.sections import SERVER_NAMES
 from benchmarks.online.world import open_world
 from benchmarks.processes import cpu_s, memory_mib
 from benchmarks.results import Result, code_version, now, this_machine
@@ -17,7 +16,12 @@ from benchmarks.tables import spread, table
 
 SECTION = "start"
 TITLE = "From the command to ready"
-COMPARED: tuple[type[Contestant], ...] = (Ours, BentoMl)
+COMPARED: tuple[type[Contestant], ...] = (Ours, BentoMlRegistry, BentoMl)
+SERVER_NAMES = {
+    "ours": "**model-serving**",
+    "bentoml-registry": "BentoML, model from the MLflow registry",
+    "bentoml": "BentoML, model from a file",
+}
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -39,7 +43,7 @@ def run(scale: Scale) -> Iterator[Result]:
         starts = [
             _start(make(kind, world, "elasticnet"))
             for number in range(scale.rounds)
-            for kind in (COMPARED if number % 2 else reversed(COMPARED))
+            for kind in (COMPARED if number % 2 == 0 else reversed(COMPARED))
         ]
     rows = [msgspec.to_builtins(each) for each in starts]
     yield Result(SECTION, code_version(), began, watch.elapsed_s, machine, versions, rows)
@@ -63,7 +67,7 @@ def as_table(result: Result) -> str:
 def by_server(result: Result) -> dict[str, list[Start]]:
     """Server → its starts."""
     starts = [msgspec.convert(row, Start) for row in result.rows]
-    return {kind.name: [each for each in starts if each.server == kind.name] for kind in ALL if kind in COMPARED}
+    return {kind.name: [each for each in starts if each.server == kind.name] for kind in COMPARED}
 
 
 def median(starts: list[Start], figure: str) -> float:

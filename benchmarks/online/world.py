@@ -50,6 +50,8 @@ class OnlineWorld:
             "BENCH_FEATURE_REPO": self.world.environment["SERVING_FEATURE_REPO"],
             "BENCH_FEATURE_STORE_YAML": PEERS,
             "BENCH_MODEL": str(self.folder / f"{model}.joblib"),
+            "BENCH_REGISTERED_MODEL": f"models:/{self.world.settings.model_name}@{model}",
+            "MLFLOW_TRACKING_URI": self.world.environment["MLFLOW_TRACKING_URI"],
         }
 
 

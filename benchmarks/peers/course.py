@@ -5,6 +5,7 @@ Looks the drivers up with Feast's SDK, makes a frame, lets scikit-learn predict 
 
 import os
 import warnings
+from typing import Any
 
 import joblib
 import numpy as np
@@ -22,7 +23,7 @@ class Ranker:
         folder = os.environ["BENCH_FEATURE_REPO"]
         self._store = FeatureStore(repo_path=folder, fs_yaml_file=f"{folder}/{os.environ['BENCH_FEATURE_STORE_YAML']}")
         self._service = self._store.get_feature_service("driver_ranking")
-        self._model = joblib.load(os.environ["BENCH_MODEL"])
+        self._model = _load(os.environ["BENCH_MODEL"])
         self._inputs = list(self._model.feature_names_in_)
 
     def best_of_each(self, requests: list[list[int]]) -> list[tuple[int | None, float | None]]:
@@ -51,3 +52,12 @@ class Ranker:
             return None, None
         place = int(scores.argmax())
         return known[place], float(scores[place])
+
+
+def _load(place: str) -> Any:
+    """The fitted estimator in a file, or behind an alias of the MLflow registry (`models:/name@alias`)."""
+    if place.startswith("models:/"):
+        import mlflow.sklearn
+
+        return mlflow.sklearn.load_model(place)
+    return joblib.load(place)
