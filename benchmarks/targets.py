@@ -47,6 +47,9 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
     if {"online-5", "online-5-crowd"} <= sections.keys():
         many, few = (_median(sections[section], "ours", "p99_ms") for section in ("online-5-crowd", "online-5"))
         yield _at_most("5 ids: p99 at 64 connections, x p99 at 16", 5, many / few)
+    if sections:
+        failed = sum(each.failed for servers in sections.values() for each in servers["ours"])
+        yield Target("Online: requests without a 200, all sections", "0", str(failed), failed == 0)
     if "online-5-alone" in sections:
         yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
 
