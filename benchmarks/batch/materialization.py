@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 REDIS_PORT = "BENCH_REDIS_PORT"
 """Variable with the port of the Redis to write to, on loopback."""
+MOMENT = "BENCH_MOMENT"
+"""Variable with the moment up to which all contenders materialize."""
 
 
 class Materialization:
@@ -49,7 +51,7 @@ class Materialization:
         self._configure()
         apply_definitions(self.open())
         shutil.copytree(self.data, self.folder / "applied")
-        self.until = dt.datetime.now(dt.UTC).replace(microsecond=0)
+        self.until = dt.datetime.fromisoformat(os.environ[MOMENT])
         for drivers in (1000, self.drivers):
             # Three rows each, of which only the latest counts.
             stats = feature_rows(self.until - dt.timedelta(minutes=1), drivers, 3)

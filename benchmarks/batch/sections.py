@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.batch.contest import BatchRound, contest
-from benchmarks.batch.materialization import REDIS_PORT
+from benchmarks.batch.materialization import MOMENT, REDIS_PORT
 from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
 from benchmarks.stopwatch import Stopwatch
@@ -76,7 +76,8 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
         work = WORKS[name]
         machine, watch, began = this_machine(), Stopwatch(), now()
         with _redis(name) as environment:
-            rows = list(contest(work.contenders, min(work.rows, scale.largest_rows), scale.rounds, environment))
+            given = environment | {MOMENT: began}
+            rows = list(contest(work.contenders, min(work.rows, scale.largest_rows), scale.rounds, given))
         yield Result(
             section=name,
             code=code_version(),
