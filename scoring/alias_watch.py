@@ -38,6 +38,8 @@ class Look(msgspec.Struct, frozen=True):
     """What one look at the alias has shown."""
 
     version: int
+    created_ms: int = 0
+    """When that version was registered (`ModelVersion.created_ms`); 0 if the registry does not tell."""
     state: str | None = None
     """Names the state of the registry in which this was so: while `unchanged` gives the same, so is the answer."""
 
@@ -54,11 +56,12 @@ def look(registry: Registry, settings: Settings, environment: Mapping[str, str])
         RegistryError: unreachable, no such model, or the alias is not set.
     """
     if _answers_rest(settings.registry_uri, environment):
-        version = _ask(settings, environment)
-        if version is not None:
-            return Look(version)
+        found = _ask(settings, environment)
+        if found is not None:
+            return found
     state = unchanged(settings)  # before the question: what changes meanwhile must show at the next look
-    return Look(registry.resolve(settings.model_name, settings.model_alias).version, state)
+    version = registry.resolve(settings.model_name, settings.model_alias)
+    return Look(version.version, version.created_ms, state)
 
 
 def unchanged(settings: Settings) -> str | None:
@@ -92,8 +95,8 @@ def _answers_rest(uri: str, environment: Mapping[str, str]) -> bool:
     return uri.startswith(("http://", "https://")) and not credentials.exists()
 
 
-def _ask(settings: Settings, environment: Mapping[str, str]) -> int | None:
-    """The version; None where the server says that there is none: the client knows to tell why."""
+def _ask(settings: Settings, environment: Mapping[str, str]) -> Look | None:
+    """What the server says; None where the server says that there is none: the client knows to tell why."""
     uri, authorization = _address(settings.registry_uri, environment)
     query = urllib.parse.urlencode({"name": settings.model_name, "alias": settings.model_alias})
     request = urllib.request.Request(f"{uri}/api/2.0/mlflow/registered-models/alias?{query}")  # noqa: S310 - http(s)
@@ -101,7 +104,8 @@ def _ask(settings: Settings, environment: Mapping[str, str]) -> int | None:
         request.add_header("Authorization", authorization)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_tls(uri, environment)) as answer:  # noqa: S310
-            return int(json.load(answer)["model_version"]["version"])
+            found = json.load(answer)["model_version"]
+            return Look(int(found["version"]), int(found.get("creation_timestamp") or 0))
     except urllib.error.HTTPError as error:
         code = _error_code(error)
         if code == "INVALID_PARAMETER_VALUE":  # the model is there, the alias is not (mlflow 3.17)
@@ -109,7 +113,13 @@ def _ask(settings: Settings, environment: Mapping[str, str]) -> int | None:
         if code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise RegistryUnreachable(settings.registry_uri, f"HTTP {error.code}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:  # no connection, or something else than MLflow answers
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # no connection, or something else than MLflow answers
         raise RegistryUnreachable(settings.registry_uri, error) from None
 
 

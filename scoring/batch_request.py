@@ -66,6 +66,7 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
         if file.suffix == ".parquet":
             yield from _read_parquet(file)
         elif file.suffix in DELIMITERS:
+            _check_encoding(file, shown)
             _check_quotes(file, shown, DELIMITERS[file.suffix])
             yield from _read_text(file, csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True))
         else:
@@ -73,6 +74,8 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
     except FileNotFoundError:
         raise BatchRequestError(shown, "there is no such file.") from None
     except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError) as error:
+        if "straddling object" in str(error):  # pyarrow 25
+            raise BatchRequestError(shown, "it has a row that is longer than 1 MiB.") from None
         raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
 
 
@@ -100,6 +103,16 @@ def _read_text(file: Path, parse_options: csv.ParseOptions) -> Iterator[pa.Table
             yield pa.Table.from_batches([batch])
         if empty:
             yield source.schema.empty_table()
+
+
+def _check_encoding(file: Path, shown: str) -> None:
+    """Refuse what pyarrow would refuse in words that lead nobody to the cause, or take for other text."""
+    with file.open("rb") as source:
+        start = source.read(CHUNK_BYTES)
+    if not start.strip():
+        raise BatchRequestError(shown, "it is empty: its first line must name the columns.")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        raise BatchRequestError(shown, "it is no text in UTF-8 (UTF-16, perhaps, as spreadsheets write it).")
 
 
 def _check_quotes(file: Path, shown: str, delimiter: str) -> None:

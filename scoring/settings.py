@@ -18,6 +18,8 @@ MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle"]
 Rescore = Literal["newest", "all"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+# What Dagster takes for an owner (1.13).
+OWNER = r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,})$"
 
 PREFIX = "SERVING_"
 # Variables of the tools themselves, read under the names that their own users know.
@@ -117,6 +119,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     rescore: Rescore = "newest"
     """Which batch requests a new model version scores again: the `newest`, or `all` whose files are still there."""
+
+    batch_owners: tuple[Annotated[str, Meta(pattern=OWNER)], ...] = ("team:ml-serving",)
+    """Whom Dagit shows as the owners of the assets: `team:name`, or an e-mail address. Comma-separated."""
 
     max_null_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of a batch request's rows that may lack a feature before Dagit shows a warning."""

@@ -234,7 +234,7 @@ def _upload(file: Path, destination: Location) -> None:
 def _scan(folder: Path) -> Iterator[Entry]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # removed since the listing began
+            with contextlib.suppress(OSError):  # removed since the listing began, or a link that leads nowhere
                 if entry.is_file():
                     found = entry.stat()
                     yield Entry(entry.name, found.st_size, found.st_mtime_ns)

@@ -40,7 +40,6 @@ from serving_assets.requests import (
 from serving_assets.resources import Serving
 
 GROUP = "batch"
-OWNERS = ["team:ml-serving"]
 # What is wrong with one request, and does not keep the other requests of a run from being scored.
 OF_ONE_REQUEST = (BatchRequestError, FeaturesRejected, PredictionFailed, checks.NotPublished)
 # A picture takes a fifth of a second: a run over many requests draws those of the first ones.
@@ -55,10 +54,9 @@ Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
     deps=[batch_request, feast_registry, registered_model_version],
     check_specs=checks.specs("batch_input", checks.OF_INPUT),
     group_name=GROUP,
-    owners=OWNERS,
     kinds={"feast", "parquet"},
     description="The rows of a batch request, in their order, with the model's features as they were known at each "
-    "row's event_timestamp: artifacts/<request>/batch_input.parquet.",
+    "row's event_timestamp: `artifacts/<request>/batch_input.parquet`.",
 )
 def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Join each request of this run's partitions with the features of the run's model version."""
@@ -71,24 +69,29 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
-        # Before anything is read: a file that changes later shows it.
-        looks = {file.name: file for file in list_requests(settings.batch_requests)}
+        files = list_requests(settings.batch_requests)
         for key in context.partition_keys:
             started = time.monotonic()
             file = input_file(settings.artifacts, key)
             inspection = InputInspection(file, features, settings, fresh)
+            # Before the rows are read: what changes later shows it.
+            seen = [
+                seen_event(each, sha256)
+                for each in files
+                if each.key == key and (sha256 := _hash_if_there(settings.batch_requests / each.name))
+            ]
+            metadata = origin_metadata(settings, version, features.service)
             try:
                 request = find_request(settings.batch_requests, key)
+                metadata["request"] = dg.MetadataValue.path(str(request))
                 written.append(write_batch_input(request, store, str(version), features, file, inspection))
             except OF_ONE_REQUEST as error:
                 failed[key] = error
                 context.log_event(refused_event(key, str(error)))
-            for look in looks.values():
-                if look.key == key:
-                    context.log_event(seen_event(look, read_hash(settings.batch_requests / look.name)))
+            for event in seen:
+                context.log_event(event)
             found[key] = inspection.findings
-            metadata = origin_metadata(settings, version, features.service) | inspection.metadata
-            metadata["request"] = dg.MetadataValue.path(str(settings.batch_requests / key))
+            metadata |= inspection.metadata
             metadata["duration_s"] = dg.MetadataValue.float(_since(started))
             context.add_asset_metadata(metadata, partition_key=key)
     yield from checks.results(checks.OF_INPUT, found)
@@ -103,10 +106,9 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     deps=[batch_input, registered_model_version],
     check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
     group_name=GROUP,
-    owners=OWNERS,
     kinds={"scikitlearn", "parquet"},
     description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
-    "it: artifacts/<request>/batch_output.parquet. Replaced as a whole, or left as it was.",
+    "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.",
 )
 def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Score each batch_input.parquet of this run's partitions with the version that it was made for."""
@@ -167,6 +169,13 @@ def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
         "duration_s": dg.MetadataValue.float(seconds),
         "rows_per_second": dg.MetadataValue.float(round(outcome.rows / max(seconds, 1e-3), 1)),
     }
+
+
+def _hash_if_there(file: Location) -> str | None:
+    try:
+        return read_hash(file)
+    except FileNotFoundError:
+        return None  # find_request tells
 
 
 def _since(started: float) -> float:

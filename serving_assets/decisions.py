@@ -10,11 +10,23 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 
+class Registered(msgspec.Struct, frozen=True):
+    """One registration of a model version: a model that was deleted and registered anew counts from 1 again."""
+
+    data_version: str
+    """`name:version`."""
+    created_ms: int = 0
+    """When it was registered, in milliseconds since 1970; 0 if that is not known."""
+
+    def __str__(self) -> str:
+        return self.data_version
+
+
 class VersionCursor(msgspec.Struct, frozen=True):
     """What new_model_version remembers between ticks."""
 
-    handled: str | None = None
-    """Data version (`name:version`) that the alias named when the last decision was made."""
+    handled: Registered | None = None
+    """What the alias named when the last decision was made."""
     sequence: int = 0
     """Number of runs asked for; part of each run's key, so that a rollback is not taken for a repetition."""
     left: str | None = None
@@ -28,8 +40,8 @@ class RequestState(msgspec.Struct, frozen=True):
     """What the Dagster instance knows of one batch request."""
 
     key: str
-    scored_with: str | None = None
-    """Data version of the model that made its latest batch_output; None if there is none."""
+    scored_with: Registered | None = None
+    """The model version that made its latest batch_output; None if there is none."""
     run_in_flight: str | None = None
     """A run that is scoring it, or is queued to."""
     asked_before: bool = False
@@ -45,8 +57,8 @@ class VersionDecision(msgspec.Struct, frozen=True):
     reason: str
 
 
-def decide_rescoring(cursor: VersionCursor, version: str, requests: Sequence[RequestState]) -> VersionDecision:
-    """What to do now that the alias names `version` (a data version, `name:version`).
+def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Sequence[RequestState]) -> VersionDecision:
+    """What to do now that the alias names `version`.
 
     Args:
         cursor: what the last tick left.

@@ -1,7 +1,12 @@
 """The Dagster code location."""
 
+import os
+from collections.abc import Mapping
+
 import dagster as dg
 
+from scoring.errors import SettingsError
+from scoring.settings import Settings
 from serving_assets.batch_assets import batch_input, batch_output
 from serving_assets.feature_assets import feast_registry, online_store
 from serving_assets.jobs import EXECUTOR, refresh_online_store, score_batch, serve_batch
@@ -12,8 +17,20 @@ from serving_assets.resources import Serving
 from serving_assets.schedules import hourly_online_store
 from serving_assets.version_sensor import new_model_version
 
+ASSETS = (batch_request, feast_registry, online_store, registered_model_version, batch_input, batch_output)
+
+
+def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Whom Dagit shows as owners of the assets. Where a setting is wrong, the default: runs and ticks say what is."""
+    try:
+        return Settings.from_environment(environment).batch_owners
+    except SettingsError:
+        return Settings(model_name="none").batch_owners
+
+
+# Owners are read here, and not when a run needs them, because Dagster asks for them when it loads the code location.
 definitions = dg.Definitions(
-    assets=[batch_request, feast_registry, online_store, registered_model_version, batch_input, batch_output],
+    assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), ASSETS),
     jobs=[score_batch, serve_batch, refresh_online_store],
     sensors=[new_model_version, new_batch_request, score_the_others],
     schedules=[hourly_online_store],

@@ -11,12 +11,10 @@ from serving_assets.failures import failing_in_one_line
 from serving_assets.resources import Serving
 
 GROUP = "features"
-OWNERS = ["team:ml-serving"]
 
 
 @dg.asset(
     group_name=GROUP,
-    owners=OWNERS,
     kinds={"feast"},
     description="Feast's registry, holding what the Python files of the feature repository define (`feast apply`). "
     "Its data version is a hash of the definitions, so an apply that changes nothing makes nothing stale.",
@@ -40,7 +38,6 @@ def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[N
 @dg.asset(
     deps=[feast_registry],
     group_name=GROUP,
-    owners=OWNERS,
     kinds={"feast"},
     description="Feast's online store, brought up to now from the offline store (`feast materialize-incremental`): "
     "what POST /inference looks up. Batch scoring does not read it.",

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from serving_assets.decisions import RequestState, VersionCursor
+from serving_assets.decisions import Registered, RequestState, VersionCursor
 from serving_assets.memory import BATCH_OUTPUT
 from serving_assets.requests import batch_requests
 
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 ASKED_VERSION, ASKED_SEQUENCE = "serving/model_version", "serving/sequence"
+ASKED_CREATED = "serving/model_registered_ms"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -67,15 +68,20 @@ def partitions_of(tags: Mapping[str, str], known: Sequence[str]) -> Iterable[str
     return ()
 
 
-def scored_with(instance: dg.DagsterInstance, key: str) -> str | None:
-    """Data version (`name:version`) of the model that made the request's latest batch_output; None if there is none."""
+def scored_with(instance: dg.DagsterInstance, key: str) -> Registered | None:
+    """The model version that made the request's latest batch_output; None if there is none."""
     found = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=BATCH_OUTPUT, asset_partitions=[key]), limit=1
     ).records
     event = found[0].asset_materialization if found else None
     if event is None or "model_name" not in event.metadata:
         return None
-    return f"{event.metadata['model_name'].value}:{event.metadata['model_version'].value}"
+    said = event.metadata
+    created = said.get("model_registered")
+    return Registered(
+        f"{said['model_name'].value}:{said['model_version'].value}",
+        round(float(str(created.value)) * 1000) if created else 0,
+    )
 
 
 def last_scored_request(instance: dg.DagsterInstance, other_than: Iterable[str]) -> str | None:
@@ -91,7 +97,9 @@ def recovered_cursor(instance: dg.DagsterInstance, sensor: str) -> VersionCursor
     """The cursor as the sensor's latest run bears it in its tags: for a sensor whose own was lost."""
     found = instance.get_run_records(dg.RunsFilter(tags={"dagster/sensor_name": sensor}), limit=1)
     tags = found[0].dagster_run.tags if found else {}
-    return VersionCursor(handled=tags.get(ASKED_VERSION), sequence=int(tags.get(ASKED_SEQUENCE, "0")))
+    asked = tags.get(ASKED_VERSION)
+    handled = Registered(asked, int(tags.get(ASKED_CREATED, "0"))) if asked else None
+    return VersionCursor(handled, int(tags.get(ASKED_SEQUENCE, "0")))
 
 
 def known_requests(instance: dg.DagsterInstance) -> list[str]:

@@ -13,7 +13,7 @@ score_batch = dg.define_asset_job(
     name="score_batch",
     selection=dg.AssetSelection.assets("registered_model_version", "batch_input", "batch_output"),
     description="Score batch requests with the version that the alias names, or with a pinned one: "
-    "ops: {registered_model_version: {config: {version: 7}}}.",
+    "`ops: {registered_model_version: {config: {version: 7}}}`.",
 )
 
 serve_batch = dg.define_asset_job(

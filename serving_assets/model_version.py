@@ -54,7 +54,6 @@ class PinnedVersion(dg.Config):
 @dg.asset(
     key=KEY,
     group_name="model",
-    owners=["team:ml-serving"],
     kinds={"mlflow"},
     description="The exact model version that the alias names now, or the one that the run's configuration pins. "
     "Its data version is name:version, so outputs of another version show as stale.",
@@ -137,6 +136,7 @@ def origin_metadata(settings: Settings, version: ModelVersion, service: str) -> 
     return {
         "model_name": dg.MetadataValue.text(version.name),
         "model_version": dg.MetadataValue.int(version.version),
+        "model_registered": dg.MetadataValue.timestamp(version.created_ms / 1000),
         "feature_service": dg.MetadataValue.text(service),
     } | _page(without_secrets(settings.registry_uri), version.name, version.version)
 

@@ -10,14 +10,14 @@ import dagster as dg
 import msgspec
 
 from scoring.alias_watch import look
-from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, StorageError
 from scoring.storage import Location
 from serving_assets.decisions import adjacent_ranges
 from serving_assets.history import known_requests, partitions_of, run_request, runs_in_flight, scores_requests
 from serving_assets.jobs import REQUESTS_A_RUN, score_batch
 from serving_assets.memory import Seen, last_seen, refused_in_run, seen_event
 from serving_assets.model_version import registered_model_version
-from serving_assets.requests import SAFE_KEY_TEXT, RequestFile, batch_requests, is_safe_key, list_requests, read_hash
+from serving_assets.requests import RequestFile, batch_requests, look_into, read_hash
 from serving_assets.resources import Serving
 
 INTERVAL_S = 5
@@ -26,6 +26,16 @@ INTERVAL_S = 5
 SETTLED_AFTER_S = 3
 # A tick ends after 60 s. What is not read by then is read by the next one.
 READING_S = 20
+NOTHING_NEW = "No new or changed file in the request folder."
+
+
+class _Cursor(msgspec.Struct, frozen=True):
+    """What new_batch_request remembers between ticks; without it, one tick looks at everything once more."""
+
+    listing: str = ""
+    """Digest of the folder's listing once nothing in it waits any more: while it lasts, there is nothing to do."""
+    told: str = ""
+    """Digest of the names that were said not to be taken: once, not at every tick."""
 
 
 class _Changed(msgspec.Struct, frozen=True):
@@ -50,16 +60,18 @@ class _Changed(msgspec.Struct, frozen=True):
 def new_batch_request(
     context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
 ) -> dg.SensorResult | dg.SkipReason:
-    """One look at the request folder. The cursor is its listing's digest, once nothing in it waits any more."""
+    """One look at the request folder."""
+    cursor = _read_cursor(context.cursor)
+    changed = _Changed()
     try:
-        folder = serving.settings.batch_requests
-        files = list_requests(folder)
-        listing = hashlib.sha256("\n".join(file.look for file in files).encode()).hexdigest()
-        if context.cursor == listing:
-            return dg.SkipReason(_nothing_new(files))
+        place = serving.settings.batch_requests
+        folder = look_into(place)
+        listing, others = _digest(file.look for file in folder.requests), _digest(folder.others)
+        if cursor == _Cursor(listing, others):
+            return dg.SkipReason(NOTHING_NEW)
         known = known_requests(context.instance)
         seen = last_seen(context.instance)
-        changed = _changed(folder, files, seen, set(runs_in_flight(context.instance, known)))
+        changed = _changed(place, folder.requests, seen, set(runs_in_flight(context.instance, known)))
         if changed.files:
             look(serving.registry, serving.settings, os.environ)
     except (AliasNotSet, ModelNotRegistered) as error:
@@ -69,15 +81,18 @@ def new_batch_request(
     keys = [file.key for file, _ in changed.files]
     added = [key for key in keys if key not in set(known)]
     runs = [
-        run_request(first, last, run_key=f"{first}...{last}:{_digest(changed, seen, first, last, [*known, *added])}")
+        run_request(first, last, run_key=f"{first}...{last}:{_content(changed, seen, first, last, [*known, *added])}")
         for first, last in adjacent_ranges(keys, [*known, *added], REQUESTS_A_RUN)
     ]
+    not_taken = folder.not_taken if cursor.told != others else ""
+    if not_taken:
+        context.log.warning(not_taken)
     return dg.SensorResult(
         run_requests=runs,
-        skip_reason=None if runs else "; ".join(changed.waiting) or _nothing_new(files),
+        skip_reason=None if runs else "; ".join(changed.waiting) or not_taken or NOTHING_NEW,
         dynamic_partitions_requests=[batch_requests.build_add_request(added)] if added else [],
         asset_events=[seen_event(file, sha256) for file, sha256 in changed.touched],
-        cursor="" if changed.waiting else listing,
+        cursor=msgspec.json.encode(_Cursor("" if changed.waiting else listing, others)).decode(),
     )
 
 
@@ -111,9 +126,10 @@ def _changed(folder: Location, files: Sequence[RequestFile], seen: dict[str, See
     settled_ns = (time.time() - SETTLED_AFTER_S) * 1e9
     found: dict[str, tuple[RequestFile, str]] = {}
     touched, unsettled, in_flight, unread = [], 0, 0, 0
+    broken: list[StorageError] = []
     for file in files:
         before = seen.get(file.key)
-        if not is_safe_key(file.key) or (before is not None and before.look == file.look):
+        if before is not None and before.look == file.look:
             continue
         if file.modified_ns > settled_ns:
             unsettled += 1
@@ -126,20 +142,38 @@ def _changed(folder: Location, files: Sequence[RequestFile], seen: dict[str, See
                 sha256 = read_hash(folder / file.name)
             except FileNotFoundError:
                 continue
+            except StorageError as error:
+                broken.append(error)
+                continue
             if before is not None and before.sha256 == sha256:
                 touched.append((file, sha256))
             else:
                 found[file.key] = (file, sha256)  # two files of one key fail the run, which tells
+    if broken and not found and not touched:
+        raise broken[0]  # an outage, as far as one can see: the tick fails
     counts = {
         "are still being written": unsettled,
         "are being scored, and are looked at again after that": in_flight,
         "are looked at by the next tick": unread,
+        f"can't be read ({broken[0] if broken else ''})": len(broken),
     }
     waiting = tuple(f"{count} new or changed files {what}" for what, count in counts.items() if count)
     return _Changed(tuple(found.values()), tuple(touched), waiting)
 
 
-def _digest(changed: _Changed, seen: dict[str, Seen], first: str, last: str, order: Sequence[str]) -> str:
+def _read_cursor(text: str | None) -> _Cursor:
+    try:
+        return msgspec.json.decode(text or "{}", type=_Cursor)
+    except msgspec.MsgspecError:
+        return _Cursor()
+
+
+def _digest(texts: Iterable[str]) -> str:
+    # A name on a disk may be no UTF-8.
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()
+
+
+def _content(changed: _Changed, seen: dict[str, Seen], first: str, last: str, order: Sequence[str]) -> str:
     """Names what is scored: content that comes back after another one is another thing to score."""
     inside = set(order[order.index(first) : order.index(last) + 1])
     digest = hashlib.sha256()
@@ -148,13 +182,6 @@ def _digest(changed: _Changed, seen: dict[str, Seen], first: str, last: str, ord
             before = seen[file.key].event if file.key in seen else 0
             digest.update(f"{file.key} {sha256} {before}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def _nothing_new(files: Iterable[RequestFile]) -> str:
-    unsafe = sorted(file.name for file in files if not is_safe_key(file.key))
-    if unsafe:
-        return f"Not taken: {', '.join(unsafe[:10])}. A request's name needs {SAFE_KEY_TEXT}."
-    return "No new or changed file in the request folder."
 
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:

@@ -17,7 +17,6 @@ batch_request = dg.AssetSpec(
     "batch_request",
     partitions_def=batch_requests,
     group_name="batch",
-    owners=["team:ml-serving"],
     kinds={"file"},
     description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of "
     "the content that was read last, so what was made of older content shows as stale.",
@@ -44,13 +43,40 @@ class RequestFile(msgspec.Struct, frozen=True):
         return f"{self.name} {self.size} {self.modified_ns}"
 
 
+class Folder(msgspec.Struct, frozen=True):
+    """What lies in the request folder."""
+
+    requests: tuple[RequestFile, ...]
+    """Every file that can be a batch request, oldest first."""
+    others: tuple[str, ...]
+    """Names of the other files, but hidden ones: those are someone's unfinished work."""
+
+    @property
+    def not_taken(self) -> str:
+        """Which files are no requests, and why; empty if there are none."""
+        if not self.others:
+            return ""
+        shown = ", ".join(repr(name) for name in self.others[:10])
+        more = f" and {len(self.others) - 10} more" if len(self.others) > 10 else ""
+        return f"Not taken: {shown}{more}. A request's name needs {SAFE_KEY_TEXT}, and ends in {', '.join(SUFFIXES)}."
+
+
 def is_safe_key(key: str) -> bool:
     """Whether a partition key can be the name of a file and of a folder of ours."""
     return bool(SAFE_KEY.fullmatch(key)) and "..." not in key
 
 
-def list_requests(folder: Location) -> list[RequestFile]:
-    """Every file in the folder that may be a batch request, oldest first. Hidden files are someone's unfinished work.
+def list_requests(folder: Location) -> tuple[RequestFile, ...]:
+    """Every file in the folder that can be a batch request, oldest first.
+
+    Raises:
+        BatchRequestError, StorageError: as `look_into`.
+    """
+    return look_into(folder).requests
+
+
+def look_into(folder: Location) -> Folder:
+    """What lies in the request folder. Folders in it are not looked into.
 
     Raises:
         BatchRequestError: there is no such folder.
@@ -62,12 +88,14 @@ def list_requests(folder: Location) -> list[RequestFile]:
         raise BatchRequestError(
             str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
         ) from None
-    found = [
-        RequestFile(PurePath(entry.name).stem, entry.name, entry.size, entry.modified_ns)
-        for entry in entries
-        if PurePath(entry.name).suffix in SUFFIXES and not entry.name.startswith(".")
-    ]
-    return sorted(found, key=lambda file: (file.modified_ns, file.name))
+    requests, others = [], []
+    for entry in entries:
+        name = PurePath(entry.name)
+        if name.suffix in SUFFIXES and is_safe_key(name.stem):
+            requests.append(RequestFile(name.stem, entry.name, entry.size, entry.modified_ns))
+        elif not entry.name.startswith("."):
+            others.append(entry.name)
+    return Folder(tuple(sorted(requests, key=lambda file: (file.modified_ns, file.name))), tuple(sorted(others)))
 
 
 def find_request(folder: Location, key: str) -> Location:

@@ -8,8 +8,9 @@ import msgspec
 from scoring.alias_watch import look, unchanged
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from scoring.registry import ModelVersion
-from serving_assets.decisions import RequestState, VersionCursor, adjacent_ranges, decide_rescoring
+from serving_assets.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
 from serving_assets.history import (
+    ASKED_CREATED,
     ASKED_SEQUENCE,
     ASKED_VERSION,
     known_requests,
@@ -42,7 +43,7 @@ def new_model_version(
         if cursor.state is not None and cursor.state == unchanged(settings):
             return _skip(f"The registry is unchanged: the alias still names {cursor.handled}.", cursor)
         seen = look(serving.registry, settings, os.environ)
-        version = ModelVersion(settings.model_name, seen.version).data_version
+        version = Registered(ModelVersion(settings.model_name, seen.version).data_version, seen.created_ms)
         requests = [] if version == cursor.handled else _requests(context.instance, serving)
     except (AliasNotSet, ModelNotRegistered) as error:
         return dg.SkipReason(str(error))
@@ -60,7 +61,7 @@ def new_model_version(
             # The sequence lets a rollback run; the place tells the ranges of one decision apart.
             run_key=f"{version}:{sequence}" + (f":{place}" if place else ""),
             run_config=pinned(seen.version),
-            tags={ASKED_VERSION: version, ASKED_SEQUENCE: sequence},
+            tags={ASKED_VERSION: str(version), ASKED_CREATED: str(version.created_ms), ASKED_SEQUENCE: sequence},
         )
         for place, each in enumerate(ranges)
     ]

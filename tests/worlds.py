@@ -116,7 +116,11 @@ class World:
 
 
 def build_driver_world(
-    folder: Path, redis: str | None = None, registry: str | None = None, stats: "pd.DataFrame | None" = None
+    folder: Path,
+    redis: str | None = None,
+    registry: str | None = None,
+    stats: "pd.DataFrame | None" = None,
+    model: str = "driver_ranker",
 ) -> World:
     """The repository's own feature_repo with drivers 1001 to 1020, and an ElasticNet as version 1.
 
@@ -125,10 +129,11 @@ def build_driver_world(
         redis: Feast's connection string of a Redis to take as the online store, as `127.0.0.1:6379`; SQLite by default.
         registry: address of an MLflow server to register in; a database in the folder by default.
         stats: rows of the view driver_stats to take instead.
+        model: name to register it under; one of a test's own, where tests share the registry.
     """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
-    world = _new_world(folder, ROOT / "feature_repo", "driver_ranker")
+    world = _new_world(folder, ROOT / "feature_repo", model)
     if redis is not None:
         _use_redis(world, redis)
     if registry is not None:

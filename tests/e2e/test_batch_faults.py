@@ -4,16 +4,15 @@ Each run is a process of its own, forked from one that has everything imported.
 """
 
 import hashlib
+import io
 import json
 import multiprocessing as mp
 import os
 import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,33 +20,41 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.storage import Location
-from tests.batch_job import ROOT, BatchJob, make_repository, write_request
+from tests.batch_job import BatchJob, limit_join_memory, make_repository, measure, write_request
+from tests.integration.test_batch_s3 import make_bucket
+from tests.servers import S3Server
 
 KILLS = 50
 RUNS_AT_ONCE = 8
 # What one process may hold of a request's rows: some row groups and the libraries' buffers for them.
 ROWS_IN_MEMORY_MIB = 150
+# A fork of pytest itself would take threads' locks along, and a fresh process imports Feast for seconds.
+PROCESSES = mp.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["feast", "scoring.offline_store", "mlflow", "tests.batch_job"])
 
 
 class Place:
-    """One job's folders: repository, request, artifacts and temporary place."""
+    """One job's folders: repository, request, artifacts (or an S3 prefix for them) and temporary place."""
 
-    def __init__(self, folder: Path, rows: int) -> None:
+    def __init__(
+        self, folder: Path, rows: int, artifacts: Location | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self.artifacts = artifacts or Location(folder / "artifacts")
+        self.environment = dict(environment or {})
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         make_repository(folder)
         self.request = write_request(folder / "day1.parquet", rows)
         self.took_s = 0.0
-        self.results = folder / "artifacts" / "day1"
-        # A fork of pytest itself would take threads' locks along, and a fresh process imports Feast for seconds.
-        self.processes = mp.get_context("forkserver")
-        self.processes.set_forkserver_preload(["feast", "scoring.offline_store", "mlflow", "tests.batch_job"])
+        self.results = self.artifacts / "day1"
 
     def start(self, version: int, prepare: Callable[[], None] | None = None) -> tuple[mp.Process, Connection]:
         """A run in a process of its own. It says `started`, waits for an answer, and says how it ended."""
-        ours, theirs = self.processes.Pipe()
-        process = self.processes.Process(target=score, args=(self.folder, version, theirs, prepare))
+        ours, theirs = PROCESSES.Pipe()
+        # A fork has the environment that the server was started in.
+        given = (self.folder, self.artifacts, version, theirs, self.environment, prepare)
+        process = PROCESSES.Process(target=score, args=given)
         process.start()
         theirs.close()
         assert ours.recv() == "started"
@@ -63,17 +70,25 @@ class Place:
         return ended
 
     def files(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in self.results.iterdir()}
+        return {file.name: (self.results / file.name).read_bytes() for file in self.results.files()}
 
     def published(self) -> tuple[bytes, bytes]:
         return tuple((self.results / f"batch_{name}.parquet").read_bytes() for name in ("input", "output"))
 
-    def leftovers(self) -> list[Path]:
-        parts = [file for file in self.results.iterdir() if file.suffix == ".part"]
-        return parts + list(self.temporary.iterdir())
+    def leftovers(self) -> list[str]:
+        parts = [file.name for file in self.results.files() if file.name.endswith(".part")]
+        return parts + [file.name for file in self.temporary.iterdir()]
 
 
-def score(folder: Path, version: int, pipe: Connection, prepare: Callable[[], None] | None) -> None:
+def score(
+    folder: Path,
+    artifacts: Location,
+    version: int,
+    pipe: Connection,
+    environment: Mapping[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
+    os.environ.update(environment)
     tempfile.tempdir = str(folder / "tmp")
     job = BatchJob(folder)
     pipe.send("started")
@@ -81,7 +96,7 @@ def score(folder: Path, version: int, pipe: Connection, prepare: Callable[[], No
     if prepare is not None:
         prepare()
     try:
-        job.run(Location(folder / "day1.parquet"), Location(folder / "artifacts"), version)
+        job.run(Location(folder / "day1.parquet"), artifacts, version)
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
     else:
@@ -94,17 +109,27 @@ def place(tmp_path: Path) -> Place:
 
 
 def assert_manifest_matches(place: Place) -> None:
-    said = json.loads((place.results / "manifest.json").read_text())
-    output = (place.results / "batch_output.parquet").read_bytes()
+    files = place.files()
+    said, output = json.loads(files["manifest.json"]), files["batch_output.parquet"]
     assert said["batch_output"]["sha256"] == hashlib.sha256(output).hexdigest()
-    assert (
-        said["origin"]["model"]
-        == f"linear/{pq.read_table(place.results / said['batch_output']['name'])['model_version'][0]}"
-    )
+    assert said["origin"]["model"] == f"linear/{pq.read_table(io.BytesIO(output))['model_version'][0]}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def any_place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Artifacts in a folder, and in a bucket of this test's own."""
+    if request.param == "folder":
+        return Place(tmp_path, rows=60_000)
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    make_bucket(server, "killed")
+    return Place(tmp_path, 60_000, Location("s3://killed/artifacts"), server.environment)
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new_files_whole_and_the_next_one_clears_up(place):
+def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new_files_whole_and_the_next_one_clears_up(any_place):
+    place = any_place
     whole = {}
     for version in (1, 2):
         assert place.run(version) == "done"
@@ -179,7 +204,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_files_stay(place, room):
 def test_eight_runs_of_one_request_at_once_give_the_result_of_one(place):
     assert place.run(version=1) == "done"
     before = place.files()
-    (place.results / "batch_output.parquet").unlink()
+    (place.results / "batch_output.parquet").local.unlink()
 
     assert run_at_once(place, [1] * RUNS_AT_ONCE) == ["done"] * RUNS_AT_ONCE
 
@@ -219,13 +244,18 @@ def run_at_once(place: Place, versions: list[int]) -> list[str]:
 def test_the_memory_of_a_run_does_not_grow_with_its_rows(tmp_path, suffix):
     limit_mib = 200
     make_repository(tmp_path, drivers=10_000)
-    configuration = tmp_path / "feature_repo" / "feature_store.yaml"
-    configuration.write_text(configuration.read_text().replace("memory_limit: 1GB", f"memory_limit: {limit_mib}MB"))
-    write_request(tmp_path / f"day1{suffix}", rows=1_000_000, drivers=10_000)
+    limit_join_memory(tmp_path, f"{limit_mib}MB")
+    request = write_request(tmp_path / f"day1{suffix}", rows=1_000_000, drivers=10_000).local
+    ours, theirs = PROCESSES.Pipe()
 
-    command = [sys.executable, "-m", "tests.batch_job", str(tmp_path), str(tmp_path / f"day1{suffix}")]
-    ran = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    process = PROCESSES.Process(target=measured, args=(tmp_path, request, theirs))
+    process.start()
+    took = ours.recv()
+    process.join()
 
-    took = json.loads(ran.stdout.splitlines()[-1])
     assert took["rows"] == 1_000_000
     assert took["peak_mib"] - took["before_mib"] < limit_mib + ROWS_IN_MEMORY_MIB
+
+
+def measured(folder: Path, request: Path, pipe: Connection) -> None:
+    pipe.send(measure(folder, request))

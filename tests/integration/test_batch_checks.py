@@ -1,15 +1,18 @@
 """The asset checks of real runs: what blocks keeps the old file, what warns is told; runs over several requests."""
 
 import datetime as dt
+import hashlib
 
 import dagster as dg
+import msgspec
 import pytest
 
 from scoring.storage import Location
 from serving_assets.definitions import definitions
 from serving_assets.history import RANGE_END, RANGE_START
-from serving_assets.memory import seen_event
+from serving_assets.memory import last_seen, seen_event
 from serving_assets.requests import list_requests
+from serving_assets.resources import Serving
 from tests.integration.test_batch_graph import Graph, driver_rows, failure, metadata
 from tests.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
 
@@ -184,6 +187,36 @@ def test_a_changed_request_file_shows_what_was_made_of_it_as_stale_until_it_is_s
 
     assert not graph.stale("batch_input", "day1")
     assert not graph.stale("batch_output", "day1")
+
+
+class ChangesAfterItWasRead(Location):
+    """A request folder in which the file gets other content as soon as a run has copied it."""
+
+    def __truediv__(self, name: str) -> Location:
+        return Rewritten(self.local / name)
+
+
+class Rewritten(Location):
+    looks = 0
+
+    def stamp(self) -> str:
+        found = super().stamp()
+        self.looks += 1
+        if self.looks == 2:
+            self.local.write_text(f"{self.local.read_text()}\n")
+        return found
+
+
+def test_a_file_that_changes_while_it_is_scored_is_remembered_as_it_was_read(graph):
+    content = (graph.requests / "day1.csv").read_bytes()
+    serving = Serving(graph.environment)
+    folder = ChangesAfterItWasRead(graph.requests)
+    serving.settings = msgspec.structs.replace(serving.settings, batch_requests=folder)
+
+    assert graph.run(serving=serving).success
+
+    assert (graph.requests / "day1.csv").read_bytes() != content
+    assert last_seen(graph.instance)["day1"].sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_outputs_of_a_run_over_several_requests_are_not_stale(graph):

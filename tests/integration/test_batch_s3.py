@@ -75,7 +75,7 @@ def test_requests_in_s3_are_listed_and_found(bucket, tmp_path):
         put(tmp_path / "x", bucket / "in" / name)
 
     assert [file.key for file in list_requests(bucket / "in")] == ["day1", "day2"]
-    assert list_requests(bucket / "none") == []
+    assert list_requests(bucket / "none") == ()
     assert find_request(bucket / "in", "day2") == bucket / "in" / "day2.parquet"
     with pytest.raises(BatchRequestError, match=r"s3://.*/in/day3: there is no such file"):
         find_request(bucket / "in", "day3")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from scoring.alias_watch import look, unchanged
+from scoring.alias_watch import Look, look, unchanged
 from scoring.errors import AliasNotSet, ModelNotRegistered, RegistryUnreachable
 from scoring.registry import ModelVersion
 from scoring.settings import Settings
@@ -27,14 +27,15 @@ class Client:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        return ModelVersion(name, 3)
+        return ModelVersion(name, 3, created_ms=1_600_000_000_000)
 
 
 class Server:
     """Answers every request with one status and body, and remembers path and headers."""
 
     def __init__(self):
-        self.status, self.body = 200, {"model_version": {"version": "7"}}
+        said = {"version": "7", "creation_timestamp": 1_700_000_000_000}
+        self.status, self.body = 200, {"model_version": said}
         self.paths, self.headers = [], {}
         outer = self
 
@@ -73,7 +74,7 @@ def settings(uri, model="ranker"):
 def test_a_server_is_asked_once_and_the_client_not_at_all(server):
     client = Client()
 
-    assert look(client, settings(server.uri, "my ranker"), {}).version == 7
+    assert look(client, settings(server.uri, "my ranker"), {}) == Look(7, 1_700_000_000_000)
     assert server.paths == ["/api/2.0/mlflow/registered-models/alias?name=my+ranker&alias=champion"]
     assert client.asked == 0
 
@@ -115,7 +116,18 @@ def test_a_missing_model_is_told_by_the_client(server):
         look(Client(ModelNotRegistered("ranker", server.uri)), settings(server.uri), {})
 
 
-@pytest.mark.parametrize(("status", "body"), [(500, {}), (200, b"<html>"), (200, {}), (401, b""), (502, b"\xff")])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, {}),
+        (200, b"<html>"),
+        (200, {}),
+        (200, b"[1]"),
+        (200, b'{"model_version": [1]}'),
+        (401, b""),
+        (502, b"\xff"),
+    ],
+)
 def test_any_other_answer_is_no_answer(server, status, body):
     server.status, server.body = status, body
 
@@ -134,7 +146,7 @@ def test_a_server_that_is_down_is_told_at_once():
 def test_where_requests_must_be_signed_the_client_is_asked(server):
     client = Client()
 
-    assert look(client, settings(server.uri), {"MLFLOW_TRACKING_AWS_SIGV4": "true"}).version == 3
+    assert look(client, settings(server.uri), {"MLFLOW_TRACKING_AWS_SIGV4": "true"}) == Look(3, 1_600_000_000_000)
     assert (client.asked, server.paths) == (1, [])
 
 

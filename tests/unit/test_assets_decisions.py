@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving_assets.decisions import RequestState, VersionCursor, adjacent_ranges, decide_rescoring
+from serving_assets.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
 
-V1, V2 = "ranker:1", "ranker:2"
+V1, V2 = Registered("ranker:1", 100), Registered("ranker:2", 200)
 MANY = 1000
 SCORED_BY_V1 = RequestState("day1", scored_with=V1, asked_before=True)
 
@@ -31,6 +31,15 @@ def test_a_rollback_asks_again_under_a_new_sequence():
 
     assert (forward.score, back.score) == (("day1",), ("day1",))
     assert back.cursor.sequence == forward.cursor.sequence + 1
+
+
+def test_a_version_registered_anew_under_the_same_number_is_another_one():
+    anew = Registered("ranker:1", 300)
+
+    decision = decide_rescoring(VersionCursor(handled=V1), anew, [SCORED_BY_V1])
+
+    assert decision.score == ("day1",)
+    assert decision.cursor.handled == anew
 
 
 def test_without_a_request_nothing_is_remembered_that_would_lose_the_later_run():

@@ -2,8 +2,9 @@ import subprocess
 import sys
 
 import dagster as dg
+import pytest
 
-from serving_assets.definitions import definitions
+from serving_assets.definitions import definitions, owners
 
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
 
@@ -31,6 +32,22 @@ def test_every_asset_says_what_it_is_and_whose():
         assert node.owners, key
         assert node.kinds, key
         assert node.group_name != "default", key
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        (
+            {"SERVING_MODEL_NAME": "m", "SERVING_BATCH_OWNERS": "team:risk, ann@bank.example"},
+            ("team:risk", "ann@bank.example"),
+        ),
+        ({"SERVING_MODEL_NAME": "m"}, ("team:ml-serving",)),
+        ({"SERVING_MODEL_NAME": "m", "SERVING_BATCH_OWNERS": "ann"}, ("team:ml-serving",)),
+        ({}, ("team:ml-serving",)),
+    ],
+)
+def test_owners_are_a_setting_and_a_wrong_one_does_not_keep_the_code_location_from_loading(environment, shown):
+    assert owners(environment) == shown
 
 
 def test_sensors_run_unless_somebody_stops_them():

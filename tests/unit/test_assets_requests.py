@@ -4,7 +4,7 @@ import pytest
 
 from scoring.errors import BatchRequestError
 from scoring.storage import Location
-from serving_assets.requests import find_request, is_safe_key, list_requests
+from serving_assets.requests import find_request, is_safe_key, list_requests, look_into
 
 
 @pytest.mark.parametrize("key", ["day1", "2026-11-22", "a.b", "Région_7", "_x", "x" * 100])
@@ -24,6 +24,27 @@ def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
     (tmp_path / "folder.csv").mkdir()
 
     assert [file.key for file in list_requests(Location(tmp_path))] == ["old", "middle", "new"]
+
+
+def test_whatever_lies_in_the_folder_the_requests_in_it_are_found_and_the_rest_is_named(tmp_path):
+    fine = ["Région_7.csv", "a..b.tsv", "2026-11-22.parquet"]
+    odd = ["day 1.csv", "a\nb.csv", "DAY1.CSV", "day1.csv.gz", "...csv", "a...b.csv", os.fsdecode(b"bad\xff.csv")]
+    for name in (*fine, *odd, ".hidden.csv", ".a.parquet.part"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "nowhere.csv").symlink_to("nothing")
+    (tmp_path / "device.csv").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a..b.tsv")
+
+    folder = look_into(Location(tmp_path))
+
+    assert sorted(file.name for file in folder.requests) == sorted([*fine, "link.csv"])
+    assert sorted(folder.others) == sorted(set(odd) - {"...csv"})
+    assert r"'a\nb.csv'" in folder.not_taken
+    assert "'DAY1.CSV'" in folder.not_taken
+    folder.not_taken.encode()
 
 
 def test_a_missing_request_folder_is_told(tmp_path):

@@ -8,7 +8,7 @@ import dagster as dg
 import msgspec
 import pytest
 
-from scoring.errors import AliasNotSet, RegistryUnreachable
+from scoring.errors import AliasNotSet, RegistryUnreachable, StorageError
 from scoring.registry import ModelVersion
 from scoring.settings import Settings
 from scoring.storage import Location
@@ -16,6 +16,7 @@ from serving_assets.definitions import definitions
 from serving_assets.history import partitions_of
 from serving_assets.jobs import REQUESTS_A_RUN
 from serving_assets.memory import refused_event, seen_event
+from serving_assets.model_version import origin_metadata
 from serving_assets.requests import list_requests, read_hash
 
 MODEL = "ranker"
@@ -26,6 +27,7 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.champion: int | None = None
+        self.created_ms = 1_700_000_000_000
         self.up = True
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
@@ -33,7 +35,7 @@ class FakeRegistry:
             raise RegistryUnreachable("http://registry", ConnectionError("refused"))
         if self.champion is None:
             raise AliasNotSet(name, alias)
-        return ModelVersion(name, self.champion)
+        return ModelVersion(name, self.champion, created_ms=self.created_ms)
 
 
 class FakeServing:
@@ -127,11 +129,11 @@ class Daemon:
 
     def materialize(self, run: dg.DagsterRun, version: int) -> None:
         self.read(run)
+        made_with = ModelVersion(MODEL, version, created_ms=self.serving.registry.created_ms)
+        metadata = origin_metadata(self.serving.settings, made_with, "ranking")
         for key in self.partitions(run):
             self.instance.report_runless_asset_event(
-                dg.AssetMaterialization(
-                    "batch_output", partition=key, metadata={"model_name": MODEL, "model_version": version}
-                )
+                dg.AssetMaterialization("batch_output", partition=key, metadata=metadata)
             )
         self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_SUCCESS))
 
@@ -264,6 +266,19 @@ def test_rollback_scores_again_with_the_older_version(scored_by_version_1):
         daemon.both()
 
     assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:1"] * 2
+
+
+def test_a_model_deleted_and_registered_anew_under_the_same_number_scores_again_once(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.created_ms += 60_001
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    daemon.cursors.clear()  # whoever remembers nothing sees it in the output
+    for _ in range(3):
+        daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:1"]
 
 
 def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs_once(scored_by_version_1):
@@ -559,11 +574,52 @@ def test_a_file_written_a_moment_ago_waits(daemon):
     assert daemon.runs == []
 
 
+class OneCannotBeRead(Location):
+    """A request folder on a disk that fails for one of its files."""
+
+    def __truediv__(self, name: str) -> Location:
+        return Broken(self.local / name) if name == "broken.csv" else super().__truediv__(name)
+
+
+class Broken(Location):
+    def open(self):
+        raise StorageError("opening", str(self), OSError("Input/output error"))
+
+
+def test_a_file_that_cannot_be_read_is_told_and_keeps_no_other_from_being_scored(daemon):
+    daemon.serving.registry.champion = 1
+    folder = OneCannotBeRead(daemon.folder)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=folder)
+    daemon.write_request("broken")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
+        daemon.tick("new_batch_request")
+    assert "broken.csv failed: Input/output error" in str(caught.value.__cause__ or caught.value)
+
+    daemon.write_request("day1")
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+    daemon.write_request("broken", text="mended\n")
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=Location(daemon.folder))
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["broken"]]
+
+
+def test_a_name_that_is_no_text_stops_nobody(daemon):
+    daemon.serving.registry.champion = 1
+    (daemon.folder / os.fsdecode(b"bad\xff.csv")).write_text("x")
+    daemon.write_request("day1")
+
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
 def test_a_file_whose_name_is_no_key_is_told_and_left(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day 1")
 
     assert "day 1.csv" in daemon.tick("new_batch_request")
+    assert "day 1.csv" not in daemon.tick("new_batch_request")  # once, not at every tick for ever
     assert daemon.runs == []
 
 

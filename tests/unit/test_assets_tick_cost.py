@@ -34,6 +34,9 @@ with dg.DagsterInstance.ephemeral() as instance:
 """
 
 
+HANDLED = {"data_version": "ranker:7", "created_ms": 1_700_000_000_000}
+
+
 def idle_tick(cursor: dict[str, object], registry: str) -> list[str]:
     """What the third tick says, which slow libraries the three loaded, and whether it took less than a second."""
     environment = dict(os.environ) | {"SERVING_MODEL_NAME": "ranker", "MLFLOW_TRACKING_URI": registry}
@@ -57,7 +60,7 @@ def server():
 
 
 def test_a_server_is_asked_once_a_tick_without_mlflow(server):
-    said = idle_tick({"handled": "ranker:7"}, server.uri)
+    said = idle_tick({"handled": HANDLED}, server.uri)
 
     assert said == ["The alias still names ranker:7.", "[]", "True"]
     assert len(server.paths) == 3
@@ -70,6 +73,6 @@ def test_an_untouched_database_is_not_opened(tmp_path):
     found = database.stat()
     state = f"sqlite:///{database} ranker champion {found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
 
-    said = idle_tick({"handled": "ranker:7", "state": state}, f"sqlite:///{database}")
+    said = idle_tick({"handled": HANDLED, "state": state}, f"sqlite:///{database}")
 
     assert said == ["The registry is unchanged: the alias still names ranker:7.", "[]", "True"]

@@ -2,6 +2,7 @@
 
 import csv
 import datetime as dt
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,9 +132,49 @@ def test_what_cannot_be_scored_is_named(
     assert says in str(error)
 
 
-@pytest.mark.parametrize("text", ["", "shop_id,event_timestamp,amount\n1,2026-01-01\n"])
-def test_a_damaged_csv_is_refused(tmp_path: Path, text: str) -> None:
-    assert "can't be read" in str(refusal(tmp_path, text))
+def test_a_damaged_csv_is_refused(tmp_path: Path) -> None:
+    assert "can't be read" in str(refusal(tmp_path, "shop_id,event_timestamp,amount\n1,2026-01-01\n"))
+
+
+GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "it is empty: its first line must name the columns"),
+        (b"\n \r\n", "it is empty"),
+        (GOOD.encode("utf-16"), "no text in UTF-8 (UTF-16, perhaps"),
+        (GOOD.encode("utf-16-be"), "no text in UTF-8"),
+        (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "no text in UTF-8"),
+        (gzip.compress(GOOD.encode()), "no text in UTF-8"),
+        (GOOD.encode() + b"7,2026-01-01," + b"1" * 3_000_000 + b"\n", "a row that is longer than 1 MiB"),
+        (b"<html>404</html>\n", "column 'shop_id': this column is missing (the file has <html>404</html>)"),
+    ],
+    ids=["empty", "blank", "utf-16", "utf-16 without a mark", "a zero byte", "gzip", "endless row", "html"],
+)
+def test_files_of_another_kind_are_refused_in_words_that_name_it(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "r.csv").write_bytes(content)
+    with pytest.raises(BatchRequestError) as caught:
+        read_file(tmp_path / "r.csv")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        b"\xef\xbb\xbf" + GOOD.replace("shop_id", '"shop_id"').encode(),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.replace("\n", "\r").encode(),
+        f"{GOOD}\n\n".encode(),
+        GOOD.rstrip("\n").encode(),
+    ],
+    ids=["byte order mark", "mark and quote", "windows", "old mac", "blank lines at the end", "no last line break"],
+)
+def test_what_spreadsheets_and_editors_write_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.csv").write_bytes(content)
+    assert read_file(tmp_path / "r.csv")["shop_id"].to_pylist() == [7]
 
 
 def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Peak memory and time of one batch run, by its rows and by the offline store's own limit.
+
+`python -m benchmarks.batch_memory [rows ...]`: 10,000 entities with 30 feature rows each, three features, a linear
+model, and files of Parquet in and out on this machine's disk. Each line is a process of its own, which scored 1000 rows
+before it counted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.batch_job import limit_join_memory, make_repository, write_request
+
+DRIVERS = 10_000
+LIMITS = ("1GB", "200MB")
+ROWS = (1_000_000, 10_000_000)
+
+
+def main(rows: tuple[int, ...]) -> None:
+    """Print a Markdown table."""
+    print("| rows | `memory_limit` of the join | seconds | MiB before | MiB at the peak |\n|---|---|---|---|---|")
+    for limit in LIMITS:
+        with tempfile.TemporaryDirectory(prefix="batch-memory-") as name:
+            folder = Path(name)
+            make_repository(folder, drivers=DRIVERS)
+            limit_join_memory(folder, limit)
+            for count in rows:
+                request = write_request(folder / f"rows{count}.parquet", count, DRIVERS).local
+                took = run(folder, request)
+                print(
+                    f"| {took['rows']:,} | {limit} | {took['took_s']:.1f} "
+                    f"| {took['before_mib']:.0f} | {took['peak_mib']:.0f} |",
+                    flush=True,
+                )
+
+
+def run(folder: Path, request: Path | None) -> dict[str, float]:
+    """What `tests.batch_job` says of this request."""
+    command = [sys.executable, "-m", "tests.batch_job", str(folder), str(request)]
+    done = subprocess.run(command, env=dict(os.environ), stdout=subprocess.PIPE, text=True, check=True)
+    took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return took
+
+
+if __name__ == "__main__":
+    main(tuple(int(argument) for argument in sys.argv[1:]) or ROWS)
