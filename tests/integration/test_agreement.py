@@ -19,6 +19,7 @@ from litestar.testing import TestClient
 from api.app import create_app
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
+from tests.dagster_instance import new_instance
 from tests.worlds import World, build_customer_world, build_driver_world, build_payment_world
 
 READY_S = 60.0
@@ -34,8 +35,7 @@ def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[s
         "SERVING_BATCH_REQUESTS": str(folder / "requests"),
         "SERVING_ARTIFACTS": str(folder / "artifacts"),
     }
-    (folder / "home").mkdir()
-    instance = dg.DagsterInstance.local_temp(str(folder / "home"))
+    instance = new_instance(folder / "home")
     instance.add_dynamic_partitions("batch_requests", ["now"])
     of_this_world = dg.Definitions(
         assets=definitions.assets,

@@ -1,5 +1,6 @@
 """The asset graph in this process, against real Feast stores and real MLflow registries on SQLite."""
 
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dagster._core.loader import LoadingContextForTest
 from serving_assets.definitions import definitions
 from serving_assets.model_version import version_of_run
 from serving_assets.resources import Serving
+from tests.dagster_instance import new_instance
 from tests.worlds import World, build_customer_world, build_driver_world, register_driver_model
 
 
@@ -22,8 +24,7 @@ class Graph:
         self.world = world
         self.requests, self.artifacts = folder / "requests", folder / "artifacts"
         self.requests.mkdir()
-        (folder / "home").mkdir()
-        self.instance = dg.DagsterInstance.local_temp(str(folder / "home"))
+        self.instance = new_instance(folder / "home")
         self.environment = world.environment | {
             "SERVING_BATCH_REQUESTS": str(self.requests),
             "SERVING_ARTIFACTS": str(self.artifacts),
@@ -106,6 +107,10 @@ def driver_rows(world: World, drivers: list[object]) -> str:
 
 
 def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(drivers):
+    drivers.environment |= {
+        "SERVING_BATCH_REQUESTS": drivers.requests.as_uri(),
+        "SERVING_ARTIFACTS": drivers.artifacts.as_uri(),
+    }
     result = drivers.run("serve_batch")
 
     assert result.success
@@ -124,6 +129,8 @@ def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(
     assert "order-0" in shown["preview"]
     assert [column.name for column in shown["dagster/column_schema"].columns][-1] == "feature_service"
     assert shown["dagster/uri"] == str(drivers.file("batch_output.parquet"))
+    (until,) = metadata(result, "online_store")["watermarks"].values()
+    assert dt.datetime.fromisoformat(until) >= drivers.world.now
 
 
 def test_a_world_with_text_keys_two_views_and_a_classifier_is_scored_without_a_code_change(tmp_path):

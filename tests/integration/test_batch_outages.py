@@ -11,8 +11,8 @@ import pytest
 
 from scoring.storage import Location
 from serving_assets.resources import Serving
-from tests.integration.test_batch_graph import Graph, driver_rows, failure
-from tests.integration.test_batch_s3 import make_bucket
+from tests.integration.test_batch_graph import Graph, driver_rows, failure, metadata
+from tests.integration.test_batch_s3 import make_bucket, put
 from tests.servers import MlflowServer, S3Server, free_port
 from tests.worlds import World, build_driver_world, register_driver_model
 
@@ -29,14 +29,18 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
 
 @pytest.fixture
 def graph(world: World, tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Graph:
-    """One request, and artifacts in a bucket of this test's own."""
+    """One request and its artifacts in a bucket of this test's own."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     bucket = f"outage{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]}"
     make_bucket(s3_server, bucket)
     made = Graph(world, tmp_path)
-    made.environment["SERVING_ARTIFACTS"] = f"s3://{bucket}/artifacts"
+    made.environment |= {
+        "SERVING_ARTIFACTS": f"s3://{bucket}/artifacts",
+        "SERVING_BATCH_REQUESTS": f"s3://{bucket}/requests",
+    }
     made.write_request(driver_rows(world, [1003, 9999, 1001]))
+    put(made.requests / "day1.csv", Location(f"s3://{bucket}/requests/day1.csv"))
     return made
 
 
@@ -87,7 +91,10 @@ def test_an_outage_in_the_middle_of_a_run_fails_it_with_the_cause_and_a_retry_su
     assert "\n" not in told
     assert re.search(cause.format(mlflow=mlflow_server.port), told), told
     assert output.read_bytes() == before
-    assert graph.run(version=2).success
+    retried = graph.run(version=2)
+    assert retried.success
+    page = f"{mlflow_server.uri}/#/models/outage_ranker/versions/2"
+    assert metadata(retried, "batch_output")["model_page"] == page
     assert output.read_bytes() != before
     said = json.loads((output.parent / "manifest.json").read_bytes())
     assert said["origin"]["model"] == "outage_ranker/2"

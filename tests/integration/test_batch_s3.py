@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import S3FileSystem
@@ -14,9 +16,11 @@ from scoring.errors import BatchRequestError, FeatureStoreError, StorageError
 from scoring.feature_store import materialize_online_store
 from scoring.predict import Policy
 from scoring.storage import Location, fetch, publishing
+from serving_assets.request_sensors import SETTLED_AFTER_S
 from serving_assets.requests import find_request, list_requests
 from tests.batch_job import NOW, BatchJob, make_repository, write_driver_stats, write_request
 from tests.servers import S3Server, free_port
+from tests.unit.test_assets_sensors import Daemon
 
 
 @pytest.fixture
@@ -79,6 +83,22 @@ def test_requests_in_s3_are_listed_and_found(bucket, tmp_path):
     assert find_request(bucket / "in", "day2") == bucket / "in" / "day2.parquet"
     with pytest.raises(BatchRequestError, match=r"s3://.*/in/day3: there is no such file"):
         find_request(bucket / "in", "day3")
+
+
+def test_the_sensor_takes_a_request_from_s3_once_it_is_settled_and_once(bucket, tmp_path):
+    (tmp_path / "folder").mkdir()
+    daemon = Daemon(tmp_path / "folder", tmp_path / "home")
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=bucket / "in")
+    daemon.serving.registry.champion = 1
+    (tmp_path / "x").write_text("driver_id,event_timestamp\n")
+    put(tmp_path / "x", bucket / "in" / "day1.csv")
+    assert "still being written" in daemon.tick("new_batch_request")
+
+    time.sleep(SETTLED_AFTER_S + 1)
+    for _ in range(2):
+        daemon.tick("new_batch_request")
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
 def test_a_file_of_several_parts_arrives_whole(bucket, tmp_path):

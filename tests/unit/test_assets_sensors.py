@@ -18,6 +18,7 @@ from serving_assets.jobs import REQUESTS_A_RUN
 from serving_assets.memory import refused_event, seen_event
 from serving_assets.model_version import origin_metadata
 from serving_assets.requests import list_requests, read_hash
+from tests.dagster_instance import new_instance
 
 MODEL = "ranker"
 
@@ -54,7 +55,7 @@ class Daemon:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
         self.serving = FakeServing(folder)
-        self.instance = dg.DagsterInstance.local_temp(str(home))
+        self.instance = new_instance(home)
         self.repository = definitions.get_repository_def()
         self.cursors: dict[str, str | None] = {}
         self.runs: list[dg.DagsterRun] = []
@@ -186,10 +187,9 @@ def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
 
 @pytest.fixture
 def daemon(tmp_path):
-    requests, home = tmp_path / "requests", tmp_path / "home"
+    requests = tmp_path / "requests"
     requests.mkdir()
-    home.mkdir()
-    return Daemon(requests, home)
+    return Daemon(requests, tmp_path / "home")
 
 
 @pytest.fixture
