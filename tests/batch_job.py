@@ -52,7 +52,8 @@ class BatchJob:
 
         def predict(inputs: np.ndarray) -> np.ndarray:
             meanwhile()
-            return inputs @ weights
+            scores: np.ndarray = inputs @ weights
+            return scores
 
         return Model(ModelVersion("linear", version), SIGNATURE, None, predict, as_array=True)
 
