@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SIGNATURE = Signature(tuple(ModelInput(name, pa.float64()) for name in ("acc_rate", "conv_rate", "avg_daily_trips")))
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
+# How the repository's own definitions say where the features are.
+SOURCE = """path=f"{DATA}/driver_stats.parquet",
+    s3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3", "")"""
 
 
 class BatchJob:
@@ -90,7 +93,9 @@ def make_repository(folder: Path, drivers: int = 20, hours: int = 30, source: st
     write_driver_stats(repository / "data" / "driver_stats.parquet", drivers, hours)
     if source is not None:
         definitions = repository / "definitions.py"
-        definitions.write_text(definitions.read_text().replace('path="data/driver_stats.parquet"', source))
+        before, path, after = definitions.read_text().partition(SOURCE)
+        assert path, f"{definitions} names its source in another way: change SOURCE"
+        definitions.write_text(before + source + after)
     apply_definitions(open_feature_store(Settings(model_name="linear", feature_repo=repository)))
 
 

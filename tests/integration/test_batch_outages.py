@@ -68,7 +68,7 @@ class GoesAway(Serving):
         ("registry", 1, "The MLflow registry at http://127.0.0.1:{mlflow} gave no answer"),
         ("registry", 2, "The MLflow registry at http://127.0.0.1:{mlflow} gave no answer"),
         ("offline store", 1, "The feature store failed while .*driver_stats"),
-        ("object store", 1, "Writing s3://.*/day1/batch_input.parquet failed"),
+        ("object store", 1, "Listing s3://.*/requests failed"),
         ("object store", 2, "Looking at s3://.*/day1/batch_input.parquet failed"),
     ],
 )

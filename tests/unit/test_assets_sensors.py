@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from pathlib import Path
 
 import dagster as dg
@@ -59,8 +60,6 @@ class Daemon:
         self.repository = definitions.get_repository_def()
         self.cursors: dict[str, str | None] = {}
         self.runs: list[dg.DagsterRun] = []
-        self.requests: list[dg.RunRequest] = []
-        self.asked_only = False
 
     def write_request(self, key: str, age_s: float = 60, text: str = "driver_id,event_timestamp\n") -> None:
         file = self.folder / f"{key}.csv"
@@ -84,9 +83,8 @@ class Daemon:
         for partitions in data.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(partitions.partitions_def_name, partitions.partition_keys)
         keys = {run.tags["dagster/run_key"] for run in self.runs}
-        self.requests += data.run_requests or []
         for request in data.run_requests or []:
-            if request.run_key not in keys and not self.asked_only:
+            if request.run_key not in keys:
                 self._start(name, request)
         return data.skip_message
 
@@ -110,8 +108,10 @@ class Daemon:
         return None
 
     def _start(self, sensor: str, request: dg.RunRequest) -> None:
-        run = self.instance.create_run_for_job(
-            definitions.resolve_job_def("score_batch"),
+        # Without the events that plan each of its assets: nobody here reads them, and 1000 requests have 2000.
+        run = dg.DagsterRun(
+            job_name="score_batch",
+            run_id=str(uuid.uuid4()),
             run_config=request.run_config,
             tags={
                 **request.tags,
@@ -121,7 +121,7 @@ class Daemon:
             },
             status=dg.DagsterRunStatus.STARTED,
         )
-        self.runs.append(run)
+        self.runs.append(self.instance.add_run(run))
 
     def finish(self, run: dg.DagsterRun) -> None:
         """The run succeeds: with the version that it pins, else with what the alias names now."""
@@ -413,18 +413,23 @@ def test_many_new_files_are_one_run(daemon):
     assert sorted(daemon.partitions(run)) == [f"r{i:02}" for i in range(60)]
 
 
-def test_a_thousand_new_files_are_a_few_runs(daemon):
+def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon):
     for i in range(1000):
         daemon.write_request(f"r{i:04}")
     daemon.serving.registry.champion = 1
     started = time.monotonic()
 
-    daemon.asked_only = True
     daemon.tick("new_batch_request")
+    assert time.monotonic() - started < 20  # a tick may take 60
 
-    assert time.monotonic() - started < 20
-    assert len(daemon.requests) == 1000 / REQUESTS_A_RUN
-    assert len(daemon.instance.get_dynamic_partitions("batch_requests")) == 1000
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+    daemon.cursors.clear()
+    assert "1000 new or changed files are being scored" in daemon.tick("new_batch_request")
+    for run in daemon.runs:
+        daemon.fail(run)
+    daemon.tick("new_batch_request")  # asks once more, under the same keys, and Dagster starts nothing
+    assert len(daemon.runs) == 1000 / REQUESTS_A_RUN
+    assert sorted(key for run in daemon.runs for key in daemon.partitions(run)) == [f"r{i:04}" for i in range(1000)]
 
 
 def test_a_file_with_other_content_is_scored_again(scored_by_version_1):

@@ -1,0 +1,76 @@
+"""A thousand request files at once, a daemon, one run at a time: how long the tick takes, and until all are scored.
+
+`python -m benchmarks.many_requests [files]`: 20 rows each, an ElasticNet, all state in SQLite files.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import dagster as dg
+
+from tests.e2e.dagster_servers import Daemon, runs, ticks, wait_for_ticks, wait_until
+from tests.worlds import World, build_driver_world
+
+QUEUE = """
+run_coordinator:
+  module: dagster._core.run_coordinator
+  class: QueuedRunCoordinator
+concurrency:
+  runs:
+    max_concurrent_runs: 1
+telemetry:
+  enabled: false
+"""
+
+
+def main(count: int) -> None:
+    """Print what happened, in seconds since the daemon was up."""
+    folder = Path(tempfile.mkdtemp(prefix="many-requests-"))
+    world = build_driver_world(folder / "world")
+    requests = folder / "world" / "batch_requests"
+    requests.mkdir()
+    write_requests(world, requests, count)
+    home = folder / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(QUEUE)
+    daemon = Daemon(folder, environment=world.environment | {"DAGSTER_HOME": str(home)})
+    daemon.start()
+    started = time.monotonic()
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            wait_until(lambda: runs(instance), "the first run", within_s=120)
+            print(f"first run asked for after {time.monotonic() - started:.0f} s")
+            outputs = world.folder / "artifacts"
+            wait_until(lambda: len(list(outputs.glob("*/manifest.json"))) == count, "all outputs", within_s=1800)
+            wait_until(lambda: all(run.is_finished for run in runs(instance)), "the end of all runs", within_s=120)
+            print(f"all {count} scored after {time.monotonic() - started:.0f} s")
+            wait_for_ticks(instance, "new_batch_request", "new_model_version")
+            tell(instance)
+    finally:
+        daemon.stop()
+    shutil.rmtree(folder)
+
+
+def write_requests(world: World, folder: Path, count: int) -> None:
+    """Files of 20 rows each, all in one moment, as an export would leave them."""
+    rows = "".join(f"{1001 + number % 20},{world.now.isoformat()}\n" for number in range(20))
+    for number in range(count):
+        (folder / f"r{number:04}.csv").write_text(f"driver_id,event_timestamp\n{rows}")
+    time.sleep(4)  # until they count as complete
+
+
+def tell(instance: dg.DagsterInstance) -> None:
+    """The runs, and how long the longest tick was."""
+    for run in runs(instance):
+        stats = instance.get_run_stats(run.run_id)
+        took_s = (stats.end_time or 0) - (stats.start_time or 0)
+        print(f"run of {run.tags['dagster/asset_partition_range_start']}...: {run.status.value}, {took_s:.0f} s")
+    longest = max(tick.end_timestamp - tick.timestamp for tick in ticks(instance, "new_batch_request"))
+    print(f"longest tick, with the runs that it asked for: {longest:.1f} s")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
