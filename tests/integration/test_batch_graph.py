@@ -13,7 +13,6 @@ from dagster._core.loader import LoadingContextForTest
 from serving_assets.definitions import definitions
 from serving_assets.model_version import version_of_run
 from serving_assets.resources import Serving
-from tests.dagster_instance import new_instance
 from tests.worlds import World, build_customer_world, build_driver_world, register_driver_model
 
 
@@ -24,7 +23,8 @@ class Graph:
         self.world = world
         self.requests, self.artifacts = folder / "requests", folder / "artifacts"
         self.requests.mkdir()
-        self.instance = new_instance(folder / "home")
+        # In memory: on files, writing down the fifty events of a run takes as long as the run.
+        self.instance = dg.DagsterInstance.ephemeral(str(folder))
         self.environment = world.environment | {
             "SERVING_BATCH_REQUESTS": str(self.requests),
             "SERVING_ARTIFACTS": str(self.artifacts),
