@@ -74,8 +74,11 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
     except FileNotFoundError:
         raise BatchRequestError(shown, "there is no such file.") from None
     except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError) as error:
-        if "straddling object" in str(error):  # pyarrow 25
+        # pyarrow 25 reads a text file by MiB.
+        if "straddling object" in str(error):
             raise BatchRequestError(shown, "it has a row that is longer than 1 MiB.") from None
+        if "cannot infer number of columns" in str(error):
+            raise BatchRequestError(shown, "its first line does not end, or is longer than 1 MiB.") from None
         raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
 
 

@@ -128,7 +128,7 @@ def test_a_rollback_is_scored(place):
 
 
 def test_a_pinned_run_from_the_command_line_fails_for_its_bad_file_and_the_others_are_scored_with_the_pin(place):
-    place.daemon.stop()
+    place.daemon.kill()
     place.daemon.log.unlink()  # it is what tells that the next one is up
     keys = ["bad", "day2", "day3"]
     for key in keys:

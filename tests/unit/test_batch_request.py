@@ -149,9 +149,22 @@ GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"
         (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "no text in UTF-8"),
         (gzip.compress(GOOD.encode()), "no text in UTF-8"),
         (GOOD.encode() + b"7,2026-01-01," + b"1" * 3_000_000 + b"\n", "a row that is longer than 1 MiB"),
+        (b"1" * 3_000_000, "its first line does not end, or is longer than 1 MiB"),
+        (b"shop_id,event_timestamp,amount", "its first line does not end"),
         (b"<html>404</html>\n", "column 'shop_id': this column is missing (the file has <html>404</html>)"),
     ],
-    ids=["empty", "blank", "utf-16", "utf-16 without a mark", "a zero byte", "gzip", "endless row", "html"],
+    ids=[
+        "empty",
+        "blank",
+        "utf-16",
+        "utf-16 without a mark",
+        "a zero byte",
+        "gzip",
+        "endless row",
+        "endless",
+        "a header alone",
+        "html",
+    ],
 )
 def test_files_of_another_kind_are_refused_in_words_that_name_it(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "r.csv").write_bytes(content)
