@@ -146,6 +146,10 @@ class AliasFollower:
             self._refuse(target, error)
             return
         await self._probe.check(scorer, WARM_UP_S)
+        if await self._moved_on(target):
+            log.info("model_not_swapped", model=str(scorer.version), reason="the alias moved while it was loaded.")
+            self.wake()
+            return
         slot.served = Served(target, scorer, form, header_text(str(scorer.version)))
         slot.swaps += 1
         slot.refusal = None
@@ -156,6 +160,13 @@ class AliasFollower:
             feature_service=scorer.features.service,
             took_s=round(slot.clock() - started, 3),
         )
+
+    async def _moved_on(self, target: Target) -> bool:
+        """Whether something else should serve by now: a version that was taken back while it was tried never serves."""
+        try:
+            return await self._workers.run(self._loader.look) != target
+        except Exception:  # the next look says so
+            return False
 
     def _look_succeeded(self) -> None:
         if self._slot.look_problem is not None:

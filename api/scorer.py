@@ -68,7 +68,7 @@ class OnlineScorer:
             policy: for missing features.
             independent_rows: whether the version was shown to predict each row alike in any company.
         """
-        from scoring.redis_store import bulk_reader
+        from scoring.bulk_reader import bulk_reader
 
         self.model = serving.model
         self.features = serving.features

@@ -15,7 +15,7 @@ from scoring.signature import holds_every_value
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-    from scoring.redis_store import BulkReader
+    from scoring.bulk_reader import BulkReader
 
 
 READING = "reading the online store"
@@ -65,7 +65,7 @@ def read_online_vectors(
     if rows == 0:
         return OnlineVectors(features.signature.schema.empty_table(), pa.nulls(0, pa.string()))
     try:
-        read = bulk.read(entity_rows, rows) if bulk else _read_by_feast(store, features, entity_rows, rows)
+        read = bulk.read(entity_rows) if bulk else _read_by_feast(store, features, entity_rows, rows)
     except FeatureStoreError:
         raise
     except Exception as error:  # every online store raises its own kinds

@@ -26,7 +26,7 @@ from tests.e2e.api_server import ApiServer
 from tests.servers import MlflowServer, RedisServer
 from tests.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
 
-POLL_S = 1.0
+POLL_S = 2.0
 SECRET = "a secret of more than 16 characters"
 SETTINGS = {
     "SERVING_POLL_INTERVAL_S": str(POLL_S),
@@ -146,7 +146,7 @@ def scores_of(body: dict[str, Any]) -> tuple[float, ...]:
 def test_twenty_swaps_under_load_fail_no_request_and_each_answer_is_of_one_version(
     world: World, api: ApiServer
 ) -> None:
-    versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.002, 0.005, 0.02, 0.05)]
+    versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.002, 0.005, 0.02)]
     expected = {}
     for version in versions:
         promote(world, api, version)
@@ -163,7 +163,9 @@ def test_twenty_swaps_under_load_fail_no_request_and_each_answer_is_of_one_versi
         assert scores_of(body) == expected[version]
         seen.add(version)
     assert seen == set(versions)
-    assert max(took_s) < 2 * POLL_S + 3, "a rollback to a version that served before needs no trial"
+    # A rollback to a version that served before needs no trial. One of twenty may meet a moment of a busy machine.
+    assert sorted(took_s)[-2] < 2 * POLL_S
+    assert max(took_s) < 2 * POLL_S + 3
     metrics = api.get("/metrics").text
     assert f'version="{served_version(api)}"' in metrics
 
@@ -310,14 +312,6 @@ def test_a_registry_that_is_down_leaves_the_version_serving_and_its_silence_grow
     assert served_version(api) == before
 
 
-def test_after_a_kill_it_is_ready_again_without_a_hand(api: ApiServer, world: World) -> None:
-    before = served_version(api)
-    api.kill()
-    api.start()
-    assert served_version(api) == before
-    assert api.ask().status_code == 200
-
-
 @contextlib.contextmanager
 def webhook_to(api: ApiServer, world: World) -> Iterator[None]:
     created = world.client.create_webhook(
@@ -332,21 +326,19 @@ def webhook_to(api: ApiServer, world: World) -> Iterator[None]:
         world.client.delete_webhook(created.webhook_id)
 
 
-def test_a_webhook_of_the_registry_shortens_the_wait(
-    world: World, api: ApiServer, tmp_path_factory: pytest.TempPathFactory
+def test_after_a_kill_it_is_ready_again_without_a_hand_and_a_webhook_shortens_the_wait(
+    world: World, api: ApiServer
 ) -> None:
-    versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.3, 0.4)]
-    own = {"SERVING_POLL_INTERVAL_S": "600"}
-    patient = ApiServer(tmp_path_factory.mktemp("patient"), environment=world.environment | SETTINGS | own)
-    patient.starts_within_s = LOADED_WITHIN_S
-    patient.start()
-    try:
-        with webhook_to(patient, world):
-            for version in versions:
-                promote(world, patient, version)
-            assert promote(world, patient, versions[0]) < 10
-    finally:
-        patient.stop()
+    before = served_version(api)
+    api.kill()
+    api.environment["SERVING_POLL_INTERVAL_S"] = "600"
+    api.start()
+    assert served_version(api) == before
+    assert api.ask().status_code == 200
+    another = register_driver_model(world, alpha=0.3, promote=False)
+    with webhook_to(api, world):
+        promote(world, api, another)
+        assert promote(world, api, before) < 10
     unsigned = api.ask(b"{}", "/webhooks/mlflow")
     assert unsigned.status_code == 401
     assert unsigned.headers["Content-Type"] == "application/problem+json"

@@ -61,6 +61,26 @@ def test_another_version_is_loaded_once_and_swapped_in() -> None:
     following(story)
 
 
+def test_a_version_that_is_taken_back_while_it_loads_never_serves() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        old = FakeScorer(1)
+        loader.point_to(old)
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.may_load.clear()
+        looking = asyncio.create_task(follower.look())
+        while loader.loads != [1, 2]:
+            await asyncio.sleep(0.001)
+        loader.point_to(old)
+        loader.may_load.set()
+        await looking
+        assert served_version(slot) == slot.swaps == 1
+        await follower.look()
+        assert loader.loads == [1, 2]
+
+    following(story)
+
+
 def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.look()

@@ -1,4 +1,4 @@
-"""The bulk reader and Feast's own redis store read what the other wrote, on a real Redis."""
+"""The bulk readers and Feast's own stores read what the other wrote, on a real Redis and on SQLite."""
 
 import contextlib
 import datetime as dt
@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scoring.bulk_reader import BulkReader, bulk_reader
+from scoring.entity_keys import entity_keys
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures, link_features
-from scoring.redis_store import BulkReader, bulk_reader, hash_keys
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
 from tests.servers import RedisServer
@@ -51,11 +52,18 @@ CONFIGURATION = """
 project: bulk
 provider: local
 registry: {{path: data/registry.db}}
-online_store: {{type: {type}, connection_string: "{address}"}}
+online_store: {online}
 offline_store: {{type: duckdb}}
 entity_key_serialization_version: 3
 """
-STORES = {"feast": "redis", "bulk": "scoring.redis_store.BulkRedisOnlineStore"}
+# The same data, as Feast's own class and as ours find it.
+STORES = {
+    "redis": {
+        "feast": '{{type: redis, connection_string: "{address}"}}',
+        "bulk": '{{type: scoring.redis_store.BulkRedisOnlineStore, connection_string: "{address}"}}',
+    },
+    "sqlite": {"feast": "{{type: sqlite, path: data/online.db}}", "bulk": "{{type: sqlite, path: data/online.db}}"},
+}
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=123000)
 INPUTS = {
     "rate": pa.float32(), "orders": pa.int32(), "open": pa.bool_(), "rent": pa.float64(), "city": pa.string(),
@@ -68,9 +76,10 @@ FIELDS = {
 
 
 class World:
-    """The same definitions over the same Redis, with each kind of store."""
+    """The same definitions over the same data, with each kind of store."""
 
-    def __init__(self, folder: Path, redis: RedisServer) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, layout: str) -> None:
+        self.layout = layout
         (folder / "data").mkdir()
         (folder / "definitions.py").write_text(DEFINITIONS)
         for name, columns in {
@@ -79,8 +88,8 @@ class World:
             empty = pd.DataFrame({column: [0] for column in ["shop_id", *columns]}).assign(event_timestamp=NOW)
             empty.to_parquet(folder / "data" / f"{name}.parquet", coerce_timestamps="us")
         self.stores = {}
-        for name, kind in STORES.items():
-            text = CONFIGURATION.format(type=kind, address=f"{redis.host}:{redis.port}")
+        for name, online in STORES[layout].items():
+            text = CONFIGURATION.format(online=online.format(address=f"{redis.host}:{redis.port}"))
             (folder / f"{name}.yaml").write_text(text)
             chosen = Settings(model_name="m", feature_repo=folder, feature_store_yaml=f"{name}.yaml")
             self.stores[name] = open_feature_store(chosen)
@@ -111,9 +120,9 @@ def value_of(name: str, content: Any) -> Any:
     return value
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> World:
-    return World(tmp_path_factory.mktemp("bulk"), redis_server)
+@pytest.fixture(scope="module", params=list(STORES))
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> World:
+    return World(tmp_path_factory.mktemp("bulk"), redis_server, request.param)
 
 
 def link(store: "FeatureStore", service: str, inputs: dict[str, pa.DataType]) -> ModelFeatures:
@@ -153,7 +162,7 @@ loyalty_rows = st.fixed_dictionaries({"shop_id": shops, "buyer": st.sampled_from
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stats=st.lists(stats_rows, min_size=1, max_size=6), place=st.lists(place_rows, min_size=1, max_size=6),
-    loyalty=st.lists(loyalty_rows, min_size=1, max_size=6), writer=st.sampled_from(list(STORES)),
+    loyalty=st.lists(loyalty_rows, min_size=1, max_size=6), writer=st.sampled_from(["feast", "bulk"]),
     asked=st.lists(st.tuples(shops, st.sampled_from("abcd")), min_size=1, max_size=50),
 )  # fmt: skip
 def test_it_reads_what_feast_reads_whoever_wrote_it(
@@ -164,7 +173,7 @@ def test_it_reads_what_feast_reads_whoever_wrote_it(
         world.write(writer, view, [row | {"event_timestamp": now} for row in rows])
     features = link(world.stores["bulk"], "everything", INPUTS)
     keys = {"shop_id": [shop for shop, _ in asked], "buyer": [buyer for _, buyer in asked]}
-    read = reader_of(world, features).read(keys, len(asked))
+    read = reader_of(world, features).read(keys)
     expected = feasts_answer(world, features, keys)
     assert {name: column.to_pylist() for name, column in read.columns.items()} == expected
     assert {name: column.type for name, column in read.columns.items()} == {
@@ -176,8 +185,9 @@ def test_event_times_are_the_rows_own_and_zero_without_a_row(world: World) -> No
     moment = dt.datetime(2026, 1, 2, 3, 4, 5, 250000, tzinfo=dt.UTC)
     world.write("feast", "stats", [{"shop_id": 900, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": moment}])
     features = link(world.stores["bulk"], "everything", {"rate": pa.float32(), "rent": pa.float64()})
-    read = reader_of(world, features).read({"shop_id": [900, 901], "buyer": ["a", "a"]}, 2)
-    assert read.written_s["stats"].tolist() == [moment.timestamp(), 0.0]
+    read = reader_of(world, features).read({"shop_id": [900, 901], "buyer": ["a", "a"]})
+    written_s = moment.timestamp() if world.layout == "redis" else moment.replace(microsecond=0).timestamp()
+    assert read.written_s["stats"].tolist() == [written_s, 0.0]
     assert read.written_s["place"].tolist() == [0.0, 0.0]
 
 
@@ -187,52 +197,51 @@ def test_one_view_under_two_join_keys(world: World) -> None:
     ])  # fmt: skip
     features = link(world.stores["bulk"], "mapped", {"pickup__rate": pa.float32(), "dropoff__rate": pa.float32()})
     keys = {"from_shop": [801, 802, 803], "to_shop": [802, 801, 801]}
-    read = reader_of(world, features).read(keys, 3)
+    read = reader_of(world, features).read(keys)
     assert {name: column.to_pylist() for name, column in read.columns.items()} == feasts_answer(world, features, keys)
 
 
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
 def test_views_of_one_entity_share_one_round_trip(world: World, redis_server: RedisServer) -> None:
     from redis import Redis
 
     features = link(world.stores["bulk"], "everything", {"rate": pa.float32(), "rent": pa.float64()})
     reader = reader_of(world, features)
     keys = {"shop_id": list(range(500)), "buyer": ["a"] * 500}
-    reader.read(keys, 500)  # the first call may have to send the script
+    reader.read(keys)  # the first call may have to send the script
     with Redis(redis_server.host, redis_server.port) as client:
         before = client.info("stats")["total_commands_processed"]
         reads = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-        reader.read(keys, 500)
+        reader.read(keys)
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - reads == 1
         assert client.info("stats")["total_commands_processed"] - before < 510  # one HMGET an entity, inside the script
 
 
 def test_more_entities_than_one_call_takes(world: World) -> None:
     features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
-    read = reader_of(world, features).read({"shop_id": list(range(5001)), "buyer": ["a"] * 5001}, 5001)
+    read = reader_of(world, features).read({"shop_id": list(range(5001)), "buyer": ["a"] * 5001})
     assert len(read.columns["stats__rate"]) == 5001
 
 
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.text(max_size=20), st.integers(-(2**31), 2**31 - 1))))
 def test_keys_are_feasts_own(rows: list[tuple[int, str, int]]) -> None:
-    from feast.infra.online_stores.helpers import _redis_key
+    from feast.infra.key_encoding_utils import serialize_entity_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
 
     keys = (("a", JoinKey("x", "int64")), ("b", JoinKey("y", "string")), ("c", JoinKey("z", "int32")))
-    ours = hash_keys(
-        keys, {"x": [r[0] for r in rows], "y": [r[1] for r in rows], "z": [r[2] for r in rows]}, b"project"
-    )
+    ours = entity_keys(keys, {"x": [r[0] for r in rows], "y": [r[1] for r in rows], "z": [r[2] for r in rows]})
     theirs = [
-        _redis_key("project", EntityKey(join_keys=["a", "b", "c"], entity_values=[
-            Value(int64_val=a), Value(string_val=b), Value(int32_val=c)]))
+        serialize_entity_key(EntityKey(join_keys=["a", "b", "c"], entity_values=[
+            Value(int64_val=a), Value(string_val=b), Value(int32_val=c)]), 3)
         for a, b, c in rows
     ]  # fmt: skip
     assert ours == theirs
 
 
-def test_another_store_has_no_bulk_reader(world: World) -> None:
+def test_feasts_own_redis_store_has_no_bulk_reader(world: World) -> None:
     features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
-    assert bulk_reader(world.stores["feast"], features) is None
+    assert (bulk_reader(world.stores["feast"], features) is None) == (world.layout == "redis")
 
 
 def test_vectors_and_reasons_are_the_same_by_either_way(world: World) -> None:

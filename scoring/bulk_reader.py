@@ -1,0 +1,109 @@
+"""Readers of Feast's online stores that look up all entities of a request, or of many requests, at once.
+
+Feast reads an online store entity by entity and makes an object of each value. A bulk reader gets the same rows in one
+command, as columns. What it knows of a store's layout is held against Feast's own functions when it is made; where they
+differ, or a service needs what it can't do, there is no reader, and Feast's own way serves.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from scoring.decoding import VALUE_FIELDS
+from scoring.entity_keys import SERIALIZATION_VERSION, Keys, agree_with_feast
+from scoring.features import ModelFeatures
+from scoring.online import StoreRead
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+log = logging.getLogger(__name__)
+
+
+class BulkReader(Protocol):
+    """Reads what one model needs of any number of entities. Threads may share it."""
+
+    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+        """What the store holds of n entities.
+
+        Args:
+            entity_rows: request's join key → its values (n,), of the declared types.
+
+        Raises:
+            FeatureStoreError: the store gave no usable answer.
+            UnusableFeature: what it holds is not what Feast writes.
+        """
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One feature to read."""
+
+    name: str
+    """`view__feature`, as the feature service names it."""
+    feature: str
+    """Its name in the feature view."""
+    dtype: pa.DataType
+
+
+class ViewColumns(msgspec.Struct, frozen=True):
+    """What to read of one feature view."""
+
+    name: str
+    """As the feature service names it."""
+    view: Any
+    """Feast's feature view."""
+    keys: Keys
+    columns: tuple[Column, ...]
+
+
+def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> BulkReader | None:
+    """A reader of what `features` needs, or None where Feast's own way must serve.
+
+    That is: another online store than Feast's SQLite or `scoring.redis_store.BulkRedisOnlineStore`, on-demand views,
+    versioned views, a type other than numbers, bool and text, or a layout that is not the known one.
+    """
+    from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
+
+    from scoring.redis_store import BulkRedisOnlineStoreConfig, redis_reader
+    from scoring.sqlite_reader import sqlite_reader
+
+    config = store.config
+    makers: dict[Any, Any] = {BulkRedisOnlineStoreConfig: redis_reader, SqliteOnlineStoreConfig: sqlite_reader}
+    make = makers.get(type(config.online_store))
+    if make is None:
+        return None
+    versioned = config.registry.enable_online_feature_view_versioning
+    views = view_columns(store, features)
+    if versioned or config.entity_key_serialization_version != SERIALIZATION_VERSION or views is None:
+        return None
+    reader = make(store, views) if all(agree_with_feast(view.keys) for view in views) else None
+    if reader is None:
+        log.warning("The online store is read by Feast itself, which is slower: its layout is not the known one.")
+    return reader
+
+
+def view_columns(store: "FeatureStore", features: ModelFeatures) -> list[ViewColumns] | None:
+    """What to read of each feature view; None where some of it is no plain value of a plain view."""
+    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
+    projections = {(each.name_alias or each.name): each for each in service.feature_view_projections}
+    request_keys = {key.name: key for key in features.join_keys}
+    if any(feature.on_demand or feature.dtype not in VALUE_FIELDS for feature in features.features):
+        return None
+    views = []
+    for each in features.views:
+        if each.name not in projections:
+            return None
+        projection = projections[each.name]
+        view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        names = sorted(column.name for column in view.entity_columns)
+        keys = tuple((name, request_keys[projection.join_key_map.get(name, name)]) for name in names)
+        columns = tuple(
+            Column(feature.column, feature.column.partition("__")[2], feature.dtype)
+            for feature in features.features
+            if feature.views == (each.name,)
+        )
+        views.append(ViewColumns(each.name, view, keys, columns))
+    return views

@@ -1,0 +1,55 @@
+"""Entity keys as Feast's online stores know them: serialize_entity_key, version 3, for many entities at once."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value, ValueType
+
+from scoring.features import JoinKey
+
+SERIALIZATION_VERSION = 3
+
+Keys = tuple[tuple[str, JoinKey], ...]
+"""(name of a view's own join key, the request's join key), sorted by the first: the order of a serialized key."""
+
+
+def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]]) -> list[bytes]:
+    """Serialized keys of entity rows, in their order.
+
+    Args:
+        keys: which join keys make the entity.
+        entity_rows: request's join key → its values, of the declared types.
+    """
+    head = struct.pack("<I", len(keys))
+    for name, _ in keys:
+        encoded = name.encode()
+        head += struct.pack("<II", ValueType.STRING, len(encoded)) + encoded
+    parts = [_serialized(key, entity_rows[key.name]) for _, key in keys]
+    if len(parts) == 1:
+        return [head + value for value in parts[0]]
+    return [head + b"".join(values) for values in zip(*parts, strict=True)]
+
+
+def agree_with_feast(keys: Keys) -> bool:
+    """Whether Feast's own function serializes some keys of these types as `entity_keys` does."""
+    samples: dict[str, list[Any]] = {
+        key.name: ["", "aé-1"] if key.dtype == "string" else [0, -(2**31)] for _, key in keys
+    }
+    theirs = []
+    for row in range(2):
+        values = [Value(**{f"{key.dtype}_val": samples[key.name][row]}) for _, key in keys]
+        entity = EntityKey(join_keys=[name for name, _ in keys], entity_values=values)
+        theirs.append(serialize_entity_key(entity, SERIALIZATION_VERSION))
+    return entity_keys(keys, samples) == theirs
+
+
+def _serialized(key: JoinKey, values: Sequence[Any]) -> list[bytes]:
+    if key.dtype == "string":
+        encoded = [value.encode() for value in values]
+        return [struct.pack("<II", ValueType.STRING, len(value)) + value for value in encoded]
+    kind, form, size = {"int32": (ValueType.INT32, "<IIi", 4), "int64": (ValueType.INT64, "<IIq", 8)}[key.dtype]
+    pack = struct.Struct(form).pack
+    return [pack(kind, size, value) for value in values]
