@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from api.errors import Overloaded
 from api.stages import Asked, Outcome, RowScores, Run
 
-# Entities worked on together at most: a larger request goes alone, so that it delays no small one.
-MOST_ROWS = 256
+# Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no small one.
+MOST_ROWS = 1024
 # While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
 # them, so that a store or a model that is stuck on one request does not hold up the others.
 PATIENCE_S = 0.01
