@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from api.errors import Overloaded
 from api.stages import Asked, Outcome, RowScores, Run
 
-# Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no small one.
+# Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no other.
 MOST_ROWS = 1024
 # While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
 # them, so that a store or a model that is stuck on one request does not hold up the others.
