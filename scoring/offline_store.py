@@ -26,7 +26,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 
-from scoring.offline_query import AsofRetrievalJob, Join, SourceRetrievalJob, moment_of, quote
+from scoring.offline_query import AsofRetrievalJob, Join, SourceRetrievalJob
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -108,13 +108,9 @@ class AsofOfflineStore(DuckDBOfflineStore):
                 start_date,
                 end_date,
             )
-        order = [f"{moment_of(timestamp_field)} DESC"]
-        order += [f"{moment_of(created_timestamp_column)} DESC NULLS LAST"] if created_timestamp_column else []
-        keys = ", ".join(quote(key) for key in join_key_columns)
-        latest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(order)}) = 1"
         columns = [*join_key_columns, *feature_name_columns]
         moments = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-        return SourceRetrievalJob(config, data_source, columns, moments, (start_date, end_date), latest)
+        return SourceRetrievalJob(config, data_source, columns, moments, (start_date, end_date), join_key_columns)
 
     @staticmethod
     def pull_all_from_table_or_query(
