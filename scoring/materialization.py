@@ -35,7 +35,7 @@ from scoring.offline_query import SourceRetrievalJob, quote
 from scoring.offline_store import AsofOfflineStore
 from scoring.online_writers import writer_for
 from scoring.stored_values import NotAlike
-from scoring.view_rows import layout_is_feasts, view_columns
+from scoring.view_rows import layout_is_feasts, row_encoding
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
     first = next(batches, None)
     if first is None:
         return True
-    writer, columns = writer_for(config, view, store), view_columns(view, first.schema)
+    writer, columns = writer_for(config, view, store), row_encoding(view, first.schema)
     if writer is None or columns is None:
         return False
     if not layout_is_feasts(writer, columns, first.schema):

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 ROWS_A_CALL = 500
 # What Redis takes in one command, and what Lua can unpack.
 VALUES_A_CALL, MOST_FEATURES = 200_000, 2000
-# After that a transaction of SQLite ends: each costs several waits for the disk, and nobody reads while it lasts.
-TRANSACTION_S = 1.0
+# After that a transaction of SQLite ends. Each costs several waits for the disk, and nobody reads while it lasts: the
+# API waits for a second (`scoring.sqlite_reader`).
+TRANSACTION_S = 0.3
 
 # For each key: unless its hash holds a row that is as new or newer, set the row's fields. Feast compares the same way,
 # in nanoseconds, where a moment up to 1970 counts as none; but it reads all moments before it writes, so that an older

@@ -10,15 +10,15 @@ import pyarrow.compute as pc
 from feast import FeatureView, ValueType
 from feast.utils import _convert_arrow_to_proto, _get_feature_view_vector_field_metadata
 
+from scoring.entity_keys import entity_keys
 from scoring.features import KEY_TYPES, JoinKey
 from scoring.online_writers import EncodedRows, Writer
-from scoring.redis_store import hash_keys
 from scoring.stored_values import Encode, NotAlike, encoder, stored_text, to_microseconds
 
 logger = logging.getLogger(__name__)
 
 
-class ViewColumns(msgspec.Struct, frozen=True):
+class RowEncoding(msgspec.Struct, frozen=True):
     """How the columns of one view become what an online store keeps."""
 
     view: Any
@@ -37,7 +37,7 @@ class ViewColumns(msgspec.Struct, frozen=True):
         created = rows[source.created_timestamp_column] if source.created_timestamp_column else None
         encoded = {name: encode(rows[name]) for name, (_, encode) in self.encoders.items()}
         return EncodedRows(
-            keys=hash_keys([(key.name, key) for key in self.keys], self._key_values(rows), b""),
+            keys=entity_keys(tuple((key.name, key) for key in self.keys), self._key_values(rows)),
             moments=to_microseconds(rows[source.timestamp_field]),
             created=None if created is None else _with_absent(created),
             values=encoded,
@@ -64,7 +64,7 @@ class ViewColumns(msgspec.Struct, frozen=True):
         return values
 
 
-def view_columns(view: FeatureView, schema: pa.Schema) -> ViewColumns | None:
+def row_encoding(view: FeatureView, schema: pa.Schema) -> RowEncoding | None:
     """How to encode the view's columns as the source has them; None if there is one that only Feast's code can."""
     vector = _get_feature_view_vector_field_metadata(view)
     if vector is not None and vector.vector_index:
@@ -83,7 +83,7 @@ def view_columns(view: FeatureView, schema: pa.Schema) -> ViewColumns | None:
         if key is None or place < 0 or not _is_alike(schema.field(place).type, key.arrow_type):
             return None
         keys.append(key)
-    return ViewColumns(view, tuple(keys), encoders) if keys else None
+    return RowEncoding(view, tuple(keys), encoders) if keys else None
 
 
 def _is_alike(found: pa.DataType, declared: pa.DataType) -> bool:
@@ -99,7 +99,7 @@ def _with_absent(moments: pa.Array) -> np.ndarray:
     return np.where(absent, np.iinfo(np.int64).min, filled)
 
 
-def layout_is_feasts(writer: Writer, columns: ViewColumns, schema: pa.Schema) -> bool:
+def layout_is_feasts(writer: Writer, columns: RowEncoding, schema: pa.Schema) -> bool:
     """Whether rows of these columns, with the values that are most likely to differ, come out as Feast's own."""
     rows = _trying(schema, columns)
     try:
@@ -123,7 +123,7 @@ TRIED: list[tuple[Any, list[Any]]] = [
 ]
 
 
-def _trying(schema: pa.Schema, columns: ViewColumns) -> pa.RecordBatch:
+def _trying(schema: pa.Schema, columns: RowEncoding) -> pa.RecordBatch:
     source = columns.view.batch_source
     moments = (source.timestamp_field, source.created_timestamp_column)
     keys = [key.name for key in columns.keys]

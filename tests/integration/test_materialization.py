@@ -310,12 +310,12 @@ def test_another_layout_than_the_known_one_is_found_out(
     world: World, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from scoring.online_writers import writer_for
-    from scoring.view_rows import layout_is_feasts, view_columns
+    from scoring.view_rows import layout_is_feasts, row_encoding
 
     world.write("plain", plain_rows(3, 1))
     store = world.open(f"layout_{kind}", kind, ENGINE)
     view = store.get_feature_view("plain")
-    columns = view_columns(view, PLAIN)
+    columns = row_encoding(view, PLAIN)
     assert columns is not None
     writer = writer_for(store.config, view, store.provider.online_store)
     assert writer is not None
