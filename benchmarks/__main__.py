@@ -5,8 +5,12 @@ A section that was measured on the code as it is now is not measured again, so t
 """
 
 import argparse
+import contextlib
+import fcntl
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from benchmarks import results
 from benchmarks.batch import sections as batch
@@ -17,29 +21,53 @@ from benchmarks.online import start
 from benchmarks.online.answers import AnswersDiffer
 from benchmarks.online.wrk import WrkMissing
 from benchmarks.page import SECTIONS, table_of, title_of, write_page
-from benchmarks.place import PAGE, RESULTS
+from benchmarks.place import PAGE, RESULTS, VAR
 from benchmarks.results import Result
 from benchmarks.scale import QUICK, WHOLE, Scale
+
+
+class AnotherRuns(RuntimeError):
+    """Two runs at once would measure each other, and write into the same folders."""
+
+    def __init__(self) -> None:
+        super().__init__(f"another run of the benchmarks uses {VAR}: wait until it has ended.")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 1 where something is missing, or where a peer is not what it should be."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _end)  # so that servers are stopped whoever ends this
     partial = options.quick or bool(options.servers)
     folder = RESULTS / "partial" if partial else RESULTS
     wanted = options.only or [name for name in SECTIONS if partial or _out_of_date(name)]
     try:
-        for result in _measure(wanted, QUICK if options.quick else WHOLE, options.servers):
-            results.save(folder, result)
-            print(f"\n{result.section}: {title_of(result.section)} (took {result.took_s:.0f} s)\n")
-            print(table_of(result), flush=True)
-    except (WrkMissing, WrongVersion, AnswersDiffer, ContenderFailed) as error:
+        with _alone():
+            for result in _measure(wanted, QUICK if options.quick else WHOLE, options.servers):
+                results.save(folder, result)
+                print(f"\n{result.section}: {title_of(result.section)} (took {result.took_s:.0f} s)\n")
+                print(table_of(result), flush=True)
+    except (AnotherRuns, WrkMissing, WrongVersion, AnswersDiffer, ContenderFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     if not partial:
         write_page(RESULTS, PAGE)
         print(f"\nWritten: {PAGE}")
     return 0
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    VAR.mkdir(parents=True, exist_ok=True)
+    with (VAR / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AnotherRuns from None
+        yield
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(1)
 
 
 def _out_of_date(section: str) -> bool:

@@ -14,5 +14,5 @@ class Scale(msgspec.Struct, frozen=True):
     """Rows of the largest batch."""
 
 
-WHOLE = Scale(rounds=5, seconds=3, largest_rows=10_000_000)
-QUICK = Scale(rounds=2, seconds=2, largest_rows=100_000)
+WHOLE = Scale(rounds=5, seconds=2, largest_rows=10_000_000)
+QUICK = Scale(rounds=2, seconds=1, largest_rows=100_000)

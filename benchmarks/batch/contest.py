@@ -47,8 +47,9 @@ def contest(names: Sequence[str], rows: int, rounds: int, environment: Mapping[s
         ContenderFailed: one raised; the text is the end of its log.
     """
     with contextlib.ExitStack() as stack:
-        # One after the other: the first to need a file of many rows writes it.
         workers = [stack.enter_context(_worker(name, rows, environment)) for name in names]
+        for worker in workers:
+            worker.answer()  # it is ready
         outcomes: dict[str, dict[str, Any]] = {}
         for number in range(rounds):
             turn = number % len(workers)
@@ -95,9 +96,7 @@ def _worker(name: str, rows: int, environment: Mapping[str, str]) -> Iterator[_W
             text=True,
         )
     try:
-        worker = _Worker(name, process)
-        worker.answer()  # it is ready
-        yield worker
+        yield _Worker(name, process)
     finally:
         process.kill()
         process.wait()

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.batch.joins import FEW
 from benchmarks.batch.task import OUTPUT
-from benchmarks.batch.world import open_batch_world, request_of
+from benchmarks.batch.world import FEW, open_batch_world, request_of
 from scoring.storage import Location
 
 

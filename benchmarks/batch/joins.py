@@ -8,10 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.batch.task import output_file
-from benchmarks.batch.world import FEATURES, SERVICE, open_batch_world, request_of, store_configuration
+from benchmarks.batch.world import FEATURES, FEW, SERVICE, open_batch_world, request_of, store_configuration
 from scoring.storage import Location
-
-FEW = 1000
 
 
 class Join:

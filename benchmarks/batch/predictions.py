@@ -1,17 +1,14 @@
 """Predictions for the rows of a parquet file, into another."""
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.batch.joins import FEW
 from benchmarks.batch.task import output_file
-from benchmarks.batch.world import open_batch_world
+from benchmarks.batch.world import FEW, joined_rows, open_batch_world
 from scoring.storage import Location
 
 
@@ -27,8 +24,8 @@ class Prediction:
 
     def prepare(self) -> None:
         """Predict few rows."""
-        self.predict(joined_rows(FEW))
-        self.input = joined_rows(self.rows)
+        self.predict(joined_rows(self.world, FEW))
+        self.input = joined_rows(self.world, self.rows)
 
     def reset(self) -> None:
         """Nothing but the output, which each run replaces."""
@@ -110,15 +107,6 @@ class DecodeEncode(Prediction):
                     writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def joined_rows(rows: int) -> Path:
-    """batch_input.parquet of a request of so many rows, written by the product where it is not there yet."""
-    file = open_batch_world().folder / "joined" / f"rows_{rows}" / "batch_input.parquet"
-    if not file.is_file():
-        # In a process of its own: what a join takes is no part of a prediction's memory.
-        subprocess.run([sys.executable, "-m", "benchmarks.batch.predictions", str(file), str(rows)], check=True)
-    return file
-
-
 def _scored_schema(joined: pa.Schema) -> pa.Schema:
     for name, kind in (
         ("prediction", pa.float64()),
@@ -143,18 +131,3 @@ def _constants(rows: int) -> list[pa.Array]:
 
 
 PREDICTIONS = (BatchOutput, Course, DecodeEncode)
-
-
-def main(file: Path, rows: int) -> None:
-    """Join a request of so many rows into a file."""
-    from benchmarks.batch.joins import BatchInput
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    join = BatchInput(rows)
-    join.prepare()
-    join.output = file
-    join.run()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -2,6 +2,8 @@
 
 import contextlib
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +13,12 @@ import msgspec
 
 from benchmarks.batch.contest import BatchRound, contest
 from benchmarks.batch.materialization import MOMENT, REDIS_PORT
+from benchmarks.place import ROOT
 from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import number, spread, table
-from tests.servers import RedisServer
+from tests.servers import RedisServer, environment_for_servers
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -75,9 +78,11 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
     for name in sections:
         work = WORKS[name]
         machine, watch, began = this_machine(), Stopwatch(), now()
+        rows_of_each = min(work.rows, scale.largest_rows)
+        _write_files(name, rows_of_each)
         with _redis(name) as environment:
             given = environment | {MOMENT: began}
-            rows = list(contest(work.contenders, min(work.rows, scale.largest_rows), scale.rounds, given))
+            rows = list(contest(work.contenders, rows_of_each, scale.rounds, given))
         yield Result(
             section=name,
             code=code_version(),
@@ -87,6 +92,13 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
             versions={},
             rows=[msgspec.to_builtins(row) for row in rows],
         )
+
+
+def _write_files(section: str, rows: int) -> None:
+    """Write what the contenders read, before they start, in a process that they do not descend from."""
+    if not section.startswith("materialize"):
+        command = [sys.executable, "-m", "benchmarks.batch.files", section.partition("-")[0], str(rows)]
+        subprocess.run(command, cwd=ROOT, check=True, env=environment_for_servers())
 
 
 def title(section: str) -> str:

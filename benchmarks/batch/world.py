@@ -24,6 +24,8 @@ DRIVERS, HOURS = 10_000, 30
 FEATURES = ("conv_rate", "acc_rate", "avg_daily_trips")
 SERVICE = "driver_ranking"
 OFFLINE_STORES = {"file": {"type": "file"}, "duckdb": {"type": "duckdb"}}
+FEW = 1000
+"""Rows on which a contender warms up."""
 ROWS_A_PIECE = 1_000_000
 # Another number builds the world anew.
 LAYOUT = 2
@@ -63,6 +65,11 @@ def feature_rows(until: dt.datetime, drivers: int, hours: int) -> "pd.DataFrame"
             "created": moments.as_unit("us"),
         }
     )
+
+
+def joined_rows(world: World, rows: int) -> Path:
+    """Where the batch_input.parquet of the request of so many rows is; see `benchmarks.batch.files`."""
+    return world.folder / "joined" / f"rows_{rows}" / "batch_input.parquet"
 
 
 def request_of(world: World, rows: int) -> Path:

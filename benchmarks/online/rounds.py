@@ -11,7 +11,7 @@ from benchmarks.online.wrk import Load, ask_for_a_while
 from benchmarks.processes import cpu_s, memory_mib
 from tests.servers import Server
 
-WARM_UP_S = 2.0
+WARM_UP_S = 1.0
 
 
 class Workload(msgspec.Struct, frozen=True):
