@@ -33,9 +33,9 @@ class Work(msgspec.Struct, frozen=True):
 _JOIN = ("join-product", "join-store")
 _PREDICT = ("predict-product", "predict-course", "predict-floor")
 WORKS = {
-    # Feast's file store takes half a minute for these, and more than a minute and a half for ten times as many.
+    # Feast's file store takes 50 CPU seconds for ten times as many.
     "join-100k": Work((*_JOIN, "join-feast-duckdb", "join-feast-file", "join-floor"), 100_000, "join-feast-file"),
-    # Feast's duckdb store is killed for want of memory on ten times as many.
+    # Feast's duckdb store does not fit ten times as many into 23 GiB.
     "join-1m": Work((*_JOIN, "join-feast-duckdb", "join-floor"), 1_000_000, "join-feast-duckdb"),
     "join-10m": Work((*_JOIN, "join-floor"), 10_000_000, "join-floor"),
     "predict-100k": Work(_PREDICT, 100_000, "predict-course"),
