@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.place import VAR
+from benchmarks.quietly import quietly
 from tests.worlds import World, build_driver_world
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def open_batch_world() -> World:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
-    world = build_driver_world(FOLDER, stats=feature_rows(now, DRIVERS, HOURS))
+    with quietly():
+        world = build_driver_world(FOLDER, stats=feature_rows(now, DRIVERS, HOURS))
     _add_offline_stores(world)
     state = {"layout": LAYOUT, "now": now.isoformat(), "environment": world.environment}
     (FOLDER / "world.json").write_text(json.dumps(state))

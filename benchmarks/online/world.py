@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from benchmarks.place import VAR
+from benchmarks.quietly import quietly
 from tests.servers import HOST, RedisServer
 from tests.worlds import DRIVER_INPUTS, World, build_driver_world
 
@@ -71,7 +72,8 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
             redis.start()  # reads dump.rdb, where there is one
             stack.callback(redis.stop)
         if world is None:
-            world = _build(folder, address)
+            with quietly():
+                world = _build(folder, address)
         _configure(world, address)
         yield OnlineWorld(folder, world), redis
 
