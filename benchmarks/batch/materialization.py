@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -28,7 +28,8 @@ class Materialization:
     """A repository whose registry and online store are as after `feast apply` before each run."""
 
     name: str
-    offline_store: str
+    others: ClassVar[dict[str, Any]]
+    """What else feature_store.yaml says."""
 
     @property
     def online_store(self) -> dict[str, str]:
@@ -100,14 +101,14 @@ class Materialization:
     def _configure(self) -> None:
         file = self.repository / "feature_store.yaml"
         configuration: dict[str, Any] = yaml.safe_load(file.read_text())
-        configuration |= {"online_store": self.online_store, "offline_store": {"type": self.offline_store}}
+        configuration |= {"online_store": self.online_store} | self.others
         file.write_text(yaml.safe_dump(configuration))
 
 
 class ByFeast(Materialization):
-    """Feast's materialize-incremental over its file store: the course's."""
+    """Feast's materialize-incremental over its file store and its local engine: the course's."""
 
-    offline_store = "file"
+    others: ClassVar[dict[str, Any]] = {"offline_store": {"type": "file"}, "batch_engine": {"type": "local"}}
 
     def materialize(self, store: "FeatureStore") -> None:
         from scoring.feature_store import inside
@@ -117,9 +118,9 @@ class ByFeast(Materialization):
 
 
 class ByProduct(Materialization):
-    """What the asset `online_store` does, over the offline store that we ship."""
+    """What the asset `online_store` does, over the offline store and the engine that we ship."""
 
-    offline_store = "scoring.offline_store.AsofOfflineStore"
+    others: ClassVar[dict[str, Any]] = {}
 
     def materialize(self, store: "FeatureStore") -> None:
         from scoring.feature_store import materialize_online_store
