@@ -31,7 +31,7 @@ OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is built anew before that.
 FRESH_FOR = dt.timedelta(hours=18)
 # What a world is made of: another number builds worlds anew.
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,13 @@ def _register(world: World, alias: str, estimator: Any, inputs: "pd.DataFrame") 
     own = dataclasses.replace(world, environment=world.environment | {"SERVING_MODEL_ALIAS": alias})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own.register(estimator, inputs, tags={"feast.feature_service": "driver_ranking"}, skops_trusted_types=trusted)
+        own.register(
+            estimator,
+            inputs,
+            tags={"feast.feature_service": "driver_ranking"},
+            input_example=inputs.head(20),  # as the README logs it: without one, no array path and no merging
+            skops_trusted_types=trusted,
+        )
 
 
 def _save(redis: str) -> None:
