@@ -216,7 +216,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                 server.start()
             connection = connect(started.postgres.url)
             connection.autocommit = True
-            connection.cursor().execute("CREATE ROLE dagster LOGIN; ")
+            connection.cursor().execute("CREATE ROLE dagster LOGIN")
             connection.cursor().execute("CREATE DATABASE dagster OWNER dagster")
             connection.close()
             S3FileSystem(
@@ -296,7 +296,8 @@ def test_the_whole_way_from_the_images(images: dict[str, Image], stack: Stack, t
     finally:
         for container in (api, daemon, location):
             container.stop()
-            print(f"--- {container.name}\n{container.log.read_text()[-1500:]}")
+            if container.log.exists():
+                print(f"--- the end of {container.log.name}\n{container.log.read_text()[-1500:]}")
 
 
 def answers_as_the_api_should(api: Container) -> None:

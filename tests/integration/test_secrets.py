@@ -55,6 +55,7 @@ def world(
         "FEAST_REDIS": guarded_redis.connection_string,
         "TMPDIR": str(world.folder),
     }
+    del world.environment["SERVING_PORT"]  # each server has its own
     (world.folder / "requests").mkdir()
     with pytest.MonkeyPatch.context() as environment:
         for name in ("FEAST_REGISTRY", "FEAST_REDIS"):
