@@ -93,6 +93,7 @@ class Image:
             *(f"mount -t tmpfs -o mode=0700,uid=10001,gid=10001 tmpfs {root}{each}" for each in self.volumes()),
             *read_only,
             f"mount --bind /dev {root}/dev",
+            f"mount -t tmpfs -o mode=1777,size=64m tmpfs {root}/dev/shm",
             f"mount -t proc proc {root}/proc",
             f"mount -o remount,bind,ro {root}",
             'exec "$@"',
