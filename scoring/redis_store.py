@@ -116,7 +116,11 @@ class RedisReader:
 
 
 def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisReader | None:
-    """A reader of the store's Redis; None for a cluster, for sentinels, and for a key that is not the known one."""
+    """A reader of the store's Redis; None for a cluster, for sentinels, and for a key that is not the known one.
+
+    Raises:
+        FeatureStoreError: its connection string is not one.
+    """
     online = store.config.online_store
     if online.redis_type is not RedisType.redis or not _project_stands_behind(store.project):
         return None
@@ -124,7 +128,11 @@ def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisRe
     for view in views:
         by_keys.setdefault(view.keys, []).append(view)
     groups = [Group(keys, tuple(each)) for keys, each in by_keys.items()]
-    return RedisReader(BulkRedisOnlineStore()._get_client(online), store.project, groups)
+    try:
+        client = BulkRedisOnlineStore()._get_client(online)
+    except Exception as error:  # whatever a connection string that Feast or redis-py does not take leads to (feast 0.67)
+        raise FeatureStoreError("reading the connection string of the online store", error) from error
+    return RedisReader(client, store.project, groups)
 
 
 def _project_stands_behind(project: str) -> bool:
