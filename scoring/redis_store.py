@@ -130,7 +130,7 @@ def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisRe
     groups = [Group(keys, tuple(each)) for keys, each in by_keys.items()]
     try:
         client = BulkRedisOnlineStore()._get_client(online)
-    except Exception as error:  # whatever a connection string that Feast or redis-py does not take leads to (feast 0.67)
+    except Exception as error:  # whatever a string leads to that Feast or redis-py does not take
         raise FeatureStoreError("reading the connection string of the online store", error) from error
     return RedisReader(client, store.project, groups)
 
