@@ -68,6 +68,7 @@ lock: .venv/bin/uv ## pin pyproject.toml into requirements/; UPGRADE=1 takes new
 	$(LOCK) pyproject.toml --extra api --extra batch -c requirements/dev.txt -o requirements/all.txt
 	$(LOCK) pyproject.toml --extra api -c requirements/dev.txt -o requirements/api.txt
 	$(LOCK) pyproject.toml --extra batch -c requirements/dev.txt -o requirements/batch.txt
+	$(LOCK) pyproject.toml --extra batch --extra spark -c requirements/dev.txt -o requirements/spark.txt
 	@$(MAKE) --no-print-directory $(foreach peer,bentoml fastapi mlserver,benchmarks/peers/$(peer)/requirements.txt)
 
 # What the peers of the benchmarks have in common with us must be in our versions. Only MLServer's own requirements

@@ -27,18 +27,19 @@ from scoring.manifest import (
 )
 from scoring.model import Model
 from scoring.offline import with_point_in_time_features
-from scoring.parquet import write_tables
+from scoring.parquet import ParquetFiles, write_tables
 from scoring.predict import Policy, Scores, score
+from scoring.registry import ModelVersion
 from scoring.storage import Content, Location, content_of, fetch, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-# What looks at a finished file before it is published, and raises to have it thrown away. Gets the file, the number of
-# the request's rows and, view → rows, for how many the view's row was too old (empty where the store does not tell).
-InspectInput = Callable[[Path, int, Mapping[str, int]], None]
-# The same for batch_output.parquet: the file and what came out.
-InspectOutput = Callable[[Path, Outcome], None]
+# What looks at a finished table before it is published, and raises to have it thrown away. Gets the table, the number
+# of the request's rows and, view → rows, for how many the view's row was too old (empty where the store does not tell).
+InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
+# The same for what was scored: the table and what came out.
+InspectOutput = Callable[[ParquetFiles, Outcome], None]
 
 
 def accept(*_: object) -> None:
@@ -66,12 +67,13 @@ def write_batch_input(
     definitions = read_definitions(store).hash
     with publishing(destination) as part, scratch_folder() as scratch:
         copy, typed = scratch / request.name, scratch / "typed.parquet"
-        origin = Origin(_fetch(request, copy), model, features.service, definitions)
+        origin = Origin(fetch_file(request, copy), model, features.service, definitions)
         rows = write_tables(read_batch_request(copy, features, str(request)), typed, {})
         stale: dict[str, int] = {}
         joined = with_point_in_time_features(store, features, typed, stale)
         write_tables(joined, part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
-        inspect(part, rows, stale)
+        with ParquetFiles([part]) as table:
+            inspect(table, rows, stale)
         return content_of(part, destination.name)
 
 
@@ -113,12 +115,11 @@ def write_batch_output(
     """
     with publishing(destination) as part, scratch_folder() as scratch:
         copy = scratch / source.name
-        batch_input = _fetch(source, copy)
+        batch_input = fetch_file(source, copy)
         try:
             with pq.ParquetFile(copy, pre_buffer=False, page_checksum_verification=True) as opened:
                 schema = opened.schema_arrow
-                _check_model(source, schema, model)
-                _check_signature(source, schema, features)
+                check_made_for(str(source), schema, model, features)
                 scoring = _Scoring(model, features, policy)
                 rows = write_tables(
                     scoring.of(_tables(opened)),
@@ -127,7 +128,8 @@ def write_batch_output(
                     lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(batch_input)).decode()},
                 )
                 _check_rows(part, opened.metadata.num_rows, rows)
-                inspect(part, scoring.outcome(batch_input))
+                with ParquetFiles([part]) as table:
+                    inspect(table, scoring.outcome(batch_input))
         except pa.ArrowInvalid as error:
             raise _not_readable(source, error) from None
     return write_manifest(destination)
@@ -154,7 +156,7 @@ class _Scoring:
             self._scored += rows.num_rows - scores.predictions.null_count
             for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
                 self._reasons[pair["values"]] += pair["counts"]
-            yield self._with_scores(rows, scores)
+            yield with_scores(rows, scores, self._model.version, self._features.service)
 
     def outcome(self, batch_input: Content) -> Outcome:
         """What came out so far."""
@@ -171,19 +173,20 @@ class _Scoring:
     def _name_row(self, row: int) -> str:
         return f"row {self._rows + row + 1}"
 
-    def _with_scores(self, rows: pa.Table, scores: Scores) -> pa.Table:
-        version = self._model.version
-        added = [
-            (pa.field("prediction", pa.float64()), scores.predictions),
-            (pa.field("reason", pa.string()), scores.reasons),
-            (pa.field("model_name", pa.string(), nullable=False), version.name),
-            (pa.field("model_version", pa.int64(), nullable=False), version.version),
-            (pa.field("feature_service", pa.string(), nullable=False), self._features.service),
-        ]
-        for field, values in added:
-            column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.repeat(values, rows.num_rows)
-            rows = rows.append_column(field, column)
-        return rows
+
+def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
+    """A table of batch input's columns with those that scoring adds."""
+    added = [
+        (pa.field("prediction", pa.float64()), scores.predictions),
+        (pa.field("reason", pa.string()), scores.reasons),
+        (pa.field("model_name", pa.string(), nullable=False), version.name),
+        (pa.field("model_version", pa.int64(), nullable=False), version.version),
+        (pa.field("feature_service", pa.string(), nullable=False), service),
+    ]
+    for field, values in added:
+        column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.repeat(values, rows.num_rows)
+        rows = rows.append_column(field, column)
+    return rows
 
 
 def _tables(source: pq.ParquetFile) -> Iterator[pa.Table]:
@@ -193,7 +196,13 @@ def _tables(source: pq.ParquetFile) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _fetch(source: Location, copy: Path) -> Content:
+def fetch_file(source: Location, copy: Path) -> Content:
+    """`fetch`, for a request or what was made of one.
+
+    Raises:
+        BatchRequestError: there is no such file.
+        StorageError: as `fetch`.
+    """
     try:
         return fetch(source, copy)
     except FileNotFoundError:
@@ -209,21 +218,23 @@ def _not_readable(file: Location, error: BaseException) -> BatchRequestError:
     return BatchRequestError(str(file), f"it can't be read ({first_line(error)}): materialize batch_input again.")
 
 
-def _check_model(source: Location, found: pa.Schema, model: Model) -> None:
-    made_for = read_origin(found, str(source)).model
+def check_made_for(shown: str, found: pa.Schema, model: Model, features: ModelFeatures) -> None:
+    """Nothing, if a batch input of this schema was made for this version and has its inputs.
+
+    Raises:
+        BatchRequestError: it was not; `shown` names it.
+    """
+    made_for = read_origin(found, shown).model
     if made_for != str(model.version):
         raise BatchRequestError(
-            str(source),
+            shown,
             f"it was made for model version {made_for}, not for {model.version}: materialize batch_input again.",
         )
-
-
-def _check_signature(source: Location, found: pa.Schema, features: ModelFeatures) -> None:
     for model_input in features.signature.inputs:
         index = found.get_field_index(model_input.name)
         if index < 0 or found.field(index).type != model_input.dtype:
             raise BatchRequestError(
-                str(source),
+                shown,
                 f"the model needs it as {model_input.dtype}: materialize batch_input again, for this model version.",
                 column=model_input.name,
             )

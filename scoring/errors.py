@@ -4,6 +4,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
 
     ServingError
     ├── SettingsError               a setting has a wrong value, or none where one is needed
+    ├── EngineError                 the batch engine can't work on this machine
     ├── RegistryError               the MLflow registry can't say which version serves
     │   ├── RegistryUnreachable
     │   ├── ModelNotRegistered
@@ -38,6 +39,10 @@ class SettingsError(ServingError):
     def __init__(self, variable: str, problem: str) -> None:
         self.variable = variable
         super().__init__(f"{variable} {problem}")
+
+
+class EngineError(ServingError):
+    """The batch engine that the settings name can't work here, or lost its workers; the text says what to do."""
 
 
 class RegistryError(ServingError):

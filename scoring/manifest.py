@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ORIGIN_KEY = "serving.origin"
 OUTCOME_KEY = "serving.outcome"
 FILE = "manifest.json"
+OUTPUT = "batch_output.parquet"
 SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
 
 
@@ -51,12 +52,15 @@ class Outcome(msgspec.Struct, frozen=True):
     """Package → version, of those whose version can change a bit of the result."""
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """manifest.json."""
 
     batch_output: Content
     origin: Origin
     outcome: Outcome
+    parts: tuple[Content, ...] = ()
+    """The files that hold the rows, in their order, named from the manifest's folder: where the Spark engine wrote it.
+    None where batch_output.parquet holds them all."""
 
 
 def software_versions() -> dict[str, str]:
@@ -111,6 +115,19 @@ def read_manifest(output: Location) -> Manifest:
         StorageError: it can't be read.
     """
     return msgspec.json.decode((output.parent / FILE).read_bytes(), type=Manifest)
+
+
+def output_parts(folder: Location) -> list[Location]:
+    """The files that hold the current output of a request whose folder this is, in the order of their rows.
+
+    Raises:
+        StorageError: the manifest can't be read.
+    """
+    try:
+        parts = read_manifest(folder / OUTPUT).parts
+    except FileNotFoundError:
+        parts = ()
+    return [folder / part.name for part in parts] or [folder / OUTPUT]
 
 
 def _manifest_of(output: Location) -> Manifest:

@@ -41,14 +41,14 @@ def with_point_in_time_features(
     """
     rows = pq.read_metadata(request).num_rows
     if rows == 0:
-        yield _complete(features, pq.read_table(request), features_of_none(features))
+        yield complete(features, pq.read_table(request), features_of_none(features))
         return
     seen = 0
     for own, joined in _joined(store, features, request, stale):
-        yield _complete(features, own, joined)
+        yield complete(features, own, joined)
         seen += own.num_rows
     if seen != rows:
-        raise _lost_rows(store, features, rows, seen)
+        raise lost_rows(store, features, rows, seen)
 
 
 def features_of_none(features: ModelFeatures) -> pa.Table:
@@ -105,11 +105,16 @@ def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Tabl
     ).to_arrow()
     joined = joined.take(pc.sort_indices(joined[ROW]))
     if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
-        raise _lost_rows(store, features, request.num_rows, joined.num_rows)
+        raise lost_rows(store, features, request.num_rows, joined.num_rows)
     return joined
 
 
-def _complete(features: ModelFeatures, request: pa.Table, joined: pa.Table) -> pa.Table:
+def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table) -> pa.Table:
+    """Request rows with the inputs that Feast fills, from its answer for these very rows, `view__feature`.
+
+    Raises:
+        FeatureStoreError: a value does not fit the type that its view declares or the model expects.
+    """
     own = {name: request[name] for name in features.request_inputs}
     columns = {name: joined[name] for name in joined.column_names} | own
     vectors = features.vectors(columns, unusable=features.absent_views(columns))
@@ -119,7 +124,8 @@ def _complete(features: ModelFeatures, request: pa.Table, joined: pa.Table) -> p
     return request
 
 
-def _lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
+def lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
+    """The error that tells how many rows went in and how many came out."""
     return FeatureStoreError(
         f"joining features of service {features.service!r}",
         f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "

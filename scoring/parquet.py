@@ -1,12 +1,82 @@
-"""Tables written as parquet: the same rows give the same bytes, in whatever pieces they come."""
+"""Tables in parquet: written as the same bytes in whatever pieces they come, and several files read as one table."""
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.batch_request import ROWS_A_BATCH
+from scoring.storage import Location
+
+
+class ParquetFiles:
+    """Parquet files of one schema, read as one table, in their order. Use it as a context: it keeps them open.
+
+    Raises:
+        FileNotFoundError, StorageError: one can't be opened.
+        pa.ArrowInvalid: one is not parquet.
+    """
+
+    def __init__(self, files: Sequence[Location | Path]) -> None:
+        """Open at least one file and read what they say of themselves."""
+        with contextlib.ExitStack() as opened:
+            places = [file if isinstance(file, Location) else Location(file) for file in files]
+            sources = [opened.enter_context(place.open()) for place in places]
+            self._files = [opened.enter_context(pq.ParquetFile(source, pre_buffer=False)) for source in sources]
+            self._opened = opened.pop_all()
+        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
+        self.schema: pa.Schema = self._files[0].schema_arrow
+        self.rows: int = sum(file.metadata.num_rows for file in self._files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def row_groups(self) -> int:
+        """How many row groups they have together."""
+        return len(self._groups)
+
+    def first(self, rows: int) -> pa.Table:
+        """The first rows, at most so many."""
+        for file in self._files:
+            for batch in file.iter_batches(batch_size=rows):
+                return pa.Table.from_batches([batch])
+        return self.schema.empty_table()
+
+    def nulls(self, column: str) -> int:
+        """How many values of a column are null, from the files' statistics where they have them."""
+        # Statistics are kept for leaves: a column of lists or structs has several or none of its own.
+        leaves = self._files[0].schema
+        place = next(i for i in range(len(leaves)) if leaves.column(i).path == column)
+        nulls = 0
+        for file, group in self._groups:
+            statistics = file.metadata.row_group(group).column(place).statistics
+            if statistics is not None and statistics.has_null_count:
+                nulls += statistics.null_count
+            else:
+                nulls += file.read_row_group(group, [column])[column].null_count
+        return nulls
+
+    def values(self, column: str, row_groups: Iterable[int]) -> pa.Array:
+        """The non-null values of a column in some row groups, counted over all files."""
+        chosen = [self._groups[each] for each in row_groups]
+        chunks = [chunk for file, group in chosen for chunk in file.read_row_group(group, [column])[column].chunks]
+        return pa.chunked_array(chunks, self.schema.field(column).type).combine_chunks().drop_null()
+
+    def between(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows from `start` up to but not `stop`, counted over all files, at most a row group at a time."""
+        end = 0
+        for file, group in self._groups:
+            begin, end = end, end + file.metadata.row_group(group).num_rows
+            if begin < stop and start < end:
+                table = file.read_row_group(group, columns, use_threads=False)
+                yield table.slice(max(start - begin, 0), min(stop, end) - max(start, begin))
 
 
 def write_tables(

@@ -1,20 +1,18 @@
 """What a parquet file of features or predictions looks like: nulls, distributions, drift; and how old a source is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scoring.errors import FeatureStoreError
 from scoring.features import ModelFeatures
+from scoring.parquet import ParquetFiles
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from feast import FeatureStore
 
 SAMPLED_ROWS = 500_000
@@ -34,29 +32,12 @@ class SourceAge(msgspec.Struct, frozen=True):
     ttl_s: float | None
 
 
-def count_nulls(table: pq.ParquetFile, columns: Sequence[str]) -> dict[str, int]:
-    """Column → number of nulls, from the file's statistics where it has them."""
-    nulls = dict.fromkeys(columns, 0)
-    for name in columns:
-        place = table.schema_arrow.get_field_index(name)
-        for group in range(table.num_row_groups):
-            statistics = table.metadata.row_group(group).column(place).statistics
-            if statistics is not None and statistics.has_null_count:
-                nulls[name] += statistics.null_count
-            else:
-                nulls[name] += table.read_row_group(group, [name])[name].null_count
-    return nulls
-
-
-def sample(table: pq.ParquetFile, column: str) -> pa.Array:
-    """Non-null values of a column: all of them, or those of about SAMPLED_ROWS rows spread over the file."""
-    groups = table.num_row_groups
-    rows = max(table.metadata.num_rows, 1)
-    wanted = max(1, min(groups, groups * SAMPLED_ROWS // rows))
+def sample(table: ParquetFiles, column: str) -> pa.Array:
+    """Non-null values of a column: all of them, or those of about SAMPLED_ROWS rows spread over the files."""
+    groups = table.row_groups
+    wanted = max(1, min(groups, groups * SAMPLED_ROWS // max(table.rows, 1)))
     chosen = sorted(set(np.linspace(0, groups - 1, wanted, dtype=int).tolist())) if groups else []
-    if not chosen:
-        return pa.nulls(0, table.schema_arrow.field(column).type)
-    return table.read_row_groups(chosen, [column])[column].combine_chunks().drop_null()
+    return table.values(column, chosen)
 
 
 def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
@@ -80,10 +61,9 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
     return float(np.sum((now - before) * np.log(now / before)))
 
 
-def predictions(file: "Path | IO[bytes] | Any") -> np.ndarray:
-    """The predictions of a batch_output.parquet that are there, or a sample of them, float64 (n,)."""
-    with pq.ParquetFile(file) as table:
-        return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
+def predictions(table: ParquetFiles) -> np.ndarray:
+    """The predictions of an output that are there, or a sample of them, float64 (n,)."""
+    return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:

@@ -11,7 +11,7 @@ from scoring.admission import prove
 from scoring.errors import ModelRefused
 from scoring.features import ModelFeatures, link_features
 from scoring.model import Model
-from scoring.model_files import fetch_model, load_signature
+from scoring.model_files import ModelFiles, fetch_model, load_signature
 from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
 from scoring.settings import Settings
 from scoring.signature import Signature
@@ -25,6 +25,8 @@ class ServingModel(msgspec.Struct, frozen=True):
 
     model: Model
     features: ModelFeatures
+    files: ModelFiles | None = None
+    """The version's files, where it was loaded to keep them."""
 
 
 def resolve_version(registry: Registry, settings: Settings, pinned: int | None = None) -> ModelVersion:
@@ -39,12 +41,12 @@ def resolve_version(registry: Registry, settings: Settings, pinned: int | None =
 
 
 def load_serving_model(
-    registry: Registry, store: "FeatureStore", version: ModelVersion, settings: Settings
+    registry: Registry, store: "FeatureStore", version: ModelVersion, settings: Settings, keep: Path | None = None
 ) -> ServingModel:
     """Load one version, link it to its features and admit it, all in this process.
 
     The API has it loaded on trial in a process of its own before (`trial_load`): a crash would end its service. Here it
-    ends one batch run, which left the old output as it was.
+    ends one batch run, which left the old output as it was. Its files go to the folder `keep`, or are forgotten.
 
     Raises:
         RegistryError: its files can't be fetched.
@@ -52,10 +54,10 @@ def load_serving_model(
         FeatureStoreError: the Feast registry can't be read or lacks its feature service.
     """
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        files = fetch_model(registry, version, Path(folder), settings)
+        files = fetch_model(registry, version, keep or Path(folder), settings)
         features = link_version(store, version, files.signature, settings)
         model, _ = prove(files)
-    return ServingModel(model, features)
+    return ServingModel(model, features, files if keep else None)
 
 
 def link_registered_version(

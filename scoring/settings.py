@@ -17,6 +17,7 @@ from scoring.storage import ALLOWED, Location
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle"]
 Rescore = Literal["newest", "all"]
+BatchEngine = Literal["local", "spark"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 # What Dagster takes for an owner (1.13).
 OWNER = r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,})$"
@@ -116,6 +117,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: Location = Location("artifacts")
     """Folder, or `s3://bucket/prefix`, of registered_model_version.json and `<request>/batch_input.parquet`,
     `<request>/batch_output.parquet`, `<request>/manifest.json`."""
+
+    batch_engine: BatchEngine = "local"
+    """What joins and scores batch requests: `local`, the run's own process, or `spark` (docs/scaling.md)."""
+
+    spark_master: Annotated[str, Meta(min_length=1)] = "local[*]"
+    """Where Spark runs, with batch engine `spark`: this machine (`local[*]`), or `k8s://…`, `spark://…`, `yarn`."""
+
+    spark_conf: dict[str, str] = {}
+    """JSON object of further Spark configuration, as {"spark.driver.memory": "8g"}."""
+
+    spark_rows_a_part: Annotated[int, Meta(ge=1)] = 1_000_000
+    """Rows in each file that Spark writes: the work of one task, which holds a part of them in memory at a time."""
 
     rescore: Rescore = "newest"
     """Which batch requests a new model version scores again: the `newest`, or `all` whose files are still there."""

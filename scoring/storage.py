@@ -20,7 +20,7 @@ from scoring.files import scratch_folder, whole_file
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import FileSystem, S3FileSystem
 
 ALLOWED = "a folder, file:///folder or s3://bucket/prefix"
 # Both are tried three times. The second is how long a server may send nothing at all.
@@ -104,6 +104,14 @@ class Location:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+    def filesystem(self) -> tuple["FileSystem", str]:
+        """pyarrow's file system and the path in it. What it raises is its own."""
+        if self._path is not None:
+            from pyarrow.fs import LocalFileSystem
+
+            return LocalFileSystem(), str(self._path.absolute())
+        return _s3(), str(self._bucket_path)
 
     def files(self) -> list[Entry]:
         """The files that lie directly in this folder, in no order. A prefix that no object bears has none.

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.batch import read_batch_input_model, write_batch_input, write_batch_output
+from scoring.engine import Engine
 from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed, ServingError
+from scoring.files import scratch_folder
 from scoring.manifest import Outcome
 from scoring.predict import Policy
 from scoring.quality import source_ages
@@ -32,10 +33,9 @@ from serving_assets.requests import (
     batch_request,
     batch_requests,
     find_request,
-    input_file,
     list_requests,
-    output_file,
     read_hash,
+    result_folder,
 )
 from serving_assets.resources import Serving
 
@@ -72,8 +72,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         files = list_requests(settings.batch_requests)
         for key in context.partition_keys:
             started = time.monotonic()
-            file = input_file(settings.artifacts, key)
-            inspection = InputInspection(file, features, settings, fresh)
+            folder = result_folder(settings.artifacts, key)
+            inspection = InputInspection(serving.engine.input_place(folder), features, settings, fresh)
             # Before the rows are read: what changes later shows it.
             seen = [
                 seen_event(each, sha256)
@@ -84,7 +84,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             try:
                 request = find_request(settings.batch_requests, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
-                written.append(write_batch_input(request, store, str(version), features, file, inspection))
+                content = serving.engine.write_input(request, store, str(version), features, folder, inspection)
+                written.append(content)
             except OF_ONE_REQUEST as error:
                 failed[key] = error
                 context.log_event(refused_event(key, str(error)))
@@ -115,25 +116,23 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     written: list[Content] = []
     failed: dict[str, ServingError] = {}
     found: dict[str, list[checks.Finding]] = {}
-    with failing_in_one_line():
-        settings = serving.settings
-        inputs = {key: input_file(settings.artifacts, key) for key in context.partition_keys}
-        name, number = _version_of_inputs(inputs.values(), version_of_run(context.instance, context.run.run_id))
+    with failing_in_one_line(), scratch_folder() as scratch:
+        settings, engine = serving.settings, serving.engine
+        inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
+        resolved = version_of_run(context.instance, context.run.run_id)
+        name, number = _version_of_inputs(engine, inputs.values(), resolved)
         version = serving.registry.version(name, number)
         # Links the model to its features once more: this asset can be materialized without batch_input.
-        serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings)
-        features = serving_model.features
+        serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
+        features, policy = serving_model.features, Policy.from_settings(settings)
         previous = last_scored_request(context.instance, other_than=inputs)
-        for place, (key, source) in enumerate(inputs.items()):
+        others = [result_folder(settings.artifacts, previous)] if previous else []
+        for place, (key, folder) in enumerate(inputs.items()):
             started = time.monotonic()
-            file = output_file(settings.artifacts, key)
-            others = [output_file(settings.artifacts, previous)] if previous else []
-            inspection = OutputInspection(
-                file, features, settings, earlier_predictions([file, *others]), picture=place < PICTURES_A_RUN
-            )
-            policy = Policy.from_settings(settings)
+            file, earlier = engine.output_place(folder), earlier_predictions([folder, *others])
+            inspection = OutputInspection(file, features, settings, earlier, picture=place < PICTURES_A_RUN)
             try:
-                manifest = write_batch_output(source, serving_model.model, features, policy, file, inspection)
+                manifest = engine.write_output(folder, serving_model, policy, inspection)
             except OF_ONE_REQUEST as error:
                 failed[key] = error
                 context.log_event(refused_event(key, str(error)))
@@ -148,8 +147,10 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
 
 
-def _version_of_inputs(files: Iterable[Location], resolved: tuple[str, int] | None) -> tuple[str, int]:
-    made_for = {file: read_batch_input_model(file) for file in files}
+def _version_of_inputs(
+    engine: Engine, folders: Iterable[Location], resolved: tuple[str, int] | None
+) -> tuple[str, int]:
+    made_for = {engine.input_place(folder): engine.read_input_model(folder) for folder in folders}
     expected = f"{resolved[0]}/{resolved[1]}" if resolved else next(iter(made_for.values()))
     for file, model in made_for.items():
         if model != expected:

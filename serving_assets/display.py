@@ -1,33 +1,29 @@
-"""What Dagit shows of a parquet file: its schema and its first rows."""
+"""What Dagit shows of a table in parquet files: its schema and its first rows."""
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from scoring.parquet import ParquetFiles
 from scoring.storage import Location
 
 PREVIEW_ROWS = 5
 CELL_CHARACTERS = 40
 
 
-def table_metadata(file: Path, place: Location) -> dict[str, dg.MetadataValue]:
-    """Row count, columns, place and a preview of a parquet file, under the keys that Dagit knows.
+def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.MetadataValue]:
+    """Row count, columns, place and a preview of a table, under the keys that Dagit knows.
 
     Args:
-        file: where it is now, on this machine.
-        place: where readers will find it.
+        table: the files, wherever they are now.
+        place: where readers will find them.
     """
-    with pq.ParquetFile(file) as parquet:
-        schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        first = next(parquet.iter_batches(batch_size=PREVIEW_ROWS), None)
     return {
-        "dagster/row_count": dg.MetadataValue.int(rows),
-        "dagster/column_schema": dg.MetadataValue.table_schema(column_schema(schema)),
+        "dagster/row_count": dg.MetadataValue.int(table.rows),
+        "dagster/column_schema": dg.MetadataValue.table_schema(column_schema(table.schema)),
         "dagster/uri": dg.MetadataValue.path(str(place)),
-        "preview": dg.MetadataValue.md(markdown_table(schema.names, first.to_pylist() if first else [])),
+        "preview": dg.MetadataValue.md(markdown_table(table.schema.names, table.first(PREVIEW_ROWS).to_pylist())),
     }
 
 

@@ -1,19 +1,19 @@
-"""What is looked at in a finished batch file before it is published: its checks' findings, and what Dagit shows."""
+"""What is looked at in finished batch files before they are published: the checks' findings, and what Dagit shows."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import dagster as dg
+import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scoring.errors import StorageError
 from scoring.features import ModelFeatures
-from scoring.manifest import Outcome
+from scoring.manifest import Outcome, output_parts
+from scoring.parquet import ParquetFiles
 from scoring.predict import NOT_FINITE
-from scoring.quality import ROWS_TO_TELL_DRIFT, SourceAge, count_nulls, drift, predictions
+from scoring.quality import ROWS_TO_TELL_DRIFT, SourceAge, drift, predictions
 from scoring.settings import Settings
 from scoring.storage import Location
 from serving_assets.checks import (
@@ -32,7 +32,7 @@ from serving_assets.plots import histograms
 
 
 class InputInspection:
-    """Looks at one batch_input.parquet; `scoring.batch.InspectInput`. Keeps what it found, also where it raises."""
+    """Looks at one batch input; `scoring.batch.InspectInput`. Keeps what it found, also where it raises."""
 
     def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
         self._place = place
@@ -42,25 +42,23 @@ class InputInspection:
         self.findings: list[Finding] = []
         self.metadata: dict[str, dg.MetadataValue] = {}
 
-    def __call__(self, part: Path, rows: int, stale: Mapping[str, int]) -> None:
-        """Look at the finished file.
+    def __call__(self, table: ParquetFiles, rows: int, stale: Mapping[str, int]) -> None:
+        """Look at the finished table.
 
         Raises:
             NotPublished: a blocking check failed.
         """
-        with pq.ParquetFile(part) as table:
-            found, columns = table.metadata.num_rows, columns_finding(table.schema_arrow, self._features)
-            self.findings = [rows_finding(rows, found), columns]
-            if columns.passed:
-                self.findings += self._rates(table, stale)
+        columns = columns_finding(table.schema, self._features)
+        self.findings = [rows_finding(rows, table.rows), columns]
+        if columns.passed:
+            self.findings += self._rates(table, stale)
         self.findings.append(self._fresh)
         stop_if_blocked(str(self._place), self.findings)
-        self.metadata = table_metadata(part, self._place)
+        self.metadata = table_metadata(table, self._place)
 
-    def _rates(self, table: pq.ParquetFile, stale: Mapping[str, int]) -> list[Finding]:
-        inputs = [feature.input for feature in self._features.features]
-        rows = table.metadata.num_rows
-        nulls = rates_finding(NULLS, count_nulls(table, inputs), rows, self._settings.max_null_rate, "missing")
+    def _rates(self, table: ParquetFiles, stale: Mapping[str, int]) -> list[Finding]:
+        missing = {feature.input: table.nulls(feature.input) for feature in self._features.features}
+        nulls = rates_finding(NULLS, missing, table.rows, self._settings.max_null_rate, "missing")
         by_input = {
             feature.input: max((stale[view] for view in feature.views if view in stale), default=0)
             for feature in self._features.features
@@ -70,11 +68,14 @@ class InputInspection:
                 nulls,
                 Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones"),
             ]
-        return [nulls, rates_finding(STALE, by_input, rows, self._settings.max_stale_rate, "past their time to live")]
+        return [
+            nulls,
+            rates_finding(STALE, by_input, table.rows, self._settings.max_stale_rate, "past their time to live"),
+        ]
 
 
 class OutputInspection:
-    """Looks at one batch_output.parquet; `scoring.batch.InspectOutput`. Keeps what it found, also where it raises."""
+    """Looks at one batch output; `scoring.batch.InspectOutput`. Keeps what it found, also where it raises."""
 
     def __init__(
         self,
@@ -93,31 +94,31 @@ class OutputInspection:
         self.findings: list[Finding] = []
         self.metadata: dict[str, dg.MetadataValue] = {}
 
-    def __call__(self, part: Path, outcome: Outcome) -> None:
-        """Look at the finished file.
+    def __call__(self, table: ParquetFiles, outcome: Outcome) -> None:
+        """Look at the finished table.
 
         Raises:
             NotPublished: a blocking check failed.
         """
-        with pq.ParquetFile(part) as table:
-            columns = columns_finding(table.schema_arrow, self._features)
-            self.findings = [rows_finding(outcome.rows, table.metadata.num_rows), columns, finite_finding(outcome)]
-        self.findings.append(drift_finding(self._earlier, predictions(part), self._settings.max_prediction_drift))
+        columns = columns_finding(table.schema, self._features)
+        self.findings = [rows_finding(outcome.rows, table.rows), columns, finite_finding(outcome)]
+        self.findings.append(drift_finding(self._earlier, predictions(table), self._settings.max_prediction_drift))
         stop_if_blocked(str(self._place), self.findings)
-        self.metadata = table_metadata(part, self._place)
+        self.metadata = table_metadata(table, self._place)
         if self._picture:
             shown = ["prediction", *self._features.signature.names]
-            self.metadata["distributions"] = dg.MetadataValue.md(histograms(part, shown))
+            self.metadata["distributions"] = dg.MetadataValue.md(histograms(table, shown))
 
 
-def earlier_predictions(places: Sequence[Location]) -> tuple[str, np.ndarray] | None:
-    """The predictions of the first of these outputs that is there, with its place; None if none is."""
-    for place in places:
+def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:
+    """The predictions of the first of these requests' folders that has some, with its place; None if none has."""
+    for folder in folders:
         try:
-            with place.open() as opened:
-                return str(place), predictions(opened)
-        except (StorageError, OSError, pa.ArrowInvalid, KeyError):
-            continue  # a file that can't be read is about to be replaced; it must not keep this one from being made
+            parts = output_parts(folder)
+            with ParquetFiles(parts) as table:
+                return str(parts[0] if len(parts) == 1 else folder), predictions(table)
+        except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
+            continue  # what can't be read is about to be replaced; it must not keep this one from being made
     return None
 
 

@@ -3,13 +3,12 @@
 import base64
 import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from scoring.parquet import ParquetFiles
 from scoring.quality import sample
 
 if TYPE_CHECKING:
@@ -22,15 +21,15 @@ MOST_PANELS = 12
 MOST_WORDS = 8
 
 
-def histograms(file: Path, columns: list[str]) -> str:
-    """Markdown with one picture: a histogram of each column, of a sample where the file is large."""
+def histograms(table: ParquetFiles, columns: list[str]) -> str:
+    """Markdown with one picture: a histogram of each column, of a sample where the table is large."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     shown = columns[:MOST_PANELS]
     rows = math.ceil(len(shown) / PANELS_A_ROW)
     across = min(len(shown), PANELS_A_ROW)
-    with mpl.rc_context({"font.size": 7}), pq.ParquetFile(file) as table:
+    with mpl.rc_context({"font.size": 7}):
         # Fixed margins: layout="tight" draws everything twice to find them.
         figure = Figure(figsize=(2.4 * across, 1.7 * rows))
         figure.subplots_adjust(0.16 / across, 0.2 / rows, 1 - 0.03 / across, 1 - 0.2 / rows, wspace=0.3, hspace=0.5)

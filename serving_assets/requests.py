@@ -132,11 +132,6 @@ def read_hash(file: Location) -> str:
         raise StorageError("reading", str(file), error) from error
 
 
-def input_file(artifacts: Location, key: str) -> Location:
-    """Where the request's joined features are written."""
-    return artifacts / key / "batch_input.parquet"
-
-
-def output_file(artifacts: Location, key: str) -> Location:
-    """Where the request's scores are written."""
-    return artifacts / key / "batch_output.parquet"
+def result_folder(artifacts: Location, key: str) -> Location:
+    """Where the request's joined features and its scores are written."""
+    return artifacts / key

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from scoring.engine import Engine, choose_engine
 from scoring.feature_store import open_feature_store
 from scoring.registry import MlflowRegistry, Registry
 from scoring.settings import Settings
@@ -36,6 +37,15 @@ class Serving:
     def registry(self) -> Registry:
         """The model registry; it keeps its connections."""
         return MlflowRegistry.from_settings(self.settings)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What joins and scores; it keeps its Spark session, if it has one.
+
+        Raises:
+            SettingsError: it is not installed.
+        """
+        return choose_engine(self.settings)
 
     def open_feature_store(self) -> "FeatureStore":
         """The Feast store as it is configured now, with no cached registry of an earlier run.

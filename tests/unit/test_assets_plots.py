@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scoring.parquet import ParquetFiles
 from serving_assets.plots import MOST_PANELS, histograms
 
 
@@ -31,7 +32,8 @@ def drawn(markdown: str) -> float:
 def test_every_kind_of_column_is_drawn_and_stays_small(tmp_path, values):
     pq.write_table(pa.table({"prediction": values, "speed": values}), tmp_path / "file.parquet")
 
-    markdown = histograms(tmp_path / "file.parquet", ["prediction", "speed"])
+    with ParquetFiles([tmp_path / "file.parquet"]) as table:
+        markdown = histograms(table, ["prediction", "speed"])
 
     assert drawn(markdown) > 0.005
     assert len(markdown) < 40_000
@@ -41,4 +43,5 @@ def test_more_features_than_fit_are_told(tmp_path):
     columns = {f"f{i}": [1.0, 2.0] for i in range(MOST_PANELS + 3)}
     pq.write_table(pa.table(columns), tmp_path / "file.parquet")
 
-    assert "3 more features are not drawn" in histograms(tmp_path / "file.parquet", list(columns))
+    with ParquetFiles([tmp_path / "file.parquet"]) as table:
+        assert "3 more features are not drawn" in histograms(table, list(columns))

@@ -1,0 +1,63 @@
+"""The two batch engines on the same requests: `python -m benchmarks.engines 100000 1000000`. docs/scaling.md has a run.
+
+Spark runs in local mode, so both have the same cores. Each engine has done the work once on few rows before, which
+starts Spark and imports everything in its workers. Processor time is that of all processes, ended ones included.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.batch.world import open_batch_world, request_of
+from benchmarks.processes import cpu_s, memory_mib
+from scoring.engine import Engine, LocalEngine
+from scoring.predict import Policy
+from scoring.registry import MlflowRegistry
+from scoring.serving import load_serving_model, resolve_version
+from scoring.spark_engine import SparkEngine
+from scoring.storage import Location
+
+FEW = 10_000
+
+
+def main(rows: list[int], memory: str, rows_a_part: int) -> None:
+    """Print a line for each engine and number of rows: what joining and scoring took."""
+    world = open_batch_world()
+    settings, store = world.settings, world.store()
+    registry = MlflowRegistry.from_settings(settings)
+    version = resolve_version(registry, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        serving = load_serving_model(registry, store, version, settings, Path(folder) / "model")
+
+        def run(engine: Engine, count: int) -> str:
+            place = Path(folder) / "artifacts"
+            shutil.rmtree(place, ignore_errors=True)
+            request = Location(request_of(world, count))
+            figures = []
+            for step in (
+                lambda: engine.write_input(request, store, str(version), serving.features, Location(place)),
+                lambda: engine.write_output(Location(place), serving, Policy()),
+            ):
+                cpu, began = cpu_s(os.getpid()), time.perf_counter()
+                step()
+                figures.append(f"{time.perf_counter() - began:.1f} s ({cpu_s(os.getpid()) - cpu:.1f} s of CPU)")
+            return "join {}, scoring {}".format(*figures)
+
+        spark = SparkEngine("local[*]", {"spark.driver.memory": memory}, rows_a_part)
+        for name, engine in (("local", LocalEngine()), ("spark", spark)):
+            print(f"{name}: {FEW} rows, start included: {run(engine, FEW)}", flush=True)
+            for count in rows:
+                print(f"{name}: {count} rows: {run(engine, count)}; {memory_mib(os.getpid()):.0f} MiB", flush=True)
+        spark.stop()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=int, nargs="+")
+    parser.add_argument("--memory", default="6g", help="spark.driver.memory")
+    parser.add_argument("--rows-a-part", type=int, default=250_000)
+    given = parser.parse_args()
+    main(given.rows, given.memory, given.rows_a_part)
