@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.batch_request import ROWS_A_BATCH, read_batch_request
-from scoring.errors import BatchRequestError, StorageError, first_line
+from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.files import scratch_folder
@@ -207,6 +207,8 @@ def fetch_file(source: Location, copy: Path) -> Content:
         return fetch(source, copy)
     except FileNotFoundError:
         raise _not_there(source) from None
+    except StillWritten:
+        raise BatchRequestError(str(source), "it kept changing while it was read: somebody is writing to it.") from None
 
 
 def _not_there(file: Location) -> BatchRequestError:

@@ -18,6 +18,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     ├── EntityRowsError             entity keys or request-time inputs that no store could look up
     ├── BatchRequestError           a batch request file that can't be scored
     ├── StorageError                a folder or an object store can't be read or written
+    │   └── StillWritten
     ├── FeaturesRejected            policy `reject`: at least one entity row lacks a usable feature
     └── PredictionFailed            the model raised, or answered something else than one number a row
 """
@@ -168,6 +169,13 @@ class StorageError(ServingError):
     def __init__(self, doing: str, place: str, cause: BaseException | str) -> None:
         self.place = place
         super().__init__(f"{doing[0].upper()}{doing[1:]} {place} failed: {first_line(cause)}")
+
+
+class StillWritten(StorageError):
+    """A file had other content at each look: somebody writes to it."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__("copying", place, "it kept changing: somebody is writing to it")
 
 
 class FeaturesRejected(ServingError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scoring.errors import StorageError
+from scoring.errors import StillWritten, StorageError
 from scoring.files import scratch_folder, whole_file
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def fetch(source: Location, destination: Path) -> Content:
 
     Raises:
         FileNotFoundError: there is no such file.
-        StorageError: it can't be read or copied, or it kept changing.
+        StorageError: it can't be read or copied; StillWritten if it kept changing.
     """
     for _ in range(FETCH_TRIES):
         before = source.stamp()
@@ -198,7 +198,7 @@ def fetch(source: Location, destination: Path) -> Content:
                 size += copy.write(chunk)
         if source.stamp() == before:
             return Content(source.name, size, digest.hexdigest())
-    raise StorageError("copying", str(source), "it kept changing: somebody is writing to it")
+    raise StillWritten(str(source))
 
 
 @contextlib.contextmanager

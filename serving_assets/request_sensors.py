@@ -79,7 +79,8 @@ def new_batch_request(
     except ServingError as error:
         raise error from None
     keys = [file.key for file, _ in changed.files]
-    added = [key for key in keys if key not in set(known)]
+    partitions = set(known)
+    added = [key for key in keys if key not in partitions]
     runs = [
         run_request(first, last, run_key=f"{first}...{last}:{_content(changed, seen, first, last, [*known, *added])}")
         for first, last in adjacent_ranges(keys, [*known, *added], REQUESTS_A_RUN)

@@ -124,7 +124,7 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     make_bucket(server, "killed")
-    return Place(tmp_path, 60_000, Location("s3://killed/artifacts"), server.environment)
+    return Place(tmp_path, 20_000, Location("s3://killed/artifacts"), server.environment)
 
 
 @pytest.mark.timeout(600)

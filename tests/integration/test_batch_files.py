@@ -216,3 +216,17 @@ def test_a_request_that_is_not_there_is_told(job, tmp_path):
     source, output = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
     with pytest.raises(BatchRequestError, match="materialize batch_input first"):
         write_batch_output(source, job.model(), job.features, Policy(), output)
+
+
+def test_a_request_that_somebody_is_writing_to_is_refused_by_itself_and_is_no_outage(job, tmp_path):
+    class Growing(Location):
+        """Another row at each look."""
+
+        def stamp(self) -> str:
+            with self.local.open("a") as file:
+                file.write(f"3,{NOW.isoformat()},x\n")
+            return super().stamp()
+
+    (tmp_path / "day1.csv").write_text(HEADER)
+    with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: somebody"):
+        job.run(Growing(tmp_path / "day1.csv"), Location(tmp_path / "artifacts"))
