@@ -65,7 +65,6 @@ class GoesAway(Serving):
 @pytest.mark.parametrize(
     ("gone", "nth", "cause"),
     [
-        ("registry", 1, "The MLflow registry at http://127.0.0.1:{mlflow} gave no answer"),
         ("registry", 2, "The MLflow registry at http://127.0.0.1:{mlflow} gave no answer"),
         ("offline store", 1, "The feature store failed while .*driver_stats"),
         ("object store", 1, "Listing s3://.*/requests failed"),
