@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from benchmarks.fingerprint import fingerprint
 from benchmarks.place import VAR
 from benchmarks.quietly import quietly
 from tests.servers import HOST, RedisServer
@@ -30,8 +31,6 @@ STORES = ("redis", "sqlite")
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is built anew before that.
 FRESH_FOR = dt.timedelta(hours=18)
-# What a world is made of: another number builds worlds anew.
-LAYOUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _kept(folder: Path) -> World | None:
     except FileNotFoundError:
         return None
     now = dt.datetime.fromisoformat(state["now"])
-    if state["layout"] != LAYOUT or dt.datetime.now(dt.UTC) - now > FRESH_FOR:
+    if state.get("made_of") != fingerprint(__file__) or dt.datetime.now(dt.UTC) - now > FRESH_FOR:
         return None
     return World(folder, state["environment"], now)
 
@@ -123,7 +122,7 @@ def _build(folder: Path, redis: str | None) -> World:
         joblib.dump(estimator, folder / f"{name}.joblib")
     if redis is not None:
         _save(redis)
-    state = {"layout": LAYOUT, "now": world.now.isoformat(), "environment": world.environment}
+    state = {"made_of": fingerprint(__file__), "now": world.now.isoformat(), "environment": world.environment}
     (folder / "world.json").write_text(json.dumps(state))
     return world
 
