@@ -91,6 +91,7 @@ def test_the_sensor_takes_a_request_from_s3_once_it_is_settled_and_once(bucket, 
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=bucket / "in")
     daemon.serving.registry.champion = 1
     (tmp_path / "x").write_text("driver_id,event_timestamp\n")
+    assert "No new or changed file" in daemon.tick("new_batch_request")
     put(tmp_path / "x", bucket / "in" / "day1.csv")
     assert "still being written" in daemon.tick("new_batch_request")
 
