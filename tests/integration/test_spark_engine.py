@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from scoring.spark_engine import SparkEngine
 
 # Starting Spark and importing everything in its workers is most of it.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 REPOSITORY = Path(__file__).parents[1] / "feature_repos" / "orders"
 START = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
