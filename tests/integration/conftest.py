@@ -6,7 +6,10 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
+from api.loading import RegistryLoader
+from api.scorer import Scorer
 from scoring.feature_store import apply_definitions, open_feature_store
+from scoring.registry import MlflowRegistry
 from tests.compose import EXAMPLE_VALUES
 from tests.servers import PostgresServer, RedisServer
 from tests.worlds import World, build_driver_world
@@ -50,6 +53,15 @@ def world_on_servers(applied_world: World, monkeypatch: pytest.MonkeyPatch) -> W
     day = dt.timedelta(days=1)
     open_feature_store(applied_world.settings).materialize(applied_world.now - 2 * day, applied_world.now + day)
     return applied_world
+
+
+@pytest.fixture(scope="session")
+def online_scorer(applied_world: World) -> Scorer:
+    """What the API serves that world's champion with."""
+    with pytest.MonkeyPatch.context() as environment:
+        set_stores(applied_world, environment)
+        loader = RegistryLoader(applied_world.settings, MlflowRegistry.from_settings(applied_world.settings))
+        return loader.load(loader.look(), None)
 
 
 def set_stores(world: World, environment: pytest.MonkeyPatch) -> None:

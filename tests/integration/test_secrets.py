@@ -12,6 +12,7 @@ import pytest
 from dagster._serdes import serialize_value
 
 from api.loading import RegistryLoader
+from api.scorer import Scorer
 from scoring.errors import ServingError
 from scoring.registry import MlflowRegistry
 from serving_assets.definitions import definitions
@@ -128,17 +129,22 @@ def test_dagster_keeps_none_of_a_run_that_works_and_of_one_that_fails(
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_no_error_of_a_store_tells_one(
-    world: World, guarded_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, what: str
+    applied_world: World,
+    online_scorer: Scorer,
+    guarded_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
+    for name in ("FEAST_REGISTRY", "FEAST_REDIS"):
+        monkeypatch.setenv(name, applied_world.environment[name])
     variable, value = BROKEN[what]
     monkeypatch.setenv(variable, value.format(redis=f"{HOST}:{guarded_redis.port}"))
     with pytest.raises(ServingError) as raised:
-        load_and_look_up(world)
+        load_and_look_up(applied_world, online_scorer)
     # Also what led to it: a log may hold the whole chain.
     check_silent("".join(traceback.format_exception(raised.value)))
 
 
-def load_and_look_up(world: World) -> None:
+def load_and_look_up(world: World, current: Scorer) -> None:
     loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
-    scorer = loader.load(loader.look(), None)
-    scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
+    loader.load(loader.look(), current).look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
