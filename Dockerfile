@@ -16,7 +16,7 @@ ARG PIP_CERT
 RUN python3 -m venv /build/tools \
  && /build/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/bootstrap.txt \
  && python3 -m venv --without-pip /opt/venv
-COPY requirements/api.txt requirements/batch.txt requirements/
+COPY requirements/*.txt requirements/
 COPY deploy/install.sh deploy/
 
 FROM installer AS api-packages
@@ -27,7 +27,9 @@ RUN sh deploy/install.sh requirements/api.txt
 FROM installer AS batch-packages
 ARG PIP_INDEX_URL
 ARG PIP_CERT
-RUN sh deploy/install.sh requirements/batch.txt
+# `spark` for the Spark engine, on a base that has a Java.
+ARG BATCH_LOCK=batch
+RUN sh deploy/install.sh requirements/$BATCH_LOCK.txt
 
 
 FROM ${BASE_IMAGE} AS base

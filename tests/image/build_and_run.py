@@ -66,10 +66,11 @@ def base() -> str:
     PLACE.mkdir(parents=True, exist_ok=True)
     if BASE not in buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
         with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+            files = Path(folder) / "base"  # readable by all, which the folder itself is not
             packages = "--include=python3,python3-venv,ca-certificates"
-            subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", folder], check=True)
+            subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", files], check=True)
             container = buildah("from", "scratch")
-            buildah("add", "--quiet", container, folder, "/")
+            buildah("add", "--quiet", container, files, "/")
             buildah("commit", "--quiet", "--rm", container, BASE)
     return BASE
 

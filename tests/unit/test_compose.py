@@ -316,7 +316,7 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_the_api_exports(exported
         assert set(re.findall(r"[a-zA-Z_]\w*", left)) <= known, expression
     assert asked <= exported
     ours = {name for name in exported if name.startswith("serving_") and not name.endswith(("_sum", "_count"))}
-    assert ours <= asked, "a metric that no panel shows"
+    assert ours <= asked, "a metric that no panel of deploy/grafana/dashboards/serving.json shows"
 
 
 def test_grafana_finds_its_data_and_its_dashboards() -> None:
