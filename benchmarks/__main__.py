@@ -19,6 +19,7 @@ from benchmarks.environments import WrongVersion
 from benchmarks.online import sections as online
 from benchmarks.online import start
 from benchmarks.online.answers import AnswersDiffer
+from benchmarks.online.contestants import UnexpectedAnswer
 from benchmarks.online.wrk import WrkMissing
 from benchmarks.page import SECTIONS, table_of, title_of, write_page
 from benchmarks.place import PAGE, RESULTS, VAR
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
                 results.save(folder, result)
                 print(f"\n{result.section}: {title_of(result.section)} (took {result.took_s:.0f} s)\n")
                 print(table_of(result), flush=True)
-    except (AnotherRuns, WrkMissing, WrongVersion, AnswersDiffer, ContenderFailed) as error:
+    except (AnotherRuns, WrkMissing, WrongVersion, UnexpectedAnswer, AnswersDiffer, ContenderFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     if not partial:

@@ -19,6 +19,13 @@ Choice = tuple[int, float] | None
 """The best driver and its score; None where no driver has features."""
 
 
+class UnexpectedAnswer(RuntimeError):
+    """A server gave no answer to a question that it should be able to answer."""
+
+    def __init__(self, name: str, status: int, answer: bytes) -> None:
+        super().__init__(f"{name} answered {status}: {answer[:300].decode(errors='replace')}")
+
+
 @dataclasses.dataclass
 class Contestant(Server):
     """One server under comparison, as a process group of its own with its log in `directory`."""
@@ -58,7 +65,7 @@ class Contestant(Server):
     def choice(self, status: int, answer: bytes) -> Choice:
         """What an answer says."""
         if status != 200:
-            raise AssertionError(f"{self.name} answered {status}: {answer[:300]!r}")
+            raise UnexpectedAnswer(self.name, status, answer)
         content = json.loads(answer)
         return None if content["prediction"] is None else (content["prediction"], content["score"])
 
