@@ -1,5 +1,6 @@
 """A batch request from its file to batch_input.parquet and on to batch_output.parquet and its manifest."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from scoring.offline import with_point_in_time_features
 from scoring.parquet import ParquetFiles, write_tables
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
-from scoring.storage import Content, Location, content_of, fetch, publishing
+from scoring.storage import Content, Held, Location, content_of, fetch, holding, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -114,10 +115,12 @@ def write_batch_output(
             batch_output.parquet stays as it was.
     """
     with publishing(destination) as part, scratch_folder() as scratch:
-        copy = scratch / source.name
-        batch_input = fetch_file(source, copy)
         try:
-            with pq.ParquetFile(copy, pre_buffer=False, page_checksum_verification=True) as opened:
+            with contextlib.ExitStack() as stack:
+                held = _hold(stack, source, scratch / source.name)
+                opened = stack.enter_context(
+                    pq.ParquetFile(held.file, pre_buffer=False, page_checksum_verification=True)
+                )
                 schema = opened.schema_arrow
                 check_made_for(str(source), schema, model, features)
                 scoring = _Scoring(model, features, policy)
@@ -125,13 +128,15 @@ def write_batch_output(
                     scoring.of(_tables(opened)),
                     part,
                     schema.metadata,
-                    lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(batch_input)).decode()},
+                    lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(held.content())).decode()},
                 )
                 _check_rows(part, opened.metadata.num_rows, rows)
                 with ParquetFiles([part]) as table:
-                    inspect(table, scoring.outcome(batch_input))
+                    inspect(table, scoring.outcome(held.content()))
         except pa.ArrowInvalid as error:
             raise _not_readable(source, error) from None
+        except StillWritten:
+            raise _still_written(source) from None
     return write_manifest(destination)
 
 
@@ -208,7 +213,20 @@ def fetch_file(source: Location, copy: Path) -> Content:
     except FileNotFoundError:
         raise _not_there(source) from None
     except StillWritten:
-        raise BatchRequestError(str(source), "it kept changing while it was read: somebody is writing to it.") from None
+        raise _still_written(source) from None
+
+
+def _hold(stack: contextlib.ExitStack, source: Location, copy: Path) -> Held:
+    try:
+        return stack.enter_context(holding(source, copy))
+    except FileNotFoundError:
+        raise _not_there(source) from None
+    except StillWritten:
+        raise _still_written(source) from None
+
+
+def _still_written(file: Location) -> BatchRequestError:
+    return BatchRequestError(str(file), "it kept changing while it was read: somebody is writing to it.")
 
 
 def _not_there(file: Location) -> BatchRequestError:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scoring.errors import BatchRequestError
 from scoring.files import scratch_folder
 from scoring.settings import MissingFeaturesPolicy
-from scoring.storage import Content, Location, fetch, publishing
+from scoring.storage import Content, Location, holding, publishing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,9 +132,9 @@ def output_parts(folder: Location) -> list[Location]:
 
 def _manifest_of(output: Location) -> Manifest:
     with scratch_folder() as scratch:
-        copy = scratch / output.name
-        content = fetch(output, copy)
-        said = pq.read_metadata(copy).metadata
+        with holding(output, scratch / output.name) as held:
+            said = pq.read_metadata(held.file).metadata
+            content = held.content()
         return Manifest(
             content,
             msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -87,6 +88,8 @@ def write_tables(
 ) -> int:
     """Write tables of one schema below each other; returns their rows.
 
+    A row group is written while the next one is made: three of them are in memory at most.
+
     Args:
         tables: at least one, in any pieces; each row group of the file has ROWS_A_BATCH rows but the last one.
         file: where to write.
@@ -98,11 +101,20 @@ def write_tables(
     first = next(pieces)
     schema = first.schema.with_metadata(schema_metadata)
     # Dictionary encoding of floats is most of the time of writing them, and saves nothing where values hardly repeat.
-    with pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema), write_page_checksum=True) as writer:
-        while first is not None:
-            writer.write_table(first.replace_schema_metadata(schema_metadata))
-            rows += first.num_rows
-            first = next(pieces, None)
+    with (
+        pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema), write_page_checksum=True) as writer,
+        ThreadPoolExecutor(1, "parquet") as thread,
+    ):
+        written: Future[None] | None = None
+        piece: pa.Table | None = first
+        while piece is not None:
+            if written is not None:
+                written.result()
+            written = thread.submit(writer.write_table, piece.replace_schema_metadata(schema_metadata))
+            rows += piece.num_rows
+            piece = next(pieces, None)
+        if written is not None:
+            written.result()
         writer.add_key_value_metadata(closing_metadata())
     return rows
 

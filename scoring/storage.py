@@ -9,7 +9,8 @@ import functools
 import hashlib
 import os
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,53 @@ def fetch(source: Location, destination: Path) -> Content:
         if source.stamp() == before:
             return Content(source.name, size, digest.hexdigest())
     raise StillWritten(str(source))
+
+
+class Held(msgspec.Struct, frozen=True):
+    """One state of a file that is being read, also where another process replaces it meanwhile."""
+
+    file: "NativeFile | Path"
+    """What `ParquetFile` takes."""
+    content: Callable[[], Content]
+    """Which bytes they are; waits until all of them were read once.
+
+    Raises StillWritten where somebody has written into the file since."""
+
+
+@contextlib.contextmanager
+def holding(source: Location, copy: Path) -> Iterator[Held]:
+    """A file to read. On this machine it is read in place, and hashed meanwhile; from S3 it is copied to `copy` first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: it can't be read; StillWritten if it kept changing.
+    """
+    if source.local is None:
+        content = fetch(source, copy)
+        yield Held(copy, lambda: content)
+        return
+    with contextlib.ExitStack() as stack:
+        for _ in range(FETCH_TRIES):
+            before = source.stamp()
+            file = stack.enter_context(source.open())
+            with _telling("opening", source):
+                own = stack.enter_context(source.local.open("rb"))
+            if source.stamp() == before:
+                break
+        else:
+            raise StillWritten(str(source))
+        thread = stack.enter_context(ThreadPoolExecutor(1, "hash"))
+        state = os.fstat(own.fileno())
+        digest = thread.submit(hashlib.file_digest, own, "sha256")
+
+        def content_of_held() -> Content:
+            with _telling("reading", source):
+                sha256, now = digest.result().hexdigest(), os.fstat(own.fileno())
+            if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
+                raise StillWritten(str(source))
+            return Content(source.name, now.st_size, sha256)
+
+        yield Held(file, content_of_held)
 
 
 @contextlib.contextmanager
