@@ -25,6 +25,7 @@ from benchmarks.page import SECTIONS, table_of, title_of, write_page
 from benchmarks.place import PAGE, RESULTS, VAR
 from benchmarks.results import Result
 from benchmarks.scale import QUICK, WHOLE, Scale
+from tests.servers import ServerDidNotStart
 
 
 class AnotherRuns(RuntimeError):
@@ -32,6 +33,9 @@ class AnotherRuns(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(f"another run of the benchmarks uses {VAR}: wait until it has ended.")
+
+
+TOLD = (AnotherRuns, WrkMissing, WrongVersion, UnexpectedAnswer, AnswersDiffer, ContenderFailed, ServerDidNotStart)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
                 results.save(folder, result)
                 print(f"\n{result.section}: {title_of(result.section)} (took {result.took_s:.0f} s)\n")
                 print(table_of(result), flush=True)
-    except (AnotherRuns, WrkMissing, WrongVersion, UnexpectedAnswer, AnswersDiffer, ContenderFailed) as error:
+    except TOLD as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     if not partial:
