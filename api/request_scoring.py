@@ -73,6 +73,7 @@ class RequestScoring:
             self._blame_store(asked, str(error))
             raise
         finally:
+            asked.over = True
             self._metrics.worked_on(asked, time.time())
         self._breaker.answered()
         self._metrics.scored(scores)

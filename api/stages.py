@@ -1,10 +1,12 @@
 """The blocking part of scoring: one or several requests looked up and predicted together, each with its own outcome."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+import pyarrow as pa
 
 from api.scorer import EntityRows, Scorer
 from scoring.errors import FeatureStoreError, UnusableFeature
@@ -24,7 +26,7 @@ class RowScores(msgspec.Struct, frozen=True):
 class Asked:
     """One request from the moment that it waits. Times are `time.perf_counter` in seconds."""
 
-    __slots__ = ("entity_rows", "queued_at", "rows", "run", "scorer")
+    __slots__ = ("entity_rows", "over", "queued_at", "rows", "run", "scorer")
 
     def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
         """Args: the version that serves it, what it asks for, and for how many entities."""
@@ -34,6 +36,8 @@ class Asked:
         self.queued_at = time.perf_counter()
         self.run: Run | None = None
         """With which others it is worked on; None before that."""
+        self.over = False
+        """Whether nobody waits for it any more."""
 
     @property
     def in_store(self) -> bool:
@@ -77,19 +81,55 @@ class Run:
         So a request that the store or the model can't digest fails alone, as if it had come alone.
         """
         scorer = self.asked[0].scorer
+        rows = _together(self.asked)
         try:
-            rows = _together(self.asked)
             online = self.online = scorer.look_up(rows, datetime.now(UTC))
-            self.looked_up_at = time.perf_counter()
-            scores = scorer.score(rows, online)
         except BaseException as error:  # it belongs to the callers, whatever it is; the thread lives on
             # A store that fails would only let each wait for it again.
             store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
             if store_failed or len(self.asked) == 1:
                 return [error] * len(self.asked)
-            return [outcome for each in self.asked for outcome in Run([each])()]
+            return [outcome for each in self.asked for outcome in ([GAVE_UP] if each.over else Run([each])())]
+        self.looked_up_at = time.perf_counter()
+        outcomes = _score(scorer, self.asked, online)
         self.predicted_at = time.perf_counter()
-        return _apart(scores, self.asked)
+        return outcomes
+
+
+GAVE_UP: Outcome = TimeoutError()
+"""For a request whose caller does not wait any more."""
+
+
+def _score(scorer: Scorer, asked: Sequence[Asked], online: OnlineVectors) -> list[Outcome]:
+    """What each request gets from one prediction for all; where that fails, from one for each."""
+    try:
+        return _apart(scorer.score(_together(asked), online), asked)
+    except BaseException as error:
+        if len(asked) == 1:
+            return [error]
+    parts = _parts(asked, online)
+    complete = [place for place, part in enumerate(parts) if part.reasons.null_count == len(part.reasons)]
+    outcomes: dict[int, Outcome] = {}
+    if 0 < len(complete) < len(asked):
+        # Under the policy `reject` it is the others that fail, without a prediction.
+        together = OnlineVectors(
+            pa.concat_tables([parts[place].vectors for place in complete]),
+            pa.concat_arrays([parts[place].reasons for place in complete]),
+        )
+        those = [asked[place] for place in complete]
+        outcomes = dict(zip(complete, _score(scorer, those, together), strict=True))
+    for place, (each, part) in enumerate(zip(asked, parts, strict=True)):
+        if place not in outcomes:
+            outcomes[place] = GAVE_UP if each.over else _score(scorer, [each], part)[0]
+    return [outcomes[place] for place in range(len(asked))]
+
+
+def _parts(asked: Sequence[Asked], online: OnlineVectors) -> list[OnlineVectors]:
+    starts = itertools.accumulate((each.rows for each in asked[:-1]), initial=0)
+    return [
+        OnlineVectors(online.vectors.slice(start, each.rows), online.reasons.slice(start, each.rows))
+        for each, start in zip(asked, starts, strict=True)
+    ]
 
 
 def _together(asked: Sequence[Asked]) -> EntityRows:

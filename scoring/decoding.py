@@ -12,6 +12,8 @@ import pyarrow as pa
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from scoring.online import as_declared, plain_value
+
 VALUE_FIELDS: dict[pa.DataType, str] = {
     pa.float32(): "float_val",
     pa.float64(): "double_val",
@@ -44,7 +46,7 @@ def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
 
 
 def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
-    """An array (n,) of `dtype` from serialized Values; null for none, and for one of another type.
+    """An array (n,) of `dtype` from serialized Values; null for none.
 
     Args:
         values: as the store keeps them.
@@ -52,11 +54,13 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
 
     Raises:
         google.protobuf.message.DecodeError: no Value.
-        pyarrow.ArrowInvalid: an integer does not fit the type.
+        UnusableFeature: a value was written under another declaration, and has no counterpart in this type.
     """
     there = [value for value in values if value]
     unpacked = _unpack(there, dtype)
     if unpacked is None:
+        return _one_by_one(values, dtype)
+    if unpacked.dtype.kind == "i" and not _fits(unpacked, dtype):
         return _one_by_one(values, dtype)
     if len(there) == len(values):
         return pa.array(unpacked, dtype)
@@ -67,9 +71,7 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
 
 
 def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
-    field = VALUE_FIELDS[dtype]
-    parsed = (Value.FromString(value) if value else None for value in values)
-    return pa.array([getattr(v, field) if v is not None and v.HasField(field) else None for v in parsed], dtype)
+    return as_declared([plain_value(Value.FromString(value)) if value else None for value in values], dtype)
 
 
 def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
@@ -102,6 +104,11 @@ def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
     inside = np.arange(MOST_GROUPS) <= last[:, None]
     parts = (groups & 0x7F).astype(np.uint64) << PLACES
     return np.where(inside, parts, 0).sum(axis=1, dtype=np.uint64).view(np.int64)  # type: ignore[no-any-return]
+
+
+def _fits(integers: np.ndarray, dtype: pa.DataType) -> bool:
+    limits = np.iinfo(dtype.to_pandas_dtype())
+    return bool(integers.min() >= limits.min and integers.max() <= limits.max)
 
 
 def _tag(message: Any, field: str) -> int:

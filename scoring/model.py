@@ -52,7 +52,7 @@ class Model(msgspec.Struct, frozen=True):
         inputs = _as_array(whole) if self.as_array else whole.to_pandas()
         try:
             output = self.predict_fn(inputs)
-        except Exception as error:  # a model is anybody's code
+        except (Exception, SystemExit) as error:  # a model is anybody's code
             raise PredictionFailed(str(self.version), f"{type(error).__name__} on {rows} rows") from error
         return one_number_a_row(str(self.version), output, whole.num_rows, self.output_column)[:rows]
 

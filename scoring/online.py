@@ -69,7 +69,8 @@ def read_online_vectors(
     except FeatureStoreError:
         raise
     except Exception as error:  # every online store raises its own kinds
-        raise FeatureStoreError(READING, error) from error
+        kind = UnusableFeature if type(error).__name__ == "DecodeError" else FeatureStoreError  # protobuf's
+        raise kind(READING, error) from error
     absent, unusable = {}, {}
     oldest_s = np.inf
     for view in features.views:
@@ -109,7 +110,7 @@ def _read_by_feast(
     return StoreRead(
         {view.name: _event_times(results[view.columns[0]], rows) for view in features.views},
         {
-            feature.column: _array([_value(value) for value in results[feature.column].values], feature.dtype)
+            feature.column: as_declared([plain_value(value) for value in results[feature.column].values], feature.dtype)
             for feature in features.features
         },
     )
@@ -126,18 +127,32 @@ def _request_columns(features: ModelFeatures, entity_rows: Mapping[str, Sequence
     return columns
 
 
-def _value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """What Feast's Value holds; None for nothing."""
     kind = value.WhichOneof("val")
     return None if kind is None or kind == "null_val" else getattr(value, kind)
 
 
-def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
-        return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
-    found = pa.array(values)
-    if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
-        return found.cast(dtype)
-    # Written under an earlier definition. pa.array would cut 0.24 down to the integer 0.
+def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    """Values as a store gives them, as an array (n,) of the type that their feature is declared to have.
+
+    Args:
+        values: Python's bool, int, float, str and so on; None = unknown.
+        dtype: the declared type; another one than that of the values where the declaration was changed after they
+            were written.
+
+    Raises:
+        UnusableFeature: a value has no counterpart in the declared type.
+    """
+    try:
+        if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
+            return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
+        found = pa.array(values)
+        if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
+            return found.cast(dtype)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else ({error}).") from None
+    # pa.array would cut 0.24 down to the integer 0.
     raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")
 
 

@@ -95,7 +95,9 @@ class RedisReader:
         try:
             return self._read(entity_rows)
         except (RedisError, OSError) as error:
-            raise FeatureStoreError(READING, error) from error
+            # The key of one entity holds something else than a hash: that is no failure of the store.
+            kind = UnusableFeature if "WRONGTYPE" in str(error) else FeatureStoreError
+            raise kind(READING, error) from error
         except Exception as error:  # whatever the bytes of an entity lead to
             raise UnusableFeature(READING, error) from error
 

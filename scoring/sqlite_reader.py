@@ -26,11 +26,15 @@ WAIT_FOR_WRITER_S = 1.0
 
 
 class SqliteReader:
-    """A `BulkReader` of one database file. Each thread has a connection of its own, which can't write."""
+    """A `BulkReader` of one database file. Each thread has a connection of its own.
+
+    Opened for writing, though nothing is written: whoever reads first after a writer was killed has to roll back what
+    it left half-way.
+    """
 
     def __init__(self, file: str, project: str, views: Sequence[ViewColumns]) -> None:
         """Args: the database, Feast's project, and what to read."""
-        self._uri = f"{Path(file).absolute().as_uri()}?mode=ro"
+        self._uri = f"{Path(file).absolute().as_uri()}?mode=rw"
         self._views = [(view, _quote_id(_table_id(project, view.view))) for view in views]
         self._connections = threading.local()
 
@@ -86,6 +90,7 @@ class SqliteReader:
         connection: sqlite3.Connection | None = getattr(self._connections, "mine", None)
         if connection is None:
             connection = self._connections.mine = sqlite3.connect(self._uri, WAIT_FOR_WRITER_S, uri=True)
+            connection.execute("PRAGMA query_only = ON")
         return connection
 
 

@@ -1,5 +1,6 @@
 """new_model_version: looks at the alias, and asks for runs as `decisions` decides."""
 
+import itertools
 import os
 
 import dagster as dg
@@ -72,9 +73,15 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
     known = known_requests(instance)
     partitions = set(known)
     keys = [file.key for file in list_requests(serving.settings.batch_requests) if file.key in partitions]
-    if serving.settings.rescore == "newest":
-        keys = keys[-1:]
-    return request_states(instance, list(dict.fromkeys(keys)), known)
+    keys = list(dict.fromkeys(keys))
+    if serving.settings.rescore == "all":
+        return request_states(instance, keys, known)
+    newest = request_states(instance, keys[-1:], known)
+    if not newest or newest[0].scored_with is not None or not newest[0].asked_before:
+        return newest
+    # It was refused, or its run failed: the newest one that has a result must not wait for somebody to mend it.
+    scored = (each for each in reversed(request_states(instance, keys[:-1], known)) if each.scored_with is not None)
+    return [*itertools.islice(scored, 1), *newest]
 
 
 def _skip(reason: str, cursor: VersionCursor) -> dg.SensorResult:

@@ -3,6 +3,9 @@
 import contextlib
 import datetime as dt
 import io
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from scoring.bulk_reader import BulkReader, bulk_reader
 from scoring.entity_keys import entity_keys
+from scoring.errors import UnusableFeature
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures, link_features
 from scoring.settings import Settings
@@ -80,6 +84,7 @@ class World:
 
     def __init__(self, folder: Path, redis: RedisServer, layout: str) -> None:
         self.layout = layout
+        self.folder = folder
         (folder / "data").mkdir()
         (folder / "definitions.py").write_text(DEFINITIONS)
         for name, columns in {
@@ -262,3 +267,62 @@ def test_vectors_and_reasons_are_the_same_by_either_way(world: World) -> None:
     assert fast.reasons.to_pylist() == slow.reasons.to_pylist()
     assert fast.vectors.to_pydict() == slow.vectors.to_pydict()
     assert fast.oldest_s == slow.oldest_s
+
+
+def test_a_value_of_an_earlier_declaration_is_read_as_feasts_way_reads_it(world: World) -> None:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    store = world.stores["feast"]
+    for shop, value in ((951, Value(int64_val=5)), (952, Value(double_val=0.5)), (953, Value(int64_val=2**40))):
+        entity = EntityKey(join_keys=["shop_id"], entity_values=[Value(int64_val=shop)])
+        rows = [(entity, {"rate": Value(float_val=1.0), "orders": value, "open": Value(bool_val=True)}, NOW, None)]
+        store.provider.online_write_batch(store.config, store.get_feature_view("stats"), rows, None)
+    features = link(world.stores["bulk"], "everything", {"orders": pa.int32()})
+    reader = reader_of(world, features)
+    assert reader.read({"shop_id": [951], "buyer": ["a"]}).columns["stats__orders"].to_pylist() == [5]
+    for shop in (952, 953):
+        with pytest.raises(UnusableFeature, match="declared int32"):
+            reader.read({"shop_id": [shop] * 30, "buyer": ["a"] * 30})
+
+
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_a_key_that_holds_something_else_is_no_failure_of_redis(world: World, redis_server: RedisServer) -> None:
+    from redis import Redis
+
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
+    view = store_view(world)
+    key = entity_keys(view, {"shop_id": [960]})[0] + b"bulk"
+    with Redis(redis_server.host, redis_server.port) as client:
+        client.set(key, "no hash")
+    with pytest.raises(UnusableFeature):
+        reader_of(world, features).read({"shop_id": [960], "buyer": ["a"]})
+
+
+def store_view(world: World) -> tuple[tuple[str, JoinKey], ...]:
+    return (("shop_id", JoinKey("shop_id", "int64")),)
+
+
+WRITER = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN")
+connection.execute("UPDATE bulk_stats SET value = x'00'")
+numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000)"
+connection.execute(f"CREATE TABLE ballast AS {numbers} SELECT i, randomblob(100) FROM n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("world", ["sqlite"], indirect=True)
+def test_what_a_killed_writer_left_half_way_is_rolled_back_by_whoever_reads_first(world: World) -> None:
+    row = {"shop_id": 970, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}
+    world.write("feast", "stats", [row])
+    database = world.folder / "data" / "online.db"
+    killed = subprocess.run([sys.executable, "-c", WRITER, str(database)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert database.with_name("online.db-journal").exists()
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
+    read = reader_of(world, features).read({"shop_id": [970], "buyer": ["a"]})
+    assert read.columns["stats__rate"].to_pylist() == [0.5]

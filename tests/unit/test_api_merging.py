@@ -8,14 +8,16 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from api.errors import Overloaded
 from api.merging import MOST_ROWS, PATIENCE_S, Merger
 from api.scorer import EntityRows
 from api.stages import Asked, RowScores
-from scoring.errors import FeatureStoreError, PredictionFailed, UnusableFeature
+from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.online import OnlineVectors
+from scoring.predict import Scores
 from tests.fakes import FakeScorer, id_as_score
 
 POISON = 666
@@ -187,3 +189,31 @@ def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
             assert not merging.full
 
     asyncio.run(scenario())
+
+
+def test_under_reject_the_complete_requests_are_predicted_together_and_looked_up_once() -> None:
+    predicted = []
+
+    class Rejecting(CountingScorer):
+        def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+            online = super().look_up(entity_rows, now)
+            reasons = ["not_found" if key < 0 else None for key in entity_rows["driver_id"]]
+            return OnlineVectors(online.vectors, pa.array(reasons, pa.string()))
+
+        def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+            if online.reasons.null_count < len(online.reasons):
+                raise FeaturesRejected([("driver_id -2", "not_found")], 1)
+            predicted.append(list(entity_rows["driver_id"]))
+            return super().score(entity_rows, online)
+
+    scorer = Rejecting()
+
+    async def scenario() -> list[Any]:
+        async with merger() as merging:
+            return await outcomes(merging, [asked(scorer, 1), asked(scorer, -2, 5), asked(scorer, 3, 4)])
+
+    first, rejected, last = asyncio.run(scenario())
+    assert (first, last) == (RowScores([1.0], [None]), RowScores([3.0, 4.0], [None, None]))
+    assert isinstance(rejected, FeaturesRejected)
+    assert len(scorer.lookups) == 1
+    assert predicted == [[1, 3, 4]]

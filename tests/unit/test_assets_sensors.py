@@ -544,6 +544,22 @@ def test_a_new_version_scores_what_the_setting_says_in_one_run(daemon, setting, 
     assert [daemon.partitions(run) for run in daemon.runs] == scored
 
 
+def test_a_refused_file_as_the_newest_request_keeps_no_older_one_from_being_scored_again(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1", 90)
+    daemon.both()
+    daemon.finish_all()
+    daemon.write_request("day2", 80)
+    daemon.both()
+    daemon.refuse(daemon.runs[-1], "day2")
+    daemon.runs.clear()
+
+    daemon.serving.registry.champion = 2
+    daemon.both()
+
+    assert {key for run in daemon.runs for key in daemon.partitions(run)} == {"day1", "day2"}
+
+
 def test_scoring_all_again_leaves_out_requests_whose_file_is_gone(daemon):
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
     daemon.serving.registry.champion = 1
