@@ -59,7 +59,8 @@ class ApiServer(Server):
         return httpx.post(self.url + path, content=body, headers=known | headers, timeout=10)
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        # Not splitlines: a request's id may hold other characters that end a line in Unicode.
+        return [json.loads(line) for line in self.log.read_text().split("\n") if line.startswith("{")]
 
 
 @dataclasses.dataclass

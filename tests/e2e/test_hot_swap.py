@@ -229,7 +229,7 @@ def crashing(folder: Path, world: World) -> None:
 def wrong_signature(folder: Path, world: World) -> None:
     estimator, frame = estimator_and_frame(world)
     other = frame[DRIVER_INPUTS[:2]]
-    saved(folder, estimator, frame, signature=infer_signature(other, [0.5]), input_example=other.head(3))
+    saved(folder, estimator, frame, signature=infer_signature(other, np.array([0.5])), input_example=other.head(3))
 
 
 def not_finite(folder: Path, world: World) -> None:

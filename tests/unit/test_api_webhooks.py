@@ -91,7 +91,8 @@ def loader() -> CountingLoader:
 def client(loader: CountingLoader) -> Iterator[TestClient[Any]]:
     settings = Settings(model_name="ranker", poll_interval_s=3600, webhook_secret=Secret(SECRET))
     with TestClient(create_app(settings, loader)) as client:
-        assert loader.looked.acquire(timeout=10)
+        for _ in range(2):  # before the first version is loaded, and before it is swapped in
+            assert loader.looked.acquire(timeout=10)
         yield client
 
 
