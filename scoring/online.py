@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+from google.protobuf.message import DecodeError
 
 from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features import ModelFeatures, missing_reasons
@@ -68,9 +69,10 @@ def read_online_vectors(
         read = bulk.read(entity_rows) if bulk else _read_by_feast(store, features, entity_rows, rows)
     except FeatureStoreError:
         raise
+    except DecodeError as error:  # the bytes of one entity; the store itself answered
+        raise UnusableFeature(READING, error) from error
     except Exception as error:  # every online store raises its own kinds
-        kind = UnusableFeature if type(error).__name__ == "DecodeError" else FeatureStoreError  # protobuf's
-        raise kind(READING, error) from error
+        raise FeatureStoreError(READING, error) from error
     absent, unusable = {}, {}
     oldest_s = np.inf
     for view in features.views:

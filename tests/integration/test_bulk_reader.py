@@ -299,6 +299,23 @@ def test_a_key_that_holds_something_else_is_no_failure_of_redis(world: World, re
         reader_of(world, features).read({"shop_id": [960], "buyer": ["a"]})
 
 
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_bytes_that_are_no_value_are_no_failure_of_the_store_by_feasts_way_either(
+    world: World, redis_server: RedisServer
+) -> None:
+    from feast.infra.online_stores.helpers import _mmh3
+    from redis import Redis
+
+    from scoring.online import read_online_vectors
+
+    world.write("feast", "stats", [{"shop_id": 961, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}])
+    with Redis(redis_server.host, redis_server.port) as client:
+        client.hset(entity_keys(store_view(world), {"shop_id": [961]})[0] + b"bulk", _mmh3("stats:rate"), b"\xff\xff")
+    features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
+    with pytest.raises(UnusableFeature):
+        read_online_vectors(world.stores["feast"], features, {"shop_id": [961], "buyer": ["a"]}, NOW)
+
+
 def store_view(world: World) -> tuple[tuple[str, JoinKey], ...]:
     return (("shop_id", JoinKey("shop_id", "int64")),)
 
