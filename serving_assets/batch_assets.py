@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.engine import Engine
 from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed, ServingError
 from scoring.files import scratch_folder
 from scoring.manifest import Outcome
@@ -24,8 +23,10 @@ from serving_assets.inspection import InputInspection, OutputInspection, earlier
 from serving_assets.memory import latest_event, refused_event, seen_event
 from serving_assets.model_version import (
     INPUT_TAG,
+    Chosen,
     origin_metadata,
     registered_model_version,
+    version_of_inputs,
     version_of_run,
     version_to_use,
 )
@@ -65,7 +66,9 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line():
         settings = serving.settings
-        version = version_to_use(context.instance, context.run.run_id, serving)
+        chosen = version_to_use(context.instance, context.run.run_id, serving)
+        context.log.info(f"Joining for model version {chosen}, chosen by: {chosen.by}.")
+        version = serving.registry.version(chosen.name, chosen.version)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
@@ -80,7 +83,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
                 for each in files
                 if each.key == key and (sha256 := _hash_if_there(settings.batch_requests / each.name))
             ]
-            metadata = origin_metadata(settings, version, features.service)
+            metadata = origin_metadata(settings, version, features.service, chosen.by)
             try:
                 request = find_request(settings.batch_requests, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
@@ -119,9 +122,9 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     with failing_in_one_line(), scratch_folder() as scratch:
         settings, engine = serving.settings, serving.engine
         inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
-        resolved = version_of_run(context.instance, context.run.run_id)
-        name, number = _version_of_inputs(engine, inputs.values(), resolved)
-        version = serving.registry.version(name, number)
+        chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
+        context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
+        version = serving.registry.version(chosen.name, chosen.version)
         # Links the model to its features once more: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
         features, policy = serving_model.features, Policy.from_settings(settings)
@@ -138,7 +141,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
                 context.log_event(refused_event(key, str(error)))
             else:
                 written.append(manifest.batch_output)
-                metadata = origin_metadata(settings, version, features.service) | inspection.metadata
+                metadata = origin_metadata(settings, version, features.service, chosen.by) | inspection.metadata
                 metadata |= _outcome(manifest.outcome, _since(started))
                 context.add_asset_metadata(metadata, partition_key=key)
             found[key] = inspection.findings
@@ -147,19 +150,21 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
 
 
-def _version_of_inputs(
-    engine: Engine, folders: Iterable[Location], resolved: tuple[str, int] | None
-) -> tuple[str, int]:
+def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
+    """What the run resolved, else what its first input was made for; all inputs must have been made for it."""
+    engine = serving.engine
     made_for = {engine.input_place(folder): engine.read_input_model(folder) for folder in folders}
-    expected = f"{resolved[0]}/{resolved[1]}" if resolved else next(iter(made_for.values()))
+    expected = str(resolved) if resolved else next(iter(made_for.values()))
     for file, model in made_for.items():
         if model != expected:
             raise BatchRequestError(
                 str(file),
                 f"it was made for model version {model}, and this run uses {expected}: materialize batch_input, too.",
             )
+    if resolved:
+        return resolved
     name, _, number = expected.rpartition("/")
-    return name, int(number)
+    return version_of_inputs(serving, name, int(number))
 
 
 def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:

@@ -6,7 +6,7 @@ import dagster as dg
 import msgspec
 from pydantic import Field
 
-from scoring.errors import ServingError, without_secrets
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, without_secrets
 from scoring.registry import FEATURE_SERVICE_TAG, ModelVersion
 from scoring.serving import resolve_version
 from scoring.settings import Settings
@@ -26,6 +26,31 @@ class VersionNotResolved(ServingError):
 
     def __init__(self, file: Location, problem: str) -> None:
         super().__init__(f"{file} {problem}: materialize registered_model_version first, or together with batch_input.")
+
+
+class VersionInDoubt(ServingError):
+    """A run leaves registered_model_version out, and what that says is not what the alias names now."""
+
+    def __init__(self, last: "VersionFile", alias: str, named: ModelVersion) -> None:
+        chosen = f"as alias {last.alias} named it then" if last.alias else "pinned by a run"
+        super().__init__(
+            f"This run does not say with which model version to score: registered_model_version was materialized last "
+            f"with {last.name}/{last.version} ({chosen}), and alias {alias} names {named} now. Select "
+            f"registered_model_version, too, to score with {named}; to score with {last.name}/{last.version}, also pin "
+            f"it: ops: {{registered_model_version: {{config: {{version: {last.version}}}}}}}."
+        )
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A model version, and who chose it."""
+
+    name: str
+    version: int
+    by: str
+    """As people read it: `alias champion`, `pinned by the run`."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
 
 
 class VersionFile(msgspec.Struct, frozen=True):
@@ -76,8 +101,8 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
     return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
 
 
-def version_of_run(instance: dg.DagsterInstance, run_id: str) -> tuple[str, int] | None:
-    """Name and version that registered_model_version got in this very run, or in the run that this one re-executes.
+def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
+    """The version that registered_model_version got in this very run, or in the run that this one re-executes.
 
     Read from the run's own events, so that two runs which pin different versions at once can't take each other's.
     None if no such run materialized it.
@@ -87,25 +112,53 @@ def version_of_run(instance: dg.DagsterInstance, run_id: str) -> tuple[str, int]
         for record in reversed(records):
             event = record.event_log_entry.asset_materialization
             if event is not None and event.asset_key == KEY:
-                return str(event.metadata["model_name"].value), int(str(event.metadata["model_version"].value))
+                said = event.metadata
+                number = int(str(said["model_version"].value))
+                return Chosen(str(said["model_name"].value), number, str(said["chosen_by"].value))
         run = instance.get_run_by_id(run_id)
         if run is None or run.parent_run_id is None:
             return None
         run_id = run.parent_run_id
 
 
-def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> ModelVersion:
-    """The version that a run scores with: its own, else the one in registered_model_version.json. Never an alias.
+def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> Chosen:
+    """The version that a run joins features for: its own, else the one in registered_model_version.json.
+
+    The latter only while the alias names it, too: it may be what another run pinned, or what the alias named before.
 
     Raises:
         VersionNotResolved: there is neither.
-        RegistryError: the version is gone, or the registry does not answer.
+        VersionInDoubt: the alias names another one.
+        RegistryError: the alias is not set, or the registry does not answer.
     """
-    resolved = version_of_run(instance, run_id) or _read_version_file(serving.settings)
-    return serving.registry.version(*resolved)
+    own = version_of_run(instance, run_id)
+    if own is not None:
+        return own
+    settings, alias = serving.settings, serving.settings.model_alias
+    last = _read_version_file(settings)
+    named = resolve_version(serving.registry, settings)
+    if last.version != named.version:
+        raise VersionInDoubt(last, alias, named)
+    return Chosen(named.name, named.version, f"registered_model_version as materialized last, and alias {alias}")
 
 
-def _read_version_file(settings: Settings) -> tuple[str, int]:
+def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
+    """The version that a run scores with which neither resolves one nor joins: the one that its inputs were made for.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    alias = serving.settings.model_alias
+    try:
+        named = resolve_version(serving.registry, serving.settings)
+    except (AliasNotSet, ModelNotRegistered):
+        return Chosen(name, number, f"batch_input was made for it; alias {alias} is not set")
+    if (named.name, named.version) == (name, number):
+        return Chosen(name, number, f"batch_input was made for it; alias {alias} names it, too")
+    return Chosen(name, number, f"batch_input was made for it; alias {alias} names {named} now")
+
+
+def _read_version_file(settings: Settings) -> VersionFile:
     file = settings.artifacts / FILE
     try:
         found = msgspec.json.decode(file.read_bytes(), type=VersionFile)
@@ -117,7 +170,7 @@ def _read_version_file(settings: Settings) -> tuple[str, int]:
         raise VersionNotResolved(
             file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}"
         )
-    return found.name, found.version
+    return found
 
 
 def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
@@ -131,11 +184,14 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
     return metadata | _page(resolved.registry, resolved.name, resolved.version)
 
 
-def origin_metadata(settings: Settings, version: ModelVersion, service: str) -> dict[str, dg.MetadataValue]:
-    """Which model version and feature service something was made with, and where to read on about the version."""
+def origin_metadata(
+    settings: Settings, version: ModelVersion, service: str, chosen_by: str
+) -> dict[str, dg.MetadataValue]:
+    """Which model version, chosen by whom, and feature service something was made with; where to read on about it."""
     return {
         "model_name": dg.MetadataValue.text(version.name),
         "model_version": dg.MetadataValue.int(version.version),
+        "chosen_by": dg.MetadataValue.text(chosen_by),
         "model_registered": dg.MetadataValue.timestamp(version.created_ms / 1000),
         "feature_service": dg.MetadataValue.text(service),
     } | _page(without_secrets(settings.registry_uri), version.name, version.version)

@@ -159,6 +159,7 @@ def test_a_pinned_version_is_used_although_the_alias_names_another(drivers):
 
     assert {row["model_version"] for row in drivers.output()} == {2}
     assert metadata(result, "registered_model_version")["chosen_by"] == "pinned by the run"
+    assert metadata(result, "batch_output")["chosen_by"] == "pinned by the run"
 
 
 def test_an_apply_that_changes_nothing_makes_nothing_stale(drivers):
@@ -193,23 +194,39 @@ def test_a_new_version_makes_the_outputs_stale_until_they_are_scored_again(drive
     assert not drivers.stale("batch_output", "day1")
 
 
-def test_output_made_again_from_an_older_input_still_shows_as_stale(drivers):
+def test_output_made_again_from_an_older_input_says_so_and_still_shows_as_stale(drivers):
     drivers.run()
-    drivers.run(version=2, only=["registered_model_version"])
+    drivers.world.promote(2)
+    drivers.run(only=["registered_model_version"])
 
-    assert drivers.run(only=["batch_output"]).success
+    result = drivers.run(only=["batch_output"])
 
     assert {row["model_version"] for row in drivers.output()} == {1}
+    chosen = "batch_input was made for it; alias champion names driver_ranker/2 now"
+    assert metadata(result, "batch_output")["chosen_by"] == chosen
     assert drivers.stale("batch_output", "day1")
 
 
-def test_input_and_output_alone_use_the_version_that_was_written_down(drivers):
-    drivers.run(version=2, only=["registered_model_version"])
+def test_a_run_that_leaves_the_version_out_never_takes_another_runs_pin_or_what_the_alias_named_before(drivers):
+    drivers.run(version=2)
+    before = drivers.file("batch_output.parquet").read_bytes()
+    inputs_alone = ["batch_input", "batch_output"]
 
-    assert drivers.run(only=["batch_input"]).success
-    assert drivers.run(only=["batch_output"]).success
+    refused = failure(drivers.run(only=inputs_alone))
+    assert "last with driver_ranker/2 (pinned by a run), and alias champion names driver_ranker/1" in refused
+    assert "config: {version: 2}" in refused
+    assert drivers.file("batch_output.parquet").read_bytes() == before
 
+    drivers.world.promote(2)
+    result = drivers.run(only=inputs_alone)
+    assert result.success
     assert {row["model_version"] for row in drivers.output()} == {2}
+    chosen = "registered_model_version as materialized last, and alias champion"
+    assert metadata(result, "batch_input")["chosen_by"] == chosen
+
+    drivers.world.promote(1)
+    assert "pinned by a run" in failure(drivers.run(only=inputs_alone))
+    assert drivers.run(only=["batch_output"]).success  # as when a run is taken up again: its own inputs decide
 
 
 def test_two_runs_that_pin_different_versions_do_not_mix(drivers):
@@ -251,7 +268,8 @@ def test_a_run_that_is_taken_up_again_after_a_failure_keeps_its_version(drivers)
 
     again = drivers.instance.create_run_for_job(job, parent_run_id=failed.run_id, root_run_id=failed.run_id)
 
-    assert version_of_run(drivers.instance, again.run_id) == ("driver_ranker", 2)
+    kept = version_of_run(drivers.instance, again.run_id)
+    assert (kept.name, kept.version, kept.by) == ("driver_ranker", 2, "pinned by the run")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class Daemon:
     def materialize(self, run: dg.DagsterRun, version: int) -> None:
         self.read(run)
         made_with = ModelVersion(MODEL, version, created_ms=self.serving.registry.created_ms)
-        metadata = origin_metadata(self.serving.settings, made_with, "ranking")
+        metadata = origin_metadata(self.serving.settings, made_with, "ranking", "alias champion")
         for key in self.partitions(run):
             self.instance.report_runless_asset_event(
                 dg.AssetMaterialization("batch_output", partition=key, metadata=metadata)
