@@ -172,7 +172,7 @@ class _Scoring:
             rows=self._rows,
             scored=self._scored,
             reasons=dict(sorted(self._reasons.items())),
-            software=software_versions(),
+            software=dict(software_versions()),
         )
 
     def _name_row(self, row: int) -> str:

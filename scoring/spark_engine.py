@@ -186,7 +186,7 @@ def _outcome(joined: PartedInput, policy: Policy, written: list[Written]) -> Out
         rows=sum(each.rows for each in written),
         scored=sum(each.scored for each in written),
         reasons=dict(sorted(reasons.items())),
-        software=software_versions(),
+        software=dict(software_versions()),
     )
 
 

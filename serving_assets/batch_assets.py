@@ -15,7 +15,7 @@ from scoring.quality import source_ages
 from scoring.serving import link_registered_version, load_serving_model
 from scoring.storage import Content, Location
 from serving_assets import checks
-from serving_assets.display import counts_table
+from serving_assets.display import counts_table, markdown_table
 from serving_assets.failures import failing_in_one_line
 from serving_assets.feature_assets import feast_registry
 from serving_assets.history import last_scored_request
@@ -45,6 +45,8 @@ GROUP = "batch"
 OF_ONE_REQUEST = (BatchRequestError, FeaturesRejected, PredictionFailed, checks.NotPublished)
 # A picture takes a fifth of a second: a run over many requests draws those of the first ones.
 PICTURES_A_RUN = 10
+# Refused requests that the one line names with their reasons. The failure's metadata has all of them.
+TOLD = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
@@ -189,15 +191,17 @@ def _since(started: float) -> float:
 
 
 def _fail_for(failed: Mapping[str, ServingError], total: int) -> None:
-    """Fail the step in one line that names the requests that can't be scored; nothing, if there are none."""
+    """Fail the step in one line that names the requests that can't be scored, and why; nothing, if there are none."""
     if not failed:
         return
-    first = str(next(iter(failed.values())))
+    told = "; ".join(f"{key}: {error}" if total > 1 else str(error) for key, error in list(failed.items())[:TOLD])
     if total > 1:
-        named = ", ".join(list(failed)[:20])
+        more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
         others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
-        first = f"{len(failed)} of the run's {total} requests can't be scored ({named}). {first}{others}"
-    raise dg.Failure(description=first, allow_retries=False)
+        told = f"{len(failed)} of the run's {total} requests can't be scored. {told}{more}{others}"
+    rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
+    refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
+    raise dg.Failure(told, {"refused": refused}, allow_retries=False)
 
 
 def _content_version(written: list[Content]) -> dg.DataVersion:

@@ -35,7 +35,8 @@ DESCRIPTIONS = {
 BLOCKING = frozenset({ROWS, COLUMNS, FINITE})
 OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH)
 OF_OUTPUT = (ROWS, COLUMNS, FINITE, DRIFT)
-SHOWN_REQUESTS = 50
+# In the line that Dagit shows of a check, and in the table below it: there, all that a sensor's run can have.
+TOLD, SHOWN = 5, 250
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -87,13 +88,12 @@ def results(checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> It
         failed = {key: finding for key, finding in of_requests.items() if not finding.passed}
         if not of_requests:
             continue
-        shown = list((failed | of_requests).items())[:SHOWN_REQUESTS]
+        shown = list((failed | of_requests).items())[:SHOWN]
         rows = [
             {"request": key, "result": "passed" if finding.passed else "failed", "found": finding.told}
             for key, finding in shown
         ]
-        first_key, first = next(iter((failed or of_requests).items()))
-        told = first.told if len(of_requests) == 1 else f"{first_key}: {first.told}"
+        told = _told(of_requests, failed)
         yield dg.AssetCheckResult(
             passed=not failed,
             check_name=name,
@@ -106,3 +106,12 @@ def results(checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> It
                 "found": dg.MetadataValue.md(markdown_table(["request", "result", "found"], rows, cell=300)),
             },
         )
+
+
+def _told(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
+    if len(found) == 1:
+        return next(iter(found.values())).told
+    named = [f"{key}: {finding.told}" for key, finding in list((failed or found).items())[:TOLD]]
+    more = f"; and {len(failed or found) - TOLD} more" if len(failed or found) > TOLD else ""
+    passed = f"passed in {len(found) - len(failed)} of {len(found)} requests"
+    return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {'; '.join(named)}{more}"

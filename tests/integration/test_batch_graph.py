@@ -301,15 +301,22 @@ def test_a_bad_first_request_writes_nothing(drivers):
     assert [file.name for file in drivers.artifacts.rglob("*") if file.is_file()] == ["registered_model_version.json"]
 
 
-def test_one_bad_request_of_several_is_named_and_the_others_inputs_are_made(drivers):
+def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_others_inputs_are_made(drivers):
     drivers.write_request("driver_id\n1001\n", "day2")
     drivers.write_request(driver_rows(drivers.world, [1002]), "day3")
-    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day3"}
+    drivers.write_request("driver_id,event_timestamp\n1001,soon\n", "day4")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day4"}
 
-    text = failure(drivers.run(tags=tags))
+    result = drivers.run(tags=tags)
 
-    assert "1 of the run's 3 requests can't be scored (day2)" in text
-    assert "column 'event_timestamp'" in text
+    text = failure(result)
+    assert "2 of the run's 4 requests can't be scored. day2: Batch request" in text
+    assert "day2.csv, column 'event_timestamp': this column is missing" in text
+    assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
+    assert "\n" not in text
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    refused = event.step_failure_data.user_failure_data.metadata["refused"].value
+    assert [line.split(" | ")[0] for line in refused.splitlines()[2:]] == ["| day2", "| day4"]
     assert drivers.file("batch_input.parquet", "day3").exists()
 
 

@@ -86,10 +86,21 @@ def test_a_result_over_several_requests_names_those_that_failed_first():
     found = {
         "day1": [Finding(NULLS, True, "few")],
         "day2": [Finding(NULLS, False, "many"), Finding(ROWS, True, "same")],
+        "day3": [Finding(NULLS, False, "all")],
     }
 
     rows, nulls = results((ROWS, NULLS, FINITE), found)
 
-    assert (nulls.passed, nulls.severity, nulls.description) == (False, dg.AssetCheckSeverity.WARN, "day2: many")
-    assert nulls.metadata["found"].value.splitlines()[2] == "| day2 | failed | many |"
+    assert (nulls.passed, nulls.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert nulls.description == "failed in 2, passed in 1 of 3 requests. day2: many; day3: all"
+    table = ["| day2 | failed | many |", "| day3 | failed | all |", "| day1 | passed | few |"]
+    assert nulls.metadata["found"].value.splitlines()[2:] == table
     assert (rows.passed, rows.severity, rows.description) == (True, dg.AssetCheckSeverity.ERROR, "same")
+
+
+def test_a_result_over_a_whole_run_shows_every_request_and_tells_a_few_in_its_line():
+    (nulls,) = results((NULLS,), {f"r{i:03}": [Finding(NULLS, True, "few")] for i in range(250)})
+
+    assert nulls.description.startswith("passed in 250 of 250 requests. r000: few; r001: few")
+    assert nulls.description.endswith("; and 245 more")
+    assert len(nulls.metadata["found"].value.splitlines()) == 252
