@@ -15,14 +15,13 @@ SCRATCH_PREFIX = "model-serving-"
 def whole_file(destination: Path) -> Iterator[Path]:
     """A path to write to, which becomes `destination` when the block ends well, and vanishes when it raises.
 
-    The bytes are on disk before the name changes. Two writers at once leave one of the two files, whole. What a killed
-    writer of `destination` left behind is removed first.
+    Its folder is made where there is none, and vanishes with it. The bytes are on disk before the name changes. Two
+    writers at once leave one of the two files, whole. What a killed writer of `destination` left behind is removed
+    first.
     """
     destination = destination.absolute()
-    destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}."
-    _remove_leftovers(destination.parent, prefix, ".part")
-    handle, part = _new_part(destination.parent, prefix)
+    handle, part, made = _new_part(destination.parent, prefix)
     try:
         yield part
         with part.open("rb+") as written:
@@ -33,6 +32,9 @@ def whole_file(destination: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         os.close(handle)
+        if made:
+            with contextlib.suppress(OSError):  # what was published is in it, or another writer's part
+                destination.parent.rmdir()
 
 
 @contextlib.contextmanager
@@ -69,11 +71,17 @@ def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
                 os.close(handle)
 
 
-def _new_part(folder: Path, prefix: str) -> tuple[int, Path]:
+def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
+    """Handle and path of a part, and whether its folder was made for it."""
+    made = False
     while True:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
-        if _hold(handle, Path(name)):
-            return handle, Path(name)
+        made |= not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another writer, whose part is gone, took the folder with it
+            _remove_leftovers(folder, prefix, ".part")
+            handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
+            if _hold(handle, Path(name)):
+                return handle, Path(name), made
 
 
 def _new_scratch(place: Path) -> tuple[int, Path]:

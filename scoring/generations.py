@@ -44,6 +44,10 @@ def generation(folder: Location, kind: str) -> Iterator[str]:
     except BaseException:
         with contextlib.suppress(OSError):
             _remove_folder(folder / name)
+        for empty in (folder / kind, folder):  # a request that was refused leaves no folders behind, either
+            if empty.local is not None:
+                with contextlib.suppress(OSError):  # an older result is in it
+                    empty.local.rmdir()
         raise
 
 

@@ -12,6 +12,7 @@ from scoring.batch_request import EVENT_TIMESTAMP, ROW
 from scoring.errors import FeatureStoreError
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
+from scoring.parquet import ParquetFiles, RowsInTurn
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -63,29 +64,40 @@ def _joined(
     store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
-    from scoring.offline_query import AsofRetrievalJob, stale_mark
+    from scoring.offline_query import AsofRetrievalJob, quote, stale_mark
     from scoring.offline_store import AsofOfflineStoreConfig
 
     request = request.absolute()
+    doing = f"joining features of service {features.service!r}"
+    compared = [*(key.name for key in features.join_keys), EVENT_TIMESTAMP]
     try:
         if isinstance(store.config.offline_store, AsofOfflineStoreConfig):
             literal = str(request).replace("'", "''")
+            # Only what the join needs: other columns have types that DuckDB has not (2.0: nanoseconds with a zone,
+            # decimals beyond 38 digits, durations, dictionaries), and names that may be those of our marks.
+            names = entity_columns(features)
+            selected = ", ".join(quote(name) for name in names)
             with inside(Path(store.repo_path)):
                 service = store.get_feature_service(features.service)
-                job = store.get_historical_features(f"SELECT * FROM read_parquet('{literal}')", service, True)
+                query = f"SELECT {selected} FROM read_parquet('{literal}')"
+                job = store.get_historical_features(query, service, True)
             if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
-                names = pq.read_schema(request).names
                 marks: dict[str, str] = {}
                 if stale is not None:
                     job.mark_stale()
                     marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
                     stale.update(dict.fromkeys(marks, 0))
                 # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
-                for batch in job.to_batches():
-                    table = pa.Table.from_batches([batch])
-                    for view, mark in marks.items():
-                        stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
-                    yield table.select(names), table.drop_columns(names)
+                with ParquetFiles([request]) as file:
+                    own = RowsInTurn(file.between(0, file.rows), file.schema)
+                    for batch in job.to_batches():
+                        table = pa.Table.from_batches([batch])
+                        for view, mark in marks.items():
+                            stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
+                        mine = own.take(table.num_rows)
+                        if not all(mine[name].equals(table[name]) for name in compared):
+                            raise FeatureStoreError(doing, "its rows came back in another order than they went in")
+                        yield mine, table.drop_columns(names)
                 return
         table = pq.read_table(request)
         with inside(Path(store.repo_path)):
@@ -94,12 +106,18 @@ def _joined(
     except (FeatureStoreError, GeneratorExit):
         raise
     except Exception as error:  # every offline store raises its own kinds
-        raise FeatureStoreError(f"joining features of service {features.service!r}", error) from error
+        raise FeatureStoreError(doing, error) from error
+
+
+def entity_columns(features: ModelFeatures) -> list[str]:
+    """The columns of a request that the join needs: keys, moment, request-time inputs."""
+    return [*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs]
 
 
 def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
-    names = [key.name for key in features.join_keys] + [EVENT_TIMESTAMP, *features.request_inputs]
-    entity_rows = request.select(names).append_column(ROW, pa.array(range(request.num_rows), pa.int64()))
+    entity_rows = request.select(entity_columns(features)).append_column(
+        ROW, pa.array(range(request.num_rows), pa.int64())
+    )
     joined = store.get_historical_features(
         entity_rows.to_pandas(), store.get_feature_service(features.service), full_feature_names=True
     ).to_arrow()

@@ -80,6 +80,28 @@ class ParquetFiles:
                 yield table.slice(max(start - begin, 0), min(stop, end) - max(start, begin))
 
 
+class RowsInTurn:
+    """A stream of tables, from which one takes rows in other numbers than they come in."""
+
+    def __init__(self, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+        """Take nothing yet; `schema` is that of the tables."""
+        self._tables = tables
+        self._rest = schema.empty_table()
+
+    def take(self, rows: int) -> pa.Table:
+        """The next rows; fewer where the stream ends."""
+        pieces = []
+        while rows > self._rest.num_rows:
+            pieces.append(self._rest)
+            rows -= self._rest.num_rows
+            following = next(self._tables, None)
+            self._rest = self._rest.slice(0, 0) if following is None else following
+            if following is None:
+                return pa.concat_tables(pieces)
+        taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
+        return pa.concat_tables([*pieces, taken])
+
+
 def write_tables(
     tables: Iterable[pa.Table],
     file: Path,

@@ -21,7 +21,7 @@ from scoring.batch_request import EVENT_TIMESTAMP, ROW
 from scoring.errors import FeatureStoreError
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.offline import complete
-from scoring.parquet import ParquetFiles, write_tables
+from scoring.parquet import ParquetFiles, RowsInTurn, write_tables
 from scoring.predict import NOT_FINITE, Scores
 from scoring.registry import ModelVersion
 from scoring.spark_model import decode_reasons, encode_vectors
@@ -100,11 +100,11 @@ class WriteInputParts(msgspec.Struct, frozen=True):
         """
         first = part * self.rows_a_part
         with ParquetFiles([self.request]) as file, _part(self.folder, self.name, part) as (path, name):
-            own = _Taken(file.between(first, min(first + self.rows_a_part, self.rows)), file.schema)
+            own = RowsInTurn(file.between(first, min(first + self.rows_a_part, self.rows)), file.schema)
             rows = write_tables(self._completed(first, own, answers), path, self.metadata)
             return Written(part, content_of(path, name), rows)
 
-    def _completed(self, row: int, own: "_Taken", answers: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def _completed(self, row: int, own: RowsInTurn, answers: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for answer in answers:
             if not answer[ROW].equals(pa.chunked_array([pa.array(range(row, row + answer.num_rows), pa.int64())])):
                 raise FeatureStoreError(
@@ -173,31 +173,10 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
                 row += each.num_rows
 
         with ParquetFiles([self.parts[part]]) as file, _part(self.folder, self.name, part) as (path, name):
-            own = _Taken(file.between(0, file.rows), file.schema)
+            own = RowsInTurn(file.between(0, file.rows), file.schema)
             rows = write_tables(tables(), path, file.schema.metadata)
             content = content_of(path, name)
         return Written(part, content, rows, predicted, dict(counts), tuple(offending))
-
-
-class _Taken:
-    """A stream of tables, from which one takes rows in other numbers than they come in."""
-
-    def __init__(self, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-        self._tables = tables
-        self._rest = schema.empty_table()
-
-    def take(self, rows: int) -> pa.Table:
-        """The next rows; fewer where the stream ends."""
-        pieces = []
-        while rows > self._rest.num_rows:
-            pieces.append(self._rest)
-            rows -= self._rest.num_rows
-            following = next(self._tables, None)
-            self._rest = self._rest.slice(0, 0) if following is None else following
-            if following is None:
-                return pa.concat_tables(pieces)
-        taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
-        return pa.concat_tables([*pieces, taken])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from serving_assets.history import known_requests, partitions_of, run_request, r
 from serving_assets.jobs import REQUESTS_A_RUN, score_batch
 from serving_assets.memory import Seen, last_seen, refused_in_run, seen_event
 from serving_assets.model_version import registered_model_version
-from serving_assets.requests import RequestFile, batch_requests, look_into, read_hash
+from serving_assets.requests import NoRequestFolder, RequestFile, batch_requests, look_into, read_hash
 from serving_assets.resources import Serving
 
 INTERVAL_S = 5
@@ -74,6 +74,8 @@ def new_batch_request(
         changed = _changed(place, folder.requests, seen, set(runs_in_flight(context.instance, known)))
         if changed.files:
             look(serving.registry, serving.settings, os.environ)
+    except NoRequestFolder as error:
+        return dg.SkipReason(str(error))
     except (AliasNotSet, ModelNotRegistered) as error:
         return dg.SkipReason(f"{len(changed.files)} batch requests wait for a model version. {error}")
     except ServingError as error:

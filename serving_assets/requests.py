@@ -27,6 +27,13 @@ SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
 
 
+class NoRequestFolder(BatchRequestError):
+    """There is no request folder. It is not made, because a misspelt one would then stay empty without a word."""
+
+    def __init__(self, folder: Location) -> None:
+        super().__init__(str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS.")
+
+
 class RequestFile(msgspec.Struct, frozen=True):
     """One batch request as it lies in the request folder."""
 
@@ -70,7 +77,7 @@ def list_requests(folder: Location) -> tuple[RequestFile, ...]:
     """Every file in the folder that can be a batch request, oldest first.
 
     Raises:
-        BatchRequestError, StorageError: as `look_into`.
+        NoRequestFolder, StorageError: as `look_into`.
     """
     return look_into(folder).requests
 
@@ -79,15 +86,13 @@ def look_into(folder: Location) -> Folder:
     """What lies in the request folder. Folders in it are not looked into.
 
     Raises:
-        BatchRequestError: there is no such folder.
+        NoRequestFolder: there is no such folder on this machine. A prefix of a bucket is there without an object.
         StorageError: it can't be listed.
     """
     try:
         entries = folder.files()
     except FileNotFoundError:
-        raise BatchRequestError(
-            str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
-        ) from None
+        raise NoRequestFolder(folder) from None
     requests, others = [], []
     for entry in entries:
         name = PurePath(entry.name)

@@ -20,7 +20,7 @@ from serving_assets.history import (
     run_request,
 )
 from serving_assets.jobs import REQUESTS_A_RUN, pinned, score_batch
-from serving_assets.requests import list_requests
+from serving_assets.requests import NoRequestFolder, list_requests
 from serving_assets.resources import Serving
 
 INTERVAL_S = 5
@@ -46,7 +46,7 @@ def new_model_version(
         seen = look(serving.registry, settings, os.environ)
         version = Registered(ModelVersion(settings.model_name, seen.version).data_version, seen.created_ms)
         requests = [] if version == cursor.handled else _requests(context.instance, serving)
-    except (AliasNotSet, ModelNotRegistered) as error:
+    except (AliasNotSet, ModelNotRegistered, NoRequestFolder) as error:
         return dg.SkipReason(str(error))
     except ServingError as error:
         raise error from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import decimal
 import hashlib
 import json
 from pathlib import Path
@@ -197,6 +198,35 @@ def test_a_damaged_parquet_file_with_checksums_is_refused_or_read_right(job, tmp
     with contextlib.suppress(ServingError):
         job.run(request, Location(tmp_path / "artifacts"))
     assert not output.exists() or pq.read_table(output, columns=expected.column_names).equals(expected)
+
+
+def test_columns_that_scoring_does_not_need_come_out_with_their_types_and_values_whatever_they_are(job, tmp_path):
+    rows = 3
+    extras = pa.table(
+        {
+            "seen_ns": pa.array([1_700_000_000_123_456_789, None, -1], pa.timestamp("ns")),
+            "seen_there_ns": pa.array([1_700_000_000_123_456_789, None, 1], pa.timestamp("ns", "Asia/Bangkok")),
+            "took": pa.array([1, None, -5], pa.duration("ns")),
+            "of_day": pa.array([1, None, 86_399_999_999_999], pa.time64("ns")),
+            "amount": pa.array([decimal.Decimal(f"{10**50}.25"), None, decimal.Decimal("-1.00")], pa.decimal256(70, 2)),
+            "kind": pa.array(["a", None, "a"]).dictionary_encode(),
+            "tags": pa.array([["x"], None, []], pa.large_list(pa.large_string())),
+            "half": pa.array([0.5, None, -1.0], pa.float16()),
+            "driver_stats is stale": pa.array([True, None, False]),
+            "whole": pa.array([2**64 - 1, None, 0], pa.uint64()),
+        }
+    )
+    request = pq.read_table(write_request(tmp_path / "few.parquet", rows).local)
+    for name in extras.column_names:
+        request = request.append_column(extras.schema.field(name), extras[name])
+    pq.write_table(request, tmp_path / "day1.parquet")
+
+    job.run(Location(tmp_path / "day1.parquet"), Location(tmp_path / "artifacts"))
+
+    output = pq.read_table(tmp_path / "artifacts" / "day1" / "batch_output.parquet")
+    assert output.select(extras.column_names).schema.types == extras.schema.types
+    assert output.select(extras.column_names).equals(extras)
+    assert output["prediction"].null_count == 0
 
 
 def test_null_moments_in_parquet_are_named(job, tmp_path):

@@ -644,6 +644,22 @@ def test_a_file_whose_name_is_no_key_is_told_and_left(daemon):
     assert daemon.runs == []
 
 
+def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.folder.rmdir()
+
+    for _ in range(2):
+        for sensor in ("new_batch_request", "new_model_version"):
+            told = f"{daemon.folder}: there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
+            assert told in daemon.tick(sensor)
+    assert not daemon.folder.exists()
+
+    daemon.folder.mkdir()
+    daemon.write_request("day1")
+    daemon.both()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
 def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
     from serving_assets.resources import Serving
 

@@ -33,6 +33,26 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [each.name for each in tmp_path.iterdir()] == ["out.txt"]
 
 
+def test_a_failed_first_write_leaves_no_empty_folder_and_disturbs_no_other_writer(tmp_path: Path) -> None:
+    destination = tmp_path / "day1" / "out.txt"
+
+    def fail() -> None:
+        with pytest.raises(OSError, match="disk full"), whole_file(destination):
+            raise OSError("disk full")
+
+    fail()
+    assert not destination.parent.exists()
+
+    with whole_file(destination) as part:
+        fail()
+        part.write_text("new")
+    assert destination.read_text() == "new"
+
+    destination.unlink()
+    fail()
+    assert destination.parent.exists()  # it was there before
+
+
 def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -66,16 +66,18 @@ def test_a_generation_that_was_replaced_stays_for_a_day_and_so_does_what_is_bein
     assert read_parted_input(Location(tmp_path)).parts == tuple(third)
 
 
-def test_what_a_failed_block_wrote_is_gone(tmp_path):
+def test_what_a_failed_block_wrote_is_gone_and_so_are_the_folders_made_for_it(tmp_path):
+    folder = tmp_path / "day1"
+
     def fail_half_way() -> None:
-        with generation(Location(tmp_path), "batch_output") as name:
-            (tmp_path / name).mkdir(parents=True)
-            (tmp_path / name / "part-0").write_text("half")
+        with generation(Location(folder), "batch_output") as name:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "part-0").write_text("half")
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
         fail_half_way()
-    assert names(tmp_path, "batch_output") == set()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("content", "told"), [(None, "there is no such file"), (b"{}", "can't be read")])
