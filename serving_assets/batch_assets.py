@@ -32,15 +32,14 @@ from serving_assets.model_version import (
 )
 from serving_assets.requests import (
     batch_request,
-    batch_requests,
     find_request,
     list_requests,
     read_hash,
+    request_asset,
     result_folder,
 )
 from serving_assets.resources import Serving
 
-GROUP = "batch"
 # What is wrong with one request, and does not keep the other requests of a run from being scored.
 OF_ONE_REQUEST = (BatchRequestError, FeaturesRejected, PredictionFailed, checks.NotPublished)
 # A picture takes a fifth of a second: a run over many requests draws those of the first ones.
@@ -51,12 +50,9 @@ TOLD = 10
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
 
-@dg.asset(
-    partitions_def=batch_requests,
-    backfill_policy=dg.BackfillPolicy.single_run(),
+@request_asset(
     deps=[batch_request, feast_registry, registered_model_version],
     check_specs=checks.specs("batch_input", checks.OF_INPUT),
-    group_name=GROUP,
     kinds={"feast", "parquet"},
     description="The rows of a batch request, in their order, with the model's features as they were known at each "
     "row's event_timestamp: `artifacts/<request>/batch_input.parquet`.",
@@ -106,12 +102,9 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
 
 
-@dg.asset(
-    partitions_def=batch_requests,
-    backfill_policy=dg.BackfillPolicy.single_run(),
+@request_asset(
     deps=[batch_input, registered_model_version],
     check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
-    group_name=GROUP,
     kinds={"scikitlearn", "parquet"},
     description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
     "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.",

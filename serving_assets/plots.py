@@ -19,6 +19,8 @@ PANELS_A_ROW = 4
 # Dagit shows a picture from inside an event: it must stay small.
 MOST_PANELS = 12
 MOST_WORDS = 8
+# On each axis; more of them run into each other where their numbers are long.
+TICKS = 4
 
 
 def histograms(table: ParquetFiles, columns: list[str]) -> str:
@@ -55,6 +57,7 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
         panel.hist(numbers[abs(numbers) < math.inf], bins=BINS, color="#4f43dd")
+        panel.locator_params(nbins=TICKS)
     else:
         counts = pc.value_counts(values.cast(pa.string())).to_pylist()
         words = sorted(counts, key=lambda pair: -pair["counts"])[:MOST_WORDS]

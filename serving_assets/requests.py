@@ -2,7 +2,10 @@
 
 import hashlib
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import PurePath
+from typing import Any
 
 import dagster as dg
 import msgspec
@@ -13,10 +16,12 @@ from scoring.storage import Location
 
 batch_requests = dg.DynamicPartitionsDefinition(name="batch_requests")
 
+GROUP = "batch"
+
 batch_request = dg.AssetSpec(
     "batch_request",
     partitions_def=batch_requests,
-    group_name="batch",
+    group_name=GROUP,
     kinds={"file"},
     description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of "
     "the content that was read last, so what was made of older content shows as stale.",
@@ -25,6 +30,17 @@ batch_request = dg.AssetSpec(
 # A key becomes a folder's name and is shown and typed by people. Dagster itself keeps "..." for ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
+
+
+def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`dg.asset` with these options, made of one batch request each; one run makes those of many."""
+    with warnings.catch_warnings():
+        # Else each start of webserver, daemon and run tells people that backfill_policy is in beta (dagster 1.13).
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        single_run = dg.BackfillPolicy.single_run()
+        decorate: Callable[[Callable[..., Any]], dg.AssetsDefinition]
+        decorate = dg.asset(partitions_def=batch_requests, backfill_policy=single_run, group_name=GROUP, **options)
+        return decorate
 
 
 class NoRequestFolder(BatchRequestError):

@@ -1,15 +1,19 @@
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from serving_assets.definitions import definitions, owners
 
+ROOT = Path(__file__).parents[2]
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
 
 
-def test_importing_the_code_location_loads_none_of_the_slow_libraries():
+def test_importing_the_code_location_loads_none_of_the_slow_libraries_and_warns_of_nothing():
     program = (
         f"import sys, serving_assets.definitions\nprint([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
     )
@@ -17,10 +21,29 @@ def test_importing_the_code_location_loads_none_of_the_slow_libraries():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
 
 
 def test_the_code_location_can_be_loaded():
     dg.Definitions.validate_loadable(definitions)
+
+
+@pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
+def test_no_instance_that_the_project_describes_tells_dagsters_makers_of_its_use(place):
+    described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
+
+    assert (described["telemetry"], described["nux"]) == ({"enabled": False}, {"enabled": False})
+
+
+def test_the_documented_instance_for_one_machine_can_be_opened(tmp_path):
+    shutil.copy(ROOT / "serving_assets" / "dagster.yaml", tmp_path)
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 1
+    for page in ("README.md", "docs/batch.md"):
+        assert "cp -n serving_assets/dagster.yaml $DAGSTER_HOME/" in (ROOT / page).read_text()
 
 
 def test_every_asset_says_what_it_is_and_whose():

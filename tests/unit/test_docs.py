@@ -5,6 +5,7 @@ import itertools
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import scoring.settings
@@ -21,10 +22,10 @@ def documented_settings() -> dict[str, str]:
 
 
 def default_as_documented(field: str) -> str:
-    defaults = dict(zip(reversed(Settings.__struct_fields__), reversed(Settings.__struct_defaults__), strict=False))
-    if field not in defaults or repr(defaults[field]) == "NODEFAULT":
+    found = next(each for each in msgspec.structs.fields(Settings) if each.name == field)
+    if found.required:
         return "none, it is required"
-    value = defaults[field]
+    value = found.default if found.default_factory is msgspec.NODEFAULT else found.default_factory()
     if value in (None, (), {}):
         return "not set"
     if isinstance(value, tuple):
