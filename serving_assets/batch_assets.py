@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed, ServingError
+from scoring.feature_store import read_definitions
 from scoring.files import scratch_folder
 from scoring.manifest import Outcome
 from scoring.predict import Policy
@@ -17,7 +18,7 @@ from scoring.storage import Content, Location
 from serving_assets import checks
 from serving_assets.display import counts_table, markdown_table
 from serving_assets.failures import failing_in_one_line
-from serving_assets.feature_assets import feast_registry
+from serving_assets.feature_assets import DEFINITIONS_TAG, applied_elsewhere, feast_registry
 from serving_assets.history import last_scored_request
 from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
 from serving_assets.memory import latest_event, refused_event, seen_event
@@ -69,6 +70,9 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         version = serving.registry.version(chosen.name, chosen.version)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
+        definitions = read_definitions(store)
+        if news := applied_elsewhere(context.instance, definitions):
+            context.log_event(news)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
         files = list_requests(settings.batch_requests)
         for key in context.partition_keys:
@@ -98,7 +102,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             context.add_asset_metadata(metadata, partition_key=key)
     yield from checks.results(checks.OF_INPUT, found)
     _fail_for(failed, len(context.partition_keys))
-    tags = {INPUT_TAG: version.data_version, **latest_event(context.instance)}
+    tags = {INPUT_TAG: version.data_version, DEFINITIONS_TAG: definitions.hash, **latest_event(context.instance)}
     yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
 
 

@@ -6,11 +6,15 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.feature_store import apply_definitions, materialize_online_store
+from scoring.feature_store import AppliedDefinitions, apply_definitions, materialize_online_store
 from serving_assets.failures import failing_in_one_line
+from serving_assets.memory import DATA_VERSION_TAG
 from serving_assets.resources import Serving
 
 GROUP = "features"
+# Dagster's own tag for the version of an input that an output was made from (1.13). By default it is what Dagster knew
+# when the step began.
+DEFINITIONS_TAG = "dagster/input_data_version/feast_registry"
 
 
 @dg.asset(
@@ -23,16 +27,36 @@ def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[N
     """Apply the feature repository's definitions."""
     with failing_in_one_line():
         applied = apply_definitions(serving.open_feature_store())
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(applied.hash),
-        metadata={
-            "project": applied.project,
-            "entities": ", ".join(applied.entities),
-            "feature_views": ", ".join(applied.feature_views),
-            "feature_services": ", ".join(applied.feature_services),
-            "definitions_hash": applied.hash,
-        },
+    return dg.MaterializeResult(data_version=dg.DataVersion(applied.hash), metadata=_metadata(applied, "this asset"))
+
+
+def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -> dg.AssetMaterialization | None:
+    """An event that says that feast_registry holds these definitions; None if Dagster knows that.
+
+    Who runs `feast apply` elsewhere, in a release for example, would else see the asset as missing for ever, and no
+    output as stale after a change.
+    """
+    latest = instance.get_latest_materialization_event(feast_registry.key)
+    known = latest.asset_materialization if latest else None
+    if known is not None and (known.tags or {}).get(DATA_VERSION_TAG) == found.hash:
+        return None
+    return dg.AssetMaterialization(
+        feast_registry.key,
+        description="Found by a run that reads these definitions: they were applied outside of Dagster.",
+        metadata=_metadata(found, "outside of Dagster"),
+        tags={DATA_VERSION_TAG: found.hash},
     )
+
+
+def _metadata(applied: AppliedDefinitions, by: str) -> dict[str, str]:
+    return {
+        "project": applied.project,
+        "entities": ", ".join(applied.entities),
+        "feature_views": ", ".join(applied.feature_views),
+        "feature_services": ", ".join(applied.feature_services),
+        "definitions_hash": applied.hash,
+        "applied_by": by,
+    }
 
 
 @dg.asset(

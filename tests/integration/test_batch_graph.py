@@ -172,6 +172,29 @@ def test_an_apply_that_changes_nothing_makes_nothing_stale(drivers):
     assert not drivers.stale("batch_output", "day1")
 
 
+def test_definitions_that_were_applied_outside_of_dagster_are_recorded_by_the_run_that_reads_them(drivers):
+    assert drivers.run().success
+
+    found = drivers.instance.get_latest_materialization_event(dg.AssetKey("feast_registry"))
+    assert found.asset_materialization.metadata["applied_by"].value == "outside of Dagster"
+    assert not drivers.stale("batch_input", "day1")
+    assert not drivers.stale("batch_output", "day1")
+
+    drivers.run("serve_batch")
+    drivers.run()
+    records = drivers.instance.fetch_materializations(dg.AssetKey("feast_registry"), limit=10).records
+    assert [each.asset_materialization.metadata["applied_by"].value for each in records] == [
+        "this asset",
+        "outside of Dagster",
+    ]
+
+    another = dg.AssetMaterialization("feast_registry", tags={"dagster/data_version": "0" * 64})
+    drivers.instance.report_runless_asset_event(another)
+    assert drivers.stale("batch_input", "day1")
+    assert drivers.run().success
+    assert not drivers.stale("batch_input", "day1")
+
+
 def test_the_same_run_again_writes_the_same_bytes_and_makes_nothing_stale(drivers):
     drivers.run()
     before = drivers.file("batch_output.parquet").read_bytes()
