@@ -67,7 +67,13 @@ def tell(instance: dg.DagsterInstance) -> None:
     for run in runs(instance):
         stats = instance.get_run_stats(run.run_id)
         took_s = (stats.end_time or 0) - (stats.start_time or 0)
-        print(f"run of {run.tags['dagster/asset_partition_range_start']}...: {run.status.value}, {took_s:.0f} s")
+        steps = ", ".join(
+            f"{step.step_key} {(step.end_time or 0) - (step.start_time or 0):.0f} s"
+            for step in instance.get_run_step_stats(run.run_id)
+        )
+        print(
+            f"run of {run.tags['dagster/asset_partition_range_start']}...: {run.status.value}, {took_s:.0f} s ({steps})"
+        )
     longest = max(tick.end_timestamp - tick.timestamp for tick in ticks(instance, "new_batch_request"))
     print(f"longest tick, with the runs that it asked for: {longest:.1f} s")
 

@@ -1,6 +1,5 @@
 """new_model_version: looks at the alias, and asks for runs as `decisions` decides."""
 
-import itertools
 import os
 
 import dagster as dg
@@ -15,6 +14,7 @@ from serving_assets.history import (
     ASKED_SEQUENCE,
     ASKED_VERSION,
     known_requests,
+    newest_scored,
     recovered_cursor,
     request_states,
     run_request,
@@ -77,11 +77,11 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
     if serving.settings.rescore == "all":
         return request_states(instance, keys, known)
     newest = request_states(instance, keys[-1:], known)
-    if not newest or newest[0].scored_with is not None or not newest[0].asked_before:
+    if not newest or newest[0].run_in_flight or newest[0].scored_with is not None or not newest[0].asked_before:
         return newest
     # It was refused, or its run failed: the newest one that has a result must not wait for somebody to mend it.
-    scored = (each for each in reversed(request_states(instance, keys[:-1], known)) if each.scored_with is not None)
-    return [*itertools.islice(scored, 1), *newest]
+    scored = newest_scored(instance, keys[:-1])
+    return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
 
 
 def _skip(reason: str, cursor: VersionCursor) -> dg.SensorResult:

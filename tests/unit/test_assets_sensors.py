@@ -425,11 +425,18 @@ def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon)
     assert "No new or changed file" in daemon.tick("new_batch_request")
     daemon.cursors.clear()
     assert "1000 new or changed files are being scored" in daemon.tick("new_batch_request")
+    started = time.monotonic()
+    assert "waiting for it" in daemon.tick("new_model_version")
+    assert time.monotonic() - started < 2  # every five seconds, as long as the runs take
     for run in daemon.runs:
         daemon.fail(run)
     daemon.tick("new_batch_request")  # asks once more, under the same keys, and Dagster starts nothing
     assert len(daemon.runs) == 1000 / REQUESTS_A_RUN
     assert sorted(key for run in daemon.runs for key in daemon.partitions(run)) == [f"r{i:04}" for i in range(1000)]
+
+    started = time.monotonic()
+    daemon.tick("new_model_version")  # the newest one's run failed: it looks for one that has a result
+    assert time.monotonic() - started < 2
 
 
 def test_a_file_with_other_content_is_scored_again(scored_by_version_1):
