@@ -191,11 +191,12 @@ def _fail_for(failed: Mapping[str, ServingError], total: int) -> None:
     """Fail the step in one line that names the requests that can't be scored, and why; nothing, if there are none."""
     if not failed:
         return
-    told = "; ".join(f"{key}: {error}" if total > 1 else str(error) for key, error in list(failed.items())[:TOLD])
+    told = str(next(iter(failed.values())))
     if total > 1:
+        named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:TOLD])
         more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
         others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
-        told = f"{len(failed)} of the run's {total} requests can't be scored. {told}{more}{others}"
+        told = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
     rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
     refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
     raise dg.Failure(told, {"refused": refused}, allow_retries=False)

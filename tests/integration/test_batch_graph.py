@@ -81,7 +81,8 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
-    (event,) = result.asset_materializations_for_node(asset)
+    made = result.asset_materializations_for_node(asset)
+    (event,) = [each for each in made if each.asset_key == dg.AssetKey(asset)]
     return {name: value.value for name, value in event.metadata.items()}
 
 
