@@ -62,22 +62,29 @@ class Merger:
         """Whether `score` would raise Overloaded now."""
         return self._unfinished >= self._most
 
-    async def score(self, asked: Asked) -> RowScores:
+    async def score(self, asked: Asked, within_s: float) -> RowScores:
         """The scores of one request.
 
         Raises:
             Overloaded: as many requests are unfinished as may be.
+            TimeoutError: there are none after `within_s` seconds.
             Exception: what `Scorer` raises for this request.
         """
         if self.full:
             raise Overloaded
-        outcome: asyncio.Future[RowScores] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[RowScores] = loop.create_future()
         self._unfinished += 1
         if not self._arrived:
             # Not before the event loop has come to all that arrived at the same time.
-            asyncio.get_running_loop().call_soon(self._hand_over)
+            loop.call_soon(self._hand_over)
         self._arrived.append((asked, outcome))
-        return await outcome
+        # asyncio.timeout would cancel the whole task, which takes longer to prepare.
+        timer = loop.call_later(within_s, _give_up, outcome)
+        try:
+            return await outcome
+        finally:
+            timer.cancel()
 
     def _hand_over(self) -> None:
         with self._changed:
@@ -136,7 +143,7 @@ class Merger:
         return together
 
     def _run(self, together: list[Waiting]) -> None:
-        wanted = [each for each in together if not each[1].cancelled()]
+        wanted = [each for each in together if not each[1].done()]
         outcomes = Run([asked for asked, _ in wanted])() if wanted else []
         with self._changed:
             self._running -= 1
@@ -147,9 +154,14 @@ class Merger:
     def _deliver(self, finished: int, wanted: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
         self._unfinished -= finished
         for (_, future), outcome in zip(wanted, outcomes, strict=True):
-            if future.cancelled():
+            if future.done():
                 continue
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+def _give_up(outcome: "asyncio.Future[RowScores]") -> None:
+    if not outcome.done():
+        outcome.set_exception(TimeoutError())

@@ -1,6 +1,5 @@
 """From the body of a request to its scores: under the deadline, with room for it, by a store that answers."""
 
-import asyncio
 import time
 
 import msgspec
@@ -61,8 +60,7 @@ class RequestScoring:
         self._breaker.check()
         asked = note.asked = Asked(served.scorer, entities.entity_rows, entities.rows)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                scores = await self._merger.score(asked)
+            scores = await self._merger.score(asked, self._deadline_s)
         except TimeoutError:
             if asked.in_store:
                 self._blame_store(asked, NO_ANSWER)

@@ -33,7 +33,7 @@ PLACES = 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
 
 def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
     """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
-    there = [value for value in values if value]
+    there = _present(values)
     seconds = _unpack_integers(there, SECONDS_TAG)
     if seconds is None:
         parsed = map(Timestamp.FromString, there)
@@ -56,7 +56,7 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
         google.protobuf.message.DecodeError: no Value.
         UnusableFeature: a value was written under another declaration, and has no counterpart in this type.
     """
-    there = [value for value in values if value]
+    there = _present(values)
     unpacked = _unpack(there, dtype)
     if unpacked is None:
         return _one_by_one(values, dtype)
@@ -68,6 +68,10 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
     missing = np.fromiter((not value for value in values), bool, len(values))
     spread[~missing] = unpacked
     return pa.array(spread, dtype, mask=missing)
+
+
+def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
+    return values if all(values) else [value for value in values if value]  # type: ignore[return-value]
 
 
 def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
@@ -85,7 +89,7 @@ def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
 
 
 def _unpack_fixed(values: Sequence[bytes], form: np.dtype[Any], tag: int) -> np.ndarray | None:
-    if any(len(value) != form.itemsize for value in values):
+    if set(map(len, values)) != {form.itemsize}:
         return None
     packed = np.frombuffer(b"".join(values), form)
     return packed["value"] if (packed["tag"] == tag).all() else None

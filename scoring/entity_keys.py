@@ -16,21 +16,23 @@ Keys = tuple[tuple[str, JoinKey], ...]
 """(name of a view's own join key, the request's join key), sorted by the first: the order of a serialized key."""
 
 
-def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]]) -> list[bytes]:
+def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: bytes = b"") -> list[bytes]:
     """Serialized keys of entity rows, in their order.
 
     Args:
         keys: which join keys make the entity.
         entity_rows: request's join key → its values, of the declared types.
+        behind: what to put behind each key.
     """
     head = struct.pack("<I", len(keys))
     for name, _ in keys:
         encoded = name.encode()
         head += struct.pack("<II", ValueType.STRING, len(encoded)) + encoded
+    if len(keys) == 1:
+        ((_, key),) = keys
+        return _serialized(key, entity_rows[key.name], head, behind)
     parts = [_serialized(key, entity_rows[key.name]) for _, key in keys]
-    if len(parts) == 1:
-        return [head + value for value in parts[0]]
-    return [head + b"".join(values) for values in zip(*parts, strict=True)]
+    return [b"".join((head, *values, behind)) for values in zip(*parts, strict=True)]
 
 
 def agree_with_feast(keys: Keys) -> bool:
@@ -46,10 +48,12 @@ def agree_with_feast(keys: Keys) -> bool:
     return entity_keys(keys, samples) == theirs
 
 
-def _serialized(key: JoinKey, values: Sequence[Any]) -> list[bytes]:
+def _serialized(key: JoinKey, values: Sequence[Any], before: bytes = b"", behind: bytes = b"") -> list[bytes]:
     if key.dtype == "string":
         encoded = [value.encode() for value in values]
-        return [struct.pack("<II", ValueType.STRING, len(value)) + value for value in encoded]
-    kind, form, size = {"int32": (ValueType.INT32, "<IIi", 4), "int64": (ValueType.INT64, "<IIq", 8)}[key.dtype]
-    pack = struct.Struct(form).pack
-    return [pack(kind, size, value) for value in values]
+        head = before + struct.pack("<I", ValueType.STRING)
+        return [b"".join((head, struct.pack("<I", len(value)), value, behind)) for value in encoded]
+    kind, letter, size = {"int32": (ValueType.INT32, "i", 4), "int64": (ValueType.INT64, "q", 8)}[key.dtype]
+    head = before + struct.pack("<II", kind, size)
+    pack = struct.Struct(f"<{len(head)}s{letter}{len(behind)}s").pack
+    return [pack(head, value, behind) for value in values]

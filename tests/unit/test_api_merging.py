@@ -21,6 +21,7 @@ from scoring.predict import Scores
 from tests.fakes import FakeScorer, id_as_score
 
 POISON = 666
+LONG_S = 60.0
 
 
 class CountingScorer(FakeScorer):
@@ -53,7 +54,7 @@ def asked(scorer: FakeScorer, *ids: int) -> Asked:
 
 
 async def outcomes(merger: Merger, requests: Sequence[Asked]) -> list[Any]:
-    return await asyncio.gather(*(merger.score(each) for each in requests), return_exceptions=True)
+    return await asyncio.gather(*(merger.score(each, LONG_S) for each in requests), return_exceptions=True)
 
 
 def test_requests_that_arrive_together_are_one_lookup_and_each_gets_its_own_scores() -> None:
@@ -141,11 +142,11 @@ def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
 
     async def scenario() -> float:
         async with merger(threads=2) as merging:
-            first = asyncio.create_task(merging.score(asked(stuck, 1)))
+            first = asyncio.create_task(merging.score(asked(stuck, 1), LONG_S))
             while not stuck.lookups:
                 await asyncio.sleep(0.001)
             began = time.perf_counter()
-            assert await merging.score(asked(quick, 2)) == RowScores([2.0], [None])
+            assert await merging.score(asked(quick, 2), LONG_S) == RowScores([2.0], [None])
             took_s = time.perf_counter() - began
             stuck.may_look_up.set()
             await first
@@ -160,14 +161,14 @@ def test_a_request_whose_caller_gave_up_before_its_turn_is_dropped() -> None:
 
     async def scenario() -> None:
         async with merger() as merging:
-            first = asyncio.create_task(merging.score(asked(scorer, 1)))
+            first = asyncio.create_task(merging.score(asked(scorer, 1), LONG_S))
             while not scorer.lookups:
                 await asyncio.sleep(0.001)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(merging.score(asked(scorer, 2)), 0.05)
+                await merging.score(asked(scorer, 2), within_s=0.05)
             scorer.may_look_up.set()
             await first
-            await merging.score(asked(scorer, 3))
+            await merging.score(asked(scorer, 3), LONG_S)
 
     asyncio.run(scenario())
     assert scorer.lookups == [[1], [3]]
@@ -179,11 +180,11 @@ def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
 
     async def scenario() -> None:
         async with merger(threads=1, waiting=1) as merging:
-            running = [asyncio.create_task(merging.score(asked(scorer, each))) for each in (1, 2)]
+            running = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in (1, 2)]
             await asyncio.sleep(0)
             assert merging.full
             with pytest.raises(Overloaded):
-                await merging.score(asked(scorer, 3))
+                await merging.score(asked(scorer, 3), LONG_S)
             scorer.may_look_up.set()
             await asyncio.gather(*running)
             assert not merging.full

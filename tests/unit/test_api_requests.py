@@ -273,13 +273,22 @@ def test_the_page_and_all_that_it_loads_come_from_here(client: TestClient[Any]) 
         assert client.get(f"/static/{name}").status_code == 200
 
 
+SCORING_METHODS = ("POST", "OPTIONS")
+
+
+@pytest.mark.parametrize("path", ["/inference", "/scores"])
+def test_who_asks_for_the_methods_of_a_route_is_told(client: TestClient[Any], path: str) -> None:
+    answer = client.options(path)
+    assert (answer.status_code, answer.content, answer.headers["Allow"]) == (204, b"", ", ".join(SCORING_METHODS))
+
+
 def test_the_document_describes_every_route_and_the_body_that_is_asked_for(client: TestClient[Any]) -> None:
     document = client.get("/openapi.json").json()
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     routes = {
         (route.path, method.lower())
         for route in client.app.routes
-        for method in getattr(route, "methods", ())
+        for method in route.methods or SCORING_METHODS
         if method not in {"OPTIONS", "HEAD"} and not route.path.startswith("/static")
     }
     assert described == routes - {("/", "get"), ("/openapi.json", "get")}
