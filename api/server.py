@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 import uvicorn
 
+from api.protocol import OneWriteProtocol
 from api.stopping import Stopping
 from scoring.settings import Settings
 
@@ -49,7 +50,7 @@ def server_of(app: Any, settings: Settings, stopping: Stopping) -> DrainingServe
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="on",
         server_header=False,

@@ -136,6 +136,10 @@ class ReadHashes:
 
     def packed(self, keys: Sequence[bytes]) -> bytes:
         """One command for each of the keys, at least one, in their order."""
+        length = len(keys[0])
+        if set(map(len, keys)) == {length}:  # as all have whose join keys are numbers
+            head, tail = b"%b$%d\r\n" % (self._head, length), b"\r\n" + self._tail
+            return head + (tail + head).join(keys) + tail
         return self._head + (self._tail + self._head).join(map(_argument, keys)) + self._tail
 
 
