@@ -47,7 +47,7 @@ def keys_from(settings: Settings) -> Keys:
     Raises:
         SettingsError: their file can't be read, or the API would listen beyond loopback without keys.
     """
-    keys = settings.api_keys + _keys_in_file(settings)
+    keys = _usable("SERVING_API_KEYS", settings.api_keys) + _usable("SERVING_API_KEYS_FILE", _keys_in_file(settings))
     if not keys and not settings.allow_anonymous and not _is_loopback(settings.host):
         raise SettingsError(
             "SERVING_API_KEYS",
@@ -55,6 +55,14 @@ def keys_from(settings: Settings) -> Keys:
             "SERVING_ALLOW_ANONYMOUS=true if whoever reaches the port may ask.",
         )
     return Keys(keys)
+
+
+def _usable(variable: str, keys: tuple[Secret, ...]) -> tuple[Secret, ...]:
+    for text in (key.reveal() for key in keys):
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            problem = "holds a key that no header can carry: use letters, digits and signs of ASCII, without spaces."
+            raise SettingsError(variable, problem)
+    return keys
 
 
 def _keys_in_file(settings: Settings) -> tuple[Secret, ...]:

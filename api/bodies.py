@@ -9,7 +9,7 @@ from typing import cast
 
 from litestar.types import Receive, Scope, Send
 
-from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft
+from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeAsked
 
 
 async def read_body(scope: Scope, receive: Receive, most_bytes: int, limit_s: float) -> bytes:
@@ -23,6 +23,7 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, limit_s: fl
 
     Raises:
         BodyTooLarge: it is longer, or is announced to be.
+        UpgradeAsked: the client wants to speak another protocol.
         BodyTooSlow: it did not arrive in time.
         ClientLeft: nor will it.
     """
@@ -54,6 +55,8 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int, limit_s: fl
         raise BodyTooSlow(limit_s) from None
     finally:
         timer.cancel()
+    if not length and header(scope, b"upgrade") is not None:
+        raise UpgradeAsked  # httptools took the body for another protocol's (0.9)
     return b"".join(pieces)
 
 

@@ -9,6 +9,7 @@ ServingError (scoring.errors)
 │   ├── NotSigned            a webhook's delivery that its sender did not sign, or too long ago
 │   ├── BodyTooLarge         the body is longer than it may be
 │   ├── BodyTooSlow          the body did not arrive in time
+│   ├── UpgradeAsked         the body comes with the wish to go on in another protocol
 │   ├── NothingScored        every entity was excluded
 │   └── ClientLeft           it closed the connection before its body was complete
 └── Unavailable              a later attempt may succeed
@@ -82,6 +83,13 @@ class BodyTooSlow(RequestError):
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"The body did not arrive within {limit_s:g} s.")
+
+
+class UpgradeAsked(RequestError):
+    """The client wants to go on in another protocol than HTTP/1.1, as `curl --http2` does."""
+
+    def __init__(self) -> None:
+        super().__init__("This server speaks HTTP/1.1 alone: send the request without the header Upgrade.")
 
 
 class ClientLeft(RequestError):

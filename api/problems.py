@@ -25,6 +25,7 @@ from api.errors import (
     Overloaded,
     StoreUnavailable,
     Unavailable,
+    UpgradeAsked,
 )
 from api.note import Note
 from scoring.errors import EntityRowsError, FeaturesRejected, FeatureStoreError, PredictionFailed, ServingError
@@ -62,6 +63,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     NotJson: Kind("not-json", 415, "The body is not declared as JSON"),
     MalformedBody: Kind("malformed-body", 400, "The body is no JSON text"),
     ClientLeft: BAD_REQUEST,
+    UpgradeAsked: BAD_REQUEST,
     InvalidRequest: Kind("invalid-request", 422, "This is not a request that the model can answer"),
     EntityRowsError: Kind("invalid-request", 422, "This is not a request that the model can answer"),
     NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
@@ -96,7 +98,7 @@ def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[An
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
     if isinstance(error, KeyNeeded):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooSlow):  # what is still to come of it must not be read as a request
+    if isinstance(error, BodyTooSlow | UpgradeAsked):  # what is still to come of it must not be read as a request
         headers["Connection"] = "close"
     note = Note.of(request.scope["state"])
     note.problem, note.instance = kind.name, instance

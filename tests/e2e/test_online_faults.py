@@ -218,6 +218,17 @@ def test_a_body_that_trickles_in_is_given_up_on(api: ApiServer) -> None:
     assert api.ask().status_code == 200
 
 
+def test_a_body_after_the_wish_for_another_protocol_is_refused_by_its_reason(api: ApiServer) -> None:
+    with socket.create_connection((api.host, api.port), timeout=10) as connection:
+        headers = (f"Content-Length: {len(BODY)}", f"Authorization: Bearer {KEYS[0]}", "Content-Type: application/json")
+        upgrade = ("Host: api", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+        connection.sendall("\r\n".join(("POST /inference HTTP/1.1", *upgrade, *headers, "", "")).encode() + BODY)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"without the header Upgrade" in answer
+    assert api.ask().status_code == 200
+
+
 def test_a_store_whose_address_is_a_black_hole_leaves_the_process_up_and_not_ready(
     tmp_path: Path, drivers: World
 ) -> None:

@@ -54,6 +54,19 @@ def test_a_key_file_that_is_none_is_one_line_without_its_content(
     assert "short" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["schlüssel-0123456789", "two words 0123456789", "tab\t0123456789abcdef"])
+def test_a_key_that_no_header_can_carry_is_refused_at_the_start(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{OTHER}\n{key}\n", "utf-8")
+    for variable, settings in {
+        "SERVING_API_KEYS ": Settings(model_name="m", api_keys=(Secret(key),)),
+        "SERVING_API_KEYS_FILE ": Settings(model_name="m", api_keys_file=file),
+    }.items():
+        with pytest.raises(SettingsError, match=f"^{variable}.*no header can carry") as caught:
+            keys_from(settings)
+        assert key not in str(caught.value)
+
+
 def test_a_key_never_shows_in_settings_or_in_what_is_said_of_them() -> None:
     settings = Settings.from_environment({"SERVING_MODEL_NAME": "m", "SERVING_API_KEYS": f"{KEY},{OTHER}"})
     assert [key.reveal() for key in settings.api_keys] == [KEY, OTHER]
