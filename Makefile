@@ -21,6 +21,9 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 PIP_AUDIT = 2.10.1
 
+# Nothing that make starts sends anything to Dagster's makers. What Dagster collects, its dagster.yaml switches off.
+export DAGSTER_DISABLE_TELEMETRY := yes
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-promote test image-test audit soak bench check fmt lock clean
 
