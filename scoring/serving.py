@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from scoring.admission import prove
 from scoring.errors import ModelRefused
-from scoring.features import ModelFeatures, link_features
+from scoring.feature_service import link_features
+from scoring.features import ModelFeatures
 from scoring.model import Model
 from scoring.model_files import ModelFiles, fetch_model, load_signature
 from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry

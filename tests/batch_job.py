@@ -18,8 +18,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scoring.batch import write_batch_input, write_batch_output
+from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
-from scoring.features import ModelFeatures, link_features
+from scoring.features import ModelFeatures
 from scoring.manifest import Manifest
 from scoring.model import Model
 from scoring.predict import Policy

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from scoring.bulk_reader import BulkReader, bulk_reader
 from scoring.entity_keys import entity_keys
 from scoring.errors import UnusableFeature
+from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
-from scoring.features import JoinKey, ModelFeatures, link_features
+from scoring.features import JoinKey, ModelFeatures
 from scoring.redis_store import ReadHashes
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from scoring.errors import EntityRowsError, FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
+from scoring.feature_service import link_features
 from scoring.feature_store import (
     apply_definitions,
     materialize_online_store,
@@ -18,7 +19,7 @@ from scoring.feature_store import (
     read_definitions,
     read_watermarks,
 )
-from scoring.features import ModelFeatures, link_features
+from scoring.features import ModelFeatures
 from scoring.online import OnlineVectors, read_online_vectors
 from scoring.registry import ModelVersion
 from scoring.serving import link_version

@@ -135,7 +135,7 @@ class World:
         from sklearn.preprocessing import OneHotEncoder
 
         from scoring.admission import prove
-        from scoring.features import link_features
+        from scoring.feature_service import link_features
         from scoring.model_files import read_model_files
         from scoring.registry import ModelVersion
 
