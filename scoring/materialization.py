@@ -31,7 +31,8 @@ from feast.infra.compute_engines.local.nodes import LocalOutputNode
 from feast.infra.online_stores.sqlite import SqliteOnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 
-from scoring.offline_query import SourceRetrievalJob, quote
+from scoring.offline_query import SourceRetrievalJob
+from scoring.offline_sql import quote
 from scoring.offline_store import AsofOfflineStore
 from scoring.online_writers import writer_for
 from scoring.stored_values import NotAlike

@@ -64,7 +64,8 @@ def _joined(
     store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
-    from scoring.offline_query import AsofRetrievalJob, quote, stale_mark
+    from scoring.offline_query import AsofRetrievalJob
+    from scoring.offline_sql import quote, stale_mark
     from scoring.offline_store import AsofOfflineStoreConfig
 
     request = request.absolute()

@@ -2,15 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-import msgspec
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 from feast.errors import FeastEntityDFMissingColumnsError
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
@@ -20,6 +18,7 @@ from feast.repo_config import RepoConfig
 
 from scoring.batch_request import ROW
 from scoring.files import scratch_folder
+from scoring.offline_sql import Join, asof, is_fresh, moment_of, quote, register_source, stale_mark, value
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
@@ -27,23 +26,6 @@ if TYPE_CHECKING:
 ROWS_A_BATCH = 131_072
 # The name under which a key's newest moment is found.
 NEWEST = "newest_moment__"
-
-
-class Join(msgspec.Struct, frozen=True):
-    """How one feature view joins: names on the source's side and on the entity rows' side."""
-
-    view: str
-    """Its name, as columns bear it."""
-    source: FileSource
-    keys: dict[str, str]
-    """The source's key column → the entity rows'."""
-    features: dict[str, str]
-    """The source's feature column → its name in the result."""
-    ttl: timedelta | None
-
-    def original(self, column: str) -> str:
-        """The name that a column has in the file, before Feast's field mapping."""
-        return next((old for old, new in self.source.field_mapping.items() if new == column), column)
 
 
 class QueryRetrievalJob(RetrievalJob):
@@ -142,7 +124,7 @@ class SourceRetrievalJob(QueryRetrievalJob):
         self._order = expressions
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
-        _register_source(connection, "source", self._source, self._config.repo_path)
+        register_source(connection, "source", self._source, self._config.repo_path)
         selected = [quote(name) for name in self._columns]
         selected += [f"{moment_of(name)} AS {quote(name)}" for name in self._moments]
         bounds = [
@@ -206,11 +188,11 @@ class AsofRetrievalJob(QueryRetrievalJob):
             missing = set(join.keys.values()) - set(columns)
             if missing:
                 raise FeastEntityDFMissingColumnsError(missing, set(columns))
-            _register_source(connection, f"source_{i}", join.source, self._config.repo_path)
-            joined.append(_asof(f"source_{i}", f"f{i}", join, moment))
-            selected += [_value(f"f{i}", column, name, join.ttl, moment) for column, name in join.features.items()]
+            register_source(connection, f"source_{i}", join.source, self._config.repo_path)
+            joined.append(asof(f"source_{i}", f"f{i}", join, moment))
+            selected += [value(f"f{i}", column, name, join.ttl, moment) for column, name in join.features.items()]
             if self._marked and join.ttl:
-                fresh = _is_fresh(f"f{i}", join.ttl, moment)
+                fresh = is_fresh(f"f{i}", join.ttl, moment)
                 selected.append(f"coalesce(NOT ({fresh}), false) AS {quote(stale_mark(join.view))}")
         return f"SELECT {', '.join(selected)} {' '.join(joined)} ORDER BY e.{ROW}"
 
@@ -246,55 +228,6 @@ class AsofRetrievalJob(QueryRetrievalJob):
         return RetrievalMetadata(features=self._feature_refs, keys=sorted(keys))
 
 
-def _register_source(connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, repo: Path | None) -> None:
-    uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.file_options.uri)
-    filesystem, path = FileSource.create_filesystem_and_path(
-        uri, source.file_options.s3_endpoint_override, source.resolve_credentials()
-    )
-    if filesystem is None:
-        pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
-        literal = pattern.replace("'", "''")
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{literal}')")
-    else:
-        connection.register(name, ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive"))
-
-
-def _asof(source: str, alias: str, join: Join, moment: str) -> str:
-    """The ASOF clause: for each entity row, the source's latest row that is not after it."""
-    time = moment_of(join.original(join.source.timestamp_field))
-    columns = [f"{time} AS feature_time"]
-    columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
-    columns += [f"{quote(join.original(column))} AS {quote(column)}" for column in join.features]
-    # Only rows that some entity row could see, so that a long history is not sorted for a short request.
-    latest = f"(SELECT max({moment_of(moment)}) FROM entities)"
-    query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
-    created = join.source.created_timestamp_column
-    if created:
-        same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
-        order = f"{moment_of(join.original(created))} DESC NULLS LAST"
-        query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
-    on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
-    on.append(f"CAST(e.{quote(moment)} AS TIMESTAMPTZ) >= {alias}.feature_time")
-    return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
-
-
-def _value(alias: str, column: str, name: str, ttl: timedelta | None, moment: str) -> str:
-    value = f"{alias}.{quote(column)}"
-    if ttl:
-        value = f"CASE WHEN {_is_fresh(alias, ttl, moment)} THEN {value} END"
-    return f"{value} AS {quote(name)}"
-
-
-def _is_fresh(alias: str, ttl: timedelta, moment: str) -> str:
-    expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
-    return f"{expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ)"
-
-
-def stale_mark(view: str) -> str:
-    """Name of the column that says whether a view's row was past its time to live."""
-    return f"{view} is stale"
-
-
 def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
     """The newest event timestamp in a source of parquet files, with a time zone; None if it has no rows."""
     column = next(
@@ -302,25 +235,12 @@ def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
     )
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        _register_source(connection, "source", source, repo)
+        register_source(connection, "source", source, repo)
         newest = connection.sql(f"SELECT epoch_us(max({moment_of(column)})) AS us FROM source").to_arrow_table()
     microseconds = newest["us"][0].as_py()
     return None if microseconds is None else datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
-def _microseconds(duration: timedelta) -> int:
-    return duration // timedelta(microseconds=1)
-
-
-def moment_of(column: str) -> str:
-    # Microseconds with a zone, whatever the file has: DuckDB can't compare its nanosecond type with the others (2.0).
-    return f"CAST({quote(column)} AS TIMESTAMPTZ)"
-
-
 def _to_utc(moment: datetime) -> datetime:
     """The same moment in UTC; one without a zone is in local time, as Feast takes it."""
     return moment.astimezone(UTC)
-
-
-def quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -26,7 +26,8 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 
-from scoring.offline_query import AsofRetrievalJob, Join, SourceRetrievalJob
+from scoring.offline_query import AsofRetrievalJob, SourceRetrievalJob
+from scoring.offline_sql import Join
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):

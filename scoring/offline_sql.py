@@ -1,0 +1,93 @@
+"""The SQL of a point-in-time join over one source, as DuckDB takes it."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pyarrow.dataset as ds
+from feast.infra.offline_stores.file_source import FileSource
+
+
+class Join(msgspec.Struct, frozen=True):
+    """How one feature view joins: names on the source's side and on the entity rows' side."""
+
+    view: str
+    """Its name, as columns bear it."""
+    source: FileSource
+    keys: dict[str, str]
+    """The source's key column → the entity rows'."""
+    features: dict[str, str]
+    """The source's feature column → its name in the result."""
+    ttl: timedelta | None
+
+    def original(self, column: str) -> str:
+        """The name that a column has in the file, before Feast's field mapping."""
+        return next((old for old, new in self.source.field_mapping.items() if new == column), column)
+
+
+def register_source(connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, repo: Path | None) -> None:
+    """Make `name` a relation over the source's files; relative paths start at the feature repository `repo`."""
+    uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.file_options.uri)
+    filesystem, path = FileSource.create_filesystem_and_path(
+        uri, source.file_options.s3_endpoint_override, source.resolve_credentials()
+    )
+    if filesystem is None:
+        pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
+        literal = pattern.replace("'", "''")
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{literal}')")
+    else:
+        connection.register(name, ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive"))
+
+
+def asof(source: str, alias: str, join: Join, moment: str) -> str:
+    """The ASOF clause: for each entity row, the source's latest row that is not after it."""
+    time = moment_of(join.original(join.source.timestamp_field))
+    columns = [f"{time} AS feature_time"]
+    columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
+    columns += [f"{quote(join.original(column))} AS {quote(column)}" for column in join.features]
+    # Only rows that some entity row could see, so that a long history is not sorted for a short request.
+    latest = f"(SELECT max({moment_of(moment)}) FROM entities)"
+    query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
+    created = join.source.created_timestamp_column
+    if created:
+        same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
+        order = f"{moment_of(join.original(created))} DESC NULLS LAST"
+        query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
+    on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
+    on.append(f"CAST(e.{quote(moment)} AS TIMESTAMPTZ) >= {alias}.feature_time")
+    return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
+
+
+def value(alias: str, column: str, name: str, ttl: timedelta | None, moment: str) -> str:
+    """The column of a joined source under its name in the result: null where its row is past the time to live."""
+    value = f"{alias}.{quote(column)}"
+    if ttl:
+        value = f"CASE WHEN {is_fresh(alias, ttl, moment)} THEN {value} END"
+    return f"{value} AS {quote(name)}"
+
+
+def is_fresh(alias: str, ttl: timedelta, moment: str) -> str:
+    """Whether a joined row is within its time to live at the entity row's `moment`; null where none was joined."""
+    expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
+    return f"{expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ)"
+
+
+def stale_mark(view: str) -> str:
+    """Name of the column that says whether a view's row was past its time to live."""
+    return f"{view} is stale"
+
+
+def _microseconds(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
+
+
+def moment_of(column: str) -> str:
+    """A column of timestamps in microseconds with a zone, whatever the file has."""
+    # DuckDB can't compare its nanosecond type with the others (2.0).
+    return f"CAST({quote(column)} AS TIMESTAMPTZ)"
+
+
+def quote(name: str) -> str:
+    """A name as SQL takes any name."""
+    return '"' + name.replace('"', '""') + '"'
