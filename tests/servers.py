@@ -87,6 +87,10 @@ class Server(ABC):
         """What the server reads from its environment, beyond what every test has."""
         return {}
 
+    def environment_of_process(self) -> dict[str, str]:
+        """All that the server's process has in its environment."""
+        return environment_for_servers() | self.own_environment()
+
     def user(self) -> str | None:
         """The user to run as, where the server refuses to run as root."""
         return None
@@ -108,7 +112,7 @@ class Server(ABC):
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.directory,
-                env=environment_for_servers() | self.own_environment(),
+                env=self.environment_of_process(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
