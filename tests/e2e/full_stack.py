@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from tests.e2e import compose_services
+from tests.e2e import stand_ins
 from tests.e2e.compose_services import Service
 from tests.e2e.places import Places, service_of
 from tests.servers import HOST
@@ -42,7 +42,7 @@ class Stack:
 def up(folder: Path, variables: dict[str, str]) -> Iterator[Stack]:
     """The stack, healthy. While it runs, what ends is started again, as docker does for `restart: unless-stopped`."""
     places = Places(folder, variables)
-    processes = {name: compose_services.make(name, places) for name in places.ports}
+    processes = {name: stand_ins.make(name, places) for name in places.ports}
     stack = Stack(places, processes)
     over = threading.Event()
     keepers = [threading.Thread(target=_keep_up, args=(stack, each, over)) for each in processes.values()]

@@ -4,14 +4,17 @@ Hosts, ports, paths, and how often run monitoring looks. Everything else is take
 has a folder here that stands for its root.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import re
+import socket
 import sys
 from pathlib import Path
 
 from tests import compose
-from tests.servers import HOST, free_port
+from tests.servers import HOST
 
 PORTS = {
     "postgres": 5432, "redis": 6379, "s3": 7070, "mlflow": 5000, "code-location": 4000,
@@ -82,11 +85,11 @@ FILES = {
     # Docker's name server gives one address for each replica; and Debian's nginx is too old for `resolve`.
     "deploy/nginx/upstream.conf": {
         "resolver 127.0.0.11 valid=2s ipv6=off;": "",
-        "server api:8172 resolve max_fails=1 fail_timeout=1s;": "{replicas}",
+        "server api:8172 resolve max_fails=0;": "{replicas}",
     },
     "deploy/postgres/databases.sh": {},
 }
-REPLICA = f"server {HOST}:{{port}} max_fails=1 fail_timeout=1s;"
+REPLICA = f"server {HOST}:{{port}} max_fails=0;"
 # Of our images' own files, this one names a host.
 IN_IMAGE = {"/app/deploy/workspace.yaml": "deploy/workspace.yaml"}
 
@@ -108,7 +111,7 @@ class Places:
         self.services = compose.services(self.variables)
         self.replicas = [f"api-{number}" for number in range(1, 1 + int(self.services["api"]["deploy"]["replicas"]))]
         names = [*(name for name in PORTS if name != "api"), *self.replicas]
-        self.ports = {name: free_port() for name in names}
+        self.ports = dict(zip(names, lasting_ports(len(names)), strict=True))
 
     def environment(self, process: str) -> dict[str, str]:
         """What docker-compose.yml gives the process."""
@@ -198,6 +201,17 @@ class Places:
     def _volumes(self, process: str) -> list[tuple[str, str]]:
         volumes = self.services[service_of(process)].get("volumes", [])
         return [(source, target) for source, target, *_ in (volume.split(":") for volume in volumes)]
+
+
+def lasting_ports(count: int) -> list[int]:
+    """Free ports below those that clients get: no connection of another may take a port while its server is stopped."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            found.add(port)
+    return list(found)
 
 
 def service_of(process: str) -> str:

@@ -1,0 +1,104 @@
+"""nginx as docker-compose.yml runs it, in front of replicas that turn away what is too much for them."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests import compose
+from tests.e2e import stand_ins
+from tests.e2e.api_server import Connection
+from tests.e2e.compose_services import Service
+from tests.e2e.places import Places
+from tests.servers import HOST
+
+AT_ONCE = 4
+TAKES_S = 0.05
+SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """nginx; who listens behind it is for the tests to say."""
+    stand_ins.need_nginx()
+    server = stand_ins.make("proxy", Places(tmp_path_factory.mktemp("proxy"), compose.EXAMPLE_VALUES))
+    server.start()
+    yield server
+    server.stop()
+
+
+class Replica:
+    """Takes TAKES_S for a request, AT_ONCE at a time, and answers 503 to all others, as the API does under overload."""
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+
+    def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Takes a new connection."""
+        self.connections[writer] = asyncio.create_task(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                status = await self.answer()
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    async def hang_up(self) -> None:
+        """End all connections."""
+        for writer, serving in self.connections.items():
+            writer.close()
+            await serving
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def answer(self) -> str:
+        if self.busy >= AT_ONCE:
+            return "503 Service Unavailable"
+        self.busy += 1
+        await asyncio.sleep(TAKES_S)
+        self.busy -= 1
+        return "200 OK"
+
+
+@contextlib.asynccontextmanager
+async def replicas_behind(proxy: Service) -> AsyncIterator[int]:
+    """Both; how many requests they can answer in SECONDS."""
+    replicas = {name: Replica() for name in proxy.places.replicas}
+    async with contextlib.AsyncExitStack() as stack:
+        for name, replica in replicas.items():
+            server = await asyncio.start_server(replica.serve, HOST, proxy.places.ports[name])
+            stack.push_async_callback(replica.hang_up)
+            stack.callback(server.close)
+        yield int(len(replicas) * AT_ONCE / TAKES_S * SECONDS)
+
+
+async def press(proxy: Service, clients: int) -> Counter[int]:
+    """How often each status came."""
+    statuses: Counter[int] = Counter()
+    until = time.monotonic() + SECONDS
+
+    async def client() -> None:
+        async with Connection(proxy.port) as connection:
+            while time.monotonic() < until:
+                answer = await connection.ask("GET", "/scores")
+                statuses[answer.status] += 1
+                if answer.status != 200:
+                    await asyncio.sleep(0.1)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return statuses
+
+
+def test_when_more_is_asked_than_replicas_can_do_they_go_on_doing_what_they_can(proxy: Service) -> None:
+    async def overload() -> tuple[Counter[int], int]:
+        async with replicas_behind(proxy) as possible:
+            return await press(proxy, clients=24), possible
+
+    statuses, possible = asyncio.run(overload())
+    assert set(statuses) == {200, 503}
+    assert statuses[200] > possible / 2
