@@ -34,6 +34,8 @@ class Team:
             access_key=compose.EXAMPLE_VALUES["S3_ACCESS_KEY"],
             secret_key=compose.EXAMPLE_VALUES["S3_SECRET_KEY"],
         )
+        # One, because making it costs more than a request; each request by a new connection, as servers come and go.
+        self.http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
         environment = stack["code-location"].environment
         self.world = World(stack.places.folder, environment, dt.datetime.now(dt.UTC))
 
@@ -61,7 +63,7 @@ class Team:
     def ask(self, drivers: list[int]) -> httpx.Response:
         """POST /scores through the proxy."""
         body = {"request_id": "r", "driver_ids": drivers}
-        return httpx.post(f"{self.stack.url}/scores", json=body, headers=AUTHORIZATION, timeout=10)
+        return self.http.post(f"{self.stack.url}/scores", json=body, headers=AUTHORIZATION)
 
     def scores(self, drivers: list[int]) -> dict[int, float | None]:
         """What it answers."""
@@ -75,7 +77,7 @@ class Team:
 
     def _version(self, url: str) -> int | None:
         try:
-            answer = httpx.get(url, timeout=5).json()
+            answer = self.http.get(url).json()
         except httpx.TransportError:
             return None
         return int(answer["model"]["version"]) if answer.get("model") else None

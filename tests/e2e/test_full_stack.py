@@ -50,7 +50,9 @@ def team(request: pytest.FixtureRequest) -> Iterator[Team]:
             for name in daemon:
                 environment.setenv(name, daemon[name])
             with dg.DagsterInstance.from_config(daemon["DAGSTER_HOME"]) as instance:
-                yield Team(stack, instance)
+                team = Team(stack, instance)
+                yield team
+                team.http.close()
             if request.session.testsfailed:
                 for process in stack.processes.values():
                     print(f"--- the end of {process.log.name}\n{process.log.read_text(errors='replace')[-3000:]}")
