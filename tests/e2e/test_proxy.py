@@ -13,7 +13,7 @@ from tests.e2e import stand_ins
 from tests.e2e.api_server import Connection
 from tests.e2e.compose_services import Service
 from tests.e2e.places import Places
-from tests.servers import HOST
+from tests.servers import HOST, nginx_program
 
 AT_ONCE = 4
 TAKES_S = 0.05
@@ -23,7 +23,7 @@ SECONDS = 2
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """nginx; who listens behind it is for the tests to say."""
-    stand_ins.need_nginx()
+    nginx_program()
     server = stand_ins.make("proxy", Places(tmp_path_factory.mktemp("proxy"), compose.EXAMPLE_VALUES))
     server.start()
     yield server

@@ -27,7 +27,7 @@ from api.app import create_app
 from scoring.settings import Settings, variable_names
 from tests.compose import COMPOSE_FILE, EXAMPLE_FILE, EXAMPLE_VALUES, ROOT, VARIABLE, MissingVariable, load, services
 from tests.fakes import FakeLoader, FakeScorer
-from tests.servers import free_port
+from tests.servers import free_port, nginx_program, redis_program
 from tests.unit.test_api_requests import when_ready
 
 DEPLOY = ROOT / "deploy"
@@ -230,8 +230,7 @@ def test_dagster_accepts_its_configuration(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
-    nginx = shutil.which("nginx")
-    assert nginx is not None, "no nginx on PATH; on Debian: apt-get install nginx-light"
+    nginx = nginx_program()
     # Our own upstream.conf needs Docker's name server, and a newer nginx than Debian's.
     (tmp_path / "upstream.conf").write_text("upstream api { server 127.0.0.1:8172; keepalive 64; }")
     shutil.copy(DEPLOY / "nginx" / "nginx.conf", tmp_path)
@@ -266,7 +265,8 @@ def test_redis_starts_as_the_file_says_and_asks_for_its_password(tmp_path: Path)
     port = free_port()
     here.write_text(here.read_text().replace("port 6379", f"port {port}").replace("/data", str(tmp_path)))
     script = script.replace("/etc/redis.conf", str(here))
-    process = subprocess.Popen([shell, option, script], env={"REDIS_PASSWORD": "red1s", "PATH": os.environ["PATH"]})
+    path = f"{os.environ['PATH']}:{Path(redis_program()).parent}"
+    process = subprocess.Popen([shell, option, script], env={"REDIS_PASSWORD": "red1s", "PATH": path})
     try:
         with Redis(port=port, password="red1s", retry=Retry(ConstantBackoff(0.1), 50)) as client:
             assert client.ping()
