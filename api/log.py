@@ -1,13 +1,33 @@
 """The log: one JSON object a line on standard error, from our own code and from the libraries'."""
 
+import contextlib
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import BinaryIO, cast
 
 import msgspec
 import structlog
 
 from scoring.settings import LogLevel
+
+
+class NeverFailing:
+    """A file for the log that drops what it can't write: a full disk or a dead reader must stop nothing else."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Args: what to write to."""
+        self._file = file
+
+    def write(self, line: bytes) -> None:
+        """One line."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._file.write(line)
+
+    def flush(self) -> None:
+        """What was written is on its way."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
 
 
 def configure_logging(level: LogLevel) -> None:
@@ -25,7 +45,7 @@ def configure_logging(level: LogLevel) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_encode)],
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", NeverFailing(sys.stderr.buffer))),
         wrapper_class=structlog.make_filtering_bound_logger(number),
         cache_logger_on_first_use=True,
     )

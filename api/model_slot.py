@@ -103,7 +103,10 @@ class AliasFollower:
     async def run(self) -> None:
         """Follow until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # what is not foreseen must not end the following
+                log.exception("look_failed")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._settings.poll_interval_s)
             self._woken.clear()

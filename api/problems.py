@@ -28,7 +28,14 @@ from api.errors import (
     UpgradeAsked,
 )
 from api.note import Note
-from scoring.errors import EntityRowsError, FeaturesRejected, FeatureStoreError, PredictionFailed, ServingError
+from scoring.errors import (
+    EntityRowsError,
+    FeaturesRejected,
+    FeatureStoreError,
+    PredictionFailed,
+    ServingError,
+    UnusableFeature,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +60,9 @@ BAD_REQUEST = Kind("bad-request", 400, "The request is malformed")
 NOT_READY = Kind("not-ready", 503, "Not ready to serve")
 INTERNAL = Kind("internal-error", 500, "Something went wrong here", "The log holds more under this problem's instance.")
 
+UNUSABLE = Kind(
+    "unusable-feature", 500, "A feature is not what it is declared to be", "The log holds more under this instance."
+)
 STORE_FAILED = Kind("feature-store-failed", 503, "The feature store failed", "Features can't be read now.")
 
 BY_ERROR: dict[type[Exception], Kind] = {
@@ -74,6 +84,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     DeadlineExceeded: Kind("deadline-exceeded", 503, "No answer in time"),
     StoreUnavailable: STORE_FAILED,
     FeatureStoreError: STORE_FAILED,
+    UnusableFeature: UNUSABLE,
     PredictionFailed: Kind("prediction-failed", 500, "The model failed", "The model failed on this request."),
 }
 BY_STATUS = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE)}
@@ -92,7 +103,7 @@ def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[An
     headers: dict[str, str] = {}
     if isinstance(error, NothingScored):
         members["excluded"] = error.excluded
-    if isinstance(error, Unavailable | FeatureStoreError):
+    if isinstance(error, Unavailable | FeatureStoreError) and kind is not UNUSABLE:  # which no waiting mends
         headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
     if isinstance(error, HTTPException) and error.headers:
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}

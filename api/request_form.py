@@ -38,7 +38,7 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
     pa.string(): (Text, "text"),
     pa.timestamp("ns"): (Moment, "2026-01-31T12:00:00Z"),
 }
-# What an on-demand feature view takes from the request is typed by that view alone, not by the model.
+# What an on-demand feature view takes from the request and declares as something else.
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | Text, 1)
 
 
@@ -179,10 +179,10 @@ def first_upper(text: str) -> str:
 
 def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
     columns = {key.name: _key_column(key) for key in features.join_keys}
-    types = {column.name: column.dtype for column in features.signature.inputs}
+    types = features.request_types | {column.name: column.dtype for column in features.signature.inputs}
     for name in features.request_inputs:
         if name not in columns:
-            plain, example = INPUT_TYPES[types[name]] if name in types else ANY_INPUT
+            plain, example = INPUT_TYPES.get(types[name], ANY_INPUT)
             # null is an unknown value, which the policy for missing features decides on, as in a batch request.
             columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
     return columns

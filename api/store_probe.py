@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from api.breaker import Breaker, StoreState
 from api.errors import Overloaded
 from api.scorer import Scorer
 from api.workers import Workers
-from scoring.errors import ServingError, first_line
+from scoring.errors import ServingError, UnusableFeature, first_line
+
+log = structlog.get_logger(__name__)
 
 INTERVAL_S = 2.0
 # While the store fails: how soon its return is seen.
@@ -32,8 +36,11 @@ class StoreProbe:
     async def run(self, scorer: Callable[[], Scorer | None]) -> None:
         """Check until cancelled; `scorer` says through which scorer, None for none yet."""
         while True:
-            if (current := scorer()) is not None:
-                await self.check(current, PATIENCE_S)
+            try:
+                if (current := scorer()) is not None:
+                    await self.check(current, PATIENCE_S)
+            except Exception:  # what is not foreseen must not end the probing
+                log.exception("probe_failed")
             await asyncio.sleep(RETRY_S if self.breaker.failures else INTERVAL_S)
 
     def start(self) -> None:
@@ -49,6 +56,8 @@ class StoreProbe:
         try:
             async with asyncio.timeout(patience_s):
                 await self._workers.run(scorer.check_store)
+        except UnusableFeature:  # which says something about the features of this entity, after an answer
+            self.breaker.answered()
         except (TimeoutError, Overloaded):
             self.breaker.failed(NO_ANSWER)
         except ServingError as error:

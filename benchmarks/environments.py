@@ -1,5 +1,7 @@
 """An environment for each peer, from the hashed requirements beside its code; and which versions are really in it.
 
+We run in one of our own, too: what the image of the API is made of, without the tools of development.
+
 Beside our own packages a peer would silently resolve to an old version of itself, or of Feast: see `check_versions`.
 """
 
@@ -29,6 +31,14 @@ class WrongVersion(RuntimeError):
         )
 
 
+OURS = "ours"
+
+
+def requirements_of(peer: str) -> Path:
+    """What the peer's environment is made of."""
+    return ROOT / "requirements" / "api.txt" if peer == OURS else PEERS / peer / "requirements.txt"
+
+
 def folder_of(peer: str) -> Path:
     """The peer's environment."""
     return VAR / "peers" / peer
@@ -41,7 +51,7 @@ def python_of(peer: str) -> Path:
 
 def build(peer: str) -> None:
     """Make or renew the environment, unless it is what the requirements say; compiled, as ours is."""
-    requirements = PEERS / peer / "requirements.txt"
+    requirements = requirements_of(peer)
     stamp, wanted = folder_of(peer) / ".requirements", hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return

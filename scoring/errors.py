@@ -127,7 +127,10 @@ class FeatureStoreError(ServingError):
 
 
 class UnusableFeature(FeatureStoreError):
-    """The store answered, with a value for some entity that can't be used as what it is declared to be."""
+    """The store answered, with a value for some entity that can't be used as what it is declared to be.
+
+    So its text never quotes an exception, which would quote the value.
+    """
 
 
 class FeatureServiceNotFound(FeatureStoreError):

@@ -20,7 +20,7 @@ class _Served(msgspec.Struct, frozen=True):
     dtype: pa.DataType
     views: tuple[str, ...]
     on_demand: bool = False
-    request_fields: tuple[str, ...] = ()
+    request_fields: dict[str, pa.DataType] = {}
 
 
 class _Service(msgspec.Struct, frozen=True):
@@ -81,15 +81,16 @@ def link_features(
 
     read = {feature.column for feature in features}
     used = {view for feature in served.features if feature.column in read for view in feature.views}
-    needed = {name for feature in served.features for name in feature.request_fields}
+    needed = {name: dtype for feature in served.features for name, dtype in feature.request_fields.items()}
     model_request_inputs = [name for name in signature.names if name in request_inputs]
     return ModelFeatures(
         service=service,
         join_keys=served.join_keys,
         features=tuple(features),
         views=tuple(_view(model, served, name) for name in sorted(used)),
-        request_inputs=(*model_request_inputs, *sorted(needed - set(model_request_inputs))),
+        request_inputs=(*model_request_inputs, *sorted(needed.keys() - set(model_request_inputs))),
         signature=signature,
+        request_types=needed,
     )
 
 
@@ -100,7 +101,7 @@ def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
     try:
         service: FeatureService = store.registry.get_feature_service(name, store.project, allow_cache=True)
     except FeatureServiceNotFoundException:
-        known = sorted(each.name for each in store.list_feature_services())
+        known = sorted(each.name for each in store.registry.list_feature_services(store.project, allow_cache=True))
         raise FeatureServiceNotFound(name, known) from None
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
@@ -112,12 +113,13 @@ def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
         view = _read_view(store, name, projection.name)
         prefix = projection.name_alias or projection.name
         sources: tuple[str, ...] = (prefix,)
-        fields: tuple[str, ...] = ()
+        fields: dict[str, pa.DataType] = {}
         on_demand = isinstance(view, OnDemandFeatureView)
         if on_demand:
             projections = view.source_feature_view_projections.values()
             sources = tuple(source.name_alias or source.name for source in projections)
-            fields = tuple(field.name for source in view.source_request_sources.values() for field in source.schema)
+            asked_for = (field for source in view.source_request_sources.values() for field in source.schema)
+            fields = {field.name: _arrow_type(model, field) for field in asked_for}
             for source in projections:
                 keys |= _join_keys(model, _read_view(store, name, source.name), source.join_key_map)
         else:

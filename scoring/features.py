@@ -71,6 +71,8 @@ class ModelFeatures(msgspec.Struct, frozen=True):
     request_inputs: tuple[str, ...]
     """Columns that a request must bring beside the keys: inputs of the model, or of an on-demand feature view."""
     signature: Signature
+    request_types: dict[str, pa.DataType] = {}
+    """Request column that an on-demand feature view needs → the type that the view declares."""
 
     def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
         """Feature vectors of n_rows, one column an input, in signature order and types; null = unknown.

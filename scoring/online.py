@@ -1,5 +1,6 @@
 """Feature vectors as of now: read from Feast's online store, with the views' times to live enforced."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 
 READING = "reading the online store"
+RUNNING_VIEW = "running the function of an on-demand feature view"
+NO_VALUE = "the bytes of an entity are not what Feast writes"
 
 
 class OnlineVectors(msgspec.Struct, frozen=True):
@@ -70,8 +73,10 @@ def read_online_vectors(
     except FeatureStoreError:
         raise
     except DecodeError as error:  # the bytes of one entity; the store itself answered
-        raise UnusableFeature(READING, error) from error
+        raise UnusableFeature(READING, NO_VALUE) from error
     except Exception as error:  # every online store raises its own kinds
+        if _is_of_on_demand_view(error):
+            raise UnusableFeature(RUNNING_VIEW, type(error).__name__) from error
         raise FeatureStoreError(READING, error) from error
     absent, unusable = {}, {}
     oldest_s = np.inf
@@ -152,10 +157,16 @@ def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
         found = pa.array(values)
         if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
             return found.cast(dtype)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else ({error}).") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else.") from None
     # pa.array would cut 0.24 down to the integer 0.
     raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")
+
+
+def _is_of_on_demand_view(error: BaseException) -> bool:
+    """Whether an exception comes from what a user wrote for an on-demand view, and not from the store."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("feast.transformation") for frame, _ in frames)
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from scoring.bulk_reader import Column, ViewColumns
 from scoring.decoding import decode_moments, decode_values
 from scoring.entity_keys import SERIALIZATION_VERSION, Keys, entity_keys
 from scoring.errors import FeatureStoreError, UnusableFeature
-from scoring.online import READING, StoreRead
+from scoring.online import NO_VALUE, READING, StoreRead
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -81,12 +81,14 @@ class RedisReader:
         """See `BulkReader.read`."""
         try:
             return self._read(entity_rows)
+        except UnusableFeature:
+            raise
         except (RedisError, OSError) as error:
             # The key of one entity holds something else than a hash: that is no failure of the store.
             kind = UnusableFeature if "WRONGTYPE" in str(error) else FeatureStoreError
             raise kind(READING, error) from error
         except Exception as error:  # whatever the bytes of an entity lead to
-            raise UnusableFeature(READING, error) from error
+            raise UnusableFeature(READING, NO_VALUE) from error
 
     def _read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         written_s: dict[str, np.ndarray] = {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, RegistryUnreachable, VersionNotFound
+from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, RegistryUnreachable, VersionNotFound
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Registry(Protocol):
         """Bytes of all files of the version, as far as the registry tells without fetching them.
 
         Raises:
-            RegistryError: unreachable, or the version's files are gone.
+            RegistryError: unreachable.
+            ModelRefused: the version's files are gone.
         """
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
@@ -154,7 +155,18 @@ class MlflowRegistry:
                 )
             )
         except Exception as error:  # artifact stores raise their own kinds: OSError, botocore's, requests'
+            if self._files_are_gone(model):
+                raise ModelRefused(str(model), "its files are no longer in the artifact store.") from None
             raise RegistryUnreachable(self._registry_uri, error) from error
+
+    def _files_are_gone(self, model: ModelVersion) -> bool:
+        import mlflow.artifacts
+
+        try:
+            source = self._client().get_model_version_download_uri(model.name, str(model.version))
+            return not mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._tracking_uri)
+        except Exception:  # who does not answer has not said that there are none
+            return False
 
     def _client(self) -> "MlflowClient":
         if self._opened is None:

@@ -113,10 +113,9 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
     if column.type != target:
         try:
             column = pc.cast(column, target)
-        except pa.ArrowInvalid as error:
-            raise UnusableFeature(
-                f"converting {name!r} from {column.type} to {target}, as the model expects", error
-            ) from None
+        except pa.ArrowInvalid:
+            doing = f"converting {name!r} from {column.type} to {target}, as the model expects"
+            raise UnusableFeature(doing, "a value has no counterpart there") from None
     if pa.types.is_floating(target) and not _all_finite(column):
         column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, target))
     return column

@@ -15,7 +15,7 @@ from scoring.bulk_reader import ViewColumns
 from scoring.decoding import decode_values
 from scoring.entity_keys import entity_keys
 from scoring.errors import FeatureStoreError, UnusableFeature
-from scoring.online import READING, StoreRead
+from scoring.online import NO_VALUE, READING, StoreRead
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -45,10 +45,12 @@ class SqliteReader:
         try:
             for view, table in self._views:
                 written_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
+        except UnusableFeature:
+            raise
         except (sqlite3.Error, OSError) as error:
             raise FeatureStoreError(READING, error) from error
         except Exception as error:  # whatever the bytes of an entity lead to
-            raise UnusableFeature(READING, error) from error
+            raise UnusableFeature(READING, NO_VALUE) from error
         return StoreRead(written_s, columns)
 
     def _read_view(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import python_of
+from benchmarks.environments import OURS, python_of
 from benchmarks.place import PEERS, ROOT
 from benchmarks.processes import tree
 from tests.servers import Server, answers_http, free_port
@@ -76,7 +76,7 @@ class Ours(Contestant):
     name = "ours"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "api"]
+        return [str(python_of(OURS)), "-m", "api"]
 
     def own_environment(self) -> dict[str, str]:
         return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SERVING_PORT": str(self.port), **self.environment}

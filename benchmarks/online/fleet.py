@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from benchmarks.environments import build, check_versions
+from benchmarks.environments import OURS, build, check_versions
 from benchmarks.online.answers import check_same_answers
 from benchmarks.online.contestants import Contestant, Peer
 from benchmarks.online.world import OnlineWorld, open_world
@@ -38,9 +38,12 @@ def fleet(store: str, model: str, kinds: Sequence[type[Contestant]]) -> Iterator
 
 
 def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:
-    """Build the peers' environments among these kinds, and see that they hold what they should; peer → versions."""
+    """Build ours and the peers' environments among these kinds, and see that those hold what they should.
+
+    Returns peer → package → version.
+    """
     peers = dict.fromkeys(kind.peer for kind in kinds if issubclass(kind, Peer))
-    for peer in peers:
+    for peer in (OURS, *peers):
         build(peer)
     return {peer: check_versions(peer) for peer in peers}
 

@@ -102,3 +102,12 @@ def test_when_more_is_asked_than_replicas_can_do_they_go_on_doing_what_they_can(
     statuses, possible = asyncio.run(overload())
     assert set(statuses) == {200, 503}
     assert statuses[200] > possible / 2
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])
+def test_what_is_not_for_callers_is_not_there_for_them(proxy: Service, path: str) -> None:
+    async def ask() -> int:
+        async with replicas_behind(proxy), Connection(proxy.port) as connection:
+            return (await connection.ask("GET", path)).status
+
+    assert asyncio.run(ask()) == 404

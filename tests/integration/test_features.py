@@ -10,7 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scoring.errors import EntityRowsError, FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
+from scoring.errors import (
+    EntityRowsError,
+    FeatureServiceNotFound,
+    FeatureStoreError,
+    MissingFeatures,
+    ModelRefused,
+    UnusableFeature,
+)
 from scoring.feature_service import link_features
 from scoring.feature_store import (
     apply_definitions,
@@ -55,6 +62,8 @@ basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64
     schema=[Field(name="expected", dtype=Float64), Field(name="filled", dtype=Float64)],
 )
 def computed(inputs: pd.DataFrame) -> pd.DataFrame:
+    if (inputs["amount"] == 666).any():
+        raise ValueError(f"unlucky: {inputs['amount'].tolist()}")
     result = pd.DataFrame()
     result["expected"] = (inputs["rate"] * inputs["amount"]).astype("float64")
     result["filled"] = inputs["orders"].fillna(0).astype("float64")
@@ -185,6 +194,24 @@ def test_on_demand_features_never_hide_a_missing_row(store: "FeatureStore") -> N
     assert answer.vectors["filled"].to_pylist() == [1.0, None]
     stale = read(store, features, now=NOW + dt.timedelta(hours=4), shop_id=[1], amount=[10.0])
     assert stale.reasons.to_pylist() == ["stale"]
+
+
+def test_what_an_on_demand_view_asks_of_a_request_is_typed_as_it_declares_it(store: "FeatureStore") -> None:
+    from api.request_form import InvalidRequest, RequestForm
+
+    form = RequestForm("m/1", link(store, "on_demand", expected="double"), max_entities=10)
+    row = '{"request_id": "r", "entity_rows": [{"shop_id": 1, "amount": %s}]}'
+    assert form.decode((row % "2").encode()).entity_rows["amount"] == [2.0]
+    for wrong in ('"abc"', "true", "[1]"):
+        with pytest.raises(InvalidRequest, match=r"Expected `float \| null`"):
+            form.decode((row % wrong).encode())
+
+
+def test_a_view_whose_function_raises_is_no_failure_of_the_store_and_quotes_no_value(store: "FeatureStore") -> None:
+    features = link(store, "on_demand", expected="double")
+    with pytest.raises(UnusableFeature, match="on-demand feature view: ValueError") as caught:
+        read(store, features, shop_id=[1], amount=[666.0])
+    assert "666" not in str(caught.value)
 
 
 def test_an_on_demand_view_over_rows_of_unknown_age_is_refused(store: "FeatureStore") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, RegistryUnreachable, VersionNotFound
+from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, RegistryUnreachable, VersionNotFound
 from scoring.registry import MlflowRegistry, ModelVersion
 from tests.servers import MlflowServer, free_port
 
@@ -77,7 +77,7 @@ def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 
 
 def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> None:
-    with pytest.raises(RegistryUnreachable):
+    with pytest.raises(ModelRefused, match=f"{model}/1 .*no longer in the artifact store"):
         MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
 
 

@@ -258,7 +258,9 @@ def test_a_value_that_can_not_be_used_fails_its_request_and_is_no_reason_not_to_
             "reading the online store", "a feature declared int64 was written as text."
         )
         for _ in range(2 * OPENS_AFTER):
-            assert_problem(client.post("/inference", json={"request_id": "r", "driver_ids": [1]}), 503)
+            answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1]})
+            assert assert_problem(answer, 500)["type"].endswith(":unusable-feature")
+            assert "Retry-After" not in answer.headers
         scorer.lookup_error = None
         assert client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code == 200
 

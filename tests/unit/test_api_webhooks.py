@@ -23,8 +23,8 @@ BODY = json.dumps({"entity": "model_version_alias", "action": "created", "data":
 NOW = 1_800_000_000
 
 
-def delivery(body: bytes = BODY, at: float = NOW, number: str = "d-1", secret: str = SECRET) -> dict[str, str]:
-    timestamp = str(int(at))
+def delivery(body: bytes = BODY, at: float | str = NOW, number: str = "d-1", secret: str = SECRET) -> dict[str, str]:
+    timestamp = at if isinstance(at, str) else str(int(at))
     signature = _generate_hmac_signature(secret, number, timestamp, body.decode())
     return {DELIVERY: number, TIMESTAMP: timestamp, SIGNATURE: signature}
 
@@ -53,8 +53,9 @@ def test_what_mlflow_signed_is_taken_once() -> None:
         {name: value for name, value in delivery().items() if name != SIGNATURE},
         delivery(at=NOW - FRESH_S - 1),
         delivery(at=NOW + FRESH_S + 1),
+        delivery(at="1" * 5000),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_anything_else_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(NotSigned):
