@@ -27,6 +27,8 @@ ROWS_A_BATCH = 131_072
 ROW = "request_row__"
 WHOLE_NUMBER = r"^\s*[+-]?\d+\s*$"
 ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
+DATE_ALONE = ISO_DATE + r"\s*$"
+ZONED = ISO_DATE + r".*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 # What pandas' nanoseconds hold; offline stores get their entity rows in them.
 EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2261, 12, 31, tzinfo=UTC)
 CHUNK_BYTES = 1 << 22
@@ -252,8 +254,17 @@ def _to_moment(column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise pa.ArrowInvalid("not an ISO 8601 date")
     import pandas as pd
 
-    moments = pd.to_datetime(column.to_pandas(), format="ISO8601", utc=True)
+    moments = pd.to_datetime(_with_zone(column).to_pandas(), format="ISO8601", utc=True)
     return _in_range(pa.chunked_array([pa.Array.from_pandas(moments).cast(MOMENT, safe=False)]))
+
+
+def _with_zone(moments: pa.ChunkedArray) -> pa.ChunkedArray:
+    """ISO 8601 texts, with `Z` where they name no zone: pandas 2.3 gives such a one the zone of a row before it."""
+    text = pc.utf8_trim_whitespace(moments)
+    of_utc = pc.binary_join_element_wise(text, "Z", "")
+    midnight = pc.binary_join_element_wise(text, "T00:00:00Z", "")
+    zoned = pc.if_else(pc.match_substring_regex(text, ZONED), text, of_utc)
+    return pc.if_else(pc.match_substring_regex(text, DATE_ALONE), midnight, zoned)
 
 
 def _in_range(moments: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -3,6 +3,8 @@
 import csv
 import datetime as dt
 import gzip
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +56,33 @@ def test_keys_moment_and_request_inputs_get_their_types_and_extras_stay(tmp_path
         "2026-01-02T03:04:05+00:00",
         "2026-01-01T20:04:05+00:00",
     ]
+
+
+ZONES = st.none() | st.sampled_from([0, 7 * 60, -330, 60, 14 * 60]).map(
+    lambda minutes: dt.timezone(dt.timedelta(minutes=minutes))
+)
+WAYS = st.sampled_from([
+    lambda moment: moment.isoformat(),
+    lambda moment: moment.isoformat(sep=" "),
+    lambda moment: moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    lambda moment: moment.isoformat(timespec="minutes") + " ",
+    lambda moment: moment.date().isoformat(),
+])  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.datetimes(dt.datetime(1990, 1, 1), dt.datetime(2050, 1, 1), timezones=ZONES), WAYS), min_size=1
+    )
+)
+def test_each_time_has_the_zone_that_it_names_itself_or_utc(rows: list[tuple[dt.datetime, Callable[..., str]]]) -> None:
+    texts = [way(moment) for moment, way in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        table = read(Path(folder), "shop_id,event_timestamp,amount\n" + "".join(f"7,{text},1\n" for text in texts))
+    own = [dt.datetime.fromisoformat(text.strip()) for text in texts]
+    expected = [each if each.tzinfo else each.replace(tzinfo=dt.UTC) for each in own]
+    assert table["event_timestamp"].to_pylist() == expected
 
 
 def test_a_time_without_a_zone_is_utc(tmp_path: Path) -> None:
