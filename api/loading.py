@@ -1,9 +1,7 @@
 """Where the model version that serves comes from: what should serve now, and how it is made ready to."""
 
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -16,6 +14,7 @@ from scoring.admission import GOLDEN_ROWS, Proof, confirm
 from scoring.errors import FeatureStoreError, ServingError
 from scoring.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features import ModelFeatures
+from scoring.files import scratch_folder
 from scoring.model import Model, load_model
 from scoring.model_files import ModelFiles, fetch_model
 from scoring.online import read_online_vectors
@@ -98,8 +97,8 @@ class RegistryLoader:
             features = link_version(store, target.version, current.model.signature, self._settings)
             serving = ServingModel(current.model, features)
             return OnlineScorer(serving, store, self._policy, independent_rows=current.independent_rows)
-        with tempfile.TemporaryDirectory(prefix="model-") as folder:
-            files = fetch_model(self._registry, target.version, Path(folder), self._settings)
+        with scratch_folder() as folder:
+            files = fetch_model(self._registry, target.version, folder, self._settings)
             features = link_version(store, target.version, files.signature, self._settings)
             proof = self._prove(files, lambda: _known_rows(store, features, current))
             model = load_model(files, proof.as_array)

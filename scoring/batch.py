@@ -244,11 +244,17 @@ def check_made_for(shown: str, found: pa.Schema, model: Model, features: ModelFe
     Raises:
         BatchRequestError: it was not; `shown` names it.
     """
-    made_for = read_origin(found, shown).model
-    if made_for != str(model.version):
+    origin = read_origin(found, shown)
+    if origin.model != str(model.version):
         raise BatchRequestError(
             shown,
-            f"it was made for model version {made_for}, not for {model.version}: materialize batch_input again.",
+            f"it was made for model version {origin.model}, not for {model.version}: materialize batch_input again.",
+        )
+    if origin.feature_service != features.service:
+        raise BatchRequestError(
+            shown,
+            f"it was made from feature service {origin.feature_service!r}, and {model.version} names "
+            f"{features.service!r} now: materialize batch_input again.",
         )
     for model_input in features.signature.inputs:
         index = found.get_field_index(model_input.name)

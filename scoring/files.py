@@ -1,14 +1,16 @@
 """Files that a reader finds whole: the old one or the new one, never a part. What a crash leaves is cleared away."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SCRATCH_PREFIX = "model-serving-"
+SCRATCH_PREFIX = "scratch-"
 
 
 @contextlib.contextmanager
@@ -42,8 +44,11 @@ def scratch_folder() -> Iterator[Path]:
     """A folder for this block's own files, in the system's temporary place (TMPDIR says where).
 
     Removed when the block ends; what killed processes left is removed first.
+
+    Raises:
+        OSError: there is no room for it, or what should hold it belongs to somebody else.
     """
-    place = Path(tempfile.gettempdir())
+    place = scratch_place()
     _remove_leftovers(place, SCRATCH_PREFIX, "")
     handle, folder = _new_scratch(place)
     try:
@@ -51,6 +56,20 @@ def scratch_folder() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def scratch_place() -> Path:
+    """The folder below TMPDIR that holds this user's scratch folders and nothing else.
+
+    Raises:
+        OSError: another user made something there.
+    """
+    place = Path(tempfile.gettempdir()) / f"model-serving-scratch-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "this is not a folder of ours: remove it, or set TMPDIR", str(place))
+    return place
 
 
 # Who still writes holds a lock on the file or folder, and the system lets go of it however its process ends. A lock,
@@ -63,7 +82,7 @@ def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
         found = [Path(each.path) for each in entries if each.name.startswith(prefix) and each.name.endswith(suffix)]
     for leftover in found:
         with contextlib.suppress(OSError):  # gone, somebody else's, or still being written
-            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()

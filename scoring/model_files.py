@@ -5,13 +5,13 @@ Model files are code. Which formats and which types may be loaded is our own lis
 """
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from scoring.errors import ModelRefused, first_line
+from scoring.files import scratch_folder
 from scoring.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
 from scoring.settings import Settings
 from scoring.signature import Signature, read_signature
@@ -98,8 +98,8 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
         RegistryError: the MLmodel file can't be fetched.
         ModelRefused: it can't be read, or holds no usable signature.
     """
-    with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        description = _read_description(str(version), registry.download(version, Path(folder), "MLmodel"))
+    with scratch_folder() as folder:
+        description = _read_description(str(version), registry.download(version, folder, "MLmodel"))
     return _read_signature(str(version), description)
 
 

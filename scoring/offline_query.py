@@ -18,7 +18,17 @@ from feast.repo_config import RepoConfig
 
 from scoring.batch_request import ROW
 from scoring.files import scratch_folder
-from scoring.offline_sql import Join, asof, is_fresh, moment_of, quote, register_source, stale_mark, value
+from scoring.offline_sql import (
+    Join,
+    asof,
+    check_columns,
+    is_fresh,
+    moment_of,
+    quote,
+    register_source,
+    stale_mark,
+    value,
+)
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
@@ -189,8 +199,9 @@ class AsofRetrievalJob(QueryRetrievalJob):
             if missing:
                 raise FeastEntityDFMissingColumnsError(missing, set(columns))
             register_source(connection, f"source_{i}", join.source, self._config.repo_path)
+            check_columns(connection, f"source_{i}", join)
             joined.append(asof(f"source_{i}", f"f{i}", join, moment))
-            selected += [value(f"f{i}", column, name, join.ttl, moment) for column, name in join.features.items()]
+            selected += [value(f"f{i}", join, feature, moment) for feature in join.features]
             if self._marked and join.ttl:
                 fresh = is_fresh(f"f{i}", join.ttl, moment)
                 selected.append(f"coalesce(NOT ({fresh}), false) AS {quote(stale_mark(join.view))}")

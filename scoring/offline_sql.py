@@ -9,6 +9,13 @@ import pyarrow.dataset as ds
 from feast.infra.offline_stores.file_source import FileSource
 
 
+class SourceColumnMissing(ValueError):
+    """The source of a feature view lacks a column that the view names."""
+
+    def __init__(self, view: str, column: str, found: list[str]) -> None:
+        super().__init__(f"the source of view {view!r} has no column {column!r}; it has {', '.join(found)}")
+
+
 class Join(msgspec.Struct, frozen=True):
     """How one feature view joins: names on the source's side and on the entity rows' side."""
 
@@ -20,6 +27,10 @@ class Join(msgspec.Struct, frozen=True):
     features: dict[str, str]
     """The source's feature column → its name in the result."""
     ttl: timedelta | None
+
+    def alias(self, feature: str) -> str:
+        """What a feature is called inside the join: names of the source may differ in case alone, or be ours."""
+        return f"feature {list(self.features).index(feature)}"
 
     def original(self, column: str) -> str:
         """The name that a column has in the file, before Feast's field mapping."""
@@ -45,26 +56,42 @@ def asof(source: str, alias: str, join: Join, moment: str) -> str:
     time = moment_of(join.original(join.source.timestamp_field))
     columns = [f"{time} AS feature_time"]
     columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
-    columns += [f"{quote(join.original(column))} AS {quote(column)}" for column in join.features]
+    columns += [f"{quote(join.original(column))} AS {quote(join.alias(column))}" for column in join.features]
     # Only rows that some entity row could see, so that a long history is not sorted for a short request.
     latest = f"(SELECT max({moment_of(moment)}) FROM entities)"
     query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
     created = join.source.created_timestamp_column
     if created:
         same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
-        order = f"{moment_of(join.original(created))} DESC NULLS LAST"
+        # Of rows that differ in nothing but their features, the same one each time.
+        features = (quote(join.original(column)) for column in join.features)
+        order = ", ".join([f"{moment_of(join.original(created))} DESC NULLS LAST", *features])
         query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
     on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
     on.append(f"CAST(e.{quote(moment)} AS TIMESTAMPTZ) >= {alias}.feature_time")
     return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
 
 
-def value(alias: str, column: str, name: str, ttl: timedelta | None, moment: str) -> str:
-    """The column of a joined source under its name in the result: null where its row is past the time to live."""
-    value = f"{alias}.{quote(column)}"
-    if ttl:
-        value = f"CASE WHEN {is_fresh(alias, ttl, moment)} THEN {value} END"
-    return f"{value} AS {quote(name)}"
+def value(alias: str, join: Join, feature: str, moment: str) -> str:
+    """A feature of a joined source under its name in the result: null where its row is past the time to live."""
+    value = f"{alias}.{quote(join.alias(feature))}"
+    if join.ttl:
+        value = f"CASE WHEN {is_fresh(alias, join.ttl, moment)} THEN {value} END"
+    return f"{value} AS {quote(join.features[feature])}"
+
+
+def check_columns(connection: duckdb.DuckDBPyConnection, relation: str, join: Join) -> None:
+    """Nothing, if a relation has all columns of the join, in upper and lower case as they are named.
+
+    Raises:
+        SourceColumnMissing: it has not. DuckDB alone would take one that differs in case.
+    """
+    found = [str(name) for name, *_ in connection.execute(f"DESCRIBE {relation}").fetchall()]
+    created = join.source.created_timestamp_column
+    named = [*join.keys, *join.features, join.source.timestamp_field, *([created] if created else [])]
+    for column in map(join.original, named):
+        if column not in found:
+            raise SourceColumnMissing(join.view, column, found)
 
 
 def is_fresh(alias: str, ttl: timedelta, moment: str) -> str:

@@ -1,6 +1,5 @@
 """A model version made ready to serve: resolved, loaded, linked to its features. Batch and online both start here."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from scoring.admission import prove
 from scoring.errors import ModelRefused
 from scoring.feature_service import link_features
 from scoring.features import ModelFeatures
+from scoring.files import scratch_folder
 from scoring.model import Model
 from scoring.model_files import ModelFiles, fetch_model, load_signature
 from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
@@ -54,8 +54,8 @@ def load_serving_model(
         ModelRefused: it can't be served; the text says why.
         FeatureStoreError: the Feast registry can't be read or lacks its feature service.
     """
-    with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        files = fetch_model(registry, version, keep or Path(folder), settings)
+    with scratch_folder() as folder:
+        files = fetch_model(registry, version, keep or folder, settings)
         features = link_version(store, version, files.signature, settings)
         model, _ = prove(files)
     return ServingModel(model, features, files if keep else None)

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from scoring.admission import Proof, RowSource, prove
 from scoring.errors import ModelRefused, first_line
+from scoring.files import scratch_folder
 from scoring.model_files import ModelFiles, read_model_files
 from scoring.registry import ModelVersion
 from scoring.settings import ModelFormat, Settings
@@ -71,12 +71,11 @@ def prove_on_trial(files: ModelFiles, known_rows: pa.Table | None, settings: Set
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     # Each further arena would reserve address space by the core, and so take from what the model may have.
     environment["MALLOC_ARENA_MAX"] = "2"
-    with tempfile.TemporaryDirectory(prefix="trial-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         if known_rows is not None:
             _write_rows(folder / "known.arrow", known_rows)
         with subprocess.Popen(
-            [sys.executable, "-m", "scoring.trial_load", str(files.folder.resolve()), name],
+            [sys.executable, "-m", "scoring.trial_load", str(files.folder.resolve()), str(folder)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

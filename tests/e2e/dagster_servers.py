@@ -70,7 +70,7 @@ def ticks(instance: dg.DagsterInstance, sensor: str) -> list[Any]:
     return [tick for tick in found if tick.status.value != "STARTED"]
 
 
-def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, within_s: float = 60) -> None:
+def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, within_s: float = 180) -> None:
     """Until each of the sensors has looked `more` times from now on."""
     seen = {sensor: len(ticks(instance, sensor)) for sensor in sensors}
     wait_until(
@@ -80,7 +80,7 @@ def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, w
     )
 
 
-def wait_until(happened: Callable[[], object], what: str, within_s: float = 90) -> None:
+def wait_until(happened: Callable[[], object], what: str, within_s: float = 180) -> None:
     """Until it has happened; an AssertionError that says what did not."""
     deadline = time.monotonic() + within_s
     while not happened():

@@ -10,10 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import FileSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.feature_store import apply_definitions, inside, open_feature_store
+from scoring.offline_query import AsofRetrievalJob
+from scoring.offline_sql import Join
 from scoring.settings import Settings
 
 DEFINITIONS = """
@@ -162,7 +165,6 @@ def test_nanosecond_sources_and_naive_times_are_utc(world: World) -> None:
 
 
 def test_a_query_as_entity_rows_keeps_its_order_and_streams(world: World, tmp_path: Path) -> None:
-    from scoring.offline_query import AsofRetrievalJob
 
     world.write([(shop, START, START, shop / 2, shop) for shop in (1, 2, 3)], [])
     count = 300_000
@@ -192,3 +194,48 @@ def test_a_cutoff_by_created_timestamp_is_left_to_feasts_own_store(world: World)
         )
         seen = job.to_df().sort_values("row")
     assert seen["stats__orders"].fillna(-1).tolist() == [-1, 1]
+
+
+def join_of(folder: Path, rows: pa.Table, *features: str, created: str = "") -> Join:
+    """A view over one file with these features."""
+    pq.write_table(rows, folder / "odd.parquet")
+    source = FileSource(
+        path=str(folder / "odd.parquet"), timestamp_field="event_timestamp", created_timestamp_column=created
+    )
+    return Join("odd", source, {"shop_id": "shop_id"}, {name: f"odd__{name}" for name in features}, None)
+
+
+def joined(world: World, join: Join) -> dict[str, list[Any]]:
+    asked = pd.DataFrame({"shop_id": [1], "event_timestamp": pd.to_datetime([START], utc=True)})
+    job = AsofRetrievalJob(world.stores["asof"].config, asked, [join], [], [], full_feature_names=True)
+    return {name: column for name, column in job.to_arrow().to_pydict().items() if name.startswith("odd__")}
+
+
+ROW = {"shop_id": [1], "event_timestamp": pa.array([START], pa.timestamp("us", "UTC"))}
+
+
+def test_a_feature_may_have_the_name_of_anything_in_the_query(world: World, tmp_path: Path) -> None:
+    names = ("feature_time", "key shop_id", "feature 0", "odd is stale")
+    rows = pa.table(ROW | {name: [place] for place, name in enumerate(names)})
+    found = joined(world, join_of(tmp_path, rows, *names))
+    assert found == {f"odd__{name}": [place] for place, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("columns", [("Rate",), ("Rate", "rate")])
+def test_a_column_that_differs_in_case_is_not_taken_for_the_feature(
+    world: World, tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    rows = pa.table(ROW | {name: [0.5] for name in columns})
+    with pytest.raises(ValueError, match=r"source of view 'odd' has no column 'rate'; it has .*Rate"):
+        joined(world, join_of(tmp_path, rows, "rate"))
+
+
+def test_of_rows_that_differ_in_their_features_alone_it_is_the_same_one_in_any_order(
+    world: World, tmp_path: Path
+) -> None:
+    found = []
+    for rates in ([0.3, 0.1, 0.2], [0.1, 0.2, 0.3], [0.2, 0.3, 0.1]):
+        rows = {name: pa.concat_arrays([pa.array(column)] * 3) for name, column in ROW.items()}
+        rows |= {"made": rows["event_timestamp"], "rate": pa.array(rates)}
+        found.append(joined(world, join_of(tmp_path, pa.table(rows), "rate", created="made")))
+    assert found == [{"odd__rate": [0.1]}] * 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring.files import SCRATCH_PREFIX, scratch_folder, whole_file
+from scoring.files import SCRATCH_PREFIX, scratch_folder, scratch_place, whole_file
 
 
 def test_the_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -85,7 +85,10 @@ def test_a_scratch_folder_ends_with_its_block_and_dead_ones_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead = tmp_path / f"{SCRATCH_PREFIX}dead"
+    others = tmp_path / "model-serving-checkout"
+    others.mkdir()
+    os.mkfifo(tmp_path / "model-serving-fifo")
+    dead = scratch_place() / f"{SCRATCH_PREFIX}dead"
     dead.mkdir()
     (dead / "spilt").write_text("x")
 
@@ -96,4 +99,17 @@ def test_a_scratch_folder_ends_with_its_block_and_dead_ones_with_the_next(
             assert inner != outer
         assert (outer / "file").exists()
 
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch_place().iterdir()) == []
+    assert others.exists()
+
+
+def test_what_somebody_else_put_in_the_place_of_scratch_folders_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = scratch_place()
+    place.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=f"set TMPDIR: '{place}'"), scratch_folder():
+        pass
