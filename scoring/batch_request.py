@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from scoring.arrow_text import text_of
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
 from scoring.signature import NEUTRAL
@@ -21,6 +22,14 @@ EVENT_TIMESTAMP = "event_timestamp"
 MOMENT = pa.timestamp("us", "UTC")
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# How such files begin, whatever they are named.
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip; a spreadsheet is one, too",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 131_072
 # The name under which a join numbers the rows.
@@ -68,11 +77,12 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
 def _read(file: Path, shown: str) -> Iterator[pa.Table]:
     try:
         if file.suffix == ".parquet":
-            yield from _read_parquet(file)
+            yield from _read_parquet(file, shown)
         elif file.suffix in DELIMITERS:
             _check_encoding(file, shown)
             _check_quotes(file, shown, DELIMITERS[file.suffix])
-            yield from _read_text(file, csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True))
+            options = csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True)
+            yield from _read_text(file, shown, options)
         else:
             raise BatchRequestError(shown, f"its name must end in one of {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
@@ -86,18 +96,19 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
         raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
 
 
-def _read_parquet(file: Path) -> Iterator[pa.Table]:
+def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
     # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25).
     with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as source:
+        _names(source.schema_arrow, shown)
         if source.metadata.num_rows == 0:
             yield source.schema_arrow.empty_table()
         for batch in source.iter_batches(batch_size=ROWS_A_BATCH):
             yield pa.Table.from_batches([batch])
 
 
-def _read_text(file: Path, parse_options: csv.ParseOptions) -> Iterator[pa.Table]:
+def _read_text(file: Path, shown: str, parse_options: csv.ParseOptions) -> Iterator[pa.Table]:
     with csv.open_csv(file, parse_options=parse_options) as header:
-        names = header.schema.names
+        names = _names(header.schema, shown)
     # As text: what a cell means is decided by the declared types, so the first bad row can be named, and what scoring
     # does not need comes out as it went in (00123 stays 00123).
     convert = csv.ConvertOptions(
@@ -112,14 +123,34 @@ def _read_text(file: Path, parse_options: csv.ParseOptions) -> Iterator[pa.Table
             yield source.schema.empty_table()
 
 
+def _names(schema: pa.Schema, shown: str) -> list[str]:
+    """The columns' names, which pyarrow makes texts of only now: it reads a header of any encoding (pyarrow 25)."""
+    names = []
+    for place in range(len(schema)):
+        try:
+            names.append(schema.field(place).name)
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the name"
+            problem = f"the name of its column number {place + 1} is not UTF-8 ({byte}): save the file as UTF-8."
+            raise BatchRequestError(shown, problem) from None
+    return names
+
+
 def _check_encoding(file: Path, shown: str) -> None:
     """Refuse what pyarrow would refuse in words that lead nobody to the cause, or take for other text."""
     with file.open("rb") as source:
         start = source.read(CHUNK_BYTES)
     if not start.strip():
         raise BatchRequestError(shown, "it is empty: its first line must name the columns.")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+    for mark, kind in COMPRESSED.items():
+        if start.startswith(mark):
+            raise BatchRequestError(shown, f"it is no text, but compressed ({kind}): unpack it.")
+    # In UTF-16, about every second byte of a European text is zero.
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(b"\0") > len(start) // 4:
         raise BatchRequestError(shown, "it is no text in UTF-8 (UTF-16, perhaps, as spreadsheets write it).")
+    if b"\0" in start:
+        line = start.count(b"\n", 0, start.index(b"\0")) + 1
+        raise BatchRequestError(shown, f"line {line}: there is a zero byte, so it is damaged, or no text in UTF-8.")
 
 
 def _check_quotes(file: Path, shown: str, delimiter: str) -> None:
@@ -204,10 +235,7 @@ def _converted(
         return convert(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
         row = _first_bad(column, convert)
-    try:
-        value = str(column[row].as_py())
-    except OverflowError:  # a moment that Python has no date for
-        value = str(column[row].value)
+    value = text_of(column[row])
     text = value if len(value) <= 40 else value[:39] + "…"
     raise BatchRequestError(shown, f"{text!r} {problem}.", column=name, row=start + row + 1) from None
 
@@ -227,6 +255,8 @@ def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
 
 def _to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     column = _plain(column)
+    if pa.types.is_null(column.type):
+        return pc.cast(column, target)  # where a value is needed, the caller says that there is none
     if pa.types.is_string(column.type):
         if (
             pa.types.is_integer(target)
@@ -240,6 +270,8 @@ def _to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
 
 def _to_moment(column: pa.ChunkedArray) -> pa.ChunkedArray:
     column = _plain(column)
+    if pa.types.is_null(column.type):
+        return pc.cast(column, MOMENT)
     if pa.types.is_timestamp(column.type):
         zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
         # Finer than a microsecond is cut off.

@@ -102,6 +102,8 @@ def _check_impute_values(version: ModelVersion, signature: Signature, settings: 
         if name not in types:
             raise ModelRefused(str(version), f"SERVING_IMPUTE_VALUES names {name!r}, which is none of its inputs.")
         try:
+            if isinstance(value, bool) and not pa.types.is_boolean(types[name]):
+                raise pa.ArrowTypeError("a truth value is no number")  # pyarrow 25 makes 1.0 of it
             pa.scalar(value, types[name])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             raise ModelRefused(

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from scoring.arrow_text import text_of
 from scoring.parquet import ParquetFiles
 from scoring.storage import Location
 
@@ -23,8 +24,14 @@ def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.Metadat
         "dagster/row_count": dg.MetadataValue.int(table.rows),
         "dagster/column_schema": dg.MetadataValue.table_schema(column_schema(table.schema)),
         "dagster/uri": dg.MetadataValue.path(str(place)),
-        "preview": dg.MetadataValue.md(markdown_table(table.schema.names, table.first(PREVIEW_ROWS).to_pylist())),
+        "preview": dg.MetadataValue.md(markdown_table(table.schema.names, _preview(table.first(PREVIEW_ROWS)))),
     }
+
+
+def _preview(rows: pa.Table) -> list[dict[str, Any]]:
+    # Value by value: one that Python can't hold must not keep a table from being published.
+    columns = {name: [text_of(value) for value in rows[name]] for name in rows.column_names}
+    return [{name: texts[row] for name, texts in columns.items()} for row in range(rows.num_rows)]
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:

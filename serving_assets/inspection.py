@@ -63,7 +63,7 @@ class InputInspection:
             feature.input: max((stale[view] for view in feature.views if view in stale), default=0)
             for feature in self._features.features
         }
-        if not stale and any(view.ttl_s is not None for view in self._features.views):
+        if not stale and table.rows and any(view.ttl_s is not None for view in self._features.views):
             return [
                 nulls,
                 Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones"),

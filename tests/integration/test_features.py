@@ -236,7 +236,12 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
 
 
 @pytest.mark.parametrize(
-    ("values", "says"), [({"colour": 1}, "'colour', which is none of its inputs"), ({"orders": "many"}, "'many'")]
+    ("values", "says"),
+    [
+        ({"colour": 1}, "'colour', which is none of its inputs"),
+        ({"orders": "many"}, "'many'"),
+        ({"orders": True}, "True for its input 'orders', which is double"),
+    ],
 )
 def test_impute_values_must_fit_the_inputs(store: "FeatureStore", values: dict[str, Any], says: str) -> None:
     settings = Settings(model_name="m", missing_features="impute", impute_values=values, feature_service="both")

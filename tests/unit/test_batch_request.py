@@ -175,8 +175,12 @@ GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"
         (b"\n \r\n", "it is empty"),
         (GOOD.encode("utf-16"), "no text in UTF-8 (UTF-16, perhaps"),
         (GOOD.encode("utf-16-be"), "no text in UTF-8"),
-        (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "no text in UTF-8"),
-        (gzip.compress(GOOD.encode()), "no text in UTF-8"),
+        (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "line 3: there is a zero byte"),
+        (gzip.compress(GOOD.encode()), "it is no text, but compressed (gzip)"),
+        (
+            "shop_id,event_timestamp,größe\n7,2026-01-01,1\n".encode("latin-1"),
+            "the name of its column number 3 is not UTF-8 (byte 0xf6 at place 3 of the name)",
+        ),
         (GOOD.encode() + b"7,2026-01-01," + b"1" * 3_000_000 + b"\n", "a row that is longer than 1 MiB"),
         (b"1" * 3_000_000, "its first line does not end, or is longer than 1 MiB"),
         (b"shop_id,event_timestamp,amount", "its first line does not end"),
@@ -189,6 +193,7 @@ GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"
         "utf-16 without a mark",
         "a zero byte",
         "gzip",
+        "latin-1",
         "endless row",
         "endless",
         "a header alone",
@@ -308,7 +313,6 @@ def test_quotes_are_followed_through_a_file_of_many_chunks(
         pa.array([1], pa.duration("s")),
         pa.array([1], pa.timestamp("s")),
         pa.array([1.5]),
-        pa.array([None]),
     ],
     ids=lambda keys: str(keys.type),
 )
@@ -338,4 +342,19 @@ def test_a_moment_out_of_range_is_no_other_moment(tmp_path: Path, seconds: int) 
     moment = pa.array([seconds], pa.timestamp("s"))
     pq.write_table(pa.table({"shop_id": [1], "event_timestamp": moment, "amount": [1.0]}), tmp_path / "r.parquet")
     with pytest.raises(BatchRequestError, match="'event_timestamp', row 1"):
+        read_file(tmp_path / "r.parquet")
+
+
+@pytest.mark.parametrize("empty", ["shop_id", "event_timestamp"])
+def test_a_column_of_nulls_alone_lacks_its_first_value(tmp_path: Path, empty: str) -> None:
+    columns = {"shop_id": pa.array([1]), "event_timestamp": pa.array(["2026-01-01"]), "amount": pa.nulls(1)}
+    pq.write_table(pa.table(columns | {empty: pa.nulls(1)}), tmp_path / "r.parquet")
+    with pytest.raises(BatchRequestError, match=f"'{empty}', row 1: this row has no value"):
+        read_file(tmp_path / "r.parquet")
+
+
+def test_a_moment_out_of_range_in_a_zone_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    moment = pa.array([250_000_000_000_000_000], pa.timestamp("us", "Mars/Phobos"))
+    pq.write_table(pa.table({"shop_id": [1], "event_timestamp": moment, "amount": [1.0]}), tmp_path / "r.parquet")
+    with pytest.raises(BatchRequestError, match=r"'event_timestamp', row 1: '9892-.* is not an ISO 8601"):
         read_file(tmp_path / "r.parquet")
