@@ -2,12 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed, ServingError
+from scoring.errors import BatchRequestError
 from scoring.feature_store import read_definitions
 from scoring.files import scratch_folder
 from scoring.manifest import Outcome
@@ -16,12 +16,12 @@ from scoring.quality import source_ages
 from scoring.serving import link_registered_version, load_serving_model
 from scoring.storage import Content, Location
 from serving_assets import checks
-from serving_assets.display import counts_table, markdown_table
+from serving_assets.display import counts_table
 from serving_assets.failures import failing_in_one_line
 from serving_assets.feature_assets import DEFINITIONS_TAG, applied_elsewhere, feast_registry
 from serving_assets.history import last_scored_request
 from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
-from serving_assets.memory import latest_event, refused_event, seen_event
+from serving_assets.memory import latest_event, seen_event
 from serving_assets.model_version import (
     INPUT_TAG,
     Chosen,
@@ -31,6 +31,7 @@ from serving_assets.model_version import (
     version_of_run,
     version_to_use,
 )
+from serving_assets.problems import RequestProblems
 from serving_assets.requests import (
     batch_request,
     find_request,
@@ -41,12 +42,8 @@ from serving_assets.requests import (
 )
 from serving_assets.resources import Serving
 
-# What is wrong with one request, and does not keep the other requests of a run from being scored.
-OF_ONE_REQUEST = (BatchRequestError, FeaturesRejected, PredictionFailed, checks.NotPublished)
 # A picture takes a fifth of a second: a run over many requests draws those of the first ones.
 PICTURES_A_RUN = 10
-# Refused requests that the one line names with their reasons. The failure's metadata has all of them.
-TOLD = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
@@ -61,10 +58,10 @@ Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Join each request of this run's partitions with the features of the run's model version."""
     written: list[Content] = []
-    failed: dict[str, ServingError] = {}
     found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line():
         settings = serving.settings
+        problems = RequestProblems(context, settings.batch_requests)
         chosen = version_to_use(context.instance, context.run.run_id, serving)
         context.log.info(f"Joining for model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
@@ -79,29 +76,22 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             started = time.monotonic()
             folder = result_folder(settings.artifacts, key)
             inspection = InputInspection(serving.engine.input_place(folder), features, settings, fresh)
-            # Before the rows are read: what changes later shows it.
-            seen = [
-                seen_event(each, sha256)
-                for each in files
-                if each.key == key and (sha256 := _hash_if_there(settings.batch_requests / each.name))
-            ]
             metadata = origin_metadata(settings, version, features.service, chosen.by)
-            try:
+            with problems.of(key):
+                # Before the rows are read: what changes later shows it.
+                for file in (each for each in files if each.key == key):
+                    if sha256 := _hash_if_there(settings.batch_requests / file.name):
+                        context.log_event(seen_event(file, sha256))
                 request = find_request(settings.batch_requests, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
-                content = serving.engine.write_input(request, store, str(version), features, folder, inspection)
-                written.append(content)
-            except OF_ONE_REQUEST as error:
-                failed[key] = error
-                context.log_event(refused_event(key, str(error)))
-            for event in seen:
-                context.log_event(event)
+                written.append(serving.engine.write_input(request, store, str(version), features, folder, inspection))
             found[key] = inspection.findings
             metadata |= inspection.metadata
             metadata["duration_s"] = dg.MetadataValue.float(_since(started))
             context.add_asset_metadata(metadata, partition_key=key)
     yield from checks.results(checks.OF_INPUT, found)
-    _fail_for(failed, len(context.partition_keys))
+    with failing_in_one_line():
+        problems.fail()
     tags = {INPUT_TAG: version.data_version, DEFINITIONS_TAG: definitions.hash, **latest_event(context.instance)}
     yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
 
@@ -116,10 +106,10 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
 def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Score each batch_input.parquet of this run's partitions with the version that it was made for."""
     written: list[Content] = []
-    failed: dict[str, ServingError] = {}
     found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line(), scratch_folder() as scratch:
         settings, engine = serving.settings, serving.engine
+        problems = RequestProblems(context, settings.batch_requests)
         inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
         chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
         context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
@@ -133,19 +123,16 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
             started = time.monotonic()
             file, earlier = engine.output_place(folder), earlier_predictions([folder, *others])
             inspection = OutputInspection(file, features, settings, earlier, picture=place < PICTURES_A_RUN)
-            try:
+            with problems.of(key):
                 manifest = engine.write_output(folder, serving_model, policy, inspection)
-            except OF_ONE_REQUEST as error:
-                failed[key] = error
-                context.log_event(refused_event(key, str(error)))
-            else:
                 written.append(manifest.batch_output)
                 metadata = origin_metadata(settings, version, features.service, chosen.by) | inspection.metadata
                 metadata |= _outcome(manifest.outcome, _since(started))
                 context.add_asset_metadata(metadata, partition_key=key)
             found[key] = inspection.findings
     yield from checks.results(checks.OF_OUTPUT, found)
-    _fail_for(failed, len(context.partition_keys))
+    with failing_in_one_line():
+        problems.fail()
     yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
 
 
@@ -185,21 +172,6 @@ def _hash_if_there(file: Location) -> str | None:
 
 def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
-
-
-def _fail_for(failed: Mapping[str, ServingError], total: int) -> None:
-    """Fail the step in one line that names the requests that can't be scored, and why; nothing, if there are none."""
-    if not failed:
-        return
-    told = str(next(iter(failed.values())))
-    if total > 1:
-        named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:TOLD])
-        more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
-        others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
-        told = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
-    rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
-    refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
-    raise dg.Failure(told, {"refused": refused}, allow_retries=False)
 
 
 def _content_version(written: list[Content]) -> dg.DataVersion:

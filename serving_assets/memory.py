@@ -15,7 +15,7 @@ BATCH_OUTPUT = dg.AssetKey("batch_output")
 # Dagster's own tags (1.13): what an observed asset's content is, and up to which event an input was taken into account.
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_POINTER_TAG = f"dagster/input_event_pointer/{batch_request.key.to_user_string()}"
-LOOK, REFUSED = "look", "refused"
+LOOK, REFUSED, AGAIN = "look", "refused", "again"
 RECORDS_A_QUERY = 500
 
 
@@ -64,9 +64,11 @@ def latest_event(instance: dg.DagsterInstance) -> Mapping[str, str]:
     return {INPUT_POINTER_TAG: str(found[0].storage_id)} if found else {}
 
 
-def refused_event(key: str, problem: str) -> dg.AssetObservation:
-    """An event that says why a request has no new output."""
-    return dg.AssetObservation(BATCH_OUTPUT, partition=key, metadata={REFUSED: problem}, description=problem)
+def refused_event(key: str, problem: str, *, again: bool = False) -> dg.AssetObservation:
+    """An event that says why a request has no new output; `again`: and that it may have one at another attempt."""
+    return dg.AssetObservation(
+        BATCH_OUTPUT, partition=key, metadata={REFUSED: problem} | ({AGAIN: True} if again else {}), description=problem
+    )
 
 
 def refused_in_run(instance: dg.DagsterInstance, run_id: str) -> set[str]:

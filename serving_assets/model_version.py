@@ -12,10 +12,10 @@ from scoring.serving import resolve_version
 from scoring.settings import Settings
 from scoring.storage import Location, publishing
 from serving_assets.failures import failing_in_one_line
+from serving_assets.requests import OUR_FILE
 from serving_assets.resources import Serving
 
 KEY = dg.AssetKey("registered_model_version")
-FILE = "registered_model_version.json"
 # Dagster's own tag for the version of an input that an output was made from (dagster 1.13). By default it names the
 # input's latest materialization, which in the meantime may be that of another run with another version.
 INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
@@ -96,7 +96,7 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
             registry=without_secrets(settings.registry_uri),
             resolved_at_s=time.time(),
         )
-        with publishing(settings.artifacts / FILE) as part:
+        with publishing(settings.artifacts / OUR_FILE) as part:
             part.write_bytes(msgspec.json.format(msgspec.json.encode(resolved)))
     return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
 
@@ -159,7 +159,7 @@ def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
 
 
 def _read_version_file(settings: Settings) -> VersionFile:
-    file = settings.artifacts / FILE
+    file = settings.artifacts / OUR_FILE
     try:
         found = msgspec.json.decode(file.read_bytes(), type=VersionFile)
     except FileNotFoundError:

@@ -30,6 +30,8 @@ batch_request = dg.AssetSpec(
 # A key becomes a folder's name and is shown and typed by people. Dagster itself keeps "..." for ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
+# A file of ours lies under this name where the request's own folder would. In capitals it is the same on some disks.
+OUR_FILE = "registered_model_version.json"
 
 
 def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -81,12 +83,15 @@ class Folder(msgspec.Struct, frozen=True):
             return ""
         shown = ", ".join(repr(name) for name in self.others[:10])
         more = f" and {len(self.others) - 10} more" if len(self.others) > 10 else ""
-        return f"Not taken: {shown}{more}. A request's name needs {SAFE_KEY_TEXT}, and ends in {', '.join(SUFFIXES)}."
+        return (
+            f"Not taken: {shown}{more}. A request's name needs {SAFE_KEY_TEXT}, and ends in {', '.join(SUFFIXES)}; "
+            f"{OUR_FILE} is the name of a file of ours."
+        )
 
 
 def is_safe_key(key: str) -> bool:
     """Whether a partition key can be the name of a file and of a folder of ours."""
-    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key
+    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != OUR_FILE
 
 
 def list_requests(folder: Location) -> tuple[RequestFile, ...]:
@@ -127,7 +132,7 @@ def find_request(folder: Location, key: str) -> Location:
         StorageError: the folder can't be reached.
     """
     if not is_safe_key(key):
-        raise BatchRequestError(repr(key), f"a request's name needs {SAFE_KEY_TEXT}.")
+        raise BatchRequestError(repr(key), f"a request's name needs {SAFE_KEY_TEXT}, and not to be {OUR_FILE}.")
     found = [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").exists()]
     if not found:
         raise BatchRequestError(str(folder / key), f"there is no such file with an ending {', '.join(SUFFIXES)}.")

@@ -10,7 +10,9 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from scoring.engine import LocalEngine
 from serving_assets.definitions import definitions
+from serving_assets.memory import refused_in_run
 from serving_assets.model_version import version_of_run
 from serving_assets.resources import Serving
 from tests.worlds import World, build_customer_world, build_driver_world, register_driver_model
@@ -325,23 +327,45 @@ def test_a_bad_first_request_writes_nothing(drivers):
     assert [file.name for file in drivers.artifacts.rglob("*")] == ["registered_model_version.json"]
 
 
+class BreaksFor(LocalEngine):
+    """An engine that meets a value nobody thought of in one request."""
+
+    def write_input(self, request, *others):
+        if request.name == "day6.csv":
+            raise OverflowError("a value nobody thought of")
+        return super().write_input(request, *others)
+
+
 def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_others_inputs_are_made(drivers):
     drivers.write_request("driver_id\n1001\n", "day2")
     drivers.write_request(driver_rows(drivers.world, [1002]), "day3")
     drivers.write_request("driver_id,event_timestamp\n1001,soon\n", "day4")
-    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day4"}
+    drivers.write_request(driver_rows(drivers.world, []), "day5")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day6")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day7")
+    drivers.artifacts.mkdir()
+    (drivers.artifacts / "day7").write_text("somebody's file")
+    drivers.write_request(driver_rows(drivers.world, [1003]), "day8")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day8"}
+    serving = Serving(drivers.environment)
+    serving.engine = BreaksFor()
 
-    result = drivers.run(tags=tags)
+    result = drivers.run(tags=tags, serving=serving)
 
     text = failure(result)
-    assert "2 of the run's 4 requests can't be scored. day2: Batch request" in text
+    assert "4 of the run's 8 requests can't be scored. day2: Batch request" in text
     assert "day2.csv, column 'event_timestamp': this column is missing" in text
     assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
+    assert "day6: OverflowError was raised (a value nobody thought of)" in text
+    assert "day7: a file lies where the folder" in text.replace("'", "")
     assert "\n" not in text
     (event,) = [event for event in result.all_events if event.is_step_failure]
     refused = event.step_failure_data.user_failure_data.metadata["refused"].value
-    assert [line.split(" | ")[0] for line in refused.splitlines()[2:]] == ["| day2", "| day4"]
-    assert drivers.file("batch_input.parquet", "day3").exists()
+    assert [line.split(" | ")[0] for line in refused.splitlines()[2:]] == ["| day2", "| day4", "| day6", "| day7"]
+    assert refused_in_run(drivers.instance, result.run_id) == {"day2", "day4", "day6", "day7"}
+    assert all(drivers.file("batch_input.parquet", key).exists() for key in ("day1", "day3", "day5", "day8"))
+    (stale,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "stale_features"]
+    assert "day5 | passed | past their time to live" in stale.metadata["found"].value
 
 
 def test_many_requests_are_scored_by_one_run_each_with_its_own_numbers(drivers):

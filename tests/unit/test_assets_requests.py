@@ -12,9 +12,31 @@ def test_ordinary_file_names_are_keys(key):
     assert is_safe_key(key)
 
 
-@pytest.mark.parametrize("key", ["", ".", "..", "../x", "a/b", "-x", "a b", "a...b", "a\nb", "x" * 101, "a\\b", "a,b"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "-x",
+        "a b",
+        "a...b",
+        "a\nb",
+        "x" * 101,
+        "a\\b",
+        "a,b",
+        "Registered_Model_Version.json",
+    ],
+)
 def test_names_that_could_leave_the_folder_or_break_a_range_are_no_keys(key):
     assert not is_safe_key(key)
+
+
+def test_a_name_whose_results_would_lie_where_a_file_of_ours_does_is_no_key():
+    assert not is_safe_key("registered_model_version.json")
+    assert not is_safe_key("Registered_Model_Version.json")
 
 
 def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
@@ -28,7 +50,16 @@ def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
 
 def test_whatever_lies_in_the_folder_the_requests_in_it_are_found_and_the_rest_is_named(tmp_path):
     fine = ["Région_7.csv", "a..b.tsv", "2026-11-22.parquet"]
-    odd = ["day 1.csv", "a\nb.csv", "DAY1.CSV", "day1.csv.gz", "...csv", "a...b.csv", os.fsdecode(b"bad\xff.csv")]
+    odd = [
+        "day 1.csv",
+        "a\nb.csv",
+        "DAY1.CSV",
+        "day1.csv.gz",
+        "...csv",
+        "a...b.csv",
+        os.fsdecode(b"bad\xff.csv"),
+        "registered_model_version.json.csv",
+    ]
     for name in (*fine, *odd, ".hidden.csv", ".a.parquet.part"):
         (tmp_path / name).write_text("x")
     (tmp_path / "folder.parquet").mkdir()
