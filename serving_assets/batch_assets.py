@@ -21,7 +21,7 @@ from serving_assets.failures import failing_in_one_line
 from serving_assets.feature_assets import DEFINITIONS_TAG, applied_elsewhere, feast_registry
 from serving_assets.history import last_scored_request
 from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
-from serving_assets.memory import latest_event, seen_event
+from serving_assets.memory import last_seen, latest_event, seen_event
 from serving_assets.model_version import (
     INPUT_TAG,
     Chosen,
@@ -33,6 +33,7 @@ from serving_assets.model_version import (
 )
 from serving_assets.problems import RequestProblems
 from serving_assets.requests import (
+    RequestFile,
     batch_request,
     find_request,
     list_requests,
@@ -71,7 +72,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         if news := applied_elsewhere(context.instance, definitions):
             context.log_event(news)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
-        files = list_requests(settings.batch_requests)
+        files = {file.key: file for file in list_requests(settings.batch_requests)}
+        known = last_seen(context.instance, context.partition_keys)
         for key in context.partition_keys:
             started = time.monotonic()
             folder = result_folder(settings.artifacts, key)
@@ -79,9 +81,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             metadata = origin_metadata(settings, version, features.service, chosen.by)
             with problems.of(key):
                 # Before the rows are read: what changes later shows it.
-                for file in (each for each in files if each.key == key):
-                    if sha256 := _hash_if_there(settings.batch_requests / file.name):
-                        context.log_event(seen_event(file, sha256))
+                if key in files and (sha256 := _hash_if_there(settings.batch_requests, files[key])):
+                    context.log_event(seen_event(files[key], sha256, known.get(key)))
                 request = find_request(settings.batch_requests, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
                 written.append(serving.engine.write_input(request, store, str(version), features, folder, inspection))
@@ -163,9 +164,9 @@ def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
     }
 
 
-def _hash_if_there(file: Location) -> str | None:
+def _hash_if_there(folder: Location, file: RequestFile) -> str | None:
     try:
-        return read_hash(file)
+        return read_hash(folder, file)
     except FileNotFoundError:
         return None  # find_request tells
 

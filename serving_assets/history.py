@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -24,6 +25,8 @@ UNFINISHED = [
 ]
 # A worker that was killed leaves its run unfinished for ever unless run monitoring is on: it must not stop the sensors.
 ABANDONED_AFTER_S = 3600
+# Of the runs that failed, so many of the newest are looked at.
+FAILED_RUNS = 200
 
 
 def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Sequence[str]) -> list[RequestState]:
@@ -52,6 +55,29 @@ def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[s
         if recent and scores_requests(run):
             found |= dict.fromkeys(partitions_of(run.tags, known), run.run_id)
     return found
+
+
+def failed_runs(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Runs over requests that failed or were abandoned: request → run → when, in seconds since 1970; the newest."""
+    found: dict[str, dict[str, float]] = {}
+    failed = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]), limit=FAILED_RUNS)
+    ended = [(record.dagster_run, record.end_time or record.update_timestamp.timestamp()) for record in failed]
+    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
+        abandoned = record.create_timestamp.timestamp() + ABANDONED_AFTER_S
+        if abandoned <= time.time():
+            ended.append((record.dagster_run, abandoned))
+    for run, end in ended:
+        if scores_requests(run):
+            for key in partitions_of(run.tags, known):
+                found.setdefault(key, {})[run.run_id] = end
+    return found
+
+
+def failed_since(instance: dg.DagsterInstance, moment_s: float) -> bool:
+    """Whether any run failed since then, in seconds since 1970."""
+    since = datetime.fromtimestamp(moment_s, UTC)
+    filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since)
+    return bool(instance.get_run_records(filters, limit=1))
 
 
 def scores_requests(run: dg.DagsterRun) -> bool:

@@ -3,7 +3,7 @@
 A sensor's cursor would be lost with it, and Dagster stores it once more with every tick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -15,7 +15,7 @@ BATCH_OUTPUT = dg.AssetKey("batch_output")
 # Dagster's own tags (1.13): what an observed asset's content is, and up to which event an input was taken into account.
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_POINTER_TAG = f"dagster/input_event_pointer/{batch_request.key.to_user_string()}"
-LOOK, REFUSED, AGAIN = "look", "refused", "again"
+LOOK, SINCE, REFUSED, AGAIN = "look", "since", "refused", "again"
 RECORDS_A_QUERY = 500
 
 
@@ -27,33 +27,76 @@ class Seen(msgspec.Struct, frozen=True):
     sha256: str
     event: int = 0
     """Where in Dagster's log it stands; later ones have higher numbers."""
+    since: int = 0
+    """Where in the log the first of the events stands that say so of this content without another one in between."""
 
 
-def last_seen(instance: dg.DagsterInstance) -> dict[str, Seen]:
-    """The state of each request's file that was read last, by partition key."""
+class Outcome(msgspec.Struct, frozen=True):
+    """That a request was scored, or refused until somebody changes something."""
+
+    event: int
+    """Where in Dagster's log it stands."""
+    moment_s: float
+    """Seconds since 1970."""
+    run: str
+
+
+def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None) -> dict[str, Seen]:
+    """The state of each request's file that was read last, by partition key; of these requests, or of all."""
     observed = dg.DagsterEventType.ASSET_OBSERVATION
-    latest = instance.get_latest_storage_id_by_partition(batch_request.key, observed)
+    latest = instance.get_latest_storage_id_by_partition(batch_request.key, observed, set(keys) if keys else None)
     found: dict[str, Seen] = {}
-    events = sorted(latest.values())
-    for start in range(0, len(events), RECORDS_A_QUERY):
-        ids = events[start : start + RECORDS_A_QUERY]
-        records = instance.fetch_observations(
-            dg.AssetRecordsFilter(asset_key=batch_request.key, storage_ids=ids), limit=len(ids)
-        ).records
-        for record in records:
-            event = record.asset_observation
-            if event is not None and event.partition is not None and LOOK in event.metadata:
-                look, sha256 = str(event.metadata[LOOK].value), event.tags.get(DATA_VERSION_TAG, "")
-                found[event.partition] = Seen(look, sha256, record.storage_id)
+    for record in _observations(instance, batch_request.key, latest.values()):
+        event = record.asset_observation
+        if event is not None and event.partition is not None and LOOK in event.metadata:
+            look, sha256 = str(event.metadata[LOOK].value), event.tags.get(DATA_VERSION_TAG, "")
+            since = event.metadata[SINCE].value if SINCE in event.metadata else record.storage_id
+            found[event.partition] = Seen(look, sha256, record.storage_id, int(str(since)))
     return found
 
 
-def seen_event(file: RequestFile, sha256: str) -> dg.AssetObservation:
-    """An event that says that this state of the file was read."""
+def outcomes(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, Outcome]:
+    """How these requests were scored or refused last; those that never were are left out."""
+    wanted = set(keys)
+    found: dict[str, Outcome] = {}
+    refusals = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_OBSERVATION)
+    for record in _observations(instance, BATCH_OUTPUT, [refusals[key] for key in wanted & refusals.keys()]):
+        event = record.asset_observation
+        if event is None or event.partition is None or REFUSED not in event.metadata or AGAIN in event.metadata:
+            continue
+        found[event.partition] = Outcome(record.storage_id, record.timestamp, record.run_id)
+    outputs = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    for ids in _in_queries([outputs[key] for key in wanted & outputs.keys()]):
+        made = dg.AssetRecordsFilter(asset_key=BATCH_OUTPUT, storage_ids=ids)
+        for record in instance.fetch_materializations(made, limit=len(ids)).records:
+            key, made_by = record.partition_key, Outcome(record.storage_id, record.timestamp, record.run_id)
+            if key is not None and (key not in found or found[key].event < made_by.event):
+                found[key] = made_by
+    return found
+
+
+def _observations(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, events: Collection[int]
+) -> Iterator[dg.EventLogRecord]:
+    for ids in _in_queries(events):
+        yield from instance.fetch_observations(
+            dg.AssetRecordsFilter(asset_key=asset, storage_ids=ids), limit=len(ids)
+        ).records
+
+
+def _in_queries(events: Collection[int]) -> Iterator[list[int]]:
+    ids = sorted(events)
+    for start in range(0, len(ids), RECORDS_A_QUERY):
+        yield ids[start : start + RECORDS_A_QUERY]
+
+
+def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg.AssetObservation:
+    """An event that says that this state of the file was read; `before` is what was known of it until now."""
+    since: dict[str, int] = {SINCE: before.since} if before is not None and before.sha256 == sha256 else {}
     return dg.AssetObservation(
         batch_request.key,
         partition=file.key,
-        metadata={LOOK: file.look, "bytes": file.size},
+        metadata={LOOK: file.look, "bytes": file.size, **since},
         tags={DATA_VERSION_TAG: sha256},
     )
 

@@ -10,22 +10,28 @@ import dagster as dg
 import msgspec
 
 from scoring.alias_watch import look
-from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, StorageError
-from scoring.storage import Location
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
+from serving_assets.attempts import RUNS_AT_ONCE, failed_attempts, together
+from serving_assets.changes import Changes, Known, find_changes
 from serving_assets.decisions import adjacent_ranges
-from serving_assets.history import known_requests, partitions_of, run_request, runs_in_flight, scores_requests
+from serving_assets.history import (
+    ABANDONED_AFTER_S,
+    failed_since,
+    known_requests,
+    partitions_of,
+    run_request,
+    runs_in_flight,
+    scores_requests,
+)
 from serving_assets.jobs import REQUESTS_A_RUN, score_batch
-from serving_assets.memory import Seen, last_seen, refused_in_run, seen_event
+from serving_assets.memory import last_seen, refused_in_run, seen_event
 from serving_assets.model_version import registered_model_version
-from serving_assets.requests import NoRequestFolder, RequestFile, batch_requests, look_into, read_hash
+from serving_assets.requests import NoRequestFolder, RequestFile, batch_requests, look_into
 from serving_assets.resources import Serving
 
 INTERVAL_S = 5
-# A file that was written to a moment ago may not be complete. Also longer than a clock's tick in any store (a second in
-# S3): a file that changes after it was looked at shows it.
-SETTLED_AFTER_S = 3
-# A tick ends after 60 s. What is not read by then is read by the next one.
-READING_S = 20
+# A run writes down its end by the clock of its own machine.
+CLOCKS_DIFFER_S = 30
 NOTHING_NEW = "No new or changed file in the request folder."
 
 
@@ -36,17 +42,12 @@ class _Cursor(msgspec.Struct, frozen=True):
     """Digest of the folder's listing once nothing in it waits any more: while it lasts, there is nothing to do."""
     told: str = ""
     """Digest of the names that were said not to be taken: once, not at every tick."""
-
-
-class _Changed(msgspec.Struct, frozen=True):
-    """What one look at the folder has found beside what is known."""
-
-    files: tuple[tuple[RequestFile, str], ...] = ()
-    """New files and those with other content than before, each with its hash."""
-    touched: tuple[tuple[RequestFile, str], ...] = ()
-    """Files that look changed, and are not."""
-    waiting: tuple[str, ...] = ()
-    """Why some files are not looked at yet."""
+    looked_s: float = 0.0
+    """When that was, in seconds since 1970: a run that failed since is something to do."""
+    due_s: float | None = None
+    """When there is something to do although nothing has changed: a request is taken again."""
+    ahead: tuple[str, ...] = ()
+    """How the files looked whose time of last change lay in the future."""
 
 
 @dg.sensor(
@@ -62,40 +63,48 @@ def new_batch_request(
 ) -> dg.SensorResult | dg.SkipReason:
     """One look at the request folder."""
     cursor = _read_cursor(context.cursor)
-    changed = _Changed()
+    changes = Changes()
     try:
         place = serving.settings.batch_requests
         folder = look_into(place)
         listing, others = _digest(file.look for file in folder.requests), _digest(folder.others)
-        if cursor == _Cursor(listing, others):
+        if (cursor.listing, cursor.told) == (listing, others) and not _overdue(context.instance, cursor):
             return dg.SkipReason(NOTHING_NEW)
-        known = known_requests(context.instance)
-        seen = last_seen(context.instance)
-        changed = _changed(place, folder.requests, seen, set(runs_in_flight(context.instance, known)))
-        if changed.files:
+        now = time.time()
+        partitions = known_requests(context.instance)
+        known = _known(context.instance, partitions, folder.requests, cursor)
+        changes = find_changes(place, folder.requests, known)
+        if changes.files:
             look(serving.registry, serving.settings, os.environ)
     except NoRequestFolder as error:
         return dg.SkipReason(str(error))
     except (AliasNotSet, ModelNotRegistered) as error:
-        return dg.SkipReason(f"{len(changed.files)} batch requests wait for a model version. {error}")
+        return dg.SkipReason(f"{len(changes.files)} batch requests wait for a model version. {error}")
     except ServingError as error:
         raise error from None
-    keys = [file.key for file, _ in changed.files]
-    partitions = set(known)
-    added = [key for key in keys if key not in partitions]
+    have_partitions = set(partitions)
+    added = [file.key for file, _ in changes.files if file.key not in have_partitions]
+    order = [*partitions, *added]
+    ranges = _ranges(changes, known, order)
     runs = [
-        run_request(first, last, run_key=f"{first}...{last}:{_content(changed, seen, first, last, [*known, *added])}")
-        for first, last in adjacent_ranges(keys, [*known, *added], REQUESTS_A_RUN)
+        run_request(first, last, run_key=f"{first}...{last}:{_content(changes, known, first, last, order)}")
+        for first, last in ranges
     ]
     not_taken = folder.not_taken if cursor.told != others else ""
     if not_taken:
         context.log.warning(not_taken)
+    waiting = list(changes.waiting)
+    if left := len(changes.files) - sum(order.index(last) - order.index(first) + 1 for first, last in ranges):
+        waiting.append(f"{left} requests whose run failed wait for the runs of others")
+    later = [f"{len(changes.again)} requests whose run failed are taken again later"] if changes.again else []
+    due = [*changes.again, *([now + ABANDONED_AFTER_S] if runs or known.busy else [])]
+    after = _Cursor("" if waiting else listing, others, now, min(due, default=None), changes.ahead)
     return dg.SensorResult(
         run_requests=runs,
-        skip_reason=None if runs else "; ".join(changed.waiting) or not_taken or NOTHING_NEW,
+        skip_reason=None if runs else "; ".join([*waiting, *later]) or not_taken or NOTHING_NEW,
         dynamic_partitions_requests=[batch_requests.build_add_request(added)] if added else [],
-        asset_events=[seen_event(file, sha256) for file, sha256 in changed.touched],
-        cursor=msgspec.json.encode(_Cursor("" if changed.waiting else listing, others)).decode(),
+        asset_events=[seen_event(file, sha256, known.seen.get(file.key)) for file, sha256 in changes.touched],
+        cursor=msgspec.json.encode(after).decode(),
     )
 
 
@@ -124,44 +133,33 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
     )
 
 
-def _changed(folder: Location, files: Sequence[RequestFile], seen: dict[str, Seen], busy: set[str]) -> _Changed:
-    until = time.monotonic() + READING_S
-    settled_ns = (time.time() - SETTLED_AFTER_S) * 1e9
-    found: dict[str, tuple[RequestFile, str]] = {}
-    touched, unsettled, in_flight, unread = [], 0, 0, 0
-    broken: list[StorageError] = []
-    for file in files:
-        before = seen.get(file.key)
-        if before is not None and before.look == file.look:
-            continue
-        if file.modified_ns > settled_ns:
-            unsettled += 1
-        elif file.key in busy:
-            in_flight += 1
-        elif time.monotonic() > until:
-            unread += 1
-        else:
-            try:
-                sha256 = read_hash(folder / file.name)
-            except FileNotFoundError:
-                continue
-            except StorageError as error:
-                broken.append(error)
-                continue
-            if before is not None and before.sha256 == sha256:
-                touched.append((file, sha256))
-            else:
-                found[file.key] = (file, sha256)  # two files of one key fail the run, which tells
-    if broken and not found and not touched:
-        raise broken[0]  # an outage, as far as one can see: the tick fails
-    counts = {
-        "are still being written": unsettled,
-        "are being scored, and are looked at again after that": in_flight,
-        "are looked at by the next tick": unread,
-        f"can't be read ({broken[0] if broken else ''})": len(broken),
-    }
-    waiting = tuple(f"{count} new or changed files {what}" for what, count in counts.items() if count)
-    return _Changed(tuple(found.values()), tuple(touched), waiting)
+def _overdue(instance: dg.DagsterInstance, cursor: _Cursor) -> bool:
+    """Whether there is something to do although the folder is as it was."""
+    if cursor.due_s is not None and time.time() >= cursor.due_s:
+        return True
+    return failed_since(instance, cursor.looked_s - CLOCKS_DIFFER_S)
+
+
+def _known(
+    instance: dg.DagsterInstance, partitions: Sequence[str], files: Sequence[RequestFile], cursor: _Cursor
+) -> Known:
+    seen = last_seen(instance)
+    attempts = failed_attempts(instance, partitions, [file.key for file in files], seen)
+    return Known(seen, attempts, frozenset(runs_in_flight(instance, partitions)), cursor.ahead)
+
+
+def _ranges(changes: Changes, known: Known, order: Sequence[str]) -> list[tuple[str, str]]:
+    """The runs to ask for, each from one request to another."""
+    by_failures: dict[int, list[str]] = {}
+    for file, _ in changes.files:
+        by_failures.setdefault(len(known.failures(file)), []).append(file.key)
+    ranges = adjacent_ranges(by_failures.pop(0, []), order, REQUESTS_A_RUN)
+    if known.busy & known.attempts.keys():
+        return ranges  # one after the other: they may fail again
+    repeated = [
+        each for failures, keys in by_failures.items() for each in adjacent_ranges(keys, order, together(failures))
+    ]
+    return ranges + repeated[:RUNS_AT_ONCE]
 
 
 def _read_cursor(text: str | None) -> _Cursor:
@@ -176,14 +174,15 @@ def _digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()
 
 
-def _content(changed: _Changed, seen: dict[str, Seen], first: str, last: str, order: Sequence[str]) -> str:
-    """Names what is scored: content that comes back after another one is another thing to score."""
+def _content(changes: Changes, known: Known, first: str, last: str, order: Sequence[str]) -> str:
+    """Names what is scored: content that comes back after another one, or after a failed run, is another thing."""
     inside = set(order[order.index(first) : order.index(last) + 1])
     digest = hashlib.sha256()
-    for file, sha256 in changed.files:
+    for file, sha256 in changes.files:
         if file.key in inside:
-            before = seen[file.key].event if file.key in seen else 0
-            digest.update(f"{file.key} {sha256} {before}\n".encode())
+            before = known.seen[file.key].event if file.key in known.seen else 0
+            failed = max(known.attempts[file.key].ends, default="") if file.key in known.attempts else ""
+            digest.update(f"{file.key} {sha256} {before} {failed}\n".encode())
     return digest.hexdigest()[:32]
 
 

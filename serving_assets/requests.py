@@ -61,6 +61,8 @@ class RequestFile(msgspec.Struct, frozen=True):
     """Bytes."""
     modified_ns: int
     """When it was last written, in nanoseconds since 1970."""
+    shared: bool = False
+    """Whether these are several files that would share one result. They are refused together, whatever they hold."""
 
     @property
     def look(self) -> str:
@@ -114,14 +116,23 @@ def look_into(folder: Location) -> Folder:
         entries = folder.files()
     except FileNotFoundError:
         raise NoRequestFolder(folder) from None
-    requests, others = [], []
+    requests: dict[str, RequestFile] = {}
+    others = []
     for entry in entries:
         name = PurePath(entry.name)
         if name.suffix in SUFFIXES and is_safe_key(name.stem):
-            requests.append(RequestFile(name.stem, entry.name, entry.size, entry.modified_ns))
+            file = RequestFile(name.stem, entry.name, entry.size, entry.modified_ns)
+            requests[file.key] = _together(requests[file.key], file) if file.key in requests else file
         elif not entry.name.startswith("."):
             others.append(entry.name)
-    return Folder(tuple(sorted(requests, key=lambda file: (file.modified_ns, file.name))), tuple(sorted(others)))
+    in_order = sorted(requests.values(), key=lambda file: (file.modified_ns, file.name))
+    return Folder(tuple(in_order), tuple(sorted(others)))
+
+
+def _together(one: RequestFile, other: RequestFile) -> RequestFile:
+    names = " ".join(sorted([*one.name.split(" "), other.name]))
+    latest = max(one.modified_ns, other.modified_ns)
+    return RequestFile(one.key, names, one.size + other.size, latest, shared=True)
 
 
 def find_request(folder: Location, key: str) -> Location:
@@ -142,13 +153,16 @@ def find_request(folder: Location, key: str) -> Location:
     return found[0]
 
 
-def read_hash(file: Location) -> str:
-    """SHA-256 of the file's content, hex.
+def read_hash(folder: Location, request: RequestFile) -> str:
+    """SHA-256 of the file's content, hex; of several that share a result: of how they look.
 
     Raises:
         FileNotFoundError: it is gone.
         StorageError: it can't be read.
     """
+    if request.shared:
+        return hashlib.sha256(request.look.encode()).hexdigest()
+    file = folder / request.name
     try:
         with file.open() as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from scoring.errors import BatchRequestError, FeatureStoreError, StorageError
 from scoring.feature_store import materialize_online_store
 from scoring.predict import Policy
 from scoring.storage import Location, fetch, publishing
-from serving_assets.request_sensors import SETTLED_AFTER_S
+from serving_assets.changes import SETTLED_AFTER_S
 from serving_assets.requests import find_request, list_requests
 from tests.batch_job import NOW, BatchJob, make_repository, write_driver_stats, write_request
 from tests.servers import S3Server, free_port

@@ -143,7 +143,7 @@ class Daemon:
         keys = set(self.partitions(run))
         for file in list_requests(Location(self.folder)):
             if file.key in keys:
-                self.instance.report_runless_asset_event(seen_event(file, read_hash(Location(self.folder / file.name))))
+                self.instance.report_runless_asset_event(seen_event(file, read_hash(Location(self.folder), file)))
 
     def refuse(self, run: dg.DagsterRun, *keys: str) -> None:
         """The run reads its files, can't score some of them, and fails for it."""
@@ -157,8 +157,8 @@ class Daemon:
             self.instance.handle_new_event(_entry(run, event))
         self.fail(run)
 
-    def fail(self, run: dg.DagsterRun) -> None:
-        self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_FAILURE))
+    def fail(self, run: dg.DagsterRun, ago_s: float = 0) -> None:
+        self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_FAILURE, ago_s))
 
     def partitions(self, run: dg.DagsterRun) -> list[str]:
         return list(partitions_of(run.tags, list(self.instance.get_dynamic_partitions("batch_requests"))))
@@ -169,17 +169,17 @@ class Daemon:
                 self.finish(run)
 
 
-def _ended(run: dg.DagsterRun, event_type: dg.DagsterEventType) -> dg.EventLogEntry:
-    return _entry(run, dg.DagsterEvent(event_type_value=event_type.value, job_name=run.job_name))
+def _ended(run: dg.DagsterRun, event_type: dg.DagsterEventType, ago_s: float = 0) -> dg.EventLogEntry:
+    return _entry(run, dg.DagsterEvent(event_type_value=event_type.value, job_name=run.job_name), ago_s)
 
 
-def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
+def _entry(run: dg.DagsterRun, event: dg.DagsterEvent, ago_s: float = 0) -> dg.EventLogEntry:
     return dg.EventLogEntry(
         error_info=None,
         level="info",
         user_message="",
         run_id=run.run_id,
-        timestamp=time.time(),
+        timestamp=time.time() - ago_s,
         job_name=run.job_name,
         dagster_event=event,
     )
@@ -530,6 +530,68 @@ def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_b
     for _ in range(3):
         daemon.both()
     assert len(daemon.runs) == 1
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["after it was read", "before it was read"])
+def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_scored_or_refused(daemon, seen):
+    for key in ("a", "b", "c"):
+        daemon.write_request(key, age_s=9000)
+    daemon.serving.registry.champion = 1
+    for failed_ago_s in (4000, 3900, 0):
+        daemon.tick("new_batch_request")
+        if seen:
+            daemon.read(daemon.runs[-1])
+        daemon.fail(daemon.runs[-1], failed_ago_s)
+        if failed_ago_s:
+            daemon.cursors.clear()  # as time goes by
+    assert len(daemon.runs) == 3
+    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+    daemon.cursors.clear()
+    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+
+    daemon.fail(daemon.runs[-1], 3800)  # as more time goes by
+    daemon.cursors.clear()
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["a", "b", "c"]] * 4
+    daemon.refuse(daemon.runs[-1], "b")
+    daemon.tick_after_failure(daemon.runs[-1])
+    daemon.finish_all()
+    daemon.cursors.clear()
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs[4:]] == [["a"], ["c"]]
+
+
+def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_gone(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1")
+    (daemon.folder / "day1.tsv").write_text("other\n")
+    os.utime(daemon.folder / "day1.tsv", (time.time() - 50,) * 2)
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "day1")
+    daemon.write_request("day2")
+    for _ in range(2):
+        daemon.tick("new_batch_request")
+        daemon.finish_all()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day2"]]
+
+    (daemon.folder / "day1.tsv").unlink()
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs[2:]] == [["day1"]]
+
+
+def test_a_file_from_the_future_is_named_and_taken_when_it_stays_as_it_is(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1", age_s=-86_400)
+    assert "1 new or changed files were written in the future" in (told := daemon.tick("new_batch_request"))
+    assert "(day1.csv)" in told
+    daemon.write_request("day1", age_s=-86_400, text="longer than before\n")
+    assert "(day1.csv)" in daemon.tick("new_batch_request")
+
+    for _ in range(2):
+        daemon.tick("new_batch_request")
+        daemon.finish_all()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert "No new or changed file" in daemon.tick("new_batch_request")
 
 
 @pytest.mark.parametrize(("setting", "scored"), [("newest", [["day3"]]), ("all", [["day1", "day2", "day3"]])])
