@@ -103,7 +103,8 @@ Up, until Ctrl-C:
 Try next, in another terminal:
   make demo-promote        trains and promotes a new version: a new run in Dagit, the API answers with it
   cp var/batch_requests/{REQUEST}.csv var/batch_requests/tomorrow.csv   a sensor scores the new request
-"""
+""",
+        flush=True,
     )
 
 
