@@ -182,7 +182,7 @@ def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
     types = features.request_types | {column.name: column.dtype for column in features.signature.inputs}
     for name in features.request_inputs:
         if name not in columns:
-            plain, example = INPUT_TYPES.get(types[name], ANY_INPUT)
+            plain, example = INPUT_TYPES[types[name]] if name in types else ANY_INPUT
             # null is an unknown value, which the policy for missing features decides on, as in a batch request.
             columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
     return columns

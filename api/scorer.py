@@ -105,7 +105,7 @@ class OnlineScorer:
 
     def check_store(self) -> None:
         """See `Scorer.check_store`."""
-        types = {name: dtype for name, dtype in self.features.request_types.items() if dtype in NEUTRAL}
+        types = dict(self.features.request_types)
         types |= {column.name: column.dtype for column in self.features.signature.inputs}
         types |= {key.name: key.arrow_type for key in self.features.join_keys}
         names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)

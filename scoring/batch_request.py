@@ -16,7 +16,6 @@ from pyarrow import csv
 from scoring.arrow_text import text_of
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
-from scoring.signature import NEUTRAL
 
 EVENT_TIMESTAMP = "event_timestamp"
 MOMENT = pa.timestamp("us", "UTC")
@@ -63,8 +62,8 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
     inputs = {
         column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
     }
-    types = {key.name: key.arrow_type for key in features.join_keys} | inputs | {EVENT_TIMESTAMP: MOMENT}
-    types = {name: dtype for name, dtype in features.request_types.items() if dtype in NEUTRAL} | types
+    keys = {key.name: key.arrow_type for key in features.join_keys}
+    types = features.request_types | keys | inputs | {EVENT_TIMESTAMP: MOMENT}
     needed = (*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs)
     rows = 0
     for table in _read(file, shown):

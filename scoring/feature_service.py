@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from scoring.errors import FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
 from scoring.features import KEY_TYPES, Feature, JoinKey, KeyType, ModelFeatures, View
-from scoring.signature import Signature, holds_every_value
+from scoring.signature import NEUTRAL, Signature, holds_every_value
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
@@ -90,7 +90,7 @@ def link_features(
         views=tuple(_view(model, served, name) for name in sorted(used)),
         request_inputs=(*model_request_inputs, *sorted(needed.keys() - set(model_request_inputs))),
         signature=signature,
-        request_types=needed,
+        request_types={name: dtype for name, dtype in needed.items() if dtype in NEUTRAL},
     )
 
 

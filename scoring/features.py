@@ -72,7 +72,8 @@ class ModelFeatures(msgspec.Struct, frozen=True):
     """Columns that a request must bring beside the keys: inputs of the model, or of an on-demand feature view."""
     signature: Signature
     request_types: dict[str, pa.DataType] = {}
-    """Request column that an on-demand feature view needs → the type that the view declares."""
+    """Request column that an on-demand feature view needs → the type that the view declares, where that is one that a
+    model's input may have; a column of another type comes as it is."""
 
     def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
         """Feature vectors of n_rows, one column an input, in signature order and types; null = unknown.

@@ -73,14 +73,14 @@ class Registry(Protocol):
 
         Raises:
             RegistryError: unreachable.
-            ModelRefused: the version's files are gone.
         """
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         """Copy the version's files below `destination`: the folder that holds MLmodel, or only `file` of it.
 
         Raises:
-            RegistryError: unreachable, or the version's files are gone.
+            RegistryError: unreachable.
+            ModelRefused: the version's files are gone.
         """
 
 

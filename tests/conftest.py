@@ -1,5 +1,4 @@
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server
+from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -80,12 +79,7 @@ def chromium() -> Iterator["Browser"]:
     """
     from playwright.sync_api import sync_playwright
 
-    program = shutil.which("chromium")
-    if program is None:
-        reason = "no chromium on PATH; on Debian: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    program = machines_program("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program,

@@ -48,15 +48,20 @@ def redis_program() -> str:
     return program
 
 
-def nginx_program() -> str:
-    """This machine's nginx. Skips the test, or under CI fails it, where there is none: no wheel brings it."""
-    program = shutil.which("nginx")
+def machines_program(name: str, package: str) -> str:
+    """A program that no wheel brings. Skips the test, or under CI fails it, where this machine has none."""
+    program = shutil.which(name)
     if program is None:
-        reason = "no nginx on PATH; on Debian: apt-get install nginx-light"
+        reason = f"no {name} on PATH; on Debian: apt-get install {package}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     return program
+
+
+def nginx_program() -> str:
+    """This machine's nginx; see `machines_program`."""
+    return machines_program("nginx", "nginx-light")
 
 
 def environment_for_servers() -> dict[str, str]:
