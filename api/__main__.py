@@ -1,5 +1,6 @@
 """`python -m api`: serve online with the settings of the environment."""
 
+import functools
 import os
 import signal
 import socket
@@ -15,41 +16,55 @@ from api.stopping import Stopping
 from scoring.errors import SettingsError
 from scoring.registry import MlflowRegistry
 from scoring.settings import Settings
+from scoring.trial_load import prove_on_trial
+from scoring.trial_process import ForkedAhead
 
 BACKLOG = 2048
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a wrong setting, 1 for an address that is taken."""
-    stopping = Stopping()
+    stopping, trial = Stopping(), ForkedAhead()
     try:
         settings = Settings.from_environment(os.environ)
-        loader = SettledLoader(RegistryLoader(settings, MlflowRegistry.from_settings(settings)))
-        app = create_app(settings, loader, stopping)
+        registry = MlflowRegistry.from_settings(settings)
+        loader = RegistryLoader(settings, registry, functools.partial(prove_on_trial, run=trial.run))
+        app = create_app(settings, SettledLoader(loader), stopping)
+        _listen(settings).close()  # whoever took the address is told of before the imports, which take seconds
+        configure_logging(settings.log_level)
+        # Until uvicorn handles them.
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop, _end)
+        if sys.platform == "linux":  # elsewhere libraries that are only imported may have threads already
+            trial.split_off()
+        listener = _listen(settings)  # now that there is somebody to answer who connects
     except SettingsError as error:
         print(f"api: {error}", file=sys.stderr)
         return 2
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as error:
-        print(
-            f"api: can't listen on {settings.host}:{settings.port} ({error.strerror or error}): "
-            "set SERVING_HOST and SERVING_PORT to a free address.",
-            file=sys.stderr,
-        )
+    except AddressTaken as error:
+        print(f"api: {error}", file=sys.stderr)
         return 1
-    configure_logging(settings.log_level)
-    # Until uvicorn handles them.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, _end)
     server = server_of(app, settings, stopping)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+class AddressTaken(Exception):
+    """The API can't listen where it should."""
+
+    def __init__(self, settings: Settings, error: OSError) -> None:
+        super().__init__(
+            f"can't listen on {settings.host}:{settings.port} ({error.strerror or error}): "
+            "set SERVING_HOST and SERVING_PORT to a free address."
+        )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise AddressTaken(settings, error) from error
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -1,9 +1,11 @@
 """Keeps the garbage collector's pauses out of requests."""
 
+import contextlib
 import gc
 
 from api.loading import Loader, Target
 from api.scorer import Scorer
+from scoring.importing import collector_paused
 
 
 class SettledLoader:
@@ -20,13 +22,19 @@ class SettledLoader:
 
     def look(self) -> Target:
         """See `Loader.look`."""
-        return self._loader.look()
+        with self._unless_settled():
+            return self._loader.look()
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
         """See `Loader.load`."""
-        scorer = self._loader.load(target, current)
+        with self._unless_settled():
+            scorer = self._loader.load(target, current)
         if not self._settled:
             gc.collect()
             gc.freeze()
             self._settled = True
         return scorer
+
+    def _unless_settled(self) -> contextlib.AbstractContextManager[None]:
+        # The first look and the first load import what they need.
+        return contextlib.nullcontext() if self._settled else collector_paused()

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import ModelRefused, PredictionFailed
+from scoring.importing import import_what_predicts
 from scoring.model import Model, array_dtype, fill_block, load_model, one_number_a_row, prepare
 from scoring.model_files import ModelFiles, check_format
 from scoring.signature import NEUTRAL, Signature, conform
@@ -55,6 +56,7 @@ def prove(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model,
         ModelRefused: it does not load, its input example does not fit its signature, or on a golden row it raises,
             gives anything else than one finite number, or another one than MLflow's pyfunc does.
     """
+    import_what_predicts()
     rows, source = _golden_rows(files, known_rows)
     model = load_model(files)
     predictions = _predict_golden(model, rows, source)

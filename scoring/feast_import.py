@@ -5,11 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from scoring.importing import collector_paused
+
 
 def import_feast() -> None:
     """Import Feast, quickly if nobody has imported it yet. Later imports of it get this one."""
     if "feast" not in sys.modules:
-        with _without_instrumentation():
+        with _without_instrumentation(), collector_paused():
             import feast  # noqa: F401
 
 

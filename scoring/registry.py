@@ -1,12 +1,12 @@
 """The MLflow model registry: from a name and an alias to one exact version, and that version's files."""
 
-import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, RegistryUnreachable, VersionNotFound
+from scoring.importing import collector_paused, import_mlflow
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 FEATURE_SERVICE_TAG = "feast.feature_service"
 REQUEST_INPUTS_TAG = "serving.request_inputs"
 OUTPUT_COLUMN_TAG = "serving.output_column"
-
-# MLflow reads these at each call and nowhere else. Its own defaults wait 273 s for a server that is down (mlflow 3.17).
-CLIENT_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 class ModelVersion(msgspec.Struct, frozen=True):
@@ -100,10 +91,11 @@ class MlflowRegistry:
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
         """See `Registry.resolve`."""
+        client = self._client()
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client().get_model_version_by_alias(name, alias)
+            found = client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             if _says_missing(error):
                 raise self._missing_alias(name, alias) from None
@@ -112,10 +104,11 @@ class MlflowRegistry:
 
     def version(self, name: str, version: int) -> ModelVersion:
         """See `Registry.version`."""
+        client = self._client()
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client().get_model_version(name, str(version))
+            found = client.get_model_version(name, str(version))
         except MlflowException as error:
             if _says_missing(error):
                 self._check_registered(name)
@@ -171,12 +164,12 @@ class MlflowRegistry:
     def _client(self) -> "MlflowClient":
         if self._opened is None:
             _check_database_exists(self._registry_uri)
-            for variable, value in CLIENT_DEFAULTS.items():
-                os.environ.setdefault(variable, value)
+            import_mlflow()
             from mlflow import MlflowClient
 
             try:
-                self._opened = MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._registry_uri)
+                with collector_paused():  # a registry that is a database imports most of MLflow's server
+                    self._opened = MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._registry_uri)
             except Exception as error:  # a database that can't be opened raises SQLAlchemy's and alembic's own kinds
                 raise RegistryUnreachable(self._registry_uri, error) from error
         return self._opened

@@ -3,6 +3,8 @@
 import ctypes
 import itertools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ from scoring.model import Model, load_model
 from scoring.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.registry import ModelVersion
 from scoring.settings import SKLEARN_TYPES, Settings
-from scoring.trial_load import prove_on_trial
+from scoring.trial_load import RunTrial, prove_on_trial
+from scoring.trial_process import in_new_process
 from tests.integration.test_model_loading import FolderRegistry, edit
 
 RANDOM = np.random.default_rng(5)
@@ -278,18 +281,51 @@ class OnLoad:
         return self.call
 
 
+FORKED_AHEAD = """
+import os, signal, sys, time
+from pathlib import Path
+from scoring.trial_process import ForkedAhead
+trial = ForkedAhead()
+trial.split_off()
+{before}
+print("status", trial.run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))
+"""
+
+
+def forked_ahead(before: str = "") -> RunTrial:
+    """A trial in a process split off from one that has no threads, as this one may have."""
+
+    def run(model_folder: Path, folder: Path, within_s: float) -> int | None:
+        done = subprocess.run(
+            [sys.executable, "-c", FORKED_AHEAD.format(before=before), model_folder, folder, str(within_s)],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        said, _, status = done.stdout.strip().partition(" ")
+        assert said == "status", done.stdout + done.stderr
+        return None if status == "None" else int(status)
+
+    return run
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
 @pytest.mark.parametrize(
     ("estimator", "own", "expected"),
     [
         (OnLoad(ctypes.string_at, 0), {}, r"crashed while it was loaded on trial \(SIGSEGV\)"),
         (OnLoad(os._exit, 3), {}, "crashed while it was loaded on trial"),
+        (OnLoad(os._exit, 0), {}, "crashed while it was loaded on trial"),
+        (OnLoad(sys.exit, 0), {}, "crashed while it was loaded on trial"),
         (OnLoad(time.sleep, 600), {"load_timeout_s": 1.0}, "did not load and predict within SERVING_LOAD_TIMEOUT_S=1"),
         (OnLoad(np.ones, 1 << 28), {"max_load_memory_bytes": 1 << 28}, "MemoryError"),
     ],
-    ids=["crash", "exit", "slow", "large"],
+    ids=["crash", "exit", "exit as if well", "raise exit", "slow", "large"],
 )
 def test_what_crashes_hangs_or_grows_does_so_on_trial(
-    tmp_path: Path, estimator: OnLoad, own: dict[str, Any], expected: str
+    tmp_path: Path, run: RunTrial, estimator: OnLoad, own: dict[str, Any], expected: str
 ) -> None:
     options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **options)
@@ -297,15 +333,25 @@ def test_what_crashes_hangs_or_grows_does_so_on_trial(
     own = {"model_formats": ("cloudpickle",), **own}
     began = time.monotonic()
     with pytest.raises(ModelRefused, match=expected):
-        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own))
+        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
     assert time.monotonic() - began < 60
 
 
-def test_a_trial_proves_what_this_process_would(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "run",
+    [
+        in_new_process,
+        forked_ahead(),
+        forked_ahead("os.kill(trial._waiting[0].pid, signal.SIGKILL)"),
+        forked_ahead("trial._waiting = None"),
+    ],
+    ids=["new", "forked", "killed while it waited", "forked and used up"],
+)
+def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -> None:
     folder = saved(tmp_path, make_pipeline(StandardScaler(), ElasticNet()).fit(FRAME, TARGET), input_example=None)
     files = files_in(folder)
     known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
-    here, there = prove(files, known)[1], prove_on_trial(files, known, Settings(model_name="m"))
+    here, there = prove(files, known)[1], prove_on_trial(files, known, Settings(model_name="m"), run)
     assert there.rows.equals(here.rows)
     assert there.predictions is not None
     assert here.predictions is not None
