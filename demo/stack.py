@@ -18,7 +18,8 @@ from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
 from scoring.feature_store import apply_definitions, materialize_online_store, open_feature_store
 from scoring.settings import Settings
-from scoring.storage import Location, fetch, publishing
+from scoring.storage import Location
+from scoring.transfer import fetch, publishing
 
 DRIVER_STATS = "driver_stats.parquet"
 

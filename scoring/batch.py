@@ -31,7 +31,8 @@ from scoring.offline import with_point_in_time_features
 from scoring.parquet import ParquetFiles, write_tables
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
-from scoring.storage import Content, Held, Location, content_of, fetch, holding, publishing
+from scoring.storage import Location
+from scoring.transfer import Content, Held, content_of, fetch, holding, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -1,9 +1,11 @@
 """Read a batch request: a file of entity rows, each with a moment in time."""
 
+import contextlib
+import csv as plain_csv
 import functools
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from scoring.arrow_text import text_of
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
+from scoring.request_values import MOMENT, converted, to_moment, to_value
 
 EVENT_TIMESTAMP = "event_timestamp"
-MOMENT = pa.timestamp("us", "UTC")
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # How such files begin, whatever they are named.
@@ -33,12 +34,9 @@ SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 131_072
 # The name under which a join numbers the rows.
 ROW = "request_row__"
-WHOLE_NUMBER = r"^\s*[+-]?\d+\s*$"
-ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
-DATE_ALONE = ISO_DATE + r"\s*$"
-ZONED = ISO_DATE + r".*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
-# What pandas' nanoseconds hold; offline stores get their entity rows in them.
-EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2261, 12, 31, tzinfo=UTC)
+# How pyarrow says that a row has more or fewer cells than the header; which row it is, it does not always say, and then
+# counts the header (pyarrow 25).
+UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
 CHUNK_BYTES = 1 << 22
 
 
@@ -92,7 +90,23 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
             raise BatchRequestError(shown, "it has a row that is longer than 1 MiB.") from None
         if "cannot infer number of columns" in str(error):
             raise BatchRequestError(shown, "its first line does not end, or is longer than 1 MiB.") from None
+        if UNEVEN.search(str(error)) and (uneven := _uneven_row(file, DELIMITERS[file.suffix])):
+            row, cells, expected = uneven
+            problem = f"it has {cells} cells, and the header has {expected}."
+            raise BatchRequestError(shown, problem, row=row) from None
         raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
+
+
+def _uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
+    """The first data row that has not as many cells as the header: its number, its cells, the header's."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as source, contextlib.suppress(plain_csv.Error):
+        rows = (
+            row for row in plain_csv.reader(source, delimiter=delimiter) if row
+        )  # pyarrow leaves out empty lines, too
+        expected = len(next(rows, ()))
+        uneven = ((number, len(row), expected) for number, row in enumerate(rows, 1) if len(row) != expected)
+        return next(uneven, None)
+    return None
 
 
 def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
@@ -191,12 +205,12 @@ def _typed(
     for name in needed:
         column = table[name]
         if name == EVENT_TIMESTAMP:
-            column = _converted(
-                shown, name, column, start, _to_moment, "is not an ISO 8601 date and time of the years 1678 to 2261"
+            column = converted(
+                shown, name, column, start, to_moment, "is not an ISO 8601 date and time of the years 1678 to 2261"
             )
         elif name in types:
-            convert = functools.partial(_to_value, target=types[name])
-            column = _converted(shown, name, column, start, convert, f"is not {types[name]}")
+            convert = functools.partial(to_value, target=types[name])
+            column = converted(shown, name, column, start, convert, f"is not {types[name]}")
         if name not in optional and column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
             raise BatchRequestError(shown, "this row has no value.", column=name, row=start + row + 1)
@@ -225,90 +239,3 @@ def _check_columns(shown: str, found: list[str], needed: tuple[str, ...], featur
             "scoring adds a column of this name itself: rename it or leave it out.",
             column=clash[0],
         )
-
-
-def _converted(
-    shown: str, name: str, column: pa.ChunkedArray, start: int, convert: Callable[[Any], Any], problem: str
-) -> pa.ChunkedArray:
-    try:
-        return convert(column)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
-        row = _first_bad(column, convert)
-    value = text_of(column[row])
-    text = value if len(value) <= 40 else value[:39] + "…"
-    raise BatchRequestError(shown, f"{text!r} {problem}.", column=name, row=start + row + 1) from None
-
-
-def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
-    start, length = 0, len(column)
-    while length > 1:
-        half = length // 2
-        try:
-            convert(column.slice(start, half))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
-            length = half
-        else:
-            start, length = start + half, length - half
-    return start
-
-
-def _to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    column = _plain(column)
-    if pa.types.is_null(column.type):
-        return pc.cast(column, target)  # where a value is needed, the caller says that there is none
-    if pa.types.is_string(column.type):
-        if (
-            pa.types.is_integer(target)
-            and not pc.all(pc.match_substring_regex(column, WHOLE_NUMBER), min_count=0).as_py()
-        ):
-            raise pa.ArrowInvalid("not a whole number")
-    elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):
-        raise pa.ArrowInvalid(f"{column.type} is neither a number nor a text")
-    return pc.cast(column, target)
-
-
-def _to_moment(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    column = _plain(column)
-    if pa.types.is_null(column.type):
-        return pc.cast(column, MOMENT)
-    if pa.types.is_timestamp(column.type):
-        zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
-        # Finer than a microsecond is cut off.
-        return _in_range(pc.cast(zoned, MOMENT, safe=column.type.unit != "ns"))
-    if pa.types.is_date(column.type):
-        return _in_range(pc.assume_timezone(pc.cast(column, pa.timestamp("us")), "UTC"))
-    if not pa.types.is_string(column.type):
-        raise pa.ArrowInvalid(f"{column.type} is no timestamp")
-    if not pc.all(
-        pc.match_substring_regex(column, ISO_DATE), min_count=0
-    ).as_py():  # pandas also takes "now", and years alone
-        raise pa.ArrowInvalid("not an ISO 8601 date")
-    import pandas as pd
-
-    moments = pd.to_datetime(_with_zone(column).to_pandas(), format="ISO8601", utc=True)
-    return _in_range(pa.chunked_array([pa.Array.from_pandas(moments).cast(MOMENT, safe=False)]))
-
-
-def _with_zone(moments: pa.ChunkedArray) -> pa.ChunkedArray:
-    """ISO 8601 texts, with `Z` where they name no zone: pandas 2.3 gives such a one the zone of a row before it."""
-    text = pc.utf8_trim_whitespace(moments)
-    of_utc = pc.binary_join_element_wise(text, "Z", "")
-    midnight = pc.binary_join_element_wise(text, "T00:00:00Z", "")
-    zoned = pc.if_else(pc.match_substring_regex(text, ZONED), text, of_utc)
-    return pc.if_else(pc.match_substring_regex(text, DATE_ALONE), midnight, zoned)
-
-
-def _in_range(moments: pa.ChunkedArray) -> pa.ChunkedArray:
-    # As numbers: Arrow's moments go beyond Python's.
-    bounds = pc.min_max(pc.cast(moments, pa.int64())).as_py()
-    first, last = (int(moment.timestamp()) * 1_000_000 for moment in (EARLIEST, LATEST))
-    if bounds["min"] is not None and not (first <= bounds["min"] and bounds["max"] <= last):
-        raise pa.ArrowInvalid("out of range")
-    return moments
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kinds = (pa.types.is_dictionary, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(kind(column.type) for kind in kinds):
-        return column
-    return pc.cast(column, column.type.value_type if pa.types.is_dictionary(column.type) else pa.string())

@@ -16,7 +16,8 @@ from scoring.manifest import OUTPUT, Manifest
 from scoring.predict import Policy
 from scoring.serving import ServingModel
 from scoring.settings import Settings
-from scoring.storage import Content, Location
+from scoring.storage import Location
+from scoring.transfer import Content
 
 if TYPE_CHECKING:
     from feast import FeatureStore

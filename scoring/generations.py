@@ -14,7 +14,8 @@ import msgspec
 
 from scoring.errors import BatchRequestError, StorageError
 from scoring.manifest import FILE, OUTPUT, Manifest, Origin
-from scoring.storage import Content, Location, publishing
+from scoring.storage import Location
+from scoring.transfer import Content, publishing
 
 PARTED_INPUT = "batch_input.json"
 INPUT = "batch_input.parquet"

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from scoring.errors import BatchRequestError
 from scoring.files import scratch_folder
 from scoring.settings import MissingFeaturesPolicy
-from scoring.storage import Content, Location, holding, publishing
+from scoring.storage import Location
+from scoring.transfer import Content, holding, publishing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -51,7 +51,8 @@ from scoring.spark_join import write_joined_parts
 from scoring.spark_model import SCORES, encode_vectors, save_served_model
 from scoring.spark_session import start_spark
 from scoring.spark_tasks import PART, WRITTEN, ReadVectors, WriteInputParts, WriteOutputParts, Written, read_written
-from scoring.storage import Content, Location, publishing
+from scoring.storage import Location
+from scoring.transfer import Content, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -25,7 +25,8 @@ from scoring.parquet import ParquetFiles, RowsInTurn, write_tables
 from scoring.predict import NOT_FINITE, Scores
 from scoring.registry import ModelVersion
 from scoring.spark_model import decode_reasons, encode_vectors
-from scoring.storage import Content, Location, content_of, publishing
+from scoring.storage import Location
+from scoring.transfer import Content, content_of, publishing
 
 PART = "part__"
 SHOWN_REASONS = 10

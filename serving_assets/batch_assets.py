@@ -14,7 +14,8 @@ from scoring.manifest import Outcome
 from scoring.predict import Policy
 from scoring.quality import source_ages
 from scoring.serving import link_registered_version, load_serving_model
-from scoring.storage import Content, Location
+from scoring.storage import Location
+from scoring.transfer import Content
 from serving_assets import checks
 from serving_assets.display import counts_table
 from serving_assets.failures import failing_in_one_line

@@ -10,7 +10,8 @@ from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, withou
 from scoring.registry import FEATURE_SERVICE_TAG, ModelVersion
 from scoring.serving import resolve_version
 from scoring.settings import Settings
-from scoring.storage import Location, publishing
+from scoring.storage import Location
+from scoring.transfer import publishing
 from serving_assets.failures import failing_in_one_line
 from serving_assets.requests import OUR_FILE
 from serving_assets.resources import Serving

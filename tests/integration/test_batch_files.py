@@ -162,7 +162,7 @@ def test_a_time_without_a_zone_is_utc_and_another_zone_is_converted(job, tmp_pat
         ("3,yesterday,x", "column 'event_timestamp', row 1001: 'yesterday' is not an ISO 8601 date and time"),
         ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not int64"),
         (",2026-06-01,x", "column 'driver_id', row 1001: this row has no value"),
-        ("3,2026-06-01", "it can't be read"),
+        ("3,2026-06-01", "row 1001: it has 2 cells, and the header has 3"),
         ('3,2026-06-01,"x', "line 1002: a quotation mark must surround a whole cell"),
         ('3,2026-06-01,5" pipe', "line 1002: a quotation mark must surround a whole cell"),
     ],

@@ -15,7 +15,8 @@ from pyarrow.fs import S3FileSystem
 from scoring.errors import BatchRequestError, FeatureStoreError, StorageError
 from scoring.feature_store import materialize_online_store
 from scoring.predict import Policy
-from scoring.storage import Location, fetch, publishing
+from scoring.storage import Location
+from scoring.transfer import fetch, publishing
 from serving_assets.changes import SETTLED_AFTER_S
 from serving_assets.requests import find_request, list_requests
 from tests.batch_job import NOW, BatchJob, make_repository, write_driver_stats, write_request

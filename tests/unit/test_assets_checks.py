@@ -7,7 +7,7 @@ import pytest
 
 from scoring.manifest import Outcome
 from scoring.quality import SourceAge
-from scoring.storage import Content
+from scoring.transfer import Content
 from serving_assets.checks import DRIFT, FINITE, NULLS, ROWS, Finding, NotPublished, results, stop_if_blocked
 from serving_assets.inspection import (
     columns_finding,

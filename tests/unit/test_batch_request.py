@@ -161,8 +161,22 @@ def test_what_cannot_be_scored_is_named(
     assert says in str(error)
 
 
-def test_a_damaged_csv_is_refused(tmp_path: Path) -> None:
-    assert "can't be read" in str(refusal(tmp_path, "shop_id,event_timestamp,amount\n1,2026-01-01\n"))
+@pytest.mark.parametrize(("row", "cells"), [("1,2026-01-01", 2), ('1,2026-01-01,2,"x\ny"', 4), ("1;2026-01-01;3", 1)])
+def test_a_row_with_too_few_or_too_many_cells_is_named(tmp_path: Path, row: str, cells: int) -> None:
+    good = "7,2026-01-01T00:00:00Z,1\n"
+    error = refusal(tmp_path, f"shop_id,event_timestamp,amount\n{good}\n{good}{row}\n{good}")
+    assert error.row == 3
+    assert f"it has {cells} cells, and the header has 3" in str(error)
+    assert "2026-01-01" not in str(error)
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Jakarta"])
+def test_a_moment_before_1970_is_cut_to_the_microsecond_before_it(tmp_path: Path, zone: str | None) -> None:
+    moments = pa.array([-1, -1_000, -1_001, 1_999], pa.timestamp("ns", zone))
+    rows = pa.table({"shop_id": pa.array([7] * 4), "event_timestamp": moments, "amount": [1.0] * 4})
+    pq.write_table(rows, tmp_path / "r.parquet")
+    read = pa.concat_tables(read_batch_request(tmp_path / "r.parquet", FEATURES))
+    assert read["event_timestamp"].cast(pa.int64()).to_pylist() == [-1, -1, -2, 1]
 
 
 GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"

@@ -9,7 +9,8 @@ import pytest
 from scoring.errors import BatchRequestError
 from scoring.generations import KEPT_S, generation, publish_input, publish_output, read_parted_input, whole
 from scoring.manifest import Manifest, Origin, Outcome, output_parts, read_manifest
-from scoring.storage import Content, Location
+from scoring.storage import Location
+from scoring.transfer import Content
 
 ORIGIN = Origin(Content("day1.csv", 1, "00"), "m/1", "service", "hash")
 

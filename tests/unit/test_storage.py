@@ -6,7 +6,8 @@ import pytest
 
 from scoring.errors import SettingsError, StorageError
 from scoring.settings import Settings
-from scoring.storage import Location, content_of, fetch, publishing
+from scoring.storage import Location
+from scoring.transfer import content_of, fetch, publishing
 
 
 def artifacts(text: str) -> Location:
