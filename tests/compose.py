@@ -37,7 +37,7 @@ class MissingVariable(Exception):
 
 
 def load(environment: Mapping[str, str] = EXAMPLE_VALUES) -> dict[str, Any]:
-    """The whole file with these variables.
+    """The whole file with these variables. An environment has the variables without a value that are among them.
 
     Raises:
         MissingVariable: one is required and not there.
@@ -49,6 +49,14 @@ def load(environment: Mapping[str, str] = EXAMPLE_VALUES) -> dict[str, Any]:
 def _read() -> dict[str, Any]:
     read: dict[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text("utf-8"))
     return read
+
+
+def passed_on() -> dict[str, set[str]]:
+    """Service → variables that it gets only where the environment or .env sets them."""
+    return {
+        name: {variable for variable, value in service.get("environment", {}).items() if value is None}
+        for name, service in _read()["services"].items()
+    }
 
 
 def services(environment: Mapping[str, str] = EXAMPLE_VALUES) -> dict[str, dict[str, Any]]:
@@ -78,7 +86,15 @@ def fill_in(text: str, environment: Mapping[str, str]) -> str:
 
 def _filled_in(part: Any, environment: Mapping[str, str]) -> Any:
     if isinstance(part, dict):
-        return {name: _filled_in(each, environment) for name, each in part.items()}
+        return {
+            name: _environment(each, environment) if name == "environment" else _filled_in(each, environment)
+            for name, each in part.items()
+        }
     if isinstance(part, list):
         return [_filled_in(each, environment) for each in part]
     return fill_in(part, environment) if isinstance(part, str) else part
+
+
+def _environment(given: Mapping[str, str | None], environment: Mapping[str, str]) -> dict[str, str]:
+    passed = {name: environment[name] for name, value in given.items() if value is None and name in environment}
+    return {name: fill_in(value, environment) for name, value in given.items() if value is not None} | passed

@@ -25,7 +25,17 @@ from redis.retry import Retry
 
 from api.app import create_app
 from scoring.settings import Settings, variable_names
-from tests.compose import COMPOSE_FILE, EXAMPLE_FILE, EXAMPLE_VALUES, ROOT, VARIABLE, MissingVariable, load, services
+from tests.compose import (
+    COMPOSE_FILE,
+    EXAMPLE_FILE,
+    EXAMPLE_VALUES,
+    ROOT,
+    VARIABLE,
+    MissingVariable,
+    load,
+    passed_on,
+    services,
+)
 from tests.fakes import FakeLoader, FakeScorer
 from tests.servers import free_port, nginx_program, redis_program
 from tests.unit.test_api_requests import when_ready
@@ -41,6 +51,11 @@ KEYS = {
     "stop_signal", "stop_grace_period", "deploy", "depends_on", "networks", "ports", "profiles", "container_name",
     "restart", "init", "read_only", "cap_drop", "security_opt", "logging",
 }  # fmt: skip
+NOT_IN_ENV = {
+    "SERVING_ALLOW_ANONYMOUS": "keys are required: the API listens beyond loopback",
+    "SERVING_BODY_TIMEOUT_S": "bodies arrive at the proxy, which sends them on whole",
+}
+"""Settings that can't be chosen in .env, nor are chosen in docker-compose.yml → why."""
 OF_SECRETS = re.compile(r"PASSWORD|SECRET|_KEYS?$")
 
 
@@ -132,9 +147,30 @@ def test_there_is_exactly_one_daemon_and_several_replicas() -> None:
 
 def test_every_variable_is_documented_with_its_default() -> None:
     defaults = {match["name"]: match["text"] if match["sign"] == ":-" else None for match in used_variables()}
+    documented = documented_variables()
+    passed = set().union(*passed_on().values())
     assert defaults == {
-        name: value if commented else None for name, (value, commented) in documented_variables().items()
+        name: value if commented else None for name, (value, commented) in documented.items() if name not in passed
     }
+    defaults_of_settings = Settings(model_name="m")
+    example = {name: value for name, (value, commented) in documented.items() if name in passed and commented}
+    assert set(example) == passed
+    assert Settings.from_environment(example | {"SERVING_MODEL_NAME": "m"}) == defaults_of_settings
+
+
+def test_every_setting_can_be_chosen_or_is_chosen_for_a_reason() -> None:
+    chosen = {variable for name in ("api", "code-location") for variable in services()[name]["environment"]}
+    settings = {variable for variable in variable_names().values() if variable.startswith("SERVING_")}
+    assert settings - chosen - set().union(*passed_on().values()) == set(NOT_IN_ENV)
+
+
+def test_a_variable_without_a_value_is_passed_on_only_where_it_is_set() -> None:
+    assert "SERVING_MAX_NULL_RATE" not in services()["code-location"]["environment"]
+    given = services(EXAMPLE_VALUES | {"SERVING_MAX_NULL_RATE": "0.5", "SERVING_OUTPUT_COLUMN": "1"})
+    assert given["code-location"]["environment"]["SERVING_MAX_NULL_RATE"] == "0.5"
+    assert "SERVING_MAX_NULL_RATE" not in given["api"]["environment"]
+    for name in ("api", "code-location"):
+        assert Settings.from_environment(given[name]["environment"]).output_column == 1
 
 
 @pytest.mark.parametrize("variable", EXAMPLE_VALUES)
