@@ -10,9 +10,10 @@ ARG BASE_IMAGE=python:3.11.16-slim-bookworm
 FROM ${BASE_IMAGE} AS installer
 WORKDIR /build
 COPY requirements/bootstrap.txt requirements/
-# For a mirror or a proxy with a certificate of its own. Nothing of this stage ends up in an image.
-ARG PIP_INDEX_URL
-ARG PIP_CERT
+# For a mirror or a proxy with a certificate of its own; pip and install.sh pass over empty ones, and buildah warns of each that
+# has no default. Nothing of this stage ends up in an image.
+ARG PIP_INDEX_URL=
+ARG PIP_CERT=
 RUN python3 -m venv /build/tools \
  && /build/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/bootstrap.txt \
  && python3 -m venv --without-pip /opt/venv
@@ -20,13 +21,13 @@ COPY requirements/*.txt requirements/
 COPY deploy/install.sh deploy/
 
 FROM installer AS api-packages
-ARG PIP_INDEX_URL
-ARG PIP_CERT
+ARG PIP_INDEX_URL=
+ARG PIP_CERT=
 RUN sh deploy/install.sh requirements/api.txt
 
 FROM installer AS batch-packages
-ARG PIP_INDEX_URL
-ARG PIP_CERT
+ARG PIP_INDEX_URL=
+ARG PIP_CERT=
 # `spark` for the Spark engine, on a base that has a Java.
 ARG BATCH_LOCK=batch
 RUN sh deploy/install.sh requirements/$BATCH_LOCK.txt

@@ -11,6 +11,10 @@ REVOKE CONNECT ON DATABASE :"name" FROM PUBLIC;
 SQL
 }
 
+# PostgreSQL's own databases, which everybody may use at first. The superuser still may.
+psql --set=ON_ERROR_STOP=1 --username=postgres --dbname=postgres --quiet \
+  --command="REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC"
+
 make_database mlflow "$MLFLOW_DB_PASSWORD"
 make_database dagster "$DAGSTER_DB_PASSWORD"
 make_database feast "$FEAST_DB_PASSWORD"

@@ -91,7 +91,8 @@ def test_each_database_has_a_user_who_may_use_no_other(postgres_server: Postgres
 
     for name in ("mlflow", "dagster", "feast"):
         connect(name, name)
-    for user, database in (("mlflow", "dagster"), ("dagster", "feast"), ("feast", "mlflow")):
+    others = {"mlflow": "dagster", "dagster": "feast", "feast": "mlflow"}
+    for user, database in [*others.items(), ("mlflow", "postgres"), ("feast", "template1")]:
         with pytest.raises(psycopg2.OperationalError, match="permission denied"):
             connect(user, database)
 
