@@ -7,6 +7,7 @@ whose predictions were shown to be independent of the rows around them are merge
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections import deque
@@ -20,6 +21,12 @@ MOST_ROWS = 1024
 # While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
 # them, so that a store or a model that is stuck on one request does not hold up the others.
 PATIENCE_S = 0.01
+# Clients that got their answers together ask again together. After a run of several requests the next one waits while
+# they come in, or they would fall into two groups that take turns, each half as large: until as many are there as may
+# be on their way, so many turns of the event loop have brought no more, or so much time is over.
+SEVERAL = 4
+TURNS_WITHOUT_MORE = 4
+COMING_BACK_S = 0.003
 
 Waiting = tuple[Asked, "asyncio.Future[RowScores]"]
 
@@ -36,15 +43,17 @@ class Merger:
         """Args: how many runs at once, and how many more requests may wait beside as many."""
         self._threads = threads
         self._most = threads + waiting
-        self._unfinished = 0
-        self._will_look = False
-        self._arrived: list[Waiting] = []
-        # Guards what follows. Never held for longer than it takes to move some references.
-        self._changed = threading.Condition()
+        self._runs: queue.SimpleQueue[list[Waiting] | None] = queue.SimpleQueue()
+        # What follows belongs to the event loop's thread.
         self._waiting: deque[Waiting] = deque()
+        self._unfinished = 0
         self._running = 0
         self._last_began = 0.0
-        self._stopped = False
+        self._will_begin = self._will_look = False
+        # Whether requests are coming back: how many may wait then, and until when.
+        self._gathering = False
+        self._expected = 0
+        self._gather_until = 0.0
 
     def start(self) -> None:
         """Start the threads."""
@@ -53,9 +62,10 @@ class Merger:
 
     def stop(self) -> None:
         """Let each thread end after what waits now; waits for none of them."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        while self._waiting:
+            self._runs.put(self._take())
+        for _ in range(self._threads):
+            self._runs.put(None)
 
     @property
     def full(self) -> bool:
@@ -75,10 +85,9 @@ class Merger:
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[RowScores] = loop.create_future()
         self._unfinished += 1
-        if not self._arrived:
-            # Not before the event loop has come to all that arrived at the same time.
-            loop.call_soon(self._hand_over)
-        self._arrived.append((asked, outcome))
+        self._waiting.append((asked, outcome))
+        if not self._gathering:
+            self._begin_soon()
         # asyncio.timeout would cancel the whole task, which takes longer to prepare.
         timer = loop.call_later(within_s, _give_up, outcome)
         try:
@@ -86,15 +95,25 @@ class Merger:
         finally:
             timer.cancel()
 
-    def _hand_over(self) -> None:
-        with self._changed:
-            self._waiting += self._arrived
-            running = self._running
-            if not running:
-                self._changed.notify()
-        self._arrived.clear()
-        if running:
+    def _begin_soon(self) -> None:
+        """Begin a run once the event loop has come to all that arrived at the same time."""
+        if not self._will_begin:
+            self._will_begin = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._will_begin = False
+        if not self._waiting:
+            return
+        if not self._running or (self._running < self._threads and self._age_s() >= PATIENCE_S):
+            self._running += 1
+            self._last_began = time.monotonic()
+            self._runs.put(self._take())
+        if self._waiting:
             self._look_later()
+
+    def _age_s(self) -> float:
+        return time.monotonic() - self._last_began
 
     def _look_later(self) -> None:
         if not self._will_look:
@@ -102,36 +121,12 @@ class Merger:
             asyncio.get_running_loop().call_later(PATIENCE_S, self._look)
 
     def _look(self) -> None:
-        """Wake a thread for what has waited too long, if there is any."""
+        """Begin with what has waited too long, if there is any."""
         self._will_look = False
-        with self._changed:
-            if not self._waiting:
-                return
-            self._changed.notify()
-        self._look_later()
-
-    def _work(self) -> None:
-        while together := self._next():
-            self._run(together)
-            del together  # or it would stay in memory until the next request
-
-    def _next(self) -> list[Waiting] | None:
-        """What to work on together next, as soon as there is something; None for the end."""
-        with self._changed:
-            while not self._may_begin():
-                if self._stopped and not self._waiting:
-                    return None
-                self._changed.wait()
-            self._running += 1
-            self._last_began = time.monotonic()
-            return self._take()
-
-    def _may_begin(self) -> bool:
-        if not self._waiting:
-            return False
-        return not self._running or time.monotonic() - self._last_began >= PATIENCE_S
+        self._begin_soon()
 
     def _take(self) -> list[Waiting]:
+        """What to work on together next."""
         waiting = self._waiting
         together = [waiting.popleft()]
         scorer, rows = together[0][0].scorer, together[0][0].rows
@@ -142,16 +137,20 @@ class Merger:
             together.append(waiting.popleft())
         return together
 
+    def _work(self) -> None:
+        while together := self._runs.get():
+            self._run(together)
+            del together  # or it would stay in memory until the next request
+
     def _run(self, together: list[Waiting]) -> None:
         wanted = [each for each in together if not each[1].done()]
         outcomes = Run([asked for asked, _ in wanted])() if wanted else []
-        with self._changed:
-            self._running -= 1
         loop = together[0][1].get_loop()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             loop.call_soon_threadsafe(self._deliver, len(together), wanted, outcomes)
 
     def _deliver(self, finished: int, wanted: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
+        self._running -= 1
         self._unfinished -= finished
         for (_, future), outcome in zip(wanted, outcomes, strict=True):
             if future.done():
@@ -160,6 +159,24 @@ class Merger:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+        self._expected = finished + len(self._waiting)
+        if finished > 1 and self._expected >= SEVERAL:
+            self._gather_until = time.monotonic() + COMING_BACK_S
+            if not self._gathering:
+                self._gathering = True
+                asyncio.get_running_loop().call_soon(self._gather, len(self._waiting), 0)
+        elif self._waiting:
+            self._begin_soon()
+
+    def _gather(self, before: int, turns_without_more: int) -> None:
+        waiting = len(self._waiting)
+        turns_without_more = 0 if waiting > before else turns_without_more + 1
+        complete = waiting >= self._expected or turns_without_more > TURNS_WITHOUT_MORE
+        if complete or time.monotonic() >= self._gather_until:
+            self._gathering = False
+            self._begin()
+        else:
+            asyncio.get_running_loop().call_soon(self._gather, waiting, turns_without_more)
 
 
 def _give_up(outcome: "asyncio.Future[RowScores]") -> None:

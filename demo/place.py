@@ -36,6 +36,7 @@ def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
         "SERVING_POLL_INTERVAL_S": environment.get("SERVING_POLL_INTERVAL_S", "2"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{STATE / 'mlflow.db'}",
         "DAGSTER_HOME": str(DAGSTER_HOME),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH")))),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo import show
-from demo.place import LOGS, ROOT, CannotStart
+from demo.place import LOGS, STATE, CannotStart
 
 STOP_S = 10.0
 
@@ -23,11 +23,15 @@ class Processes:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one server from the repository's root; its output goes to var/logs/<name>.log."""
+        """Start one server; its output goes to var/logs/<name>.log.
+
+        In var/, because Dagster lets a `.env` in the working directory override what it is given (1.13), and Docker
+        Compose's lies in the repository's root.
+        """
         with log_file(name).open("wb") as log:
             self._started[name] = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=STATE,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ from scoring.settings import Settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+
+BEFORE_ALL_ROWS = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AppliedDefinitions(msgspec.Struct, frozen=True):
@@ -133,8 +136,11 @@ def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
     )
 
 
-def materialize_online_store(store: "FeatureStore", until: datetime) -> list[Watermark]:
+def materialize_online_store(store: "FeatureStore", until: datetime, *, everything: bool = False) -> list[Watermark]:
     """Copy what is new in the offline store, up to `until` (with a time zone), to the online store.
+
+    With `everything`, all that is not older than its view's time to live is copied, whatever was copied before: for an
+    online store that lost what it had, of which the watermarks in Feast's registry know nothing.
 
     Feast's own materialize-incremental: it goes on from each view's watermark and moves it once all rows are written.
     Where feature_store.yaml names no batch engine, rows go through this project's (`scoring.materialization`), which
@@ -147,7 +153,14 @@ def materialize_online_store(store: "FeatureStore", until: datetime) -> list[Wat
     try:
         with inside(Path(store.repo_path)), contextlib.redirect_stdout(io.StringIO()):
             _materialize_in_slices(store)
-            store.materialize_incremental(end_date=until)
+            if everything:
+                for view in store.list_batch_feature_views():
+                    if view.online:
+                        store.materialize(
+                            until - view.ttl if view.ttl else BEFORE_ALL_ROWS, until, feature_views=[view.name]
+                        )
+            else:
+                store.materialize_incremental(end_date=until)
     except Exception as error:
         raise FeatureStoreError("materializing the online store", error) from error
     store.refresh_registry()

@@ -28,9 +28,6 @@ from scoring.trial_process import (
     write_rows,
 )
 
-# Starting an interpreter and importing scikit-learn and MLflow: 5 s on a quiet machine, more beside a busy service.
-IMPORTS_WITHIN_S = 120.0
-
 RunTrial = Callable[[Path, Path, float], int | None]
 
 
@@ -60,7 +57,7 @@ def prove_on_trial(
         (folder / ORDER).write_bytes(msgspec.json.encode(order))
         if known_rows is not None:
             write_rows(folder / KNOWN_ROWS, known_rows)
-        status = run(files.folder.resolve(), folder, settings.load_timeout_s + IMPORTS_WITHIN_S)
+        status = run(files.folder.resolve(), folder, settings.load_timeout_s)
         if status is None or status == -signal.SIGALRM:
             raise ModelRefused(
                 str(files.version),

@@ -8,13 +8,14 @@ import ctypes
 import multiprocessing
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import traceback
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 import pyarrow as pa
@@ -28,6 +29,12 @@ from scoring.settings import ModelFormat, Settings
 
 NICENESS = 5
 ARENAS = 2
+# Starting an interpreter and importing scikit-learn and MLflow: 5 s on a quiet machine, more beside a busy service.
+IMPORTS_WITHIN_S = 120.0
+# One that waits for its order has nothing to do but to read it.
+BEGINS_WITHIN_S = 10.0
+# A trial that has not ended by its own alarm by then has switched it off.
+ALARM_IS_LATE_S = 5.0
 
 # What lies in the folder that caller and trial share.
 ORDER = "order.json"
@@ -65,7 +72,7 @@ def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | N
     Args:
         model_folder: the version's files.
         folder: holds the order, and gets the outcome.
-        within_s: when it is killed.
+        within_s: when it is killed, counted from when it has imported everything.
 
     Returns:
         Its status, -n where signal n ended it; None where it was killed because the time was up.
@@ -75,31 +82,35 @@ def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | N
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     environment["MALLOC_ARENA_MAX"] = str(ARENAS)
-    with (folder / LAST_WORDS).open("wb") as words:
+    with (
+        (folder / LAST_WORDS).open("wb") as words,
+        subprocess.Popen(
+            [sys.executable, "-m", "scoring.trial_process", str(model_folder), str(folder)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=words,
+            start_new_session=True,  # what it sends to its process group stays there, and ends with it
+        ) as trial,
+    ):
         try:
-            return subprocess.run(
-                [sys.executable, "-m", "scoring.trial_process", str(model_folder), str(folder)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=words,
-                start_new_session=True,  # what it sends to its process group stays there
-                timeout=within_s,
-                check=False,
-            ).returncode
+            return trial.wait(within_s + IMPORTS_WITHIN_S)
         except subprocess.TimeoutExpired:
             return None
+        finally:
+            _kill_group(trial.pid)
 
 
 class ForkedAhead:
     """A process split off from this one, with all that is imported, which waits for the first trial.
 
-    The imports are most of what a trial costs, and this process needs them too. Later trials start from nothing.
+    The imports are most of what a trial costs, and this process needs them too. Later trials start from nothing. Linux
+    only: elsewhere libraries that are only imported may have threads already.
     """
 
     def __init__(self) -> None:
         """Nothing is split off yet: all trials would start from nothing."""
-        self._waiting: tuple[BaseProcess, Connection] | None = None
+        self._waiting: tuple[int, Connection] | None = None
 
     def split_off(self) -> None:
         """Import what a trial needs, and split off.
@@ -108,11 +119,11 @@ class ForkedAhead:
         would hold the connections open.
         """
         import_what_predicts()
-        fork = multiprocessing.get_context("fork")
-        here, there = fork.Pipe()
-        # A daemon, in multiprocessing's word: it ends with this process.
-        trial = fork.Process(target=_wait_for_order, args=(there, here), name="trial", daemon=True)
-        trial.start()
+        here, there = multiprocessing.Pipe()
+        trial = os.fork()
+        if trial == 0:
+            here.close()  # or the line would never end
+            _be_the_trial(there)
         there.close()
         self._waiting = trial, here
 
@@ -125,34 +136,62 @@ class ForkedAhead:
         with line:
             try:
                 line.send((str(model_folder), str(folder)))
-                line.recv()  # that it begins
+                began = line.poll(BEGINS_WITHIN_S) and line.recv() is None
             except (OSError, EOFError):  # it was killed while it waited
-                return in_new_process(model_folder, folder, within_s)
-            trial.join(within_s)
-            status = trial.exitcode
-            trial.kill()
-            trial.join()
-            return status
+                began = False
+        status = _await(trial, within_s + ALARM_IS_LATE_S if began else 0.0)
+        return status if began else in_new_process(model_folder, folder, within_s)
 
 
-def _wait_for_order(line: Connection, callers_end: Connection) -> None:
-    callers_end.close()  # or the line would never end
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_DFL)
-    os.setsid()
-    _end_with_the_caller()
-    _write_nothing()
+def _await(process: int, within_s: float) -> int | None:
+    """A child's status once it has ended; None where it had not by then. Its group is killed in any case."""
+    with os.fdopen(os.pidfd_open(process)) as ended:
+        in_time = bool(select.select([ended], [], [], within_s)[0])
+    _kill_group(process)
+    os.kill(process, signal.SIGKILL)  # it may have had no time yet to lead a group
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return status if in_time else None
+
+
+def _kill_group(leader: int) -> None:
+    """What a trial started, too: it shares its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left of it
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _be_the_trial(line: Connection) -> NoReturn:
+    """In the split-off process: never back to what the caller was doing."""
+    status = 1
+    try:
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop, signal.SIG_DFL)
+        os.setsid()
+        _end_with_the_caller()
+        _write_nothing()
+        status = _wait_for_order(line)
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # told as an interpreter would at its end
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _wait_for_order(line: Connection) -> int:
     try:
         model_folder, folder = map(Path, line.recv())
         words = os.open(folder / LAST_WORDS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(words, sys.stderr.fileno())
         line.send(None)
     except (OSError, EOFError):  # nobody is there any more
-        return
+        return 1
+    line.close()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
         most_arenas = -8
         ctypes.CDLL(None).mallopt(most_arenas, ARENAS)
     _attend(model_folder, folder)
+    sys.stderr.flush()
+    return 0
 
 
 def _write_nothing() -> None:

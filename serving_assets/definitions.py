@@ -1,9 +1,12 @@
 """The Dagster code location."""
 
+import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import dagster as dg
+from dagster._core.secrets.env_file import get_env_var_dict
 
 from scoring.errors import SettingsError
 from scoring.settings import Settings
@@ -27,6 +30,21 @@ def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
     except SettingsError:
         return Settings(model_name="none").batch_owners
 
+
+def overriding(folder: Path) -> tuple[str, ...]:
+    """The settings that a `.env` in `folder` makes: Dagster's commands let it override what they were started with."""
+    return tuple(
+        name for name in get_env_var_dict(str(folder)) if name.startswith(("SERVING_", "MLFLOW_", "FEAST_", "AWS_"))
+    )
+
+
+if overridden := overriding(Path.cwd()):
+    logging.getLogger("dagster").warning(
+        "%s sets %s: Dagster lets that override the environment, which the API does not. Batch and online may differ; "
+        "start Dagster's commands in another folder.",
+        Path.cwd() / ".env",
+        ", ".join(overridden),
+    )
 
 # Owners are read here, and not when a run needs them, because Dagster asks for them when it loads the code location.
 definitions = dg.Definitions(

@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime
 
 import dagster as dg
+from pydantic import Field
 
 from scoring.feature_store import AppliedDefinitions, apply_definitions, materialize_online_store
 from serving_assets.failures import failing_in_one_line
@@ -59,6 +60,16 @@ def _metadata(applied: AppliedDefinitions, by: str) -> dict[str, str]:
     }
 
 
+class Materialization(dg.Config):
+    """How `online_store` is brought up to now, for the launchpad."""
+
+    everything: bool = Field(
+        default=False,
+        description="Copy all that is not older than its time to live, also what was copied before: once, when the "
+        "online store has lost what it had.",
+    )
+
+
 @dg.asset(
     deps=[feast_registry],
     group_name=GROUP,
@@ -66,11 +77,12 @@ def _metadata(applied: AppliedDefinitions, by: str) -> dict[str, str]:
     description="Feast's online store, brought up to now from the offline store (`feast materialize-incremental`): "
     "what POST /inference looks up. Batch scoring does not read it.",
 )
-def online_store(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
-    """Materialize, in Feast's sense, what is new since each feature view's watermark."""
+def online_store(config: Materialization, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+    """Materialize, in Feast's sense, what is new since each feature view's watermark, or everything."""
     started = time.monotonic()
     with failing_in_one_line():
-        watermarks = materialize_online_store(serving.open_feature_store(), datetime.now(UTC))
+        store = serving.open_feature_store()
+        watermarks = materialize_online_store(store, datetime.now(UTC), everything=config.everything)
     until = {mark.feature_view: mark.until.isoformat() if mark.until else "never" for mark in watermarks}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.sha256(repr(sorted(until.items())).encode()).hexdigest()),

@@ -79,7 +79,8 @@ class RequestProblems:
         except Exception as error:
             self._context.log.exception(f"Request {key} raised what nobody expected.")
             problem = f"{type(error).__name__} was raised ({first_line(error, 120)}): the run's log has the trace."
-            self._refuse(key, BatchRequestError(self._shown(key), problem))
+            # Whether it is the file's fault or a fault of this machine nobody can tell: it is taken again later.
+            self._refuse(key, BatchRequestError(self._shown(key), problem), again=True)
         else:
             self._succeeded = True
             self._settle()

@@ -36,6 +36,8 @@ class Demo:
         ports = {"DAGIT_PORT": self.dagit.url.rpartition(":")[2], "SERVING_PORT": self.api.url.rpartition(":")[2]}
         self.environment = dict(os.environ) | ports
         self.output = folder / "output.txt"
+        # As docs/deploy.md has it, for Docker Compose.
+        (folder / ".env").write_text("SERVING_MODEL_NAME=another\nSERVING_ARTIFACTS=/nowhere\n")
 
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         with self.output.open("wb") as output:
@@ -56,7 +58,7 @@ class Demo:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if (process / "cwd").resolve() == self.folder:
+                if (process / "cwd").resolve().is_relative_to(self.folder):
                     found.append((process / "cmdline").read_text().replace("\0", " "))
             except OSError:
                 continue

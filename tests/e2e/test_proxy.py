@@ -35,6 +35,7 @@ class Replica:
 
     def __init__(self) -> None:
         self.busy = 0
+        self.hangs = False
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,6 +58,8 @@ class Replica:
                 await writer.wait_closed()
 
     async def answer(self) -> str:
+        if self.hangs:
+            await asyncio.sleep(60)
         if self.busy >= AT_ONCE:
             return "503 Service Unavailable"
         self.busy += 1
@@ -66,9 +69,10 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def replicas_behind(proxy: Service) -> AsyncIterator[int]:
+async def replicas_behind(proxy: Service, *, one_hangs: bool = False) -> AsyncIterator[int]:
     """Both; how many requests they can answer in SECONDS."""
     replicas = {name: Replica() for name in proxy.places.replicas}
+    replicas[proxy.places.replicas[0]].hangs = one_hangs
     async with contextlib.AsyncExitStack() as stack:
         for name, replica in replicas.items():
             server = await asyncio.start_server(replica.serve, HOST, proxy.places.ports[name])
@@ -102,6 +106,14 @@ def test_when_more_is_asked_than_replicas_can_do_they_go_on_doing_what_they_can(
     statuses, possible = asyncio.run(overload())
     assert set(statuses) == {200, 503}
     assert statuses[200] > possible / 2
+
+
+def test_a_replica_that_takes_requests_and_never_answers_costs_time_and_no_request(proxy: Service) -> None:
+    async def ask() -> list[int]:
+        async with replicas_behind(proxy, one_hangs=True), Connection(proxy.port) as connection:
+            return [(await connection.ask("GET", "/scores")).status for _ in range(4)]
+
+    assert asyncio.run(ask()) == [200] * 4
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])

@@ -284,6 +284,7 @@ class OnLoad:
 FORKED_AHEAD = """
 import os, signal, sys, time
 from pathlib import Path
+from scoring import trial_process
 from scoring.trial_process import ForkedAhead
 trial = ForkedAhead()
 trial.split_off()
@@ -309,6 +310,41 @@ def forked_ahead(before: str = "") -> RunTrial:
         return None if status == "None" else int(status)
 
     return run
+
+
+def leave_a_process_behind(told: str) -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+    Path(told).write_text(str(os.getpgrp()))
+    os.abort()
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+def test_what_a_trial_leaves_behind_neither_holds_it_up_nor_outlives_it(tmp_path: Path, run: RunTrial) -> None:
+    options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **options)
+    estimator = OnLoad(leave_a_process_behind, str(tmp_path / "group"))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        (folder / "model.pkl").write_bytes(cloudpickle.dumps(estimator))
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    own: dict[str, Any] = {"model_formats": ("cloudpickle",)}
+    with pytest.raises(ModelRefused, match="SIGABRT"):
+        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+    group = int((tmp_path / "group").read_text())
+    until = time.monotonic() + 10
+    while is_there(group):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
@@ -342,10 +378,11 @@ def test_what_crashes_hangs_or_grows_does_so_on_trial(
     [
         in_new_process,
         forked_ahead(),
-        forked_ahead("os.kill(trial._waiting[0].pid, signal.SIGKILL)"),
+        forked_ahead("os.kill(trial._waiting[0], signal.SIGKILL)"),
+        forked_ahead("os.kill(trial._waiting[0], signal.SIGSTOP); trial_process.BEGINS_WITHIN_S = 1.0"),
         forked_ahead("trial._waiting = None"),
     ],
-    ids=["new", "forked", "killed while it waited", "forked and used up"],
+    ids=["new", "forked", "killed while it waited", "stopped while it waited", "forked and used up"],
 )
 def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -> None:
     folder = saved(tmp_path, make_pipeline(StandardScaler(), ElasticNet()).fit(FRAME, TARGET), input_example=None)

@@ -263,6 +263,21 @@ def test_feasts_own_command_goes_on_from_the_watermark(world: World, kind: str) 
     assert kept["ours"][2] == [NOW - dt.timedelta(hours=1), NOW]
 
 
+def test_a_store_that_lost_everything_is_filled_again(world: World) -> None:
+    world.write("plain", plain_rows(50, 3))
+    store = world.open("lost_redis", "redis", ENGINE)
+    first, second, last = (NOW + dt.timedelta(hours=hours) for hours in (1, 2, 3))
+    materialize_online_store(store, first)
+    before = world.content("lost_redis", "redis")
+    assert before
+    world.clear("lost_redis", store)
+    materialize_online_store(store, second)
+    assert world.content("lost_redis", "redis") == {}  # the watermarks say that all is there
+    marks = materialize_online_store(store, last, everything=True)
+    assert world.content("lost_redis", "redis") == before
+    assert {mark.until for mark in marks} == {last}
+
+
 def test_a_run_that_was_killed_midway_is_completed_by_the_next(world: World, tmp_path: Path) -> None:
     world.write("plain", plain_rows(150_000, 1))
     store = world.open("killed", "redis", ENGINE)

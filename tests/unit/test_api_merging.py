@@ -136,6 +136,28 @@ def test_a_store_that_fails_is_asked_once_for_all_of_them() -> None:
     assert len(scorer.lookups) == 1
 
 
+def test_clients_that_ask_again_at_once_are_merged_with_those_that_waited_meanwhile() -> None:
+    scorer = CountingScorer()
+    scorer.may_look_up.clear()
+
+    async def client(merging: Merger, ids: Sequence[int]) -> None:
+        for each in ids:
+            await merging.score(asked(scorer, each), LONG_S)
+
+    async def scenario() -> None:
+        async with merger() as merging:
+            first = [asyncio.create_task(client(merging, [each, each + 10])) for each in (1, 2, 3)]
+            while not scorer.lookups:
+                await asyncio.sleep(0.001)
+            second = [asyncio.create_task(client(merging, [each])) for each in (4, 5)]
+            await asyncio.sleep(0.01)
+            scorer.may_look_up.set()
+            await asyncio.gather(*first, *second)
+
+    asyncio.run(scenario())
+    assert scorer.lookups == [[1, 2, 3], [4, 5, 11, 12, 13]]
+
+
 def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
     stuck, quick = CountingScorer(version=1), CountingScorer(version=2)
     stuck.may_look_up.clear()

@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,20 @@ def test_importing_the_code_location_loads_none_of_the_slow_libraries_and_warns_
 
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_settings_that_dagster_takes_from_a_file_in_the_working_directory_are_told(tmp_path):
+    (tmp_path / ".env").write_text("SERVING_MODEL_NAME=another\nPOSTGRES_PASSWORD=secret\n")
+
+    program = "import serving_assets.definitions"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path,
+        env=environment,
+    )  # fmt: skip
+
+    assert f"{tmp_path / '.env'} sets SERVING_MODEL_NAME: " in done.stderr
+    assert "secret" not in done.stderr
 
 
 def test_the_code_location_can_be_loaded():
