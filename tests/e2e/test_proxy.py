@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import json
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from api.problems import NOT_FOUND, TYPE_PREFIX
 from tests import compose
 from tests.e2e import stand_ins
-from tests.e2e.api_server import Connection
+from tests.e2e.api_server import Answer, Connection
 from tests.e2e.compose_services import Service
 from tests.e2e.places import Places
 from tests.servers import HOST, nginx_program
@@ -118,8 +121,33 @@ def test_a_replica_that_takes_requests_and_never_answers_costs_time_and_no_reque
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])
 def test_what_is_not_for_callers_is_not_there_for_them(proxy: Service, path: str) -> None:
-    async def ask() -> int:
+    async def ask() -> Answer:
         async with replicas_behind(proxy), Connection(proxy.port) as connection:
-            return (await connection.ask("GET", path)).status
+            return await connection.ask("GET", path)
 
-    assert asyncio.run(ask()) == 404
+    answer = asyncio.run(ask())
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert json.loads(answer.body).items() >= {"type": f"{TYPE_PREFIX}{NOT_FOUND.name}", "status": 404}.items()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET / HTTP/1.1", 400),  # and no Host
+        (b"no request", 400),
+        (b"GET /scores HTTP/3.0\r\nHost: h", 505),
+        (b"TRACE /scores HTTP/1.1\r\nHost: h", 405),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1", 414),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 40_000, 400),
+    ],
+)
+def test_what_the_proxy_itself_refuses_it_refuses_with_a_problem(
+    proxy: Service, request_line: bytes, status: int
+) -> None:
+    with socket.create_connection((HOST, proxy.port), timeout=10) as client:
+        client.sendall(request_line + b"\r\n\r\n")
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()), head
+    assert b"\r\nContent-Type: application/problem+json" in head
+    assert json.loads(body)["status"] == status
