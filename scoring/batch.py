@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scoring.allocation import give_back_large_blocks
 from scoring.batch_request import ROWS_A_BATCH, read_batch_request
 from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
@@ -66,6 +67,7 @@ def write_batch_input(
         FeatureStoreError: see `with_point_in_time_features`.
         StorageError: the request can't be fetched, or the result can't be written. An older one stays as it was.
     """
+    give_back_large_blocks()
     definitions = read_definitions(store).hash
     with publishing(destination) as part, scratch_folder() as scratch:
         copy, typed = scratch / request.name, scratch / "typed.parquet"
@@ -115,6 +117,7 @@ def write_batch_output(
         StorageError: the input can't be fetched, or the result can't be written. In all of these cases an older
             batch_output.parquet stays as it was.
     """
+    give_back_large_blocks()
     with publishing(destination) as part, scratch_folder() as scratch:
         try:
             with contextlib.ExitStack() as stack:

@@ -21,6 +21,7 @@ import msgspec
 import pyarrow as pa
 
 from scoring.admission import RowSource, prove
+from scoring.allocation import use_few_arenas
 from scoring.errors import ModelRefused
 from scoring.importing import import_what_predicts
 from scoring.model_files import read_model_files
@@ -186,9 +187,7 @@ def _wait_for_order(line: Connection) -> int:
     except (OSError, EOFError):  # nobody is there any more
         return 1
     line.close()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        most_arenas = -8
-        ctypes.CDLL(None).mallopt(most_arenas, ARENAS)
+    use_few_arenas(ARENAS)
     _attend(model_folder, folder)
     sys.stderr.flush()
     return 0
