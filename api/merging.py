@@ -105,15 +105,12 @@ class Merger:
         self._will_begin = False
         if not self._waiting:
             return
-        if not self._running or (self._running < self._threads and self._age_s() >= PATIENCE_S):
+        if not self._running or (self._running < self._threads and time.monotonic() - self._last_began >= PATIENCE_S):
             self._running += 1
             self._last_began = time.monotonic()
             self._runs.put(self._take())
         if self._waiting:
             self._look_later()
-
-    def _age_s(self) -> float:
-        return time.monotonic() - self._last_began
 
     def _look_later(self) -> None:
         if not self._will_look:

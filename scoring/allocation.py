@@ -11,7 +11,7 @@ def give_back_large_blocks() -> None:
     """Have each block of a megabyte or more go back to the system when it is freed.
 
     By default the size from which this is so grows with what is freed, up to 32 MiB, and record batches fill a heap
-    that never shrinks: scoring 10 million rows peaked at 569 MiB instead of 477, and was no faster (glibc 2.36).
+    that never shrinks: scoring 10 million rows peaked at 569 MiB instead of 482, and was no faster (glibc 2.36).
     """
     _tell(M_MMAP_THRESHOLD, LARGE_BYTES)
 

@@ -1,6 +1,7 @@
 """The queries behind the offline store: a point-in-time join and reads of a source, run by DuckDB when asked for."""
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,9 +47,9 @@ class QueryRetrievalJob(RetrievalJob):
         super().__init__()
         self._config = config
 
+    @abstractmethod
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
         """The query, after registering on the connection what it reads."""
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[pa.RecordBatchReader]:
