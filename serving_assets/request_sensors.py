@@ -32,6 +32,9 @@ from serving_assets.resources import Serving
 INTERVAL_S = 5
 # A run writes down its end by the clock of its own machine.
 CLOCKS_DIFFER_S = 30
+# Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none. Requests
+# between refused ones need a run for each gap, which may be hundreds: what comes in meanwhile goes before them.
+PRIORITY, AFTER_NEW_ONES = "dagster/priority", "-1"
 NOTHING_NEW = "No new or changed file in the request folder."
 
 
@@ -85,16 +88,21 @@ def new_batch_request(
     have_partitions = set(partitions)
     added = [file.key for file, _ in changes.files if file.key not in have_partitions]
     order = [*partitions, *added]
-    ranges = _ranges(changes, known, order)
+    ranges, repeated = _ranges(changes, known, order)
     runs = [
-        run_request(first, last, run_key=f"{first}...{last}:{_content(changes, known, first, last, order)}")
-        for first, last in ranges
+        run_request(
+            first,
+            last,
+            run_key=f"{first}...{last}:{_content(changes, known, first, last, order)}",
+            tags={PRIORITY: AFTER_NEW_ONES} if (first, last) in repeated else None,
+        )
+        for first, last in [*ranges, *repeated]
     ]
     not_taken = folder.not_taken if cursor.told != others else ""
     if not_taken:
         context.log.warning(not_taken)
     waiting = list(changes.waiting)
-    if left := len(changes.files) - sum(order.index(last) - order.index(first) + 1 for first, last in ranges):
+    if left := len(changes.files) - _length([*ranges, *repeated], order):
         waiting.append(f"{left} requests whose run failed wait for the runs of others")
     later = [f"{len(changes.again)} requests whose run failed are taken again later"] if changes.again else []
     due = [*changes.again, *([now + ABANDONED_AFTER_S] if runs or known.busy else [])]
@@ -124,7 +132,7 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
     others = [key for key in keys if key not in refused]
     if not refused or not others:
         return dg.SkipReason("No request of this run can be scored without the others.")
-    tags = {"serving/others_of": run.run_id}
+    tags = {"serving/others_of": run.run_id, PRIORITY: AFTER_NEW_ONES}
     return dg.SensorResult(
         run_requests=[
             run_request(first, last, f"{run.run_id}:{first}", run_config=_score_config(run), tags=tags)
@@ -148,18 +156,25 @@ def _known(
     return Known(seen, attempts, frozenset(runs_in_flight(instance, partitions)), cursor.ahead)
 
 
-def _ranges(changes: Changes, known: Known, order: Sequence[str]) -> list[tuple[str, str]]:
-    """The runs to ask for, each from one request to another."""
+Ranges = list[tuple[str, str]]
+
+
+def _ranges(changes: Changes, known: Known, order: Sequence[str]) -> tuple[Ranges, Ranges]:
+    """The runs to ask for, each from one request to another: those for the first time, and repeated ones."""
     by_failures: dict[int, list[str]] = {}
     for file, _ in changes.files:
         by_failures.setdefault(len(known.failures(file)), []).append(file.key)
     ranges = adjacent_ranges(by_failures.pop(0, []), order, REQUESTS_A_RUN)
     if known.busy & known.attempts.keys():
-        return ranges  # one after the other: they may fail again
+        return ranges, []  # one after the other: they may fail again
     repeated = [
         each for failures, keys in by_failures.items() for each in adjacent_ranges(keys, order, together(failures))
     ]
-    return ranges + repeated[:RUNS_AT_ONCE]
+    return ranges, repeated[:RUNS_AT_ONCE]
+
+
+def _length(ranges: Ranges, order: Sequence[str]) -> int:
+    return sum(order.index(last) - order.index(first) + 1 for first, last in ranges)
 
 
 def _read_cursor(text: str | None) -> _Cursor:

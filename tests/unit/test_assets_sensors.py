@@ -519,6 +519,21 @@ def test_the_requests_beside_a_bad_one_get_a_run_of_their_own_once(daemon):
     assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["a"], ["c", "d"]]
 
 
+def test_what_comes_in_goes_before_the_requests_between_refused_ones(daemon):
+    for key in ("a", "b", "c", "d", "e"):
+        daemon.write_request(key)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "b", "d")
+    daemon.tick_after_failure(daemon.runs[0])
+    daemon.write_request("new")
+    daemon.tick("new_batch_request")
+
+    runs = daemon.runs[1:]
+    assert [daemon.partitions(run) for run in runs] == [["a"], ["c"], ["e"], ["new"]]
+    assert [int(run.tags.get("dagster/priority", 0)) for run in runs] == [-1, -1, -1, 0]
+
+
 def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_by_version_1):
     daemon = scored_by_version_1
     for key in ("a", "b"):
@@ -553,6 +568,8 @@ def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_
     daemon.cursors.clear()
     daemon.tick("new_batch_request")
     assert [daemon.partitions(run) for run in daemon.runs] == [["a", "b", "c"]] * 4
+    assert "dagster/priority" not in daemon.runs[0].tags
+    assert daemon.runs[-1].tags["dagster/priority"] == "-1"  # new ones go first
     daemon.refuse(daemon.runs[-1], "b")
     daemon.tick_after_failure(daemon.runs[-1])
     daemon.finish_all()
