@@ -1,13 +1,11 @@
-"""The API as a process over a real Redis, and load for it."""
+"""The API as a process over a real Redis."""
 
-import asyncio
 import contextlib
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.api_server import BODY, Answer, ApiServer, Connection
+from tests.e2e.api_server import ApiServer
 from tests.servers import RedisServer
 from tests.worlds import build_driver_world
 
@@ -27,43 +25,6 @@ def serving(**environment: str) -> Iterator[ApiServer]:
         server.start()
         stack.callback(server.stop)
         yield server
-
-
-async def load(
-    port: int, clients: int, seconds: float, pause_s: float = 0.0, rate: float | None = None
-) -> list[Answer]:
-    """What `clients` connections got within `seconds`, each asking for the best of five drivers.
-
-    Args:
-        port: the API's, on loopback.
-        clients: connections; each waits for its answer before it asks again.
-        seconds: how long to go on.
-        pause_s: what a client waits after a 503.
-        rate: requests a second of all clients together; None: as many as they can.
-    """
-    answers: list[Answer] = []
-    until = time.monotonic() + seconds
-    interval_s = clients / rate if rate else 0.0
-
-    async def ask(number: int) -> None:
-        async with Connection(port) as connection:
-            async for _ in _beats(interval_s, number / clients, until):
-                answer = await connection.ask("POST", "/inference", BODY)
-                answers.append(answer)
-                if answer.status == 503:
-                    await asyncio.sleep(pause_s)
-
-    await asyncio.gather(*(ask(number) for number in range(clients)))
-    return answers
-
-
-async def _beats(interval_s: float, phase: float, until: float) -> AsyncIterator[None]:
-    due = time.monotonic() + interval_s * phase
-    while (now := time.monotonic()) < until:
-        if due > now:
-            await asyncio.sleep(due - now)
-        yield
-        due += interval_s
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.online_world import load, percentile, serving
-from tests.e2e.api_server import Answer, ApiServer
+from benchmarks.clients import Load, Taken, load, put_on
+from benchmarks.online_world import percentile, serving
+from tests.e2e.api_server import ApiServer
 
 CLIENTS = 8
 MEASURED_S = 10.0
@@ -26,7 +27,7 @@ def resident_bytes(server: ApiServer) -> int:
     return int(pages) * 4096
 
 
-async def soak(server: ApiServer, rate: float, seconds: float) -> tuple[list[Answer], list[int]]:
+async def soak(server: ApiServer, rate: float, seconds: float) -> tuple[list[Taken], list[int]]:
     """The answers, and the memory once a second."""
     memory: list[int] = []
 
@@ -36,15 +37,15 @@ async def soak(server: ApiServer, rate: float, seconds: float) -> tuple[list[Ans
             memory.append(resident_bytes(server))
             await asyncio.sleep(1)
 
-    answers, _ = await asyncio.gather(load(server.port, CLIENTS, seconds, rate=rate), watch())
+    answers, _ = await asyncio.gather(put_on(server.port, Load(CLIENTS, seconds, rate=rate)), watch())
     return answers, memory
 
 
 def main(minutes: float) -> int:
     """Print what was measured. Returns 1 where it is not as it should be."""
     with serving() as server:
-        asyncio.run(load(server.port, CLIENTS, MEASURED_S))  # warm
-        capacity = len(asyncio.run(load(server.port, CLIENTS, MEASURED_S))) / MEASURED_S
+        load(server.port, CLIENTS, MEASURED_S)  # warm
+        capacity = len(load(server.port, CLIENTS, MEASURED_S)) / MEASURED_S
         print(
             f"capacity {capacity:.0f} requests/s with {CLIENTS} clients; {minutes:g} minutes at half of it", flush=True
         )

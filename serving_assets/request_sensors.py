@@ -32,8 +32,8 @@ from serving_assets.resources import Serving
 INTERVAL_S = 5
 # A run writes down its end by the clock of its own machine.
 CLOCKS_DIFFER_S = 30
-# Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none. Requests
-# between refused ones need a run for each gap, which may be hundreds: what comes in meanwhile goes before them.
+# Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none.
+# Requests between refused ones need a run for each gap, which may be hundreds: what comes in meanwhile goes first.
 PRIORITY, AFTER_NEW_ONES = "dagster/priority", "-1"
 NOTHING_NEW = "No new or changed file in the request folder."
 
