@@ -3,6 +3,7 @@
 ServingError (scoring.errors)
 ├── RequestError             the client can mend it
 │   ├── NotJson              another content type
+│   ├── BodyEncoded          the body is compressed
 │   ├── MalformedBody        the body is no JSON text
 │   ├── InvalidRequest       JSON, but not the request that this model needs
 │   ├── KeyNeeded            no key, or another one
@@ -33,6 +34,15 @@ class NotJson(RequestError):
 
     def __init__(self) -> None:
         super().__init__("The body must be JSON: send it with the header Content-Type: application/json.")
+
+
+class BodyEncoded(RequestError):
+    """The body is compressed, or encoded in another way."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The body must be sent as it is, without the header Content-Encoding (identity alone is taken)."
+        )
 
 
 class MalformedBody(RequestError):

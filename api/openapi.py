@@ -20,7 +20,7 @@ PROBLEM_MEANINGS = {
     401: "No key, or one that does not fit.",
     408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
     413: "The body is larger than SERVING_MAX_BODY_BYTES.",
-    415: "The body is not declared as application/json.",
+    415: "The body is not declared as application/json, or is compressed: then Accept-Encoding says what is taken.",
     422: "JSON, but not a request for this model (a wrong type, a missing, unknown or repeated member, too many "
     "entities), or no entity could be scored: then `excluded` says why.",
     500: "The model failed on this request, or something is broken.",

@@ -11,6 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from api.errors import (
+    BodyEncoded,
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
@@ -71,6 +72,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     BodyTooLarge: BODY_TOO_LARGE,
     BodyTooSlow: Kind("body-too-slow", 408, "The body took too long"),
     NotJson: Kind("not-json", 415, "The body is not declared as JSON"),
+    BodyEncoded: Kind("body-encoded", 415, "The body is compressed"),
     MalformedBody: Kind("malformed-body", 400, "The body is no JSON text"),
     ClientLeft: BAD_REQUEST,
     UpgradeAsked: BAD_REQUEST,
@@ -109,6 +111,8 @@ def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[An
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
     if isinstance(error, KeyNeeded):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyEncoded):
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
     if isinstance(error, BodyTooSlow | UpgradeAsked):  # what is still to come of it must not be read as a request
         headers["Connection"] = "close"
     note = Note.of(request.scope["state"])

@@ -18,7 +18,7 @@ from litestar.types import HTTPScope, Receive, Send
 from api.access import Keys
 from api.answers import inference_answer, scores_answer
 from api.bodies import header, read_body, send_empty, send_json
-from api.errors import NotJson
+from api.errors import BodyEncoded, NotJson
 from api.model_slot import Served
 from api.note import Note
 from api.problems import header_text
@@ -46,6 +46,8 @@ def scoring_routes(settings: Settings, keys: Keys, scoring: RequestScoring) -> l
         scoring.check_room()
         if not _is_json(header(scope, b"content-type")):
             raise NotJson
+        if not _is_plain(header(scope, b"content-encoding")):
+            raise BodyEncoded
         body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout_s)
         scored = await scoring.score(body, Note.of(scope["state"]))
         content = make_answer(scored.served, scored.entities, scored.scores, settings.missing_features)
@@ -76,3 +78,7 @@ async def _other_method(scope: HTTPScope, send: Send) -> None:
 
 def _is_json(content_type: str | None) -> bool:
     return content_type is not None and content_type.partition(";")[0].strip().lower() == JSON
+
+
+def _is_plain(content_encoding: str | None) -> bool:
+    return content_encoding is None or content_encoding.strip().lower() in {"", "identity"}

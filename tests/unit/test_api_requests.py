@@ -1,5 +1,6 @@
 """What the API answers to requests, good and odd ones, on a fake model."""
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,20 @@ def test_a_charset_beside_the_content_type_is_fine(client: TestClient[Any]) -> N
     headers = {"Content-Type": "application/json; charset=utf-8"}
     body = b'{"request_id":"r","driver_ids":[1]}'
     assert client.post("/inference", content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "identity, gzip", "x-unknown"])
+def test_a_compressed_body_is_refused_with_what_is_taken(client: TestClient[Any], encoding: str) -> None:
+    body = gzip.compress(b'{"request_id":"r","driver_ids":[1]}')
+    answer = client.post("/inference", content=body, headers={**JSON, "Content-Encoding": encoding})
+    problem = assert_problem(answer, 415)
+    assert problem["type"].endswith(":body-encoded")
+    assert answer.headers["Accept-Encoding"] == "identity"
+
+
+def test_a_body_that_is_said_to_be_as_it_is_is_taken(client: TestClient[Any]) -> None:
+    headers = {**JSON, "Content-Encoding": "Identity"}
+    assert client.post("/inference", content=b'{"request_id":"r","driver_ids":[1]}', headers=headers).status_code == 200
 
 
 def test_a_body_past_the_limit_is_refused_also_where_its_length_is_not_announced() -> None:
