@@ -38,6 +38,7 @@ class Breaker:
         self.failures = 0
         self.opened = 0
         """How often it opened after it had been closed."""
+        self._logged: str | None = None
 
     def check(self) -> None:
         """Nothing, while it is closed.
@@ -53,16 +54,24 @@ class Breaker:
         if not self.state.usable:
             log.info("feature_store_usable")
         self.failures = 0
+        self._logged = None
         self.state = StoreState(usable=True, answered_at=datetime.now(UTC))
 
-    def failed(self, problem: str) -> None:
-        """The store failed, or gave no answer in time."""
+    def failed(self, problem: str, reason: str | None = None) -> None:
+        """The store failed, or gave no answer in time.
+
+        Args:
+            problem: what whoever asks /ready may read of it.
+            reason: what the log gets, once until it is another; the same by default.
+        """
+        reason = reason or problem
         self.failures += 1
         was_usable = self.state.usable
         if was_usable and self.failures < OPENS_AFTER:
             return
         if was_usable:
             self.opened += 1
-        if was_usable or problem != self.state.problem:
-            log.warning("feature_store_unusable", reason=problem)
+        if reason != self._logged:
+            log.warning("feature_store_unusable", reason=reason)
+        self._logged = reason
         self.state = StoreState(False, problem, self.state.answered_at)

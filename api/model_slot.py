@@ -40,6 +40,9 @@ class Refusal(msgspec.Struct, frozen=True):
 
     target: Target
     reason: str
+    """As the log tells it."""
+    public: str
+    """As /ready tells it."""
     attempts: int
     retry_at: float
     """On the follower's clock. Sooner only if the alias or the feature definitions change."""
@@ -75,7 +78,7 @@ class ModelSlot:
     def why_empty(self) -> str:
         """Why nothing serves, in one line."""
         if self.refusal is not None:
-            return self.refusal.reason
+            return self.refusal.public
         return self.look_problem or "the first one is being loaded."
 
     def look_age_s(self) -> float | None:
@@ -95,6 +98,7 @@ class AliasFollower:
         # One thread: a registry that hangs delays the next look, and nothing else.
         self._workers = Workers("follower", threads=1, waiting=0)
         self._woken = asyncio.Event()
+        self._logged: str | None = None
 
     def wake(self) -> None:
         """Look now instead of at the end of the interval."""
@@ -125,15 +129,15 @@ class AliasFollower:
         try:
             target = await self._workers.run(self._loader.look)
         except Exception as error:
-            self._look_failed(error)
+            self._registry_failed(error)
             return
-        self._look_succeeded()
+        slot.looked_at = slot.clock()
         if slot.served is not None and slot.served.target == target:
             slot.refusal = None
+        elif slot.refusal is None or slot.refusal.target != target or slot.clock() >= slot.refusal.retry_at:
+            await self._replace(target)
             return
-        if slot.refusal is not None and slot.refusal.target == target and slot.clock() < slot.refusal.retry_at:
-            return
-        await self._replace(target)
+        self._registry_answered()
 
     async def _replace(self, target: Target) -> None:
         slot = self._slot
@@ -143,11 +147,13 @@ class AliasFollower:
             scorer = await self._workers.run(lambda: self._loader.load(target, current))
             form = RequestForm(str(scorer.version), scorer.features, self._settings.max_entities)
         except RegistryError as error:  # an outage says nothing about the version
-            self._look_failed(error)
+            self._registry_failed(error)
             return
         except Exception as error:
+            self._registry_answered()
             self._refuse(target, error)
             return
+        self._registry_answered()
         await self._probe.check(scorer, WARM_UP_S)
         if await self._moved_on(target):
             log.info("model_not_swapped", model=str(scorer.version), reason="the alias moved while it was loaded.")
@@ -171,17 +177,17 @@ class AliasFollower:
         except Exception:  # the next look says so
             return False
 
-    def _look_succeeded(self) -> None:
+    def _registry_answered(self) -> None:
         if self._slot.look_problem is not None:
             log.info("registry_answers_again")
-        self._slot.looked_at = self._slot.clock()
-        self._slot.look_problem = None
+        self._slot.look_problem = self._logged = None
 
-    def _look_failed(self, error: Exception) -> None:
-        problem = _reason(error)
-        if problem != self._slot.look_problem:  # once, not at every look
-            log.warning("registry_gives_no_answer", reason=problem, exc_info=_unexpected(error))
-        self._slot.look_problem = problem
+    def _registry_failed(self, error: Exception) -> None:
+        reason = _reason(error)
+        if reason != self._logged:  # once, not at every look or attempt to fetch
+            log.warning("registry_gives_no_answer", reason=reason, exc_info=_unexpected(error))
+        self._logged = reason
+        self._slot.look_problem = _public(error)
 
     def _refuse(self, target: Target, error: Exception) -> None:
         slot = self._slot
@@ -191,12 +197,16 @@ class AliasFollower:
         if again is None or again.reason != reason:
             log.error("model_refused", model=str(target.version), reason=reason, exc_info=_unexpected(error))
         wait_s = min(FIRST_RETRY_S * 2 ** (attempts - 1), LONGEST_RETRY_S)
-        slot.refusal = Refusal(target, reason, attempts, slot.clock() + wait_s)
+        slot.refusal = Refusal(target, reason, _public(error), attempts, slot.clock() + wait_s)
         slot.refusals += 1
 
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ServingError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _public(error: Exception) -> str:
+    return error.public if isinstance(error, ServingError) else f"{type(error).__name__}; the log says more."
 
 
 def _unexpected(error: Exception) -> Exception | None:

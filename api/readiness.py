@@ -34,7 +34,7 @@ def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: 
         "registry": {"last_answer_age_s": None if age_s is None else round(age_s, 3), "problem": slot.look_problem},
         "refused": {
             "model": str(refusal.target.version),
-            "reason": refusal.reason,
+            "reason": refusal.public,
             "attempts": refusal.attempts,
             "next_attempt_in_s": round(max(0.0, refusal.retry_at - slot.clock()), 3),
         }

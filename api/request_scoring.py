@@ -68,7 +68,7 @@ class RequestScoring:
         except UnusableFeature:
             raise
         except FeatureStoreError as error:
-            self._blame_store(asked, str(error))
+            self._blame_store(asked, error.public, str(error))
             raise
         finally:
             asked.over = True
@@ -77,7 +77,7 @@ class RequestScoring:
         self._metrics.scored(scores)
         return Scored(served, entities, scores)
 
-    def _blame_store(self, asked: Asked, problem: str) -> None:
+    def _blame_store(self, asked: Asked, problem: str, reason: str | None = None) -> None:
         if asked.run is not None and not asked.run.blamed:
             asked.run.blamed = True
-            self._breaker.failed(problem)
+            self._breaker.failed(problem, reason)

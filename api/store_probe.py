@@ -61,8 +61,9 @@ class StoreProbe:
         except (TimeoutError, Overloaded):
             self.breaker.failed(NO_ANSWER)
         except ServingError as error:
-            self.breaker.failed(str(error))
+            self.breaker.failed(error.public, str(error))
         except Exception as error:
-            self.breaker.failed(f"{type(error).__name__}: {first_line(error)}")
+            kind = type(error).__name__
+            self.breaker.failed(f"The feature store can't be asked ({kind}).", f"{kind}: {first_line(error)}")
         else:
             self.breaker.answered()

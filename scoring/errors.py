@@ -26,9 +26,16 @@ Each error takes facts and makes one sentence that says what to do. None of them
 import re
 from collections.abc import Sequence
 
+from scoring.causes import in_our_words
+
 
 class ServingError(Exception):
     """Base of all errors that this project raises on purpose; its text is one line for a person to act on."""
+
+    @property
+    def public(self) -> str:
+        """The same for whoever asks /ready: without addresses, and without the words of another server."""
+        return str(self)
 
 
 class SettingsError(ServingError):
@@ -59,6 +66,12 @@ class RegistryUnreachable(RegistryError):
             f"The MLflow registry at {self.uri} gave no answer ({first_line(cause)}): "
             "check MLFLOW_TRACKING_URI and that the server is up."
         )
+        self._why = _public(cause)
+
+    @property
+    def public(self) -> str:
+        """See `ServingError.public`."""
+        return f"The MLflow registry gave no answer ({self._why})."
 
 
 class ModelNotRegistered(RegistryError):
@@ -70,6 +83,11 @@ class ModelNotRegistered(RegistryError):
             f"No model named {model!r} is registered in {without_secrets(uri)}: "
             "register one, or set SERVING_MODEL_NAME and MLFLOW_TRACKING_URI to where it is."
         )
+
+    @property
+    def public(self) -> str:
+        """See `ServingError.public`."""
+        return f"No model named {self.model!r} is registered: the log says where it was looked for."
 
 
 class AliasNotSet(RegistryError):
@@ -124,6 +142,12 @@ class FeatureStoreError(ServingError):
     def __init__(self, doing: str, cause: BaseException | str) -> None:
         self.doing = doing
         super().__init__(f"The feature store failed while {doing}: {first_line(cause)}")
+        self._why = _public(cause)
+
+    @property
+    def public(self) -> str:
+        """See `ServingError.public`."""
+        return f"The feature store failed while {self.doing}: {self._why}"
 
 
 class UnusableFeature(FeatureStoreError):
@@ -213,6 +237,10 @@ def first_line(cause: BaseException | str, limit: int = 200) -> str:
     text = str(cause).strip() or type(cause).__name__
     line = re.sub(r"\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _public(cause: BaseException | str) -> str:
+    return cause if isinstance(cause, str) else f"{in_our_words(cause)}; the log says more"
 
 
 def without_secrets(uri: str) -> str:

@@ -89,6 +89,8 @@ BROKEN = {
     "no port": ("FEAST_REDIS", "127.0.0.1,password=red1s"),
 }
 
+KIND = {"a wrong password": "it refuses our user or password", "no Redis": "it refused the connection"}
+
 
 def run_batch(world: World, home: Path, key: str) -> tuple[dg.ExecuteInProcessResult, str]:
     """A whole run in this process, and all that Dagster keeps of it."""
@@ -143,6 +145,9 @@ def test_no_error_of_a_store_tells_one(
         load_and_look_up(applied_world, online_scorer)
     # Also what led to it: a log may hold the whole chain.
     check_silent("".join(traceback.format_exception(raised.value)))
+    # What /ready tells anybody says what kind of failure it is, and nothing of where.
+    assert HOST not in raised.value.public
+    assert KIND.get(what, "") in raised.value.public
 
 
 def load_and_look_up(world: World, current: Scorer) -> None:

@@ -1,6 +1,7 @@
 """When requests are let through to the feature store, and when they are told at once that it does not answer."""
 
 import pytest
+import structlog
 
 from api.breaker import OPENS_AFTER, Breaker
 from api.errors import StoreUnavailable
@@ -31,6 +32,15 @@ def test_it_opens_after_some_failures_running_and_one_answer_closes_it() -> None
     breaker.answered()
     breaker.check()
     assert breaker.state.problem is None
+
+
+def test_the_log_gets_the_stores_own_words_once_and_ready_gets_ours() -> None:
+    breaker = closed()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(10):
+            breaker.failed("it refused the connection", "Error 111 connecting to inside:6379")
+    assert breaker.state.problem == "it refused the connection"
+    assert [line["reason"] for line in lines] == ["Error 111 connecting to inside:6379"]
 
 
 def test_failures_with_answers_between_them_never_open_it() -> None:

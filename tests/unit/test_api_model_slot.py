@@ -1,22 +1,26 @@
 """How the API follows the alias: what is swapped, what is refused, and what is told meanwhile."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import structlog
 from litestar.testing import TestClient
 
 from api.app import create_app
 from api.errors import NoModel
 from api.model_slot import FIRST_RETRY_S, LONGEST_RETRY_S, AliasFollower, ModelSlot
 from api.store_probe import StoreProbe
-from scoring.errors import AliasNotSet, FeatureStoreError, ModelRefused, RegistryUnreachable
+from scoring.errors import AliasNotSet, FeatureStoreError, ModelNotRegistered, ModelRefused, RegistryUnreachable
 from scoring.features import JoinKey
 from scoring.settings import Settings
 from tests.fakes import FakeLoader, FakeScorer, features
 
 SETTINGS = Settings(model_name="ranker")
+ADDRESS = "http://mlflow.inside:5000"
+DETAILS = "Error 111 connecting as user ann"
 
 
 class Clock:
@@ -180,12 +184,43 @@ def test_before_a_model_is_there_the_process_is_live_and_says_why_it_is_not_read
 
 def test_a_store_that_fails_is_told_by_ready_and_not_by_live() -> None:
     scorer = FakeScorer()
-    scorer.store_error = FeatureStoreError("reading the online store", "refused")
+    scorer.store_error = FeatureStoreError(
+        "reading the online store", ConnectionRefusedError("10.0.0.7:6379, user ann")
+    )
     with TestClient(create_app(Settings(model_name="ranker", poll_interval_s=0.1), FakeLoader(scorer))) as client:
         while client.get("/version").status_code != 200:
             pass
         answer = client.get("/ready")
         assert answer.status_code == 503
         assert answer.json()["feature_store"]["usable"] is False
-        assert "refused" in answer.json()["detail"]
+        assert "it refused the connection" in answer.json()["detail"]
+        assert "ann" not in answer.text
+        assert "10.0.0.7" not in answer.text
         assert client.get("/live").status_code == 200
+
+
+@pytest.mark.parametrize("of", ["look", "load"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FeatureStoreError("reading its registry", OSError(DETAILS)),
+        RegistryUnreachable(ADDRESS, OSError(DETAILS)),
+        OSError(DETAILS),
+        ModelNotRegistered("ranker", ADDRESS),
+    ],
+)
+def test_what_another_server_said_is_told_by_the_log_alone(error: Exception, of: str) -> None:
+    loader = FakeLoader()
+    setattr(loader, f"{of}_error", error)
+    settings = Settings(model_name="ranker", poll_interval_s=0.05)
+    with structlog.testing.capture_logs() as lines, TestClient(create_app(settings, loader)) as client:
+        while "being loaded" in client.get("/ready").text:
+            time.sleep(0.005)
+        time.sleep(0.2)
+        answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "ann" not in answer.text
+    assert "mlflow.inside" not in answer.text
+    told = [line["reason"] for line in lines if "reason" in line]
+    assert len(told) == 1
+    assert "ann" in told[0] or "mlflow.inside" in told[0]
