@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # Sent before the first reply is read: Redis keeps what is not read yet in its memory.
 KEYS_AT_ONCE = 2000
+NO_REDIS = "what its address answers is not what a Redis answers: look at what listens there"
 
 
 class BulkRedisOnlineStoreConfig(RedisOnlineStoreConfig):
@@ -81,7 +82,7 @@ class RedisReader:
         """See `BulkReader.read`."""
         try:
             return self._read(entity_rows)
-        except UnusableFeature:
+        except FeatureStoreError:
             raise
         except (RedisError, OSError) as error:
             # The key of one entity holds something else than a hash: that is no failure of the store.
@@ -99,10 +100,16 @@ class RedisReader:
             for start in range(0, len(keys), KEYS_AT_ONCE):
                 hashes += self._ask(command, keys[start : start + KEYS_AT_ONCE])
             by_field = list(zip(*hashes, strict=True))
-            for place, view in enumerate(group.views):
-                written_s[view.name] = decode_moments(by_field[place])
-            for place, column in enumerate(group_columns, len(group.views)):
-                columns[column.name] = decode_values(by_field[place], column.dtype)
+            try:
+                for place, view in enumerate(group.views):
+                    written_s[view.name] = decode_moments(by_field[place])
+                for place, column in enumerate(group_columns, len(group.views)):
+                    columns[column.name] = decode_values(by_field[place], column.dtype)
+            except Exception:
+                # Looked at only now: nearly always every value is one that a Redis can hold.
+                if {kind for values in by_field for kind in map(type, values)} <= {bytes, type(None)}:
+                    raise
+                raise FeatureStoreError(READING, NO_REDIS) from None
         return StoreRead(written_s, columns)
 
     def _ask(self, command: "ReadHashes", keys: Sequence[bytes]) -> list[list[bytes | None]]:
@@ -117,7 +124,10 @@ class RedisReader:
 
         try:
             replies = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
-        except BaseException:  # some of the replies may be on their way
+            for reply in replies:
+                if (type(reply) is not list or len(reply) != command.width) and not isinstance(reply, RedisError):
+                    raise FeatureStoreError(READING, NO_REDIS)
+        except BaseException:  # some of the replies may be on their way, or belong to another command
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
@@ -133,6 +143,7 @@ class ReadHashes:
 
     def __init__(self, fields: Sequence[bytes]) -> None:
         """Args: which fields."""
+        self.width = len(fields)
         self._head = b"*%d\r\n%b" % (2 + len(fields), _argument(b"HMGET"))
         self._tail = b"".join(map(_argument, fields))
 

@@ -4,8 +4,11 @@ import contextlib
 import datetime as dt
 import io
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoring.bulk_reader import BulkReader, bulk_reader
+from scoring.bulk_reader import BulkReader, bulk_reader, view_columns
 from scoring.entity_keys import entity_keys
-from scoring.errors import UnusableFeature
+from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures
-from scoring.redis_store import ReadHashes
+from scoring.redis_store import Group, ReadHashes, RedisReader
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
-from tests.servers import RedisServer
+from tests.servers import HOST, RedisServer
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -337,6 +340,52 @@ def test_bytes_that_are_no_value_are_no_failure_of_the_store_by_feasts_way_eithe
     features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
     with pytest.raises(UnusableFeature):
         read_online_vectors(world.stores["feast"], features, {"shop_id": [961], "buyer": ["a"]}, NOW)
+
+
+@contextlib.contextmanager
+def something_else(said: bytes) -> Iterator[tuple[str, int]]:
+    """A server that answers each HMGET with the same bytes."""
+
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line in {b"HMGET\r\n", b"SETINFO\r\n"}:
+                    self.wfile.write(said if line == b"HMGET\r\n" else b"+OK\r\n")
+
+    with socketserver.ThreadingTCPServer((HOST, 0), Answer) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield HOST, server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"+OK\r\n",
+        b"$-1\r\n",
+        b":1\r\n",
+        b"*0\r\n",
+        b"*1\r\n$1\r\na\r\n",
+        b"*2\r\n:5\r\n:6\r\n",
+        b"*2\r\n*1\r\n:5\r\n*1\r\n:6\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_what_answers_in_another_form_than_redis_is_a_failed_store(world: World, said: bytes) -> None:
+    from redis import Redis
+
+    store = world.stores["bulk"]
+    views = view_columns(store, link(store, "everything", {"rate": pa.float32()}))
+    groups = [Group(view.keys, (view,)) for view in views or ()]
+    with something_else(said) as (host, port), Redis(host, port, retry=None, socket_timeout=5) as client:
+        with pytest.raises(FeatureStoreError) as caught:
+            RedisReader(client, "bulk", groups).read({"shop_id": [970], "buyer": ["a"]})
+        # Whatever it sends after an answer of another length must not be taken for the answer to the next request.
+        closed = [each._sock for each in client.connection_pool._available_connections] == [None]
+        assert closed or said.startswith(b"*2")
+    assert not isinstance(caught.value, UnusableFeature)
 
 
 def store_view(world: World) -> tuple[tuple[str, JoinKey], ...]:
