@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -14,9 +15,8 @@ from scoring.admission import GOLDEN_ROWS, Proof, confirm
 from scoring.errors import FeatureStoreError, ServingError
 from scoring.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features import ModelFeatures
-from scoring.files import scratch_folder
 from scoring.model import Model, load_model
-from scoring.model_files import ModelFiles, fetch_model
+from scoring.model_files import ModelFiles, fetch_model, version_folder
 from scoring.online import read_online_vectors
 from scoring.predict import Policy
 from scoring.registry import ModelVersion, Registry
@@ -58,6 +58,7 @@ class Loader(Protocol):
         Raises:
             RegistryError: its files can't be fetched.
             ModelRefused, FeatureStoreError: it can't serve; the text says why.
+            NoRoom: this machine has none for its files.
         """
 
 
@@ -91,18 +92,22 @@ class RegistryLoader:
         return Target(version, definitions)
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
-        """See `Loader.load`. Only the definitions changed: the model that is loaded already is linked to them."""
+        """See `Loader.load`."""
+        with version_folder() as folder:
+            return self._load(target, current, folder)
+
+    def _load(self, target: Target, current: Scorer | None, folder: Path) -> Scorer:
         store = freeze_definitions(self._open(), self._settings.deadline_s)
+        # Only the definitions changed: the model that is loaded already is linked to them.
         if isinstance(current, OnlineScorer) and current.version == target.version:
             features = link_version(store, target.version, current.model.signature, self._settings)
             serving = ServingModel(current.model, features)
             return OnlineScorer(serving, store, self._policy, independent_rows=current.independent_rows)
-        with scratch_folder() as folder:
-            files = fetch_model(self._registry, target.version, folder, self._settings)
-            features = link_version(store, target.version, files.signature, self._settings)
-            proof = self._prove(files, lambda: _known_rows(store, features, current))
-            model = load_model(files, proof.as_array)
-            confirm(model, proof)
+        files = fetch_model(self._registry, target.version, folder, self._settings)
+        features = link_version(store, target.version, files.signature, self._settings)
+        proof = self._prove(files, lambda: _known_rows(store, features, current))
+        model = load_model(files, proof.as_array)
+        confirm(model, proof)
         _tell(model, proof)
         independent = proof.same_in_any_batch and proof.source != "made_up"
         return OnlineScorer(ServingModel(model, features), store, self._policy, independent_rows=independent)

@@ -15,7 +15,7 @@ from api.request_form import RequestForm
 from api.scorer import Scorer
 from api.store_probe import StoreProbe
 from api.workers import Workers
-from scoring.errors import RegistryError, ServingError, first_line
+from scoring.errors import NoRoom, RegistryError, ServingError, first_line
 from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A version that should serve and can't."""
+    """A version that should serve and can't: it was refused, or this machine can't try it."""
 
     target: Target
     reason: str
@@ -44,6 +44,8 @@ class Refusal(msgspec.Struct, frozen=True):
     public: str
     """As /ready tells it."""
     attempts: int
+    of_this_machine: bool
+    """Whether it is this machine's fault, and nothing is known of the version."""
     retry_at: float
     """On the follower's clock. Sooner only if the alias or the feature definitions change."""
 
@@ -191,14 +193,16 @@ class AliasFollower:
 
     def _refuse(self, target: Target, error: Exception) -> None:
         slot = self._slot
+        here = isinstance(error, NoRoom)
         again = slot.refusal if slot.refusal is not None and slot.refusal.target == target else None
         attempts = again.attempts + 1 if again else 1
         reason = _reason(error)
         if again is None or again.reason != reason:
-            log.error("model_refused", model=str(target.version), reason=reason, exc_info=_unexpected(error))
+            event = "model_not_tried" if here else "model_refused"
+            log.error(event, model=str(target.version), reason=reason, exc_info=_unexpected(error))
         wait_s = min(FIRST_RETRY_S * 2 ** (attempts - 1), LONGEST_RETRY_S)
-        slot.refusal = Refusal(target, reason, _public(error), attempts, slot.clock() + wait_s)
-        slot.refusals += 1
+        slot.refusal = Refusal(target, reason, _public(error), attempts, here, slot.clock() + wait_s)
+        slot.refusals += not here
 
 
 def _reason(error: Exception) -> str:

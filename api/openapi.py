@@ -219,7 +219,12 @@ def _readiness() -> dict[str, Any]:
     nullable_text = {"type": ["string", "null"]}
     nullable_seconds = {"type": ["number", "null"]}
     model = _object({**MODEL["properties"], "feature_service": {"type": "string"}})  # type: ignore[dict-item]
-    refused = {"model": {"type": "string"}, "reason": {"type": "string"}, "attempts": {"type": "integer"}}
+    refused = {
+        "model": {"type": "string"},
+        "reason": {"type": "string"},
+        "fault_of": {"enum": ["version", "this_machine"], "description": "The second: it could not even be tried."},
+        "attempts": {"type": "integer"},
+    }
     return _object(
         {
             "ready": {"type": "boolean"},

@@ -35,6 +35,7 @@ def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: 
         "refused": {
             "model": str(refusal.target.version),
             "reason": refusal.public,
+            "fault_of": "this_machine" if refusal.of_this_machine else "version",
             "attempts": refusal.attempts,
             "next_attempt_in_s": round(max(0.0, refusal.retry_at - slot.clock()), 3),
         }

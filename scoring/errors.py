@@ -18,7 +18,8 @@ Each error takes facts and makes one sentence that says what to do. None of them
     ├── EntityRowsError             entity keys or request-time inputs that no store could look up
     ├── BatchRequestError           a batch request file that can't be scored
     ├── StorageError                a folder or an object store can't be read or written
-    │   └── StillWritten
+    │   ├── StillWritten
+    │   └── NoRoom                  this machine has no room for a model version's files
     ├── FeaturesRejected            policy `reject`: at least one entity row lacks a usable feature
     └── PredictionFailed            the model raised, or answered something else than one number a row
 """
@@ -203,6 +204,15 @@ class StillWritten(StorageError):
 
     def __init__(self, place: str) -> None:
         super().__init__("copying", place, "it kept changing: somebody is writing to it")
+
+
+class NoRoom(StorageError):
+    """This machine takes no more files of ours in `place`; it says nothing about the model version that they are of."""
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(
+            "keeping a model version's files in", place, f"{why}. Make room there, or set TMPDIR to another folder."
+        )
 
 
 class FeaturesRejected(ServingError):

@@ -4,13 +4,18 @@ Model files are code. Which formats and which types may be loaded is our own lis
 `Settings.skops_trusted_types`), never the one that a model file brings along.
 """
 
+import contextlib
 import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from scoring.errors import ModelRefused, first_line
+from scoring.causes import why_no_room
+from scoring.errors import ModelRefused, NoRoom, first_line
 from scoring.files import scratch_folder
 from scoring.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
 from scoring.settings import Settings
@@ -57,6 +62,33 @@ class ModelFiles(msgspec.Struct, frozen=True):
         return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def version_folder() -> Iterator[Path]:
+    """A scratch folder for one version's files, and for what is made of them while it is tried.
+
+    Raises:
+        NoRoom: it can't be made, or whatever ended the block came of there being no room.
+    """
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            folder = until_the_end.enter_context(scratch_folder())
+        except OSError as error:
+            raise NoRoom(_place(), why_no_room(error) or first_line(error)) from error
+        try:
+            yield folder
+        except NoRoom:
+            raise
+        except Exception as error:
+            why = why_no_room(error)
+            if why is None:
+                raise
+            raise NoRoom(_place(), why) from error
+
+
+def _place() -> str:
+    return tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - not to write to, but to name
+
+
 def fetch_model(registry: Registry, version: ModelVersion, destination: Path, settings: Settings) -> ModelFiles:
     """Copy a version's files below `destination` and read their description. Nothing of them is executed.
 
@@ -96,9 +128,10 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
 
     Raises:
         RegistryError: the MLmodel file can't be fetched.
+        NoRoom: this machine has none for it.
         ModelRefused: it can't be read, or holds no usable signature.
     """
-    with scratch_folder() as folder:
+    with version_folder() as folder:
         description = _read_description(str(version), registry.download(version, folder, "MLmodel"))
     return _read_signature(str(version), description)
 

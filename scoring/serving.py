@@ -10,9 +10,8 @@ from scoring.admission import prove
 from scoring.errors import ModelRefused
 from scoring.feature_service import link_features
 from scoring.features import ModelFeatures
-from scoring.files import scratch_folder
 from scoring.model import Model
-from scoring.model_files import ModelFiles, fetch_model, load_signature
+from scoring.model_files import ModelFiles, fetch_model, load_signature, version_folder
 from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
 from scoring.settings import Settings
 from scoring.signature import Signature
@@ -51,10 +50,11 @@ def load_serving_model(
 
     Raises:
         RegistryError: its files can't be fetched.
+        NoRoom: this machine has none for them.
         ModelRefused: it can't be served; the text says why.
         FeatureStoreError: the Feast registry can't be read or lacks its feature service.
     """
-    with scratch_folder() as folder:
+    with version_folder() as folder:
         files = fetch_model(registry, version, keep or folder, settings)
         features = link_version(store, version, files.signature, settings)
         model, _ = prove(files)

@@ -1,6 +1,8 @@
 """A version is loaded on trial in a process of its own first: what crashes, hangs or grows there harms nobody else."""
 
 import contextlib
+import errno
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,13 @@ import pyarrow as pa
 
 from scoring.admission import Proof
 from scoring.errors import ModelRefused, first_line
-from scoring.files import scratch_folder
-from scoring.model_files import ModelFiles
+from scoring.model_files import ModelFiles, version_folder
 from scoring.settings import Settings
 from scoring.trial_process import (
     GOLDEN_ROWS,
     KNOWN_ROWS,
     LAST_WORDS,
+    NO_ROOM,
     ORDER,
     OUTCOME,
     PREDICTION,
@@ -44,6 +46,7 @@ def prove_on_trial(
 
     Raises:
         ModelRefused: what `prove` refuses, and what crashes, takes too long or too much memory.
+        NoRoom: this machine has none for what a trial writes.
     """
     order = Order(
         files.version,
@@ -53,7 +56,7 @@ def prove_on_trial(
         settings.max_load_memory_bytes,
         settings.load_timeout_s,
     )
-    with scratch_folder() as folder:
+    with version_folder() as folder:
         (folder / ORDER).write_bytes(msgspec.json.encode(order))
         if known_rows is not None:
             write_rows(folder / KNOWN_ROWS, known_rows)
@@ -63,6 +66,8 @@ def prove_on_trial(
                 str(files.version),
                 f"it did not load and predict within SERVING_LOAD_TIMEOUT_S={settings.load_timeout_s:g} seconds.",
             )
+        if status == NO_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if status != 0 or not (folder / OUTCOME).exists():  # a model's code may end the process as if all were well
             how = _how(status, (folder / LAST_WORDS).read_text(errors="replace"))
             raise ModelRefused(str(files.version), f"it crashed while it was loaded on trial ({how}).")

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from scoring.admission import RowSource, prove
 from scoring.allocation import use_few_arenas
+from scoring.causes import why_no_room
 from scoring.errors import ModelRefused
 from scoring.importing import import_what_predicts
 from scoring.model_files import read_model_files
@@ -44,6 +45,8 @@ OUTCOME = "outcome.json"
 GOLDEN_ROWS = "golden.arrow"
 LAST_WORDS = "stderr"
 PREDICTION = "__prediction"
+# Its status where this machine took no more of its files: it may be unable to leave words behind.
+NO_ROOM = os.EX_TEMPFAIL
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -188,9 +191,9 @@ def _wait_for_order(line: Connection) -> int:
         return 1
     line.close()
     use_few_arenas(ARENAS)
-    _attend(model_folder, folder)
+    status = _attend(model_folder, folder)
     sys.stderr.flush()
-    return 0
+    return status
 
 
 def _write_nothing() -> None:
@@ -204,11 +207,20 @@ def main() -> int:
     model_folder, folder = Path(sys.argv[1]), Path(sys.argv[2])
     _end_with_the_caller()
     import_what_predicts()  # before the limits are set, so that they count what the model takes and nothing else
-    _attend(model_folder, folder)
+    return _attend(model_folder, folder)
+
+
+def _attend(model_folder: Path, folder: Path) -> int:
+    try:
+        _prove(model_folder, folder)
+    except Exception as error:
+        if why_no_room(error) is None:
+            raise
+        return NO_ROOM
     return 0
 
 
-def _attend(model_folder: Path, folder: Path) -> None:
+def _prove(model_folder: Path, folder: Path) -> None:
     order = msgspec.json.decode((folder / ORDER).read_bytes(), type=Order)
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -229,6 +241,8 @@ def _attend(model_folder: Path, folder: Path) -> None:
             rows = rows.append_column(PREDICTION, pa.array(proof.predictions))
         write_rows(folder / GOLDEN_ROWS, rows)
     except ModelRefused as error:
+        if why_no_room(error) is not None:
+            raise
         outcome = Outcome(refused=error.reason)
     except MemoryError:
         outcome = Outcome(refused=f"it needs more than SERVING_MAX_LOAD_MEMORY_BYTES={order.memory_bytes} to predict.")

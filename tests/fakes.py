@@ -1,7 +1,9 @@
 """Stand-ins for what the API depends on, as classes."""
 
+import contextlib
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pyarrow as pa
@@ -36,6 +38,17 @@ def id_as_score(entity_rows: EntityRows) -> list[tuple[float | None, str | None]
     """Each entity's first key as its score; negative ones are unknown."""
     ids = next(iter(entity_rows.values()))
     return [(None, "not_found") if key < 0 else (float(key), None) for key in ids]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """In place of a full disk: this process and those that it starts meanwhile write no file beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class FakeScorer:

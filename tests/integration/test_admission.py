@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
 from scoring.admission import Proof, confirm, prove
-from scoring.errors import ModelRefused
+from scoring.errors import ModelRefused, NoRoom
 from scoring.model import Model, load_model
 from scoring.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.registry import ModelVersion
 from scoring.settings import SKLEARN_TYPES, Settings
 from scoring.trial_load import RunTrial, prove_on_trial
 from scoring.trial_process import in_new_process
+from tests.fakes import files_of_at_most
 from tests.integration.test_model_loading import FolderRegistry, edit
 
 RANDOM = np.random.default_rng(5)
@@ -371,6 +373,21 @@ def test_what_crashes_hangs_or_grows_does_so_on_trial(
     with pytest.raises(ModelRefused, match=expected):
         prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_version(
+    tmp_path: Path, run: RunTrial
+) -> None:
+    def without_room(model_folder: Path, folder: Path, within_s: float) -> int | None:
+        with files_of_at_most(100):
+            return run(model_folder, folder, within_s)
+
+    files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET)))
+    with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"):
+        prove_on_trial(files, None, Settings(model_name="m"), without_room)
+    with pytest.raises(NoRoom), files_of_at_most(100):  # for the order already
+        prove_on_trial(files, None, Settings(model_name="m"), run)
 
 
 @pytest.mark.parametrize(

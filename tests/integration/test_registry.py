@@ -1,13 +1,16 @@
 """From an alias to one exact version; and what a person is told when the registry can't say."""
 
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, RegistryUnreachable, VersionNotFound
+from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable, VersionNotFound
+from scoring.model_files import version_folder
 from scoring.registry import MlflowRegistry, ModelVersion
+from tests.fakes import files_of_at_most
 from tests.servers import MlflowServer, free_port
 
 
@@ -92,3 +95,7 @@ def test_the_size_of_a_version_is_known_without_fetching_it(mlflow_server: Mlflo
     client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
     registry = MlflowRegistry(mlflow_server.uri, mlflow_server.uri)
     assert registry.size(ModelVersion(name, 1)) == 2100
+    # Nor is it the registry's fault, or the version's, where this machine has no room for its files.
+    with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"), version_folder() as folder:  # noqa: SIM117
+        with files_of_at_most(1000):
+            registry.download(ModelVersion(name, 1), folder)

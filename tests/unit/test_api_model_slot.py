@@ -12,8 +12,10 @@ from litestar.testing import TestClient
 from api.app import create_app
 from api.errors import NoModel
 from api.model_slot import FIRST_RETRY_S, LONGEST_RETRY_S, AliasFollower, ModelSlot
+from api.readiness import readiness
+from api.stopping import Stopping
 from api.store_probe import StoreProbe
-from scoring.errors import AliasNotSet, FeatureStoreError, ModelNotRegistered, ModelRefused, RegistryUnreachable
+from scoring.errors import AliasNotSet, FeatureStoreError, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable
 from scoring.features import JoinKey
 from scoring.settings import Settings
 from tests.fakes import FakeLoader, FakeScorer, features
@@ -103,6 +105,30 @@ def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() 
         assert waits[-1] == LONGEST_RETRY_S
         assert served_version(slot) == 1
         assert "no signature" in slot.refusal.reason
+
+    following(story)
+
+
+def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.load_error = NoRoom("/var/tmp", "No space left on device")
+        with structlog.testing.capture_logs() as lines:
+            await follower.look()
+            await follower.look()
+        assert [line["event"] for line in lines] == ["model_not_tried"]
+        assert slot.refusals == 0
+        assert loader.loads == [1, 2]
+        told = readiness(SETTINGS, slot, StoreProbe(), Stopping())["refused"]
+        assert told["fault_of"] == "this_machine"
+        assert "/var/tmp failed: No space left on device" in told["reason"]
+        assert told["next_attempt_in_s"] == FIRST_RETRY_S
+        loader.load_error = None
+        clock.now += FIRST_RETRY_S
+        await follower.look()
+        assert served_version(slot) == 2
+        assert slot.refusal is None
 
     following(story)
 
