@@ -24,7 +24,8 @@ def with_point_in_time_features(
     """The request's rows and the model's features as they were known at each row's event_timestamp.
 
     Views' times to live hold. With this project's offline store (`scoring.offline_store`) the rows stream, in bounded
-    memory; with another one, or with on-demand views, the result is in memory as a whole.
+    memory; with another one, or with an on-demand view whose function compares rows (`scoring.on_demand`), the result
+    is in memory as a whole.
 
     Args:
         store: the Feast store; its offline store does the join.
@@ -82,7 +83,7 @@ def _joined(
                 service = store.get_feature_service(features.service)
                 query = f"SELECT {selected} FROM read_parquet('{literal}')"
                 job = store.get_historical_features(query, service, True)
-            if isinstance(job, AsofRetrievalJob) and not job.on_demand_feature_views:
+            if isinstance(job, AsofRetrievalJob):
                 marks: dict[str, str] = {}
                 if stale is not None:
                     job.mark_stale()

@@ -30,6 +30,7 @@ from scoring.offline_sql import (
     stale_mark,
     value,
 )
+from scoring.on_demand import with_on_demand_features
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
@@ -57,11 +58,12 @@ class QueryRetrievalJob(RetrievalJob):
             options = self._config.offline_store
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET memory_limit = '{options.memory_limit}'")
-            connection.execute(f"SET temp_directory = '{options.temp_directory or spill}'")
+            # Absolute, since functions of on-demand views work from inside the feature repository meanwhile.
+            connection.execute(f"SET temp_directory = '{Path(options.temp_directory or spill).absolute()}'")
             yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_A_BATCH)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """The result, ROWS_A_BATCH rows at a time, without on-demand features.
+        """The result, at most ROWS_A_BATCH rows at a time.
 
         Memory stays within the store's limit and one batch.
         """
@@ -190,6 +192,20 @@ class AsofRetrievalJob(QueryRetrievalJob):
     def mark_stale(self) -> None:
         """Add a column `stale_mark(view)` for each view with a time to live: whether it hid the row that was found."""
         self._marked = True
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """The result, with on-demand features as `to_arrow` adds them, at most ROWS_A_BATCH rows at a time.
+
+        Memory stays within the store's limit, a few blocks of `scoring.on_demand`, and what the views' functions take
+        for one; but where one of these does not compute each row by itself, the result is in memory as a whole.
+        """
+        batches = super().to_batches()
+        if not self._on_demand:
+            yield from batches
+            return
+        marks = [stale_mark(join.view) for join in self._joins if self._marked and join.ttl]
+        for table in with_on_demand_features(self, batches, self._config.repo_path, marks):
+            yield from table.to_batches(ROWS_A_BATCH)
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
         columns, moment = self._register_entities(connection)
