@@ -7,7 +7,7 @@ import time
 from demo import show
 from demo.data import this_hour
 from demo.online import Api
-from demo.place import MODEL, ROOT, demo_environment, make_folders
+from demo.place import MODEL, ROOT, CannotStart, demo_environment, make_folders
 from demo.prepare import DRIVER_STATS
 from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
@@ -30,7 +30,7 @@ def main() -> int:
         make_folders()
         store = open_feature_store(settings)
         trained = train_and_promote(store, settings.mlflow_tracking_uri, DRIVER_STATS, this_hour(), seed=before + 1)
-    except ServingError as error:
+    except (ServingError, CannotStart) as error:
         show.failure(str(error))
         return 1
     show.trained(trained)

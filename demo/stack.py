@@ -47,6 +47,7 @@ def feature_data(settings: Settings) -> Location:
 def prepare(settings: Settings, data: Location, scratch: Path) -> None:
     """Bring the example's state on the servers up to now."""
     show.busy("Importing Feast and MLflow")
+    champion = champion_version(settings.mlflow_tracking_uri)  # first: without a registry nothing is of use
     hour, stats = this_hour(), scratch / DRIVER_STATS
     if (data / DRIVER_STATS).exists():
         fetch(data / DRIVER_STATS, stats)
@@ -57,7 +58,6 @@ def prepare(settings: Settings, data: Location, scratch: Path) -> None:
     show.features(len(DRIVERS), added, apply_definitions(store), str(data / DRIVER_STATS))
     materialize_online_store(store, datetime.now(UTC))
 
-    champion = champion_version(settings.mlflow_tracking_uri)
     if champion is None:
         show.trained(train_and_promote(store, settings.mlflow_tracking_uri, stats, hour, seed=1))
     else:
