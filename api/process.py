@@ -1,11 +1,9 @@
-"""`python -m api`: serve online with the settings of the environment."""
+"""The process that serves online with the settings of the environment, from its start to its end."""
 
 import functools
 import os
-import signal
 import socket
 import sys
-from types import FrameType
 
 from api.app import create_app
 from api.loading import RegistryLoader
@@ -22,7 +20,7 @@ from scoring.trial_process import ForkedAhead
 BACKLOG = 2048
 
 
-def main() -> int:
+def serve() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a wrong setting, 1 for an address that is taken."""
     stopping, trial = Stopping(), ForkedAhead()
     try:
@@ -32,9 +30,6 @@ def main() -> int:
         app = create_app(settings, SettledLoader(loader), stopping)
         _listen(settings).close()  # whoever took the address is told of before the imports, which take seconds
         configure_logging(settings.log_level)
-        # Until uvicorn handles them.
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(stop, _end)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have threads already
             trial.split_off()
         listener = _listen(settings)  # now that there is somebody to answer who connects
@@ -65,11 +60,3 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise AddressTaken(settings, error) from error
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
