@@ -22,4 +22,8 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    STATUS = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python would wait for MLflow's threads, which may still be fetching files (a ThreadPoolExecutor, mlflow 3.17).
+    os._exit(STATUS)

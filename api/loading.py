@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import structlog
 
 from api.scorer import OnlineScorer, Scorer
+from api.timed_registry import TimedRegistry
 from scoring.admission import GOLDEN_ROWS, Proof, confirm
 from scoring.errors import FeatureStoreError, ServingError
 from scoring.feature_store import freeze_definitions, open_feature_store, read_definitions
@@ -74,7 +75,7 @@ class RegistryLoader:
             prove_files: how a version's files are admitted.
         """
         self._settings = settings
-        self._registry = registry
+        self._registry = TimedRegistry(registry, settings.load_timeout_s)
         self._policy = Policy.from_settings(settings)
         self._watched: FeatureStore | None = None
         self._prove_files = prove_files

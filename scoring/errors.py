@@ -7,6 +7,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     ├── EngineError                 the batch engine can't work on this machine
     ├── RegistryError               the MLflow registry can't say which version serves
     │   ├── RegistryUnreachable
+    │   ├── RegistryTooSlow
     │   ├── ModelNotRegistered
     │   ├── AliasNotSet
     │   └── VersionNotFound
@@ -73,6 +74,16 @@ class RegistryUnreachable(RegistryError):
     def public(self) -> str:
         """See `ServingError.public`."""
         return f"The MLflow registry gave no answer ({self._why})."
+
+
+class RegistryTooSlow(RegistryError):
+    """The registry, or where it keeps its files, had not answered completely after `limit_s` seconds."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            f"The MLflow registry's answer was not complete within {limit_s:g} seconds: look at the server and its "
+            "artifact store, or raise SERVING_LOAD_TIMEOUT_S."
+        )
 
 
 class ModelNotRegistered(RegistryError):

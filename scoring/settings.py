@@ -109,7 +109,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     libraries take."""
 
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
-    """Seconds that a version may take to load and predict on trial."""
+    """Seconds that a version may take to load and predict on trial. The registry's answers may take as long, and its
+    files one second more for each megabyte."""
 
     batch_requests: Location = Location("batch_requests")
     """Folder of batch request files (`<request>.csv`, `.tsv` or `.parquet`), or `s3://bucket/prefix`."""
