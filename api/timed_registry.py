@@ -48,7 +48,7 @@ class TimedRegistry:
 
     def _ask(self, question: Callable[[], T], limit_s: float) -> T:
         if self._asking is not None and self._asking.is_alive():
-            raise RegistryTooSlow(limit_s)
+            raise RegistryTooSlow(self._limit_s)
         answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -62,7 +62,7 @@ class TimedRegistry:
         try:
             answer, error = answers.get(timeout=limit_s)
         except queue.Empty:
-            raise RegistryTooSlow(limit_s) from None
+            raise RegistryTooSlow(self._limit_s) from None
         self._asking = None
         if error is not None:
             raise error

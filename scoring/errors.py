@@ -77,12 +77,12 @@ class RegistryUnreachable(RegistryError):
 
 
 class RegistryTooSlow(RegistryError):
-    """The registry, or where it keeps its files, had not answered completely after `limit_s` seconds."""
+    """The registry, or where it keeps its files, had not answered completely in time; `limit_s` in seconds."""
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(
-            f"The MLflow registry's answer was not complete within {limit_s:g} seconds: look at the server and its "
-            "artifact store, or raise SERVING_LOAD_TIMEOUT_S."
+            f"The MLflow registry's answer was not complete within SERVING_LOAD_TIMEOUT_S={limit_s:g} seconds (files "
+            "have a second more for each megabyte): look at the server and its artifact store."
         )
 
 
