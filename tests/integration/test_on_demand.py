@@ -109,9 +109,14 @@ def late(inputs: pd.DataFrame) -> pd.DataFrame:
 pandas_mode = FeatureService(name="pandas", features=[stats, frames])
 python_mode = FeatureService(name="python", features=[place, values])
 both = FeatureService(name="both", features=[stats[["rate"]], frames, values[["label", "left"]], place[["city"]]])
-others = {view.name: FeatureService(name=view.name, features=[stats, view])
-          for view in (centred, guessed, grouped, lagged, repaired, formatted, ranked, late)}
-centred_, guessed_, grouped_, lagged_, repaired_, formatted_, ranked_, late_ = others.values()
+centred_service = FeatureService(name="centred", features=[stats, centred])
+guessed_service = FeatureService(name="guessed", features=[stats, guessed])
+grouped_service = FeatureService(name="grouped", features=[stats, grouped])
+lagged_service = FeatureService(name="lagged", features=[stats, lagged])
+repaired_service = FeatureService(name="repaired", features=[stats, repaired])
+formatted_service = FeatureService(name="formatted", features=[stats, formatted])
+ranked_service = FeatureService(name="ranked", features=[stats, ranked])
+late_service = FeatureService(name="late", features=[stats, late])
 """
 CONFIGURATION = """
 project: on_demand
