@@ -1,6 +1,6 @@
 """An environment for each peer, from the hashed requirements beside its code; and which versions are really in it.
 
-We run in one of our own, too: what the image of the API is made of, without the tools of development.
+We run in two of our own, too: what the images of the API and of batch are made of, without the tools of development.
 
 Beside our own packages a peer would silently resolve to an old version of itself, or of Feast: see `check_versions`.
 """
@@ -31,12 +31,14 @@ class WrongVersion(RuntimeError):
         )
 
 
-OURS = "ours"
+OURS, OURS_BATCH = "ours", "ours-batch"
+OUR_REQUIREMENTS = {OURS: "api.txt", OURS_BATCH: "batch.txt"}
 
 
 def requirements_of(peer: str) -> Path:
     """What the peer's environment is made of."""
-    return ROOT / "requirements" / "api.txt" if peer == OURS else PEERS / peer / "requirements.txt"
+    own = OUR_REQUIREMENTS.get(peer)
+    return ROOT / "requirements" / own if own else PEERS / peer / "requirements.txt"
 
 
 def folder_of(peer: str) -> Path:

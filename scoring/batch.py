@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_large_blocks
-from scoring.batch_request import ROWS_A_BATCH, read_batch_request
+from scoring.batch_request import ROWS_A_BATCH
 from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.files import scratch_folder
+from scoring.joined_request import write_joined
 from scoring.manifest import (
     ORIGIN_KEY,
     OUTCOME_KEY,
@@ -28,7 +29,6 @@ from scoring.manifest import (
     write_manifest,
 )
 from scoring.model import Model
-from scoring.offline import with_point_in_time_features
 from scoring.parquet import ParquetFiles, write_tables
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
@@ -70,12 +70,10 @@ def write_batch_input(
     give_back_large_blocks()
     definitions = read_definitions(store).hash
     with publishing(destination) as part, scratch_folder() as scratch:
-        copy, typed = scratch / request.name, scratch / "typed.parquet"
+        copy = scratch / request.name
         origin = Origin(fetch_file(request, copy), model, features.service, definitions)
-        rows = write_tables(read_batch_request(copy, features, str(request)), typed, {})
-        stale: dict[str, int] = {}
-        joined = with_point_in_time_features(store, features, typed, stale)
-        write_tables(joined, part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
+        metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
+        rows, stale = write_joined(store, features, copy, str(request), part, metadata)
         with ParquetFiles([part]) as table:
             inspect(table, rows, stale)
         return content_of(part, destination.name)

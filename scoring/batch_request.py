@@ -17,9 +17,9 @@ from pyarrow import csv
 
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
-from scoring.request_values import MOMENT, converted, to_moment, to_value
+from scoring.request_values import converted, to_moment, to_value
+from scoring.typed_request import EVENT_TIMESTAMP, entity_columns, request_types
 
-EVENT_TIMESTAMP = "event_timestamp"
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # How such files begin, whatever they are named.
@@ -31,13 +31,14 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz",
 }
 SUFFIXES = (*DELIMITERS, ".parquet")
-ROWS_A_BATCH = 131_072
+ROWS_A_BATCH = 65_536
 # The name under which a join numbers the rows.
 ROW = "request_row__"
 # How pyarrow says that a row has more or fewer cells than the header; which row it is, it does not always say, and then
 # counts the header (pyarrow 25).
 UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
 CHUNK_BYTES = 1 << 22
+READ_BYTES = 1 << 18
 
 
 def read_batch_request(file: Path, features: ModelFeatures, origin: str | None = None) -> Iterator[pa.Table]:
@@ -57,12 +58,7 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
             the last row was read.
     """
     shown = origin or str(file)
-    inputs = {
-        column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
-    }
-    keys = {key.name: key.arrow_type for key in features.join_keys}
-    types = features.request_types | keys | inputs | {EVENT_TIMESTAMP: MOMENT}
-    needed = (*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs)
+    types, needed = request_types(features), tuple(entity_columns(features))
     rows = 0
     for table in _read(file, shown):
         if rows == 0:
@@ -84,7 +80,8 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
             raise BatchRequestError(shown, f"its name must end in one of {', '.join(SUFFIXES)}.")
     except FileNotFoundError:
         raise BatchRequestError(shown, "there is no such file.") from None
-    except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError) as error:
+    # UnicodeDecodeError: the name of a column in a damaged parquet file (pyarrow 25).
+    except (pa.ArrowInvalid, OSError, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
         # pyarrow 25 reads a text file by MiB.
         if "straddling object" in str(error):
             raise BatchRequestError(shown, "it has a row that is longer than 1 MiB.") from None
@@ -110,8 +107,8 @@ def _uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
 
 
 def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
-    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25).
-    with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as source:
+    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25); buffer_size, not even a column's of one.
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True) as source:
         _names(source.schema_arrow, shown)
         if source.metadata.num_rows == 0:
             yield source.schema_arrow.empty_table()

@@ -1,5 +1,6 @@
 """Feature vectors as of a moment in the past: the point-in-time join, done by Feast's offline store."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,18 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch_request import EVENT_TIMESTAMP, ROW
-from scoring.errors import FeatureStoreError
+from scoring.batch_request import ROW
+from scoring.errors import BatchRequestError, FeatureStoreError
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
 from scoring.parquet import ParquetFiles, RowsInTurn
+from scoring.typed_request import EVENT_TIMESTAMP, entity_columns
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 
 def with_point_in_time_features(
-    store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None = None
+    store: "FeatureStore",
+    features: ModelFeatures,
+    request: Path,
+    stale: dict[str, int] | None = None,
+    checked: Iterator[pa.Table] | None = None,
 ) -> Iterator[pa.Table]:
     """The request's rows and the model's features as they were known at each row's event_timestamp.
 
@@ -33,6 +39,7 @@ def with_point_in_time_features(
         request: parquet file of entity rows (`read_batch_request`): all columns of the request.
         stale: is filled while the rows are read, with this project's offline store: view → number of rows for which
             its latest row was past its time to live. Other stores don't tell.
+        checked: the same rows once more, where they are checked only now, while they are joined.
 
     Yields:
         The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same order;
@@ -40,13 +47,14 @@ def with_point_in_time_features(
 
     Raises:
         FeatureStoreError: the offline store failed, or lost or doubled rows.
+        BatchRequestError: what `checked` raises.
     """
     rows = pq.read_metadata(request).num_rows
     if rows == 0:
         yield complete(features, pq.read_table(request), features_of_none(features))
         return
     seen = 0
-    for own, joined in _joined(store, features, request, stale):
+    for own, joined in _joined(store, features, request, stale, checked):
         yield complete(features, own, joined)
         seen += own.num_rows
     if seen != rows:
@@ -62,7 +70,11 @@ def features_of_none(features: ModelFeatures) -> pa.Table:
 
 
 def _joined(
-    store: "FeatureStore", features: ModelFeatures, request: Path, stale: dict[str, int] | None
+    store: "FeatureStore",
+    features: ModelFeatures,
+    request: Path,
+    stale: dict[str, int] | None,
+    checked: Iterator[pa.Table] | None,
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
     from scoring.offline_query import AsofRetrievalJob
@@ -91,7 +103,9 @@ def _joined(
                     stale.update(dict.fromkeys(marks, 0))
                 # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
                 with ParquetFiles([request]) as file:
-                    own = RowsInTurn(file.between(0, file.rows), file.schema)
+                    tables = checked or file.between(0, file.rows)
+                    first = next(tables)
+                    own = RowsInTurn(itertools.chain([first], tables), first.schema)
                     for batch in job.to_batches():
                         table = pa.Table.from_batches([batch])
                         for view, mark in marks.items():
@@ -101,19 +115,14 @@ def _joined(
                             raise FeatureStoreError(doing, "its rows came back in another order than they went in")
                         yield mine, table.drop_columns(names)
                 return
-        table = pq.read_table(request)
+        table = pa.concat_tables(checked) if checked else pq.read_table(request)
         with inside(Path(store.repo_path)):
             joined = _join_whole(store, features, table)
         yield table, joined
-    except (FeatureStoreError, GeneratorExit):
+    except (BatchRequestError, FeatureStoreError, GeneratorExit):
         raise
     except Exception as error:  # every offline store raises its own kinds
         raise FeatureStoreError(doing, error) from error
-
-
-def entity_columns(features: ModelFeatures) -> list[str]:
-    """The columns of a request that the join needs: keys, moment, request-time inputs."""
-    return [*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs]
 
 
 def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:

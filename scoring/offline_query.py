@@ -35,7 +35,7 @@ from scoring.on_demand import with_on_demand_features
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
-ROWS_A_BATCH = 131_072
+ROWS_A_BATCH = 65_536
 # The name under which a key's newest moment is found.
 NEWEST = "newest_moment__"
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
-from scoring.batch_request import EVENT_TIMESTAMP, ROW
+from scoring.batch_request import ROW
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
 from scoring.offline import features_of_none, lost_rows
 from scoring.spark_store import on_spark
 from scoring.spark_tasks import WRITTEN, ReadEntityRows, WriteInputParts, Written, read_written
+from scoring.typed_request import EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch import with_scores
-from scoring.batch_request import EVENT_TIMESTAMP, ROW
+from scoring.batch_request import ROW
 from scoring.errors import FeatureStoreError
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.offline import complete
@@ -27,6 +27,7 @@ from scoring.registry import ModelVersion
 from scoring.spark_model import decode_reasons, encode_vectors
 from scoring.storage import Location
 from scoring.transfer import Content, content_of, publishing
+from scoring.typed_request import EVENT_TIMESTAMP
 
 PART = "part__"
 SHOWN_REASONS = 10

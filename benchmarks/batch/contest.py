@@ -3,12 +3,12 @@
 import contextlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from benchmarks.environments import OURS_BATCH, build, python_of
 from benchmarks.place import ROOT, VAR
 from tests.servers import environment_for_servers
 
@@ -34,7 +34,7 @@ class ContenderFailed(RuntimeError):
         super().__init__(f"{name} failed:\n{log}")
 
 
-def contest(names: Sequence[str], rows: int, rounds: int, environment: Mapping[str, str]) -> Iterator[BatchRound]:
+def contest(names: Sequence[str], rows: int, rounds: int, environment: Mapping[str, str]) -> list[BatchRound]:
     """Have each do its work once a round, in an order that turns from round to round.
 
     Args:
@@ -46,18 +46,18 @@ def contest(names: Sequence[str], rows: int, rounds: int, environment: Mapping[s
     Raises:
         ContenderFailed: one raised; the text is the end of its log.
     """
+    build(OURS_BATCH)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(name, rows, environment)) for name in names]
         for worker in workers:
             worker.answer()  # it is ready
-        outcomes: dict[str, dict[str, Any]] = {}
+        figures: list[tuple[_Worker, dict[str, Any]]] = []
         for number in range(rounds):
             turn = number % len(workers)
-            for worker in workers[turn:] + workers[:turn]:
-                figures = worker.ask("run")
-                if worker.name not in outcomes:
-                    outcomes[worker.name] = worker.ask("outcome")
-                yield BatchRound(contender=worker.name, outcome=outcomes[worker.name], **figures)
+            figures += [(worker, worker.ask("run")) for worker in workers[turn:] + workers[:turn]]
+        # At last: to look at what came out takes memory, some of which the process keeps.
+        outcomes = {worker.name: worker.ask("outcome") for worker in workers}
+    return [BatchRound(contender=worker.name, outcome=outcomes[worker.name], **each) for worker, each in figures]
 
 
 class _Worker:
@@ -84,7 +84,7 @@ class _Worker:
 def _worker(name: str, rows: int, environment: Mapping[str, str]) -> Iterator[_Worker]:
     log = VAR / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.batch.worker", name, str(rows)]
+    command = [str(python_of(OURS_BATCH)), "-m", "benchmarks.batch.worker", name, str(rows)]
     with log.open("w") as errors:
         process = subprocess.Popen(
             command,

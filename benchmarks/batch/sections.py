@@ -82,7 +82,7 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
         _write_files(name, rows_of_each)
         with _redis(name) as environment:
             given = environment | {MOMENT: began}
-            rows = list(contest(work.contenders, rows_of_each, scale.rounds, given))
+            rows = contest(work.contenders, rows_of_each, scale.rounds, given)
         yield Result(
             section=name,
             code=code_version(),

@@ -200,6 +200,13 @@ def test_a_damaged_parquet_file_with_checksums_is_refused_or_read_right(job, tmp
     assert not output.exists() or pq.read_table(output, columns=expected.column_names).equals(expected)
 
 
+def test_a_parquet_file_with_a_damaged_column_name_is_refused(job, tmp_path):
+    content = write_request(tmp_path / "whole.parquet", 40).local.read_bytes()
+    assert "it can't be read" in refusal(
+        job, tmp_path, content.replace(b"driver_id", b"dr\xc2ver_id", 1), "day1.parquet"
+    )
+
+
 def test_columns_that_scoring_does_not_need_come_out_with_their_types_and_values_whatever_they_are(job, tmp_path):
     rows = 3
     extras = pa.table(
