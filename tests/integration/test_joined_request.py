@@ -94,5 +94,5 @@ def test_a_bad_row_far_into_a_request_of_the_right_types_is_named(job, tmp_path)
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_request_may_be_named_as_its_copy_is(job, tmp_path, suffix):
-    request = write_request(tmp_path / f"typed{suffix}", 100)
-    assert job.run(request, Location(tmp_path / "artifacts")).outcome.rows == 100
+    request = write_request(tmp_path / f"typed{suffix}", 2 * ROWS)
+    assert job.run(request, Location(tmp_path / "artifacts")).outcome.rows == 2 * ROWS
