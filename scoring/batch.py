@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.allocation import give_back_large_blocks
+from scoring.allocation import give_back_memory
 from scoring.batch_request import ROWS_A_BATCH
 from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
@@ -67,7 +67,7 @@ def write_batch_input(
         FeatureStoreError: see `with_point_in_time_features`.
         StorageError: the request can't be fetched, or the result can't be written. An older one stays as it was.
     """
-    give_back_large_blocks()
+    give_back_memory()
     definitions = read_definitions(store).hash
     with publishing(destination) as part, scratch_folder() as scratch:
         copy = scratch / request.name
@@ -115,7 +115,7 @@ def write_batch_output(
         StorageError: the input can't be fetched, or the result can't be written. In all of these cases an older
             batch_output.parquet stays as it was.
     """
-    give_back_large_blocks()
+    give_back_memory()
     with publishing(destination) as part, scratch_folder() as scratch:
         try:
             with contextlib.ExitStack() as stack:

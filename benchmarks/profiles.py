@@ -1,0 +1,205 @@
+"""`python -m benchmarks.profiles [graph join predict start]`: where the time and the memory go of which targets speak.
+
+Each stage by itself, with everything else left out, beside the whole; medians of ROUNDS, on the files of `make bench`.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.batch.task import OUTPUT
+from benchmarks.environments import OURS, OURS_BATCH, build, python_of
+from benchmarks.place import ROOT
+from benchmarks.quietly import quietly
+
+ROWS, ROUNDS = 10_000_000, 3
+WORK = ("graph", "join", "predict", "start")
+# In this order, each with what it brings that the ones before have not loaded.
+IMPORTED = (
+    "numpy",
+    "pyarrow.compute",
+    "pandas",
+    "sklearn.linear_model",
+    "skops.io",
+    "mlflow.tracking",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.sklearn",
+    "feast",
+    "api.process",
+)
+_TELL_MEMORY = """
+import importlib, sys, warnings
+warnings.simplefilter("ignore")
+def mib():
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+before = mib()
+print("python", round(before))
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    now = mib()
+    print(name, round(now - before))
+    before = now
+"""
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Median seconds and processor seconds."""
+    taken = []
+    for _ in range(ROUNDS):
+        began, cpu = time.perf_counter(), time.process_time()
+        work()
+        taken.append((time.perf_counter() - began, time.process_time() - cpu))
+    return statistics.median(each for each, _ in taken), statistics.median(each for _, each in taken)
+
+
+def tell(name: str, work: Callable[[], object]) -> None:
+    """Print a line."""
+    seconds, cpu_s = timed(work)
+    print(f"{name:44} {seconds:6.2f} s {cpu_s:6.2f} CPU s", flush=True)
+
+
+def exhaust(items: Iterator[Any]) -> None:
+    """Take all of them, and keep none."""
+    collections.deque(items, maxlen=0)
+
+
+def join() -> None:
+    """The join: its parts, the product, the floor."""
+    from benchmarks.batch.joins import BareAsof, BatchInput
+    from scoring.batch_request import read_batch_request
+    from scoring.offline import with_point_in_time_features
+
+    whole, floor = BatchInput(ROWS), BareAsof(ROWS)
+    whole.prepare()
+    floor.prepare()
+    request = whole.request
+
+    def joined() -> Iterator[Any]:
+        checked = read_batch_request(request, whole.features)
+        return with_point_in_time_features(whole.store, whole.features, request, {}, checked)
+
+    tell("check the request", lambda: exhaust(read_batch_request(request, whole.features)))
+    tell("check, ASOF join and compare, not written", lambda: exhaust(joined()))
+    tell("write", functools.partial(_write, list(itertools.islice(joined(), 8))))
+    tell("hash the request, and the result", lambda: (_hash(request), _hash(whole.output)))
+    tell("the product", whole.run)
+    tell("the floor", floor.run)
+
+
+def predict() -> None:
+    """The prediction: its parts, the product, the course's way."""
+    from benchmarks.batch.predictions import BatchOutput, Course
+    from scoring.batch import _Scoring, _tables
+
+    whole, course = BatchOutput(ROWS), Course(ROWS)
+    whole.prepare()
+    course.prepare()
+
+    def opened() -> pq.ParquetFile:
+        return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
+
+    def scored() -> Iterator[Any]:
+        return _Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened()))
+
+    tell("decode", lambda: exhaust(_tables(opened())))
+    tell("decode and score", lambda: exhaust(scored()))
+    tell("encode", functools.partial(_write, list(itertools.islice(scored(), 8))))
+    tell("hash the input, and the result", lambda: (_hash(whole.input), _hash(whole.output)))
+    tell("the product", whole.run)
+    tell("the course's way", course.run)
+
+
+def graph() -> None:
+    """The graph through Dagster: what is inside and outside of the functions that its parts are."""
+    from dagster._core.instance.methods.event_methods import EventMethods
+    from dagster._core.instance.runs.run_domain import RunDomain
+
+    from benchmarks.batch.graph import ThroughDagster
+    from scoring.engine import LocalEngine
+    from serving_assets import inspection
+
+    whole = ThroughDagster(ROWS)
+    with quietly():
+        whole.prepare()
+    with contextlib.ExitStack() as stack:
+        clocks = {
+            name: stack.enter_context(_clock(owner, function))
+            for name, owner, function in (
+                ("batch_input, with its checks", LocalEngine, "write_input"),
+                ("batch_output, with its checks and picture", LocalEngine, "write_output"),
+                ("  of that the picture", inspection, "histograms"),
+                ("Dagster: the run is written down", RunDomain, "create_run_for_job"),
+                ("Dagster: its events are written down", EventMethods, "handle_new_event"),
+            )
+        }
+        with quietly():
+            taken = timed(whole.run)
+        print(f"{'the job score_batch':44} {taken[0]:6.2f} s {taken[1]:6.2f} CPU s")
+    for name, taken in clocks.items():
+        print(f"{name:44} {sum(taken) / ROUNDS:6.2f} s, {len(taken) // ROUNDS} times")
+
+
+def start() -> None:
+    """Memory of the API's imports, in the API's own environment."""
+    build(OURS)
+    command = [str(python_of(OURS)), "-c", _TELL_MEMORY, *IMPORTED]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    told = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    for line in told.stdout.splitlines():
+        name, mib = line.split()
+        print(f"{name:44} {mib:>6} MiB")
+
+
+@contextlib.contextmanager
+def _clock(owner: Any, name: str) -> Iterator[list[float]]:
+    original, taken = getattr(owner, name), []
+
+    @functools.wraps(original)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            taken.append(time.perf_counter() - began)
+
+    setattr(owner, name, measured)
+    try:
+        yield taken
+    finally:
+        setattr(owner, name, original)
+
+
+def _write(tables: list[Any]) -> None:
+    from scoring.parquet import write_tables
+
+    needed = -(-ROWS // tables[0].num_rows)
+    write_tables(itertools.islice(itertools.cycle(tables), needed), OUTPUT / "profile.parquet", {})
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or list(WORK)
+    if len(wanted) > 1:  # each in a process of its own, in the environment of the image of batch
+        build(OURS_BATCH)
+        for work in wanted:
+            print(f"\n{work}, {ROWS:,} rows" if work != "start" else "\nstart", flush=True)
+            subprocess.run([str(python_of(OURS_BATCH)), "-m", "benchmarks.profiles", work], cwd=ROOT, check=True)
+    else:
+        {"graph": graph, "join": join, "predict": predict, "start": start}[wanted[0]]()
