@@ -146,8 +146,8 @@ def graph() -> None:
             )
         }
         with quietly():
-            taken = timed(whole.run)
-        print(f"{'the job score_batch':44} {taken[0]:6.2f} s {taken[1]:6.2f} CPU s")
+            seconds, cpu_s = timed(whole.run)
+        print(f"{'the job score_batch':44} {seconds:6.2f} s {cpu_s:6.2f} CPU s")
     for name, taken in clocks.items():
         print(f"{name:44} {sum(taken) / ROUNDS:6.2f} s, {len(taken) // ROUNDS} times")
 

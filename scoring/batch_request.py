@@ -107,8 +107,8 @@ def _uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
 
 
 def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
-    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25). With buffer_size and one thread not even a
-    # column of one is kept, and it is as fast beside a join.
+    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25). With buffer_size and one thread not even
+    # a column of one is kept, and it is as fast beside a join.
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True) as source:
         _names(source.schema_arrow, shown)
         if source.metadata.num_rows == 0:
