@@ -19,8 +19,11 @@ from api.stages import Asked, Outcome, RowScores, Run
 # Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no other.
 MOST_ROWS = 1024
 # While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
-# them, so that a store or a model that is stuck on one request does not hold up the others.
-PATIENCE_S = 0.01
+# them, so that a store or a model that is stuck on one request does not hold up the others. A run of a slow model is
+# not stuck: two at once would take turns with the interpreter, each half as large. So a run may take half as long again
+# as runs usually do, up to a limit.
+PATIENCE_S, MOST_PATIENCE_S = 0.01, 0.05
+OF_USUAL = 1.5
 # Clients that got their answers together ask again together. After a run of several requests the next one waits while
 # they come in, or they would fall into two groups that take turns, each half as large: until as many are there as may
 # be on their way, so many turns of the event loop have brought no more, or so much time is over.
@@ -49,6 +52,7 @@ class Merger:
         self._unfinished = 0
         self._running = 0
         self._last_began = 0.0
+        self._patience_s = PATIENCE_S
         self._will_begin = self._will_look = False
         # Whether requests are coming back: how many may wait then, and until when.
         self._gathering = False
@@ -105,7 +109,8 @@ class Merger:
         self._will_begin = False
         if not self._waiting:
             return
-        if not self._running or (self._running < self._threads and time.monotonic() - self._last_began >= PATIENCE_S):
+        late = time.monotonic() - self._last_began >= self._patience_s
+        if not self._running or (late and self._running < self._threads):
             self._running += 1
             self._last_began = time.monotonic()
             self._runs.put(self._take())
@@ -115,7 +120,7 @@ class Merger:
     def _look_later(self) -> None:
         if not self._will_look:
             self._will_look = True
-            asyncio.get_running_loop().call_later(PATIENCE_S, self._look)
+            asyncio.get_running_loop().call_later(self._patience_s, self._look)
 
     def _look(self) -> None:
         """Begin with what has waited too long, if there is any."""
@@ -140,13 +145,16 @@ class Merger:
             del together  # or it would stay in memory until the next request
 
     def _run(self, together: list[Waiting]) -> None:
+        began = time.monotonic()
         wanted = [each for each in together if not each[1].done()]
         outcomes = Run([asked for asked, _ in wanted])() if wanted else []
         loop = together[0][1].get_loop()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
-            loop.call_soon_threadsafe(self._deliver, len(together), wanted, outcomes)
+            loop.call_soon_threadsafe(self._deliver, len(together), wanted, outcomes, time.monotonic() - began)
 
-    def _deliver(self, finished: int, wanted: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
+    def _deliver(self, finished: int, wanted: Sequence[Waiting], outcomes: Sequence[Outcome], took_s: float) -> None:
+        allowed = min(max(PATIENCE_S, OF_USUAL * took_s), MOST_PATIENCE_S)
+        self._patience_s += (allowed - self._patience_s) / 8
         self._running -= 1
         self._unfinished -= finished
         for (_, future), outcome in zip(wanted, outcomes, strict=True):

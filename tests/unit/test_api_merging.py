@@ -177,6 +177,28 @@ def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
     assert asyncio.run(scenario()) >= PATIENCE_S / 2
 
 
+def test_what_comes_during_a_run_of_a_model_that_is_always_slow_waits_for_its_end_and_is_merged() -> None:
+    class SlowScorer(CountingScorer):
+        def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+            time.sleep(3 * PATIENCE_S)
+            return super().look_up(entity_rows, now)
+
+    scorer = SlowScorer()
+
+    async def later(merging: Merger, after_s: float, entity: int) -> None:
+        await asyncio.sleep(after_s)
+        await merging.score(asked(scorer, entity), LONG_S)
+
+    async def scenario() -> None:
+        async with merger(threads=2) as merging:
+            for entity in range(20):
+                await merging.score(asked(scorer, entity), LONG_S)
+            await asyncio.gather(*(later(merging, place * PATIENCE_S * 0.7, 100 + place) for place in range(4)))
+
+    asyncio.run(scenario())
+    assert scorer.lookups[20:] == [[100], [101, 102, 103]]
+
+
 def test_a_request_whose_caller_gave_up_before_its_turn_is_dropped() -> None:
     scorer = CountingScorer()
     scorer.may_look_up.clear()
