@@ -70,7 +70,7 @@ def write_batch_input(
     give_back_memory()
     definitions = read_definitions(store).hash
     with publishing(destination) as part, scratch_folder() as scratch:
-        copy = scratch / request.name
+        copy = scratch / f"request{Path(request.name).suffix}"
         origin = Origin(fetch_file(request, copy), model, features.service, definitions)
         metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
         rows, stale = write_joined(store, features, copy, str(request), part, metadata)

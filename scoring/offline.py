@@ -78,7 +78,7 @@ def _joined(
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
     from scoring.offline_query import AsofRetrievalJob
-    from scoring.offline_sql import quote, stale_mark
+    from scoring.offline_sql import parquet_file, quote, stale_mark
     from scoring.offline_store import AsofOfflineStoreConfig
 
     request = request.absolute()
@@ -86,14 +86,13 @@ def _joined(
     compared = [*(key.name for key in features.join_keys), EVENT_TIMESTAMP]
     try:
         if isinstance(store.config.offline_store, AsofOfflineStoreConfig):
-            literal = str(request).replace("'", "''")
             # Only what the join needs: other columns have types that DuckDB has not (2.0: nanoseconds with a zone,
             # decimals beyond 38 digits, durations, dictionaries), and names that may be those of our marks.
             names = entity_columns(features)
             selected = ", ".join(quote(name) for name in names)
             with inside(Path(store.repo_path)):
                 service = store.get_feature_service(features.service)
-                query = f"SELECT {selected} FROM read_parquet('{literal}')"
+                query = f"SELECT {selected} FROM {parquet_file(request)}"
                 job = store.get_historical_features(query, service, True)
             if isinstance(job, AsofRetrievalJob):
                 marks: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """The SQL of a point-in-time join over one source, as DuckDB takes it."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def moment_of(column: str) -> str:
     """A column of timestamps in microseconds with a zone, whatever the file has."""
     # DuckDB can't compare its nanosecond type with the others (2.0).
     return f"CAST({quote(column)} AS TIMESTAMPTZ)"
+
+
+def parquet_file(file: Path) -> str:
+    """The rows of this very file: not of others that its path fits as a pattern, and without columns from its path."""
+    literal = re.sub(r"([*?\[])", r"[\1]", str(file)).replace("'", "''")
+    return f"read_parquet('{literal}', hive_partitioning = false)"
 
 
 def quote(name: str) -> str:

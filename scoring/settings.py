@@ -170,7 +170,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 2
     """Threads that look up and predict. Requests that wait at the same time are worked on together by one of them; the
-    others step in when it takes longer than 10 ms and than usual. More help only where the feature store is far away."""
+    others step in when it takes longer than 10 ms and than usual. More help only where the feature store is far
+    away."""
 
     max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 128
     """Requests that may be unfinished beyond the number of those threads; further ones are answered 503 at once."""

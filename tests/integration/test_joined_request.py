@@ -64,6 +64,19 @@ def test_a_request_of_the_right_types_is_not_copied_and_gives_the_same_bytes_as_
     assert not is_typed(request, job.features)  # a row group would take memory that grows with the request
 
 
+def test_a_path_that_reads_as_a_pattern_or_names_a_column_is_a_path(job, tmp_path):
+    expected, told, _ = joined(job, write_request(tmp_path / "day1.parquet", 100).local)
+    for folder in ("driver_id=7/c*d", "driver_id=7/cXd", "[e]?", "e1"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_request(tmp_path / "driver_id=7" / "cXd" / "day1.parquet", 50)
+    write_request(tmp_path / "e1" / "day1.parquet", 50)
+    for folder in ("driver_id=7/c*d", "[e]?"):
+        request = write_request(tmp_path / folder / "day1.parquet", 100).local
+        assert joined(job, request) == (expected, told, False)
+        pq.write_table(other_types(pq.read_table(request))["ns"], request)
+        assert joined(job, request) == (expected, told, True)
+
+
 def test_what_only_the_join_cannot_read_is_copied_for_it(job, tmp_path, monkeypatch):
     request = write_request(tmp_path / "day1.parquet", ROWS).local
     expected = joined(job, request)
