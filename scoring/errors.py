@@ -256,7 +256,7 @@ def first_line(cause: BaseException | str, limit: int = 200) -> str:
     User names, passwords and queries in addresses are cut out.
     """
     text = str(cause).strip() or type(cause).__name__
-    line = re.sub(r"\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
+    line = re.sub(r"(?<!\S)\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

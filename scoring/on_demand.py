@@ -6,6 +6,7 @@ at once would give is therefore tried out on the first one (`_OnDemandViews.depe
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import warnings
@@ -106,12 +107,13 @@ def with_on_demand_features(
         yield views.add(pa.concat_tables([*first, *blocks]))
     elif first:
         carried, expected = first[0].slice(0, 0), None
-        for block in itertools.chain(first, blocks):
+        for place, block in enumerate(itertools.chain(first, blocks)):
             found = views.add(pa.concat_tables([block, carried]))
             if expected is not None and not _same(found.slice(block.num_rows), expected):
                 raise NotRowWise([view.name for view in job.on_demand_feature_views])
             yield found.slice(0, block.num_rows)
-            carried, expected = _spread(block, CARRIED), _spread(found.slice(0, block.num_rows), CARRIED)
+            own = found.slice(0, block.num_rows)
+            carried, expected = _spread(block, CARRIED, place), _spread(own, CARRIED, place)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -183,8 +185,9 @@ class _OnDemandViews:
         # Some of them where `_in_pieces` cuts, of which a function that fills gaps would notice.
         lacking = pa.array([row % 4 in {0, 3} for row in range(filled.num_rows)])
         has = pc.invert(lacking)
-        for name in filter(lambda name: name not in kept, filled.column_names):
-            some = _lacks(filled, name, lacking)
+        inputs = [name for name in filled.column_names if name not in kept]
+        for lost in [*([name] for name in inputs), inputs]:
+            some = functools.reduce(lambda rows, name: _lacks(rows, name, lacking), lost, filled)
             try:
                 found = computed(some)
             except Exception:  # noqa: S112 - then a null in this column ends the request, in whichever block it is
@@ -209,9 +212,14 @@ class _OnDemandViews:
         return keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
 
 
-def _spread(rows: pa.Table, number: int) -> pa.Table:
-    """About so many rows, evenly from all; all, if there are fewer."""
-    return rows.take(pa.array(range(0, rows.num_rows, max(1, rows.num_rows // number)), pa.int64()))
+def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
+    """So many rows from all over, in their order; all, if there are fewer.
+
+    Drawn, the same ones each time: at even steps one would see one kind of rows of a request whose kinds take turns.
+    """
+    if rows.num_rows <= number:
+        return rows
+    return rows.take(pa.array(np.sort(np.random.default_rng(seed).choice(rows.num_rows, number, replace=False))))
 
 
 def _same(one: pa.Table, other: pa.Table) -> bool:

@@ -15,7 +15,7 @@ from scoring.features import ModelFeatures, missing_reasons
 from scoring.signature import holds_every_value
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureService, FeatureStore
 
     from scoring.bulk_reader import BulkReader
 
@@ -112,8 +112,11 @@ def _read_by_feast(
     store: "FeatureStore", features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], rows: int
 ) -> StoreRead:
     service = store.get_feature_service(features.service, allow_cache=True)
-    answer = store.get_online_features(service, dict(entity_rows), full_feature_names=True).proto
+    short = _short_names(features, service)
+    answer = store.get_online_features(service, dict(entity_rows), full_feature_names=short is None).proto
     results = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+    if short is not None:
+        results = {full: results[name] for full, name in short.items() if name in results}
     return StoreRead(
         {view.name: _event_times(results[view.columns[0]], rows) for view in features.views},
         {
@@ -121,6 +124,25 @@ def _read_by_feast(
             for feature in features.features
         },
     )
+
+
+def _short_names(features: ModelFeatures, service: "FeatureService") -> dict[str, str] | None:
+    """`view__feature` → `feature`, where a view is on demand and no two features have one name; else None.
+
+    Asked for full names, Feast takes what an on-demand view computes for something else: in Python mode it leaves it
+    out, and in pandas mode whole numbers beside a null come back as doubles (feast 0.67).
+    """
+    if not any(feature.on_demand for feature in features.features):
+        return None
+    short = {
+        f"{projection.name_to_use()}__{field.name}": field.name
+        for projection in service.feature_view_projections
+        for field in projection.features
+    }
+    for view in features.views:
+        short |= {column: column.removeprefix(f"{view.name}__") for column in view.columns}
+    taken = [*short.values(), *(key.name for key in features.join_keys), *features.request_inputs]
+    return short if len(set(taken)) == len(taken) else None
 
 
 def _request_columns(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:

@@ -69,8 +69,15 @@ def computed(inputs: pd.DataFrame) -> pd.DataFrame:
     result["filled"] = inputs["orders"].fillna(0).astype("float64")
     return result
 
+@on_demand_feature_view(
+    sources=[stats, basket], mode="python", schema=[Field(name="twice", dtype=Int64)],
+)
+def counted(inputs: dict) -> dict:
+    return {"twice": [None if each is None else 2 * each for each in inputs["orders"]]}
+
 both = FeatureService(name="both", features=[stats, place])
 on_demand = FeatureService(name="on_demand", features=[stats[["rate"]], computed])
+python_mode = FeatureService(name="python_mode", features=[stats[["orders"]], counted])
 hidden = FeatureService(name="hidden", features=[computed])
 """
 CONFIGURATION = """
@@ -194,6 +201,15 @@ def test_on_demand_features_never_hide_a_missing_row(store: "FeatureStore") -> N
     assert answer.vectors["filled"].to_pylist() == [1.0, None]
     stale = read(store, features, now=NOW + dt.timedelta(hours=4), shop_id=[1], amount=[10.0])
     assert stale.reasons.to_pylist() == ["stale"]
+
+
+def test_a_view_in_python_mode_is_served_and_its_whole_numbers_may_stand_beside_a_null(store: "FeatureStore") -> None:
+    features = link(store, "python_mode", twice="double", orders="double")
+    answer = read(store, features, shop_id=[1, 4], amount=[10.0, 10.0])
+    assert answer.reasons.to_pylist() == [None, "not_found"]
+    orders = answer.vectors["orders"].to_pylist()
+    assert orders[0] is not None
+    assert answer.vectors["twice"].to_pylist() == [2 * orders[0], None]
 
 
 def test_what_an_on_demand_view_asks_of_a_request_is_typed_as_it_declares_it(store: "FeatureStore") -> None:
