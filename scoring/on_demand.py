@@ -33,7 +33,7 @@ ROWS_A_BLOCK = 32_768
 # Rows of the first block on which it is tried what other rows change, and column by column, what a null changes.
 ROWS_TRIED, ROWS_WITH_NULLS = 8192, 1024
 # Rows of each block that go along with the next one, to see that they get there what they got before.
-CARRIED = 64
+CARRIED = 512
 
 
 class NotRowWise(ValueError):
