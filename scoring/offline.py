@@ -51,7 +51,8 @@ def with_point_in_time_features(
     """
     rows = pq.read_metadata(request).num_rows
     if rows == 0:
-        yield complete(features, pq.read_table(request), features_of_none(features))
+        own = pa.concat_tables(checked) if checked else pq.read_table(request)
+        yield complete(features, own, features_of_none(features))
         return
     seen = 0
     for own, joined in _joined(store, features, request, stale, checked):

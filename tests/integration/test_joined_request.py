@@ -57,6 +57,10 @@ def test_a_request_of_the_right_types_is_not_copied_and_gives_the_same_bytes_as_
         pq.write_table(other, request)
         assert not is_typed(request, job.features), name
         assert joined(job, request) == (expected, told, True), name
+    for none in (rows.slice(0, 0), rows.slice(0, 0).cast(pa.schema([f.with_nullable(False) for f in rows.schema]))):
+        pq.write_table(none, request)
+        assert joined(job, request)[1:] == ((0, {}), False)
+        assert all(field.nullable for field in pq.read_schema(tmp_path / "part") if field.name != "order")
     rows.to_pandas().to_parquet(request)
     assert is_typed(request, job.features)
     assert joined(job, request) == (expected, told, False)
