@@ -265,6 +265,8 @@ def test_feasts_own_command_goes_on_from_the_watermark(world: World, kind: str) 
 
 def test_a_store_that_lost_everything_is_filled_again(world: World) -> None:
     world.write("plain", plain_rows(50, 3))
+    world.write("every", pa.Table.from_pylist([], EVERY))  # not what another test left, with moments of later on
+    world.write("odd", pa.Table.from_pylist([], PLAIN.append(pa.field("notes", pa.string()))))
     store = world.open("lost_redis", "redis", ENGINE)
     first, second, last = (NOW + dt.timedelta(hours=hours) for hours in (1, 2, 3))
     materialize_online_store(store, first)
