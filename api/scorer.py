@@ -1,11 +1,11 @@
 """One model version that answers: entity rows in, scores out. Blocking; the API calls it in worker threads."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scoring.features import ModelFeatures
-from scoring.online import OnlineVectors, read_online_vectors
+from scoring.online import OnlineVectors, read_online_vectors, read_rows
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
 from scoring.serving import ServingModel
@@ -68,12 +68,12 @@ class OnlineScorer:
             policy: for missing features.
             independent_rows: whether the version was shown to predict each row alike in any company.
         """
-        from scoring.bulk_reader import bulk_reader
+        from scoring.store_reader import fastest_reader
 
         self.model = serving.model
         self.features = serving.features
         self._store = store
-        self._bulk = bulk_reader(store, serving.features)
+        self._reader, self._stored = fastest_reader(store, serving.features)
         self._policy = policy
         self.independent_rows = independent_rows
         # An on-demand view's function sees all rows that are looked up together, and may compare them.
@@ -88,7 +88,7 @@ class OnlineScorer:
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
-        return read_online_vectors(self._store, self.features, entity_rows, now, self._bulk)
+        return read_online_vectors(self._store, self.features, entity_rows, now, self._reader)
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """See `Scorer.score`."""
@@ -110,4 +110,4 @@ class OnlineScorer:
         types |= {key.name: key.arrow_type for key in self.features.join_keys}
         names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
         row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
-        read_online_vectors(self._store, self.features, row, datetime.now(UTC), self._bulk)
+        read_rows(self._stored, row)

@@ -6,8 +6,7 @@ differ, or a service needs what it can't do, there is no reader, and Feast's own
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
@@ -15,27 +14,12 @@ import pyarrow as pa
 from scoring.decoding import VALUE_FIELDS
 from scoring.entity_keys import SERIALIZATION_VERSION, Keys, agree_with_feast
 from scoring.features import ModelFeatures
-from scoring.online import StoreRead
+from scoring.online import StoreReader
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = logging.getLogger(__name__)
-
-
-class BulkReader(Protocol):
-    """Reads what one model needs of any number of entities. Threads may share it."""
-
-    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
-        """What the store holds of n entities.
-
-        Args:
-            entity_rows: request's join key → its values (n,), of the declared types.
-
-        Raises:
-            FeatureStoreError: the store gave no usable answer.
-            UnusableFeature: what it holds is not what Feast writes.
-        """
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -59,11 +43,12 @@ class ViewColumns(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
 
 
-def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> BulkReader | None:
+def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader | None:
     """A reader of what `features` needs, or None where Feast's own way must serve.
 
-    That is: another online store than Feast's SQLite or `scoring.redis_store.BulkRedisOnlineStore`, on-demand views,
-    versioned views, a type other than numbers, bool and text, or a layout that is not the known one.
+    That is: another online store than Feast's SQLite or `scoring.redis_store.BulkRedisOnlineStore`, on-demand views
+    (`scoring.on_demand_reader` has it read what these need), versioned views, a type other than numbers, bool and text,
+    or a layout that is not the known one.
     """
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 
@@ -101,7 +86,7 @@ def view_columns(store: "FeatureStore", features: ModelFeatures) -> list[ViewCol
         names = sorted(column.name for column in view.entity_columns)
         keys = tuple((name, request_keys[projection.join_key_map.get(name, name)]) for name in names)
         columns = tuple(
-            Column(feature.column, feature.column.partition("__")[2], feature.dtype)
+            Column(feature.column, feature.name, feature.dtype)
             for feature in features.features
             if feature.views == (each.name,)
         )

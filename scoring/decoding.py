@@ -12,7 +12,7 @@ import pyarrow as pa
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from scoring.online import as_declared, plain_value
+from scoring.feast_reader import as_declared, plain_value
 
 VALUE_FIELDS: dict[pa.DataType, str] = {
     pa.float32(): "float_val",

@@ -19,7 +19,7 @@ class _Served(msgspec.Struct, frozen=True):
     column: str
     dtype: pa.DataType
     views: tuple[str, ...]
-    on_demand: bool = False
+    on_demand_view: str | None = None
     request_fields: dict[str, pa.DataType] = {}
 
 
@@ -27,6 +27,8 @@ class _Service(msgspec.Struct, frozen=True):
     join_keys: tuple[JoinKey, ...]
     features: tuple[_Served, ...]
     ttl_s: dict[str, float | None]
+    read_on_demand: dict[str, tuple[str, ...]]
+    """View → its columns that on-demand views of the service read."""
 
 
 def link_features(
@@ -75,7 +77,7 @@ def link_features(
                 f"its input {model_input.name!r} is {model_input.dtype}, but feature {found[0].column} is declared "
                 f"{found[0].dtype}, whose values that can't hold. Train on the declared type, or declare the other.",
             )
-        features.append(Feature(model_input.name, found[0].column, found[0].dtype, found[0].views))
+        features.append(_feature(model_input.name, found[0]))
     if missing:
         raise MissingFeatures(model, service, missing, sorted(feature.name for feature in served.features))
 
@@ -94,6 +96,10 @@ def link_features(
     )
 
 
+def _feature(name: str, served: _Served) -> Feature:
+    return Feature(name, served.column, served.dtype, served.views, served.on_demand_view)
+
+
 def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
     from feast.errors import FeatureServiceNotFoundException
     from feast.on_demand_feature_view import OnDemandFeatureView
@@ -109,31 +115,35 @@ def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
     keys: dict[str, JoinKey] = {}
     features: list[_Served] = []
     ttl_s: dict[str, float | None] = {}
+    read: dict[str, tuple[str, ...]] = {}
     for projection in service.feature_view_projections:
         view = _read_view(store, name, projection.name)
         prefix = projection.name_alias or projection.name
         sources: tuple[str, ...] = (prefix,)
         fields: dict[str, pa.DataType] = {}
-        on_demand = isinstance(view, OnDemandFeatureView)
-        if on_demand:
+        on_demand_view = None
+        if isinstance(view, OnDemandFeatureView):
+            on_demand_view = prefix
             projections = view.source_feature_view_projections.values()
             sources = tuple(source.name_alias or source.name for source in projections)
             asked_for = (field for source in view.source_request_sources.values() for field in source.schema)
             fields = {field.name: _arrow_type(model, field) for field in asked_for}
             for source in projections:
+                alias = source.name_alias or source.name
+                read[alias] = (*read.get(alias, ()), *(f"{alias}__{field.name}" for field in source.features))
                 keys |= _join_keys(model, _read_view(store, name, source.name), source.join_key_map)
         else:
             ttl_s[prefix] = view.ttl.total_seconds() if view.ttl else None
             keys |= _join_keys(model, view, projection.join_key_map)
         features.extend(
-            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, on_demand, fields)
+            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, on_demand_view, fields)
             for field in projection.features
         )
     if not keys:
         raise ModelRefused(
             model, f"feature service {name!r} has no entity with a join key, so nothing can be asked for."
         )
-    return _Service(tuple(keys.values()), tuple(features), ttl_s)
+    return _Service(tuple(keys.values()), tuple(features), ttl_s, read)
 
 
 def _read_view(store: "FeatureStore", service: str, name: str) -> Any:
@@ -155,13 +165,15 @@ def _join_keys(model: str, view: Any, join_key_map: Mapping[str, str]) -> dict[s
 
 
 def _view(model: str, served: _Service, name: str) -> View:
-    columns = tuple(feature.column for feature in served.features if feature.views == (name,) and not feature.on_demand)
+    stored = (feature for feature in served.features if feature.on_demand_view is None)
+    columns = tuple(feature.column for feature in stored if feature.views == (name,))
     if not columns:
         raise ModelRefused(
             model,
             f"it reads view {name!r} only through an on-demand view, and then Feast does not tell how old a row is. "
             f"Add one feature of {name!r} itself to the feature service.",
         )
+    columns = tuple(dict.fromkeys((*columns, *served.read_on_demand.get(name, ()))))
     return View(name, columns, served.ttl_s.get(name))
 
 

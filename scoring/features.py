@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.signature import Signature, conform
+from scoring.signature import Signature, as_kept, conform
 
 KeyType = Literal["int32", "int64", "string"]
 KEY_TYPES: dict[str, KeyType] = {"INT32": "int32", "INT64": "int64", "STRING": "string", "UUID": "string"}
@@ -39,7 +39,8 @@ class View(msgspec.Struct, frozen=True):
 
     name: str
     columns: tuple[str, ...]
-    """Its columns in Feast's answer, `view__feature`. The first one's event timestamp speaks for the whole row."""
+    """Its columns in Feast's answer, `view__feature`: what the service names, then what on-demand views read of it. The
+    first one's event timestamp speaks for the whole row."""
     ttl_s: float | None
     """Seconds after its event timestamp in which a row may be used; None without a limit."""
 
@@ -54,11 +55,23 @@ class Feature(msgspec.Struct, frozen=True):
     """The type that the feature view declares. Values pass through it, so that offline and online agree to the bit."""
     views: tuple[str, ...]
     """The views whose rows it comes from: its own, or those that an on-demand view reads."""
+    on_demand_view: str | None = None
+    """The on-demand view that makes it when it is asked for, as the service names it; None if it is stored."""
 
     @property
     def on_demand(self) -> bool:
-        """Whether an on-demand view makes it when it is asked for."""
-        return self.views != (self.column.partition("__")[0],)
+        """Whether an on-demand view makes it."""
+        return self.on_demand_view is not None
+
+    @property
+    def name(self) -> str:
+        """Its name in its feature view."""
+        return self.column.removeprefix(f"{self.on_demand_view or self.views[0]}__")
+
+    @property
+    def reference(self) -> str:
+        """`view:feature`, as Feast refers to it."""
+        return f"{self.on_demand_view or self.views[0]}:{self.name}"
 
 
 class ModelFeatures(msgspec.Struct, frozen=True):
@@ -93,7 +106,10 @@ class ModelFeatures(msgspec.Struct, frozen=True):
             if feature is None:
                 column = columns[model_input.name]
             else:
-                column = conform(columns[feature.column], feature.dtype, feature.column)
+                column = columns[feature.column]
+                if not feature.on_demand and pa.types.is_timestamp(feature.dtype):
+                    column = as_kept(column, column.type)
+                column = conform(column, feature.dtype, feature.column)
                 for view in feature.views:
                     if view in unusable:
                         column = pc.if_else(unusable[view], pa.scalar(None, feature.dtype), column)
@@ -102,7 +118,10 @@ class ModelFeatures(msgspec.Struct, frozen=True):
 
     def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
         """View name → bool (n_rows,): rows for which a point-in-time join found nothing: all nulls."""
-        return {view.name: _all(pc.is_null(columns[column]) for column in view.columns) for view in self.views}
+        return {
+            view.name: _all(pc.is_null(columns[column]) for column in view.columns if column in columns)
+            for view in self.views
+        }
 
 
 def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from scoring.batch_request import ROW
 from scoring.errors import BatchRequestError, FeatureStoreError
 from scoring.feature_store import inside
-from scoring.features import ModelFeatures
+from scoring.features import Masks, ModelFeatures
 from scoring.parquet import ParquetFiles, RowsInTurn
 from scoring.typed_request import EVENT_TIMESTAMP, entity_columns
 
@@ -55,8 +55,8 @@ def with_point_in_time_features(
         yield complete(features, own, features_of_none(features))
         return
     seen = 0
-    for own, joined in _joined(store, features, request, stale, checked):
-        yield complete(features, own, joined)
+    for own, joined, absent in _joined(store, features, request, stale, checked):
+        yield complete(features, own, joined, absent)
         seen += own.num_rows
     if seen != rows:
         raise lost_rows(store, features, rows, seen)
@@ -76,10 +76,13 @@ def _joined(
     request: Path,
     stale: dict[str, int] | None,
     checked: Iterator[pa.Table] | None,
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Pairs of request rows and Feast's answer for them, `view__feature`, row by row."""
+) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
+    """Request rows, Feast's answer for them, `view__feature`, row by row, and of which of them a view has no row.
+
+    That is asked for only where it changes something, and known only from this project's store.
+    """
     from scoring.offline_query import AsofRetrievalJob
-    from scoring.offline_sql import parquet_file, quote, stale_mark
+    from scoring.offline_sql import found_mark, parquet_file, quote, stale_mark
     from scoring.offline_store import AsofOfflineStoreConfig
 
     request = request.absolute()
@@ -101,6 +104,10 @@ def _joined(
                     job.mark_stale()
                     marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
                     stale.update(dict.fromkeys(marks, 0))
+                found = {}
+                if any(feature.on_demand for feature in features.features):
+                    job.mark_found()
+                    found = {view.name: found_mark(view.name) for view in features.views}
                 # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
                 with ParquetFiles([request]) as file:
                     tables = checked or file.between(0, file.rows)
@@ -113,12 +120,13 @@ def _joined(
                         mine = own.take(table.num_rows)
                         if not all(mine[name].equals(table[name]) for name in compared):
                             raise FeatureStoreError(doing, "its rows came back in another order than they went in")
-                        yield mine, table.drop_columns(names)
+                        absent = {view: pc.invert(table[mark]) for view, mark in found.items()}
+                        yield mine, table.drop_columns(names), absent
                 return
         table = pa.concat_tables(checked) if checked else pq.read_table(request)
         with inside(Path(store.repo_path)):
             joined = _join_whole(store, features, table)
-        yield table, joined
+        yield table, joined, {}
     except (BatchRequestError, FeatureStoreError, GeneratorExit):
         raise
     except Exception as error:  # every offline store raises its own kinds
@@ -126,27 +134,40 @@ def _joined(
 
 
 def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
+    from scoring.on_demand import with_features_of_all_rows
+
     entity_rows = request.select(entity_columns(features)).append_column(
         ROW, pa.array(range(request.num_rows), pa.int64())
     )
-    joined = store.get_historical_features(
-        entity_rows.to_pandas(), store.get_feature_service(features.service), full_feature_names=True
-    ).to_arrow()
+    service = store.get_feature_service(features.service)
+    job = store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
+    joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
     joined = joined.take(pc.sort_indices(joined[ROW]))
     if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
         raise lost_rows(store, features, request.num_rows, joined.num_rows)
-    return joined
+    if not job.on_demand_feature_views:
+        return joined
+    own = [name for name in entity_columns(features) if name in joined.column_names]
+    for name in own:  # as they were before pandas had them
+        joined = joined.set_column(joined.column_names.index(name), name, request[name])
+    return with_features_of_all_rows(job, joined.drop_columns([ROW]))
 
 
-def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table) -> pa.Table:
+def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:
     """Request rows with the inputs that Feast fills, from its answer for these very rows, `view__feature`.
+
+    Args:
+        features: which inputs.
+        request: the rows.
+        joined: Feast's answer.
+        absent: view → bool (n_rows,), where it has no row; if that is not known, where all that was joined is null.
 
     Raises:
         FeatureStoreError: a value does not fit the type that its view declares or the model expects.
     """
     own = {name: request[name] for name in features.request_inputs}
     columns = {name: joined[name] for name in joined.column_names} | own
-    vectors = features.vectors(columns, unusable=features.absent_views(columns))
+    vectors = features.vectors(columns, unusable=absent or features.absent_views(columns))
     for name in features.signature.names:
         if name not in own:
             request = request.append_column(vectors.schema.field(name), vectors[name])

@@ -23,6 +23,8 @@ from scoring.offline_sql import (
     Join,
     asof,
     check_columns,
+    found_mark,
+    is_found,
     is_fresh,
     moment_of,
     quote,
@@ -187,11 +189,15 @@ class AsofRetrievalJob(QueryRetrievalJob):
         self._feature_refs = feature_refs
         self._on_demand = on_demand
         self._full_feature_names = full_feature_names
-        self._marked = False
+        self._stale_marked = self._found_marked = False
 
     def mark_stale(self) -> None:
         """Add a column `stale_mark(view)` for each view with a time to live: whether it hid the row that was found."""
-        self._marked = True
+        self._stale_marked = True
+
+    def mark_found(self) -> None:
+        """Add a column `found_mark(view)` for each view: whether it has a row, though perhaps of nothing but nulls."""
+        self._found_marked = True
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """The result, with on-demand features as `to_arrow` adds them, at most ROWS_A_BATCH rows at a time.
@@ -203,7 +209,8 @@ class AsofRetrievalJob(QueryRetrievalJob):
         if not self._on_demand:
             yield from batches
             return
-        marks = [stale_mark(join.view) for join in self._joins if self._marked and join.ttl]
+        marks = [stale_mark(join.view) for join in self._joins if self._stale_marked and join.ttl]
+        marks += [found_mark(join.view) for join in self._joins if self._found_marked]
         for table in with_on_demand_features(self, batches, self._config.repo_path, marks):
             yield from table.to_batches(ROWS_A_BATCH)
 
@@ -219,9 +226,11 @@ class AsofRetrievalJob(QueryRetrievalJob):
             check_columns(connection, f"source_{i}", join)
             joined.append(asof(f"source_{i}", f"f{i}", join, moment))
             selected += [value(f"f{i}", join, feature, moment) for feature in join.features]
-            if self._marked and join.ttl:
+            if self._stale_marked and join.ttl:
                 fresh = is_fresh(f"f{i}", join.ttl, moment)
                 selected.append(f"coalesce(NOT ({fresh}), false) AS {quote(stale_mark(join.view))}")
+            if self._found_marked:
+                selected.append(f"{is_found(f'f{i}', join.ttl, moment)} AS {quote(found_mark(join.view))}")
         return f"SELECT {', '.join(selected)} {' '.join(joined)} ORDER BY e.{ROW}"
 
     def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], str]:

@@ -106,6 +106,16 @@ def stale_mark(view: str) -> str:
     return f"{view} is stale"
 
 
+def is_found(alias: str, ttl: timedelta | None, moment: str) -> str:
+    """Whether a row was joined that is within its time to live."""
+    return f"coalesce({is_fresh(alias, ttl, moment)}, false)" if ttl else f"{alias}.feature_time IS NOT NULL"
+
+
+def found_mark(view: str) -> str:
+    """Name of the column that says whether a view has a row for an entity row."""
+    return f"{view} is found"
+
+
 def _microseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
 

@@ -1,11 +1,10 @@
-"""On-demand features of joined rows that stream: Feast's own transformation, a block of rows at a time.
+"""On-demand features of joined rows that stream, a block of rows at a time.
 
 Feast calls these transformations row-level, and online they run over one request's rows; but a function may look at the
 rows around a row, and pandas makes floats of whole numbers that have a null among them. That blocks give what all rows
-at once would give is therefore tried out on the first one (`_OnDemandViews.depends`).
+at once would give is therefore tried out on the first one (`_ViewsOfJob.depends`).
 """
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -17,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
-from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.on_demand_feature_view import OnDemandFeatureView
-from feast.types import from_feast_to_pyarrow_type
 
-from scoring.feature_store import inside
+from scoring.on_demand_views import OnDemandViews
 from scoring.parquet import RowsInTurn
 
 logger = logging.getLogger(__name__)
@@ -46,31 +44,6 @@ class NotRowWise(ValueError):
         )
 
 
-class _Joined(RetrievalJob):
-    """Rows of a retrieval job that were joined already: Feast's `to_arrow` adds the features of some of its views."""
-
-    def __init__(self, job: RetrievalJob, rows: pa.Table, views: list[OnDemandFeatureView]) -> None:
-        super().__init__()
-        self._job = job
-        self._rows = rows
-        self._views = views
-
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        return self._rows
-
-    @property
-    def full_feature_names(self) -> bool:
-        return self._job.full_feature_names
-
-    @property
-    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
-        return self._views
-
-    @property
-    def metadata(self) -> RetrievalMetadata | None:
-        return self._job.metadata
-
-
 def with_on_demand_features(
     job: RetrievalJob,
     batches: Iterator[pa.RecordBatch],
@@ -78,7 +51,7 @@ def with_on_demand_features(
     marks: Sequence[str],
     rows_a_block: int = ROWS_A_BLOCK,
 ) -> Iterator[pa.Table]:
-    """The job's joined rows with its views' on-demand features, as `job.to_arrow()` adds them, in blocks of one size.
+    """The job's joined rows with its views' on-demand features, in blocks of one size (`OnDemandViews.add`).
 
     Where a view's function does not compute each row by itself, all rows are taken at once, and a warning names it.
 
@@ -97,7 +70,7 @@ def with_on_demand_features(
         NotRowWise: it turned out in a later block.
         Exception: whatever a view's function raises.
     """
-    views = _OnDemandViews(job, repository, marks)
+    views = _ViewsOfJob(job, repository, marks)
     blocks = _blocks(batches, rows_a_block)
     first = list(itertools.islice(blocks, 2))
     if len(first) == 1:
@@ -116,6 +89,15 @@ def with_on_demand_features(
             carried, expected = _spread(block, CARRIED, place), _spread(own, CARRIED, place)
 
 
+def with_features_of_all_rows(job: RetrievalJob, rows: pa.Table) -> pa.Table:
+    """What any offline store's job joined, with its views' on-demand features as `with_on_demand_features` adds them.
+
+    Raises:
+        Exception: whatever a view's function raises.
+    """
+    return _ViewsOfJob(job, None, ()).add(rows)
+
+
 def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     """The rows in blocks of one size, but for the last: DuckDB's batches are of any."""
     first = next(batches, None)
@@ -127,31 +109,28 @@ def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield block
 
 
-class _OnDemandViews:
+class _ViewsOfJob:
     """The on-demand views of one retrieval job."""
 
     def __init__(self, job: RetrievalJob, repository: Path | None, marks: Sequence[str]) -> None:
-        self._job = job
-        self._repository = repository
+        asked = job.metadata
+        self._views = OnDemandViews(
+            job.on_demand_feature_views, asked.features if asked else (), job.full_feature_names, repository
+        )
+        self._keys = set(asked.keys) if asked else set()
         self._marks = list(marks)
-        self._types = {}
-        for view in job.on_demand_feature_views:
-            prefix = f"{view.projection.name_to_use()}__" if job.full_feature_names else ""
-            for field in view.features:
-                with contextlib.suppress(ValueError):  # a type that Arrow has not
-                    self._types[prefix + field.name] = from_feast_to_pyarrow_type(field.dtype)
 
     def add(self, rows: pa.Table) -> pa.Table:
         """The rows with all views' features, and the marks after them."""
-        joined = self._compute(rows.drop_columns(self._marks), self._job.on_demand_feature_views)
+        joined = self._views.add(self._views.declared(rows.drop_columns(self._marks)))
         for mark in self._marks:
             joined = joined.append_column(mark, rows[mark])
         return joined
 
     def depends(self, rows: pa.Table) -> str | None:
         """Which view's function gives a row of these another value when it sees other rows with it; None: none does."""
-        rows = _spread(rows.drop_columns(self._marks), ROWS_TRIED)
-        for view in self._job.on_demand_feature_views:
+        rows = self._views.declared(_spread(rows.drop_columns(self._marks), ROWS_TRIED))
+        for view in self._views.views:
             named = f"the function of on-demand view {view.name!r}"
             try:
                 # Of values that no request has it may warn where it otherwise never does.
@@ -161,14 +140,14 @@ class _OnDemandViews:
                         return f"{named} gives a row another value when it sees other rows with it"
             except Exception as error:  # whatever a function raises; of all rows it may raise nothing
                 return f"{named} raises {type(error).__name__} for some of the rows alone"
-            rows = self._compute(rows, [view])
+            rows = self._views.add(rows, [view])
         return None
 
     def _looks_around(self, view: OnDemandFeatureView, rows: pa.Table) -> bool:
         width = rows.num_columns
 
         def computed(rows: pa.Table) -> pa.Table:
-            derived = self._compute(rows, [view])
+            derived = self._views.add(rows, [view])
             return derived.select(range(width, derived.num_columns))
 
         def differs(rows: pa.Table, alone: pa.Table, others: pa.Table) -> bool:
@@ -196,20 +175,9 @@ class _OnDemandViews:
                 return True
         return False
 
-    def _compute(self, rows: pa.Table, views: list[OnDemandFeatureView]) -> pa.Table:
-        with contextlib.nullcontext() if self._repository is None else inside(self._repository):
-            joined = _Joined(self._job, rows, views).to_arrow()
-        for place in range(rows.num_columns, joined.num_columns):
-            name, column = joined.column_names[place], joined.column(place)
-            with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                joined = joined.set_column(place, name, column.cast(self._types.get(name, column.type)))
-        return joined
-
     def _kept(self, rows: pa.Table) -> set[str]:
         """The columns that say whose row it is, and of when."""
-        asked = self._job.metadata
-        keys = set(asked.keys) if asked else set()
-        return keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
+        return self._keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
 
 
 def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:

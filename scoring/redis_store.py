@@ -70,7 +70,7 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class RedisReader:
-    """A `BulkReader`: one round trip a group of views, and KEYS_AT_ONCE entities."""
+    """A `StoreReader`: one round trip a group of views, and KEYS_AT_ONCE entities."""
 
     def __init__(self, client: "Redis", project: str, groups: Sequence[Group]) -> None:
         """Args: a client, Feast's project, and what to read."""
@@ -79,7 +79,7 @@ class RedisReader:
         self._groups = [(group, ReadHashes(group.fields), group.columns) for group in groups]
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
-        """See `BulkReader.read`."""
+        """See `StoreReader.read`."""
         try:
             return self._read(entity_rows)
         except FeatureStoreError:

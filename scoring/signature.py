@@ -121,6 +121,18 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
     return column
 
 
+def as_kept(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Values of an offline source as an online store keeps those of a declared type: Feast writes whole seconds.
+
+    Raises:
+        ArrowInvalid: a value has no exact counterpart; doubles are rounded to floats.
+        ArrowNotImplementedError: there is no way from one type to the other.
+    """
+    if pa.types.is_timestamp(declared) and pa.types.is_timestamp(column.type):
+        column = pc.floor_temporal(column, unit="second")
+    return column if column.type == declared else pc.cast(column, declared)
+
+
 def _all_finite(column: pa.Array | pa.ChunkedArray) -> bool:
     # A tenth of the time that Arrow's own functions take for a few values.
     return column.null_count == 0 and bool(np.isfinite(column.to_numpy()).all())

@@ -15,6 +15,7 @@ from scoring.batch_request import ROW
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
 from scoring.offline import features_of_none, lost_rows
+from scoring.on_demand_views import OnDemandViews
 from scoring.spark_store import on_spark
 from scoring.spark_tasks import WRITTEN, ReadEntityRows, WriteInputParts, Written, read_written
 from scoring.typed_request import EVENT_TIMESTAMP
@@ -54,9 +55,10 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
         # Each task gets whole parts, in order; where Feast answers a row several times, the smallest values come first.
         part = sf.floor(sf.col(ROW) / write.rows_a_part).cast("int")
         placed = answer.repartitionById(parts, part).sortWithinPartitions(ROW, *answer.columns)
-        derive = tuple(functools.partial(_derive, view) for view in answers[0][1])
-        task = msgspec.structs.replace(write, derive=derive)
-        written = read_written(placed.mapInArrow(task, WRITTEN).collect())
+        if views := answers[0][1]:
+            on_demand = OnDemandViews(views, [each.reference for each in features.features])
+            write = msgspec.structs.replace(write, on_demand=on_demand)
+        written = read_written(placed.mapInArrow(write, WRITTEN).collect())
     finally:
         entity_rows.unpersist()
     found = sum(each.rows for each in written)
@@ -108,12 +110,3 @@ def _keys_of_views(store: "FeatureStore", features: ModelFeatures) -> Iterator[t
         for each in getattr(view, "source_feature_view_projections", {}).values() or [projection]:
             own: Any = store.registry.get_any_feature_view(each.name, store.project, allow_cache=True)
             yield tuple(each.join_key_map.get(key.name, key.name) for key in own.entity_columns)
-
-
-def _derive(view: "OnDemandFeatureView", answer: pa.Table) -> pa.Table:
-    """The answer with an on-demand view's features, as Feast's retrieval jobs add them."""
-    derived = view.transform_arrow(answer, True)
-    for name in derived.column_names:
-        if name not in answer.column_names and name.startswith(f"{view.projection.name_to_use()}__"):
-            answer = answer.append_column(name, derived[name])
-    return answer

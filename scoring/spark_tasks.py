@@ -7,9 +7,9 @@ a folder that all of them see, or S3.
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -28,6 +28,9 @@ from scoring.spark_model import decode_reasons, encode_vectors
 from scoring.storage import Location
 from scoring.transfer import Content, content_of, publishing
 from scoring.typed_request import EVENT_TIMESTAMP
+
+if TYPE_CHECKING:
+    from scoring.on_demand_views import OnDemandViews
 
 PART = "part__"
 SHOWN_REASONS = 10
@@ -85,8 +88,8 @@ class WriteInputParts(msgspec.Struct, frozen=True):
     metadata: dict[bytes, bytes]
     folder: Location
     name: str
-    derive: tuple[Callable[[pa.Table], pa.Table], ...] = ()
-    """What on-demand views add to the answer."""
+    on_demand: "OnDemandViews | None" = None
+    """What adds on-demand features to the answer."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """A task's."""
@@ -114,11 +117,10 @@ class WriteInputParts(msgspec.Struct, frozen=True):
                 )
             row += answer.num_rows
             mine, joined = own.take(answer.num_rows), answer.drop_columns([ROW])
-            if self.derive:
-                for name in self.features.request_inputs:
+            if self.on_demand is not None:
+                for name in (*(key.name for key in self.features.join_keys), *self.features.request_inputs):
                     joined = joined.append_column(name, mine[name])
-            for derive in self.derive:
-                joined = derive(joined)
+                joined = self.on_demand.add(self.on_demand.declared(joined))
             yield complete(self.features, mine, joined)
 
 

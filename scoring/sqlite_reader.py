@@ -26,7 +26,7 @@ WAIT_FOR_WRITER_S = 1.0
 
 
 class SqliteReader:
-    """A `BulkReader` of one database file. Each thread has a connection of its own.
+    """A `StoreReader` of one database file. Each thread has a connection of its own.
 
     Opened for writing, though nothing is written: whoever reads first after a writer was killed has to roll back what
     it left half-way.
@@ -39,7 +39,7 @@ class SqliteReader:
         self._connections = threading.local()
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
-        """See `BulkReader.read`."""
+        """See `StoreReader.read`."""
         written_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         try:

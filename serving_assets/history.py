@@ -1,5 +1,6 @@
 """What the Dagster instance knows of batch requests: their runs, and the model version of their latest output."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ UNFINISHED = [
 ]
 # A worker that was killed leaves its run unfinished for ever unless run monitoring is on: it must not stop the sensors.
 ABANDONED_AFTER_S = 3600
+# Nobody who could be killed has begun such a run, however long ago it was asked for.
+WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.MANAGED)
 # Of the runs that failed, so many of the newest are looked at.
 FAILED_RUNS = 200
 
@@ -51,8 +54,7 @@ def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[s
     found: dict[str, str] = {}
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
         run = record.dagster_run
-        recent = record.create_timestamp.timestamp() > time.time() - ABANDONED_AFTER_S
-        if recent and scores_requests(run):
+        if _abandoned_s(instance, record) > time.time() and scores_requests(run):
             found |= dict.fromkeys(partitions_of(run.tags, known), run.run_id)
     return found
 
@@ -63,7 +65,7 @@ def failed_runs(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[str,
     failed = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]), limit=FAILED_RUNS)
     ended = [(record.dagster_run, record.end_time or record.update_timestamp.timestamp()) for record in failed]
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
-        abandoned = record.create_timestamp.timestamp() + ABANDONED_AFTER_S
+        abandoned = _abandoned_s(instance, record)
         if abandoned <= time.time():
             ended.append((record.dagster_run, abandoned))
     for run, end in ended:
@@ -71,6 +73,16 @@ def failed_runs(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[str,
             for key in partitions_of(run.tags, known):
                 found.setdefault(key, {})[run.run_id] = end
     return found
+
+
+def _abandoned_s(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
+    """When a run without an end counts as abandoned, in seconds since 1970; infinity if it never does."""
+    status = record.dagster_run.status
+    watched = instance.run_monitoring_enabled and instance.run_launcher.supports_check_run_worker_health
+    if status in WAITING or (watched and status is not dg.DagsterRunStatus.NOT_STARTED):
+        return math.inf  # Dagster itself begins those in its queue, and ends those that it watches
+    began = record.start_time or record.update_timestamp.timestamp()
+    return began + ABANDONED_AFTER_S
 
 
 def failed_since(instance: dg.DagsterInstance, moment_s: float) -> bool:

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoring.bulk_reader import BulkReader, bulk_reader, view_columns
+from scoring.bulk_reader import bulk_reader, view_columns
 from scoring.entity_keys import entity_keys
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures
+from scoring.online import StoreReader
 from scoring.redis_store import Group, ReadHashes, RedisReader
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
@@ -140,7 +141,7 @@ def link(store: "FeatureStore", service: str, inputs: dict[str, pa.DataType]) ->
     return link_features(store, "m/1", service, signature, ())
 
 
-def reader_of(world: World, features: ModelFeatures) -> BulkReader:
+def reader_of(world: World, features: ModelFeatures) -> StoreReader:
     reader = bulk_reader(world.stores["bulk"], features)
     assert reader is not None
     return reader

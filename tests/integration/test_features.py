@@ -110,7 +110,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> "FeatureStore":
     )
     place = pd.DataFrame(
         {"shop_id": [1, 2], "event_timestamp": NOW - 900 * hour, "rate": [1.5, 2.5], "city": ["Rome", "Köln"],
-         "since": NOW - 9000 * hour}
+         "since": NOW - 9000 * hour + dt.timedelta(microseconds=700_000)}
     )  # fmt: skip
     stats.to_parquet(repo / "data" / "stats.parquet", coerce_timestamps="us")
     place.to_parquet(repo / "data" / "place.parquet", coerce_timestamps="us")

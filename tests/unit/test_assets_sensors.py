@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import msgspec
 import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from scoring.errors import AliasNotSet, RegistryUnreachable, StorageError
 from scoring.registry import ModelVersion
@@ -754,3 +755,36 @@ def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
         daemon.tick("new_model_version")
     assert "SERVING_PORT" in str(caught.value.__cause__ or caught.value)
+
+
+def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
+    """What Dagster's storage says of a run that is in another state from now on."""
+    if status is dg.DagsterRunStatus.QUEUED:
+        server = GrpcServerCodeLocationOrigin(host="127.0.0.1", port=1, location_name="here")
+        origin = RemoteJobOrigin(RemoteRepositoryOrigin(server, "repository"), run.job_name)
+        daemon.instance.delete_run(run.run_id)
+        daemon.instance.add_run(run._replace(remote_job_origin=origin).with_status(status))
+    else:
+        daemon.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_START))
+
+
+@pytest.mark.parametrize(
+    ("status", "hours_ago", "runs"),
+    [
+        (dg.DagsterRunStatus.QUEUED, 30, 1),  # it waits for others
+        (dg.DagsterRunStatus.STARTED, 0.9, 1),
+        (dg.DagsterRunStatus.STARTED, 1.1, 2),  # whoever ran it was killed
+    ],
+)
+def test_a_run_is_abandoned_an_hour_after_it_began_however_long_it_waited(daemon, monkeypatch, status, hours_ago, runs):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    _become(daemon, daemon.runs[0], status)
+    later = time.time() + hours_ago * 3600 + 100  # and the wait after a failed run
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    daemon.tick("new_batch_request")
+
+    assert len(daemon.runs) == runs

@@ -1,0 +1,118 @@
+"""Feast's own way to what an online store holds: for any store, entity by entity."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from feast.type_map import NULL_TIMESTAMP_INT_VALUE
+
+from scoring.errors import UnusableFeature
+from scoring.features import ModelFeatures
+from scoring.online import READING, StoreRead
+from scoring.signature import holds_every_value
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore
+
+
+class FeastReader:
+    """A `StoreReader` that asks Feast, for a whole feature service or for some features of it."""
+
+    def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] = ()) -> None:
+        """Remember what to ask for.
+
+        Args:
+            store: the Feast store.
+            features: what is wanted.
+            references: `view:feature` of all of that, and of a column of each view; none: Feast is asked for the
+                service, and computes what its on-demand views add.
+        """
+        self._store = store
+        self._features = features
+        self._references = list(references)
+
+    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+        """See `StoreReader.read`."""
+        results = self._columns(entity_rows)
+        rows = len(next(iter(entity_rows.values())))
+        return StoreRead(
+            {view.name: _event_times(results[view.columns[0]], rows) for view in self._features.views},
+            {
+                feature.column: as_declared(
+                    [plain_value(value) for value in results[feature.column].values], feature.dtype
+                )
+                for feature in self._features.features
+            },
+        )
+
+    def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """`view__feature` → Feast's own column."""
+        asked, short = self._references or self._store.get_feature_service(self._features.service, True), None
+        if not isinstance(asked, list):
+            short = _short_names(self._features, asked)
+        keys = {key.name for key in self._features.join_keys}
+        rows = {name: values for name, values in entity_rows.items() if not self._references or name in keys}
+        answer = self._store.get_online_features(asked, rows, full_feature_names=short is None).proto
+        results = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+        if short is None:
+            return results
+        return {full: results[name] for full, name in short.items() if name in results}
+
+
+def _short_names(features: ModelFeatures, service: "FeatureService") -> dict[str, str] | None:
+    """`view__feature` → `feature`, where a view is on demand and no two features have one name; else None.
+
+    Asked for full names, Feast takes what an on-demand view computes for something else: in Python mode it leaves it
+    out, and in pandas mode whole numbers beside a null come back as doubles (feast 0.67).
+    """
+    if not any(feature.on_demand for feature in features.features):
+        return None
+    short = {
+        f"{projection.name_to_use()}__{field.name}": field.name
+        for projection in service.feature_view_projections
+        for field in projection.features
+    }
+    for view in features.views:
+        short |= {column: column.removeprefix(f"{view.name}__") for column in view.columns}
+    taken = [*short.values(), *(key.name for key in features.join_keys), *features.request_inputs]
+    return short if len(set(taken)) == len(taken) else None
+
+
+def plain_value(value: Any) -> Any:
+    """What Feast's Value holds; None for nothing."""
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    found = getattr(value, kind)
+    # How Feast writes a null among timestamps.
+    return None if kind == "unix_timestamp_val" and found == NULL_TIMESTAMP_INT_VALUE else found
+
+
+def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    """Values as a store gives them, as an array (n,) of the type that their feature is declared to have.
+
+    Args:
+        values: Python's bool, int, float, str and so on; None = unknown.
+        dtype: the declared type; another one than that of the values where the declaration was changed after they
+            were written.
+
+    Raises:
+        UnusableFeature: a value has no counterpart in the declared type.
+    """
+    try:
+        if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
+            return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
+        found = pa.array(values)
+        if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
+            return found.cast(dtype)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else.") from None
+    # pa.array would cut 0.24 down to the integer 0.
+    raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")
+
+
+def _event_times(column: Any, rows: int) -> np.ndarray:
+    """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast tells it."""
+    times = column.event_timestamps
+    return np.fromiter((time.seconds + time.nanos * 1e-9 for time in times), np.float64, rows)
