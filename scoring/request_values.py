@@ -64,6 +64,8 @@ def to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
             and not pc.all(pc.match_substring_regex(column, WHOLE_NUMBER), min_count=0).as_py()
         ):
             raise pa.ArrowInvalid("not a whole number")
+        if pa.types.is_string(target):
+            return pc.cast(pc.cast(column, pa.binary()), target)  # which looks at each: a file may hold any bytes
     elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):
         raise pa.ArrowInvalid(f"{column.type} is neither a number nor a text")
     return pc.cast(column, target)

@@ -1,8 +1,9 @@
 """Whether a sensor's tick asks for a run: decided from facts, without Dagster, files or a registry.
 
 Who does what: `new_batch_request` asks for the scoring of a new or changed request. `new_model_version` asks for
-another one when the alias names another version. While a run is scoring a request, nobody asks for a second: it could
-finish first, and the older version's output would stay.
+another one when the alias names another version. When a run fails for some of its requests, `score_the_others` asks for
+the rest. While a run is scoring a request, nobody asks for a second: it could finish first, and the older version's
+output would stay.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,7 +31,7 @@ class VersionCursor(msgspec.Struct, frozen=True):
     sequence: int = 0
     """Number of runs asked for; part of each run's key, so that a rollback is not taken for a repetition."""
     left: str | None = None
-    """Request that had never been asked for at the last tick: its first scoring was left to new_batch_request."""
+    """Request that had no output at the last tick: its first scoring was left to the other sensors."""
     state: str | None = None
     """State of the registry (`alias_watch.Look.state`) in which the alias named `handled`: while it lasts, there is
     nothing to do."""
@@ -74,9 +75,9 @@ def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Seque
         # Its version may be this one: the next tick sees what it made.
         return VersionDecision(cursor, (), f"Run {busy.run_in_flight} is scoring {busy.key}: waiting for it.")
     newest = requests[-1]
-    if newest.scored_with is None and not newest.asked_before and cursor.left != newest.key:
+    if newest.scored_with is None and cursor.left != newest.key:
         left = VersionCursor(cursor.handled, cursor.sequence, left=newest.key)
-        return VersionDecision(left, (), f"{newest.key} was never scored: left to new_batch_request for one tick.")
+        return VersionDecision(left, (), f"{newest.key} was never scored: left to the other sensors for one tick.")
     # An older request that was never scored has a reason for that, which a new version does not change.
     outdated = [each for each in requests if each.scored_with != version and (each.scored_with or each is newest)]
     if not outdated:

@@ -642,7 +642,8 @@ def test_a_refused_file_as_the_newest_request_keeps_no_older_one_from_being_scor
     daemon.runs.clear()
 
     daemon.serving.registry.champion = 2
-    daemon.both()
+    for _ in range(2):
+        daemon.both()
 
     assert {key for run in daemon.runs for key in daemon.partitions(run)} == {"day1", "day2"}
 
@@ -755,6 +756,21 @@ def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
         daemon.tick("new_model_version")
     assert "SERVING_PORT" in str(caught.value.__cause__ or caught.value)
+
+
+def test_the_good_files_of_a_first_drop_with_a_bad_one_are_scored_once(daemon):
+    for day in (1, 2, 3):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "day2")
+    daemon.tick("new_model_version")
+    assert daemon.tick_after_failure(daemon.runs[0]) is None
+    for _ in range(3):
+        daemon.both()
+        daemon.finish_all()
+
+    assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["day1"], ["day3"]]
 
 
 def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:

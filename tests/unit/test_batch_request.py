@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -246,6 +247,17 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes(b"shop_id,event_timestamp,amount\n\xff,2026-01-01,1\n")
     with pytest.raises(BatchRequestError):
         read_file(tmp_path / "r.csv")
+
+
+def test_a_text_key_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    keys = pa.array([b"a", b"b\xff", b"c"], pa.binary())
+    moments = pa.array([dt.datetime(2026, 1, 2, tzinfo=dt.UTC)] * 3, pa.timestamp("us", "UTC"))
+    file = tmp_path / "r.parquet"
+    damaged = pa.Array.from_buffers(pa.string(), 3, keys.buffers())
+    pq.write_table(pa.table({"shop": damaged, "event_timestamp": moments}), file)
+    features = msgspec.structs.replace(FEATURES, join_keys=(JoinKey("shop", "string"),), request_inputs=())
+    with pytest.raises(BatchRequestError, match=r"'shop', row 2: 'b\ufffd' is not string"):
+        list(read_batch_request(file, features))
 
 
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
