@@ -38,8 +38,9 @@ class Merger:
     """Works off requests for one event loop: a fixed number of threads, a bounded number of requests.
 
     A caller may give up waiting (a deadline, a cancelled task): a request that was not begun is then dropped, one that
-    was keeps its thread until it ends. So a store that hangs costs at most `threads` threads. They are daemons, because
-    such a thread must not keep the process from ending; concurrent.futures would join it.
+    was keeps its thread until it ends. So a store that hangs costs at most `threads` threads, and as many of the places
+    for requests. They are daemons, because such a thread must not keep the process from ending; concurrent.futures
+    would join it.
     """
 
     def __init__(self, threads: int, waiting: int) -> None:
@@ -50,7 +51,9 @@ class Merger:
         # What follows belongs to the event loop's thread.
         self._waiting: deque[Waiting] = deque()
         self._unfinished = 0
-        self._running = 0
+        self._running: list[list[Waiting]] = []
+        # Of the runs, those for which nobody waits any more.
+        self._forsaken = 0
         self._last_began = 0.0
         self._patience_s = PATIENCE_S
         self._will_begin = self._will_look = False
@@ -74,7 +77,7 @@ class Merger:
     @property
     def full(self) -> bool:
         """Whether `score` would raise Overloaded now."""
-        return self._unfinished >= self._most
+        return self._unfinished + self._forsaken >= self._most
 
     async def score(self, asked: Asked, within_s: float) -> RowScores:
         """The scores of one request.
@@ -88,16 +91,38 @@ class Merger:
             raise Overloaded
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[RowScores] = loop.create_future()
+        mine = asked, outcome
         self._unfinished += 1
-        self._waiting.append((asked, outcome))
+        self._waiting.append(mine)
         if not self._gathering:
             self._begin_soon()
         # asyncio.timeout would cancel the whole task, which takes longer to prepare.
-        timer = loop.call_later(within_s, _give_up, outcome)
+        timer = loop.call_later(within_s, self._give_up, mine)
         try:
             return await outcome
+        except asyncio.CancelledError:
+            if outcome.cancelled():
+                self._leave(mine)
+            raise
         finally:
             timer.cancel()
+
+    def _give_up(self, mine: Waiting) -> None:
+        outcome = mine[1]
+        if not outcome.done():
+            outcome.set_exception(TimeoutError())
+            self._leave(mine)
+
+    def _leave(self, mine: Waiting) -> None:
+        """Nobody waits for this request any more, though it is not finished."""
+        self._unfinished -= 1
+        if mine in self._waiting:
+            self._waiting.remove(mine)
+        else:
+            self._count_forsaken()
+
+    def _count_forsaken(self) -> None:
+        self._forsaken = sum(all(outcome.done() for _, outcome in run) for run in self._running)
 
     def _begin_soon(self) -> None:
         """Begin a run once the event loop has come to all that arrived at the same time."""
@@ -110,10 +135,10 @@ class Merger:
         if not self._waiting:
             return
         late = time.monotonic() - self._last_began >= self._patience_s
-        if not self._running or (late and self._running < self._threads):
-            self._running += 1
+        if not self._running or (late and len(self._running) < self._threads):
             self._last_began = time.monotonic()
-            self._runs.put(self._take())
+            self._running.append(self._take())
+            self._runs.put(self._running[-1])
         if self._waiting:
             self._look_later()
 
@@ -147,23 +172,31 @@ class Merger:
     def _run(self, together: list[Waiting]) -> None:
         began = time.monotonic()
         wanted = [each for each in together if not each[1].done()]
-        outcomes = Run([asked for asked, _ in wanted])() if wanted else []
+        try:
+            outcomes = Run([asked for asked, _ in wanted])() if wanted else []
+        except BaseException as error:  # whatever it is, the thread lives on
+            outcomes = [error] * len(wanted)
         loop = together[0][1].get_loop()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
-            loop.call_soon_threadsafe(self._deliver, len(together), wanted, outcomes, time.monotonic() - began)
+            loop.call_soon_threadsafe(self._deliver, together, wanted, outcomes, time.monotonic() - began)
 
-    def _deliver(self, finished: int, wanted: Sequence[Waiting], outcomes: Sequence[Outcome], took_s: float) -> None:
+    def _deliver(
+        self, run: list[Waiting], wanted: Sequence[Waiting], outcomes: Sequence[Outcome], took_s: float
+    ) -> None:
+        finished = len(run)
+        self._running = [each for each in self._running if each is not run]
         allowed = min(max(PATIENCE_S, OF_USUAL * took_s), MOST_PATIENCE_S)
         self._patience_s += (allowed - self._patience_s) / 8
-        self._running -= 1
-        self._unfinished -= finished
         for (_, future), outcome in zip(wanted, outcomes, strict=True):
             if future.done():
                 continue
+            self._unfinished -= 1
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+        if self._forsaken:
+            self._count_forsaken()
         self._expected = finished + len(self._waiting)
         if finished > 1 and self._expected >= SEVERAL:
             self._gather_until = time.monotonic() + COMING_BACK_S
@@ -182,8 +215,3 @@ class Merger:
             self._begin()
         else:
             asyncio.get_running_loop().call_soon(self._gather, waiting, turns_without_more)
-
-
-def _give_up(outcome: "asyncio.Future[RowScores]") -> None:
-    if not outcome.done():
-        outcome.set_exception(TimeoutError())

@@ -236,6 +236,49 @@ def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
     asyncio.run(scenario())
 
 
+def test_those_who_gave_up_on_a_stuck_run_take_one_place_together_until_it_ends() -> None:
+    scorer = CountingScorer()
+    scorer.may_look_up.clear()
+
+    async def scenario() -> None:
+        async with merger(threads=2, waiting=4) as merging:
+            burst = [merging.score(asked(scorer, each), within_s=0.05) for each in range(6)]
+            found = await asyncio.gather(*burst, return_exceptions=True)
+            assert [type(each) for each in found] == [TimeoutError] * 6
+            stuck = scorer.may_look_up
+            scorer.may_look_up = threading.Event()  # of whoever comes now
+            waiting = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in range(10, 15)]
+            await asyncio.sleep(0)
+            assert merging.full
+            waiting[-1].cancel()
+            await asyncio.sleep(0.02)
+            assert not merging.full
+            scorer.may_look_up.set()
+            await asyncio.gather(*waiting[:-1])
+            stuck.set()
+            while len(merging._running):
+                await asyncio.sleep(0.001)
+            whole = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in range(6)]
+            assert await asyncio.gather(*whole) == [RowScores([float(each)], [None]) for each in range(6)]
+
+    asyncio.run(scenario())
+    assert scorer.lookups[0] == [0, 1, 2, 3, 4, 5]
+
+
+def test_whatever_goes_wrong_in_a_thread_belongs_to_the_callers_and_the_thread_lives_on() -> None:
+    scorer = CountingScorer()
+
+    async def scenario() -> None:
+        async with merger() as merging:
+            requests = [asked(scorer, 1), asked(scorer, 2)]
+            requests[1].entity_rows = {}  # a defect of ours
+            found = await outcomes(merging, requests)
+            assert [type(each) for each in found] == [KeyError, KeyError]
+            assert await merging.score(asked(scorer, 3), LONG_S) == RowScores([3.0], [None])
+
+    asyncio.run(scenario())
+
+
 def test_under_reject_the_complete_requests_are_predicted_together_and_looked_up_once() -> None:
     predicted = []
 
