@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from feast.field import Field
 from feast.on_demand_feature_view import OnDemandFeatureView
@@ -17,6 +18,9 @@ from feast.types import from_feast_to_pyarrow_type
 from scoring.errors import UnusableFeature
 from scoring.feature_store import inside
 from scoring.signature import as_kept
+
+# What pyarrow calls the row numbers of a frame, where they are more than a count (pyarrow 25).
+PANDAS_INDEX = "__index_level_0__"
 
 
 class OnDemandViews:
@@ -145,8 +149,19 @@ def _output(view: str, derived: pa.Table, column: str, kind: pa.DataType | None,
         raise ValueError(f"the function of on-demand view {view!r} returned no {column.rpartition('__')[2]!r}")
     if derived.num_rows != rows:
         raise ValueError(f"the function of on-demand view {view!r} returned {derived.num_rows} rows for {rows}")
+    if _is_reordered(derived):
+        raise ValueError(f"the function of on-demand view {view!r} returned its rows in another order")
     found = derived[column]
     if kind is not None:
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return found.cast(kind)
     return found
+
+
+def _is_reordered(derived: pa.Table) -> bool:
+    """Whether pandas' own row numbers came back in another order. Feast takes the first row for the first in any."""
+    if PANDAS_INDEX not in derived.column_names or not pa.types.is_integer(derived[PANDAS_INDEX].type):
+        return False
+    index = derived[PANDAS_INDEX].to_numpy()
+    counted = np.arange(len(index))
+    return not np.array_equal(index, counted) and np.array_equal(np.sort(index), counted)

@@ -87,6 +87,10 @@ def prying(inputs: dict[str, Any]) -> dict[str, Any]:
 def fewer(inputs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"told": ["one"]})
 
+@on_demand_feature_view(sources=[stats], mode="pandas", schema=[Field(name="told", dtype=String)])
+def backwards(inputs: pd.DataFrame) -> pd.DataFrame:
+    return inputs.sort_values("text", ascending=False)[["text"]].rename(columns={"text": "told"})
+
 @on_demand_feature_view(sources=[stats], mode="python", schema=[Field(name="told", dtype=String)])
 def other(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"told" if len(inputs["text"]) == 1 else "tolled": inputs["text"]}
@@ -98,6 +102,7 @@ computed_service = FeatureService(name="computed", features=[stats[["text"]], co
 moments_service = FeatureService(name="moments", features=[stats[["f4"]], place[["f4"]], moments, computed])
 prying_service = FeatureService(name="prying", features=[stats, place, prying, frames])
 fewer_service = FeatureService(name="fewer", features=[stats, fewer])
+backwards_service = FeatureService(name="backwards", features=[stats, backwards])
 other_service = FeatureService(name="other", features=[stats, other])
 """
 CONFIGURATION = """
@@ -228,7 +233,11 @@ def test_a_row_of_nothing_but_nulls_is_a_row_to_a_function_and_none_is_none(worl
 @pytest.mark.parametrize("way", ["batch", "online"])
 @pytest.mark.parametrize(
     ("service", "says"),
-    [("fewer", "returned 1 rows for 6|ValueError"), ("other", "no 'told'|ValueError")],
+    [
+        ("fewer", "returned 1 rows for 6|ValueError"),
+        ("backwards", "in another order|ValueError"),
+        ("other", "no 'told'|ValueError"),
+    ],
 )
 def test_a_function_that_returns_something_else_than_it_declares_ends_both(world, service, says, way):
     features = world.link("sqlite", service, "told")
