@@ -37,6 +37,7 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
     pa.float64(): (float, 0.5),
     pa.string(): (Text, "text"),
     pa.timestamp("ns"): (Moment, "2026-01-31T12:00:00Z"),
+    pa.timestamp("us", "UTC"): (Moment, "2026-01-31T12:00:00Z"),
 }
 # What an on-demand feature view takes from the request and declares as something else.
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | Text, 1)

@@ -68,12 +68,12 @@ class OnlineScorer:
             policy: for missing features.
             independent_rows: whether the version was shown to predict each row alike in any company.
         """
-        from scoring.store_reader import fastest_reader
+        from scoring.store_reader import fastest_lookup
 
         self.model = serving.model
         self.features = serving.features
         self._store = store
-        self._reader, self._stored = fastest_reader(store, serving.features)
+        self._lookup = fastest_lookup(store, serving.features)
         self._policy = policy
         self.independent_rows = independent_rows
         # An on-demand view's function sees all rows that are looked up together, and may compare them.
@@ -88,7 +88,7 @@ class OnlineScorer:
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
-        return read_online_vectors(self._store, self.features, entity_rows, now, self._reader)
+        return read_online_vectors(self._store, self.features, entity_rows, now, self._lookup)
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """See `Scorer.score`."""
@@ -110,4 +110,4 @@ class OnlineScorer:
         types |= {key.name: key.arrow_type for key in self.features.join_keys}
         names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
         row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
-        read_rows(self._stored, row)
+        read_rows(self._lookup.stored, row)

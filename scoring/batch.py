@@ -156,7 +156,7 @@ class _Scoring:
     def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Tables of batch_output's columns, row by row."""
         for rows in tables:
-            vectors = rows.select(list(self._features.signature.names))
+            vectors = self._features.written_vectors(rows)
             reasons = reasons_from_nulls(self._features, vectors)
             scores = score(self._model, vectors, reasons, self._policy, self._name_row)
             self._rows += rows.num_rows

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 class FeastReader:
     """A `StoreReader` that asks Feast, for a whole feature service or for some features of it."""
 
-    def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] = ()) -> None:
+    def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] | None = None) -> None:
         """Remember what to ask for.
 
         Args:
             store: the Feast store.
             features: what is wanted.
-            references: `view:feature` of all of that, and of a column of each view; none: Feast is asked for the
+            references: `view:feature` of all of that, and of a column of each view; None: Feast is asked for the
                 service, and computes what its on-demand views add.
         """
         self._store = store
         self._features = features
-        self._references = list(references)
+        self._references = None if references is None else list(references)
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
@@ -48,16 +48,19 @@ class FeastReader:
 
     def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """`view__feature` → Feast's own column."""
-        asked, short = self._references or self._store.get_feature_service(self._features.service, True), None
-        if not isinstance(asked, list):
-            short = _short_names(self._features, asked)
-        keys = {key.name for key in self._features.join_keys}
-        rows = {name: values for name, values in entity_rows.items() if not self._references or name in keys}
-        answer = self._store.get_online_features(asked, rows, full_feature_names=short is None).proto
-        results = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+        if self._references is not None:
+            keys = {key.name: entity_rows[key.name] for key in self._features.join_keys}
+            return self._ask(self._references, keys, full_names=True) if self._references else {}
+        service = self._store.get_feature_service(self._features.service, allow_cache=True)
+        short = _short_names(self._features, service)
+        results = self._ask(service, dict(entity_rows), full_names=short is None)
         if short is None:
             return results
         return {full: results[name] for full, name in short.items() if name in results}
+
+    def _ask(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
+        answer = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
+        return dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
 
 
 def _short_names(features: ModelFeatures, service: "FeatureService") -> dict[str, str] | None:

@@ -240,15 +240,17 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
 def _content(spec: Any) -> bytes:
     from google.protobuf.json_format import MessageToDict
 
-    return json.dumps(_without_moments(MessageToDict(spec)), sort_keys=True).encode()
+    return json.dumps(_lasting(MessageToDict(spec)), sort_keys=True).encode()
 
 
-def _without_moments(value: Any) -> Any:
-    # The data sources inside a view's or a service's definition carry when they were created and last applied.
+def _lasting(value: Any) -> Any:
+    """What a definition says that does not change by itself."""
     if isinstance(value, dict):
-        moments = ("createdTimestamp", "lastUpdatedTimestamp")
-        return {name: _without_moments(each) for name, each in value.items() if name not in moments}
-    return [_without_moments(each) for each in value] if isinstance(value, list) else value
+        # The data sources inside a view's or a service's definition carry when they were created and last applied. A
+        # function is pickled anew whenever a definition is read, with another order in each process (feast 0.67).
+        passing = {"createdTimestamp", "lastUpdatedTimestamp", *(["body"] if value.get("bodyText") else [])}
+        return {name: _lasting(each) for name, each in value.items() if name not in passing}
+    return [_lasting(each) for each in value] if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

@@ -116,6 +116,18 @@ class ModelFeatures(msgspec.Struct, frozen=True):
             vectors.append(conform(column, model_input.dtype, model_input.name))
         return pa.Table.from_arrays(vectors, schema=self.signature.schema)
 
+    def written_vectors(self, rows: pa.Table) -> pa.Table:
+        """Feature vectors of batch_input's rows, in signature order and types; null = unknown.
+
+        What Feast filled is there as `vectors` made it; a request's own column may hold NaN and infinity, too.
+        """
+        vectors = rows.select(list(self.signature.names))
+        for place, field in enumerate(self.signature.schema):
+            if field.name in self.request_inputs:
+                column = conform(vectors.column(place), field.type, field.name)
+                vectors = vectors.set_column(place, field, column)
+        return vectors
+
     def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
         """View name → bool (n_rows,): rows for which a point-in-time join found nothing: all nulls."""
         return {

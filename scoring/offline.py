@@ -19,6 +19,9 @@ from scoring.typed_request import EVENT_TIMESTAMP, entity_columns
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from scoring.offline_query import AsofRetrievalJob
+    from scoring.on_demand_views import OnDemandViews
+
 
 def with_point_in_time_features(
     store: "FeatureStore",
@@ -82,10 +85,12 @@ def _joined(
     That is asked for only where it changes something, and known only from this project's store.
     """
     from scoring.offline_query import AsofRetrievalJob
-    from scoring.offline_sql import found_mark, parquet_file, quote, stale_mark
+    from scoring.offline_sql import parquet_file, quote
     from scoring.offline_store import AsofOfflineStoreConfig
+    from scoring.on_demand_views import on_demand_views
 
     request = request.absolute()
+    on_demand = on_demand_views(store, features, Path(store.repo_path))
     doing = f"joining features of service {features.service!r}"
     compared = [*(key.name for key in features.join_keys), EVENT_TIMESTAMP]
     try:
@@ -99,33 +104,22 @@ def _joined(
                 query = f"SELECT {selected} FROM {parquet_file(request)}"
                 job = store.get_historical_features(query, service, True)
             if isinstance(job, AsofRetrievalJob):
-                marks: dict[str, str] = {}
-                if stale is not None:
-                    job.mark_stale()
-                    marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
-                    stale.update(dict.fromkeys(marks, 0))
-                found = {}
-                if any(feature.on_demand for feature in features.features):
-                    job.mark_found()
-                    found = {view.name: found_mark(view.name) for view in features.views}
                 # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
                 with ParquetFiles([request]) as file:
                     tables = checked or file.between(0, file.rows)
                     first = next(tables)
                     own = RowsInTurn(itertools.chain([first], tables), first.schema)
-                    for batch in job.to_batches():
-                        table = pa.Table.from_batches([batch])
-                        for view, mark in marks.items():
-                            stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
+                    for table, absent in _streamed(job, features, on_demand, stale):
                         mine = own.take(table.num_rows)
                         if not all(mine[name].equals(table[name]) for name in compared):
                             raise FeatureStoreError(doing, "its rows came back in another order than they went in")
-                        absent = {view: pc.invert(table[mark]) for view, mark in found.items()}
                         yield mine, table.drop_columns(names), absent
                 return
         table = pa.concat_tables(checked) if checked else pq.read_table(request)
         with inside(Path(store.repo_path)):
             joined = _join_whole(store, features, table)
+            if on_demand is not None:
+                joined = on_demand.add(on_demand.declared(joined))
         yield table, joined, {}
     except (BatchRequestError, FeatureStoreError, GeneratorExit):
         raise
@@ -133,24 +127,46 @@ def _joined(
         raise FeatureStoreError(doing, error) from error
 
 
-def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
-    from scoring.on_demand import with_features_of_all_rows
+def _streamed(
+    job: "AsofRetrievalJob", features: ModelFeatures, on_demand: "OnDemandViews | None", stale: dict[str, int] | None
+) -> Iterator[tuple[pa.Table, Masks]]:
+    """What a job of this project's store joins, and where a view has no row; rows past a time to live are counted."""
+    from scoring.offline_sql import found_mark, stale_mark
+    from scoring.on_demand import with_on_demand_features
 
+    marks: dict[str, str] = {}
+    if stale is not None:
+        job.mark_stale()
+        marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
+        stale.update(dict.fromkeys(marks, 0))
+    found: dict[str, str] = {}
+    if on_demand is not None:
+        job.mark_found()
+        found = {view.name: found_mark(view.name) for view in features.views}
+    batches = job.to_batches()
+    rows: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
+    if on_demand is not None:
+        rows = with_on_demand_features(on_demand, batches, [*marks.values(), *found.values()])
+    for table in rows:
+        for view, mark in marks.items():
+            stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
+        yield table, {view: pc.invert(table[mark]) for view, mark in found.items()}
+
+
+def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
     entity_rows = request.select(entity_columns(features)).append_column(
         ROW, pa.array(range(request.num_rows), pa.int64())
     )
     service = store.get_feature_service(features.service)
     job = store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
-    joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
+    joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()  # without what is on demand
     joined = joined.take(pc.sort_indices(joined[ROW]))
     if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
         raise lost_rows(store, features, request.num_rows, joined.num_rows)
-    if not job.on_demand_feature_views:
-        return joined
     own = [name for name in entity_columns(features) if name in joined.column_names]
     for name in own:  # as they were before pandas had them
         joined = joined.set_column(joined.column_names.index(name), name, request[name])
-    return with_features_of_all_rows(job, joined.drop_columns([ROW]))
+    return joined
 
 
 def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:

@@ -32,7 +32,6 @@ from scoring.offline_sql import (
     stale_mark,
     value,
 )
-from scoring.on_demand import with_on_demand_features
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
@@ -171,7 +170,10 @@ class SourceRetrievalJob(QueryRetrievalJob):
 
 
 class AsofRetrievalJob(QueryRetrievalJob):
-    """A point-in-time join; its rows come in the entity rows' order."""
+    """A point-in-time join; its rows come in the entity rows' order.
+
+    `to_batches` gives what was joined, with what on-demand views read, but not what they compute.
+    """
 
     def __init__(
         self,
@@ -198,21 +200,6 @@ class AsofRetrievalJob(QueryRetrievalJob):
     def mark_found(self) -> None:
         """Add a column `found_mark(view)` for each view: whether it has a row, though perhaps of nothing but nulls."""
         self._found_marked = True
-
-    def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """The result, with on-demand features as `to_arrow` adds them, at most ROWS_A_BATCH rows at a time.
-
-        Memory stays within the store's limit, a few blocks of `scoring.on_demand`, and what the views' functions take
-        for one; but where one of these does not compute each row by itself, the result is in memory as a whole.
-        """
-        batches = super().to_batches()
-        if not self._on_demand:
-            yield from batches
-            return
-        marks = [stale_mark(join.view) for join in self._joins if self._stale_marked and join.ttl]
-        marks += [found_mark(join.view) for join in self._joins if self._found_marked]
-        for table in with_on_demand_features(self, batches, self._config.repo_path, marks):
-            yield from table.to_batches(ROWS_A_BATCH)
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
         columns, moment = self._register_entities(connection)

@@ -2,7 +2,7 @@
 
 Feast calls these transformations row-level, and online they run over one request's rows; but a function may look at the
 rows around a row, and pandas makes floats of whole numbers that have a null among them. That blocks give what all rows
-at once would give is therefore tried out on the first one (`_ViewsOfJob.depends`).
+at once would give is therefore tried out on the first one (`_Trial.depends`).
 """
 
 import functools
@@ -10,13 +10,11 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
-from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.on_demand_feature_view import OnDemandFeatureView
 
 from scoring.on_demand_views import OnDemandViews
@@ -30,6 +28,8 @@ logger = logging.getLogger(__name__)
 ROWS_A_BLOCK = 32_768
 # Rows of the first block on which it is tried what other rows change, and column by column, what a null changes.
 ROWS_TRIED, ROWS_WITH_NULLS = 8192, 1024
+# So many of them follow each other in the request, too.
+NEIGHBOURS = 512
 # Rows of each block that go along with the next one, to see that they get there what they got before.
 CARRIED = 512
 
@@ -45,21 +45,19 @@ class NotRowWise(ValueError):
 
 
 def with_on_demand_features(
-    job: RetrievalJob,
+    views: OnDemandViews,
     batches: Iterator[pa.RecordBatch],
-    repository: Path | None,
-    marks: Sequence[str],
+    marks: Sequence[str] = (),
     rows_a_block: int = ROWS_A_BLOCK,
 ) -> Iterator[pa.Table]:
-    """The job's joined rows with its views' on-demand features, in blocks of one size (`OnDemandViews.add`).
+    """Joined rows with their views' on-demand features, in blocks of one size (`OnDemandViews.add`).
 
     Where a view's function does not compute each row by itself, all rows are taken at once, and a warning names it.
 
     Args:
-        job: whose views are to be computed.
-        batches: what it joined, in any pieces.
-        repository: the feature repository, from inside which the functions are called.
-        marks: columns of the rows that the functions are not to see; they come after the features.
+        views: what is to be computed.
+        batches: the rows, in any pieces.
+        marks: columns of the rows that come after the features.
         rows_a_block: rows of each block but the last.
 
     Yields:
@@ -68,34 +66,25 @@ def with_on_demand_features(
 
     Raises:
         NotRowWise: it turned out in a later block.
-        Exception: whatever a view's function raises.
+        Exception: as `OnDemandViews.add`.
     """
-    views = _ViewsOfJob(job, repository, marks)
+    trial = _Trial(views, marks)
     blocks = _blocks(batches, rows_a_block)
     first = list(itertools.islice(blocks, 2))
     if len(first) == 1:
-        yield views.add(first[0])
-    elif first and (why := views.depends(first[0])):
+        yield trial.add(first[0])
+    elif first and (why := trial.depends(first[0])):
         logger.warning("%s: this request is in memory as a whole, which grows with its rows", why)
-        yield views.add(pa.concat_tables([*first, *blocks]))
+        yield trial.add(pa.concat_tables([*first, *blocks]))
     elif first:
         carried, expected = first[0].slice(0, 0), None
         for place, block in enumerate(itertools.chain(first, blocks)):
-            found = views.add(pa.concat_tables([block, carried]))
+            found = trial.add(pa.concat_tables([block, carried]))
             if expected is not None and not _same(found.slice(block.num_rows), expected):
-                raise NotRowWise([view.name for view in job.on_demand_feature_views])
+                raise NotRowWise([view.name for view in views.views])
             yield found.slice(0, block.num_rows)
             own = found.slice(0, block.num_rows)
             carried, expected = _spread(block, CARRIED, place), _spread(own, CARRIED, place)
-
-
-def with_features_of_all_rows(job: RetrievalJob, rows: pa.Table) -> pa.Table:
-    """What any offline store's job joined, with its views' on-demand features as `with_on_demand_features` adds them.
-
-    Raises:
-        Exception: whatever a view's function raises.
-    """
-    return _ViewsOfJob(job, None, ()).add(rows)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -109,15 +98,11 @@ def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield block
 
 
-class _ViewsOfJob:
-    """The on-demand views of one retrieval job."""
+class _Trial:
+    """Some views, and whether their functions compute each row by itself."""
 
-    def __init__(self, job: RetrievalJob, repository: Path | None, marks: Sequence[str]) -> None:
-        asked = job.metadata
-        self._views = OnDemandViews(
-            job.on_demand_feature_views, asked.features if asked else (), job.full_feature_names, repository
-        )
-        self._keys = set(asked.keys) if asked else set()
+    def __init__(self, views: OnDemandViews, marks: Sequence[str]) -> None:
+        self._views = views
         self._marks = list(marks)
 
     def add(self, rows: pa.Table) -> pa.Table:
@@ -129,7 +114,8 @@ class _ViewsOfJob:
 
     def depends(self, rows: pa.Table) -> str | None:
         """Which view's function gives a row of these another value when it sees other rows with it; None: none does."""
-        rows = self._views.declared(_spread(rows.drop_columns(self._marks), ROWS_TRIED))
+        rows = rows.drop_columns(self._marks)
+        rows = self._views.declared(pa.concat_tables([rows.slice(0, NEIGHBOURS), _spread(rows, ROWS_TRIED)]))
         for view in self._views.views:
             named = f"the function of on-demand view {view.name!r}"
             try:
@@ -139,7 +125,7 @@ class _ViewsOfJob:
                     if self._looks_around(view, rows):
                         return f"{named} gives a row another value when it sees other rows with it"
             except Exception as error:  # whatever a function raises; of all rows it may raise nothing
-                return f"{named} raises {type(error).__name__} for some of the rows alone"
+                return f"{named} raises {type(error.__cause__ or error).__name__} for some of the rows alone"
             rows = self._views.add(rows, [view])
         return None
 
@@ -175,9 +161,9 @@ class _ViewsOfJob:
                 return True
         return False
 
-    def _kept(self, rows: pa.Table) -> set[str]:
+    def _kept(self, rows: pa.Table) -> frozenset[str]:
         """The columns that say whose row it is, and of when."""
-        return self._keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
+        return self._views.keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
 
 
 def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
@@ -203,7 +189,7 @@ def _in_pieces(computed: Callable[[pa.Table], pa.Table], rows: pa.Table) -> pa.T
     return pa.concat_tables(map(computed, pieces))
 
 
-def _exchanged(rows: pa.Table, kept: set[str]) -> pa.Table:
+def _exchanged(rows: pa.Table, kept: frozenset[str]) -> pa.Table:
     """The same entities and moments, each with the values of another row."""
     backwards = pa.array(range(rows.num_rows - 1, -1, -1), pa.int64())
     named = zip(rows.column_names, rows.columns, strict=True)

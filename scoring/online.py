@@ -16,6 +16,8 @@ from scoring.features import ModelFeatures, missing_reasons
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from scoring.on_demand_online import OnDemandOnline
+
 READING = "reading the online store"
 RUNNING_VIEW = "running the function of an on-demand feature view"
 NO_VALUE = "the bytes of an entity are not what Feast writes"
@@ -39,8 +41,8 @@ class StoreReader(Protocol):
         """What the store holds of n entities.
 
         Args:
-            entity_rows: request's join keys, and request-time inputs of on-demand views → values (n,), of the declared
-                types; n is at least 1.
+            entity_rows: request's join keys, and its other columns → values (n,), of the declared types; n is at
+                least 1.
 
         Raises:
             FeatureStoreError: the store gave no usable answer.
@@ -58,12 +60,21 @@ class StoreRead(msgspec.Struct, frozen=True):
     """`view__feature` → its values (n,), of the declared type; null = unknown."""
 
 
+class Lookup(msgspec.Struct, frozen=True):
+    """How one model version's features are looked up."""
+
+    stored: StoreReader
+    """Reads what the store holds; and where `on_demand` is None, whatever is needed."""
+    on_demand: "OnDemandOnline | None" = None
+    """Adds what on-demand views make of that."""
+
+
 def read_online_vectors(
     store: "FeatureStore",
     features: ModelFeatures,
     entity_rows: Mapping[str, Sequence[Any]],
     now: datetime,
-    reader: StoreReader | None = None,
+    lookup: Lookup | None = None,
 ) -> OnlineVectors:
     """Look up entities in the online store.
 
@@ -72,7 +83,7 @@ def read_online_vectors(
         features: which features of which service make the model's vector.
         entity_rows: join keys and request-time inputs, column → n_rows values, of the declared types.
         now: the moment against which times to live are held, with a time zone.
-        reader: what reads it, if not Feast's own way.
+        lookup: how, if not by asking Feast.
 
     Raises:
         EntityRowsError: a column is missing, or columns differ in length.
@@ -81,11 +92,11 @@ def read_online_vectors(
     rows = _count_rows(features, entity_rows)
     if rows == 0:
         return OnlineVectors(features.signature.schema.empty_table(), pa.nulls(0, pa.string()))
-    if reader is None:
-        from scoring.store_reader import feast_reader
+    if lookup is None:
+        from scoring.store_reader import feast_lookup
 
-        reader = feast_reader(store, features)
-    read = read_rows(reader, entity_rows)
+        lookup = feast_lookup(store, features)
+    read = read_rows(lookup.stored, entity_rows)
     absent, unusable = {}, {}
     oldest_s = np.inf
     for view in features.views:
@@ -98,7 +109,8 @@ def read_online_vectors(
         if expired.any():
             unusable[view.name] = pa.array(expired)
         oldest_s = min(oldest_s, written_s.min(where=~missing, initial=np.inf))
-    vectors = features.vectors(read.columns | _request_columns(features, entity_rows), unusable)
+    columns = read.columns if lookup.on_demand is None else lookup.on_demand.add(read.columns, unusable, entity_rows)
+    vectors = features.vectors(columns | _request_columns(features, entity_rows), unusable)
     return OnlineVectors(
         vectors, missing_reasons(vectors, absent, unusable), float(oldest_s) if oldest_s < np.inf else None
     )

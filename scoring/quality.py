@@ -78,7 +78,7 @@ def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAg
 
     ttl_s = {view.name: view.ttl_s for view in features.views}
     ages = []
-    for name, view in _views(store, features.service):
+    for name, view in dict(_views(store, features.service)).items():
         if name not in ttl_s:
             continue
         try:

@@ -50,7 +50,7 @@ def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
 
 
 def to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """Texts or numbers as `target`; a null stays one.
+    """Texts, numbers or moments as `target`; a null stays one.
 
     Raises:
         ArrowInvalid, ArrowNotImplementedError: a value does not fit.
@@ -58,6 +58,9 @@ def to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     column = _plain(column)
     if pa.types.is_null(column.type):
         return pc.cast(column, target)  # where a value is needed, the caller says that there is none
+    if pa.types.is_timestamp(target):
+        moments = to_moment(column)
+        return moments if target == MOMENT else pc.cast(pc.cast(moments, pa.timestamp("us")), target)
     if pa.types.is_string(column.type):
         if (
             pa.types.is_integer(target)

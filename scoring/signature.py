@@ -27,6 +27,7 @@ NEUTRAL: dict[pa.DataType, object] = {
     pa.float64(): 0.0,
     pa.string(): "-",
     pa.timestamp("ns"): 0,
+    pa.timestamp("us", "UTC"): 0,
 }
 
 
@@ -113,7 +114,7 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
     if column.type != target:
         try:
             column = pc.cast(column, target)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             doing = f"converting {name!r} from {column.type} to {target}, as the model expects"
             raise UnusableFeature(doing, "a value has no counterpart there") from None
     if pa.types.is_floating(target) and not _all_finite(column):
@@ -122,7 +123,9 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
 
 
 def as_kept(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Values of an offline source as an online store keeps those of a declared type: Feast writes whole seconds.
+    """Values of an offline source as an online store keeps those of a declared type.
+
+    Feast writes whole seconds, and NaN as null.
 
     Raises:
         ArrowInvalid: a value has no exact counterpart; doubles are rounded to floats.
@@ -130,7 +133,11 @@ def as_kept(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Arr
     """
     if pa.types.is_timestamp(declared) and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")
-    return column if column.type == declared else pc.cast(column, declared)
+    if column.type != declared:
+        column = pc.cast(column, declared)
+    if pa.types.is_floating(declared) and not _all_finite(column):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, declared), column)
+    return column
 
 
 def _all_finite(column: pa.Array | pa.ChunkedArray) -> bool:

@@ -15,14 +15,13 @@ from scoring.batch_request import ROW
 from scoring.feature_store import inside
 from scoring.features import ModelFeatures
 from scoring.offline import features_of_none, lost_rows
-from scoring.on_demand_views import OnDemandViews
+from scoring.on_demand_views import on_demand_views
 from scoring.spark_store import on_spark
 from scoring.spark_tasks import WRITTEN, ReadEntityRows, WriteInputParts, Written, read_written
 from scoring.typed_request import EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
     from feast import FeatureStore
-    from feast.on_demand_feature_view import OnDemandFeatureView
 
 SPARK_TYPES = {"int32": "int", "int64": "bigint", "string": "string"}
 
@@ -51,13 +50,11 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema).persist()
     try:
         answers = [_ask(store, features, some) for some in _told_apart(entity_rows, store, features)]
-        answer = functools.reduce(DataFrame.unionByName, (frame for frame, _ in answers))
+        answer = functools.reduce(DataFrame.unionByName, answers)
         # Each task gets whole parts, in order; where Feast answers a row several times, the smallest values come first.
         part = sf.floor(sf.col(ROW) / write.rows_a_part).cast("int")
         placed = answer.repartitionById(parts, part).sortWithinPartitions(ROW, *answer.columns)
-        if views := answers[0][1]:
-            on_demand = OnDemandViews(views, [each.reference for each in features.features])
-            write = msgspec.structs.replace(write, on_demand=on_demand)
+        write = msgspec.structs.replace(write, on_demand=on_demand_views(store, features))
         written = read_written(placed.mapInArrow(write, WRITTEN).collect())
     finally:
         entity_rows.unpersist()
@@ -67,10 +64,8 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     return written
 
 
-def _ask(
-    store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame
-) -> tuple[DataFrame, "list[OnDemandFeatureView]"]:
-    """Feast's answer, `view__feature` and row numbers, and the on-demand views that are still to be computed of it."""
+def _ask(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
+    """Feast's answer, `view__feature` and row numbers; without what on-demand views compute."""
     from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
 
     with inside(Path(store.repo_path)), warnings.catch_warnings():
@@ -80,7 +75,7 @@ def _ask(
     assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - on_spark said so; for the type checker
     frame = job.to_spark_df()
     own = {key.name for key in features.join_keys} | {EVENT_TIMESTAMP}
-    return frame.select(*[f"`{name}`" for name in frame.columns if name not in own]), job.on_demand_feature_views
+    return frame.select(*[f"`{name}`" for name in frame.columns if name not in own])
 
 
 def _told_apart(entity_rows: DataFrame, store: "FeatureStore", features: ModelFeatures) -> Iterator[DataFrame]:

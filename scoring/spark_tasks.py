@@ -135,7 +135,7 @@ class ReadVectors(msgspec.Struct, frozen=True):
         for part in _numbers(batches):
             with ParquetFiles([self.parts[part]]) as file:
                 for vectors in file.between(0, file.rows, self.features.signature.names):
-                    ordered = vectors.select(list(self.features.signature.names))
+                    ordered = self.features.written_vectors(vectors)
                     encoded = encode_vectors(ordered, reasons_from_nulls(self.features, ordered))
                     numbers = pa.array([part], pa.int32()).take(pa.array([0] * ordered.num_rows))
                     yield from encoded.append_column(PART, numbers).combine_chunks().to_batches()

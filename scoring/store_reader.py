@@ -1,38 +1,37 @@
-"""Which way one model version's features are read from an online store."""
+"""How one model version's features are looked up in an online store."""
 
 from typing import TYPE_CHECKING
 
 from scoring.bulk_reader import bulk_reader
 from scoring.feast_reader import FeastReader
 from scoring.features import ModelFeatures
-from scoring.online import StoreReader
+from scoring.online import Lookup
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 
-def fastest_reader(store: "FeatureStore", features: ModelFeatures) -> tuple[StoreReader, StoreReader]:
-    """The fastest reader of these features that the store has, and one that runs no on-demand view's function.
+def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
+    """The fastest way that the store has.
 
     Raises:
-        FeatureStoreError: the store's settings are wrong.
+        FeatureStoreError: the store's settings are wrong, or an on-demand view's function can't be run.
     """
     if not any(feature.on_demand for feature in features.features):
-        reader = bulk_reader(store, features) or FeastReader(store, features)
-        return reader, reader
-    from scoring.on_demand_reader import on_demand_reader
+        return Lookup(bulk_reader(store, features) or FeastReader(store, features))
+    from scoring.on_demand_online import lookup_with_on_demand_views
 
-    computing = on_demand_reader(store, features, bulk_reader)
-    if computing is None:
-        reader = FeastReader(store, features)
-        return reader, reader
-    return computing, computing.stored
+    return lookup_with_on_demand_views(store, features, bulk_reader) or Lookup(FeastReader(store, features))
 
 
-def feast_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader:
-    """A reader that asks Feast for what the store holds."""
+def feast_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
+    """The way by which Feast is asked for what the store holds.
+
+    Raises:
+        FeatureStoreError: an on-demand view's function can't be run.
+    """
     if not any(feature.on_demand for feature in features.features):
-        return FeastReader(store, features)
-    from scoring.on_demand_reader import on_demand_reader
+        return Lookup(FeastReader(store, features))
+    from scoring.on_demand_online import lookup_with_on_demand_views
 
-    return on_demand_reader(store, features) or FeastReader(store, features)
+    return lookup_with_on_demand_views(store, features) or Lookup(FeastReader(store, features))

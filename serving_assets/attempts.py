@@ -6,7 +6,7 @@ import dagster as dg
 import msgspec
 
 from serving_assets.history import failed_runs
-from serving_assets.memory import Outcome, Seen, outcomes
+from serving_assets.memory import Outcome, Seen, outcomes, unsettled
 
 # How long after the first, second, … failed run in a row a request is taken again; from then on at the last interval.
 AGAIN_AFTER_S = (60, 300, 1800, 3600)
@@ -43,7 +43,8 @@ def failed_attempts(
         seen: what was read of their files last.
     """
     wanted = set(keys)
-    failed = {key: ends for key, ends in failed_runs(instance, known).items() if key in wanted}
+    waiting = unsettled(instance, {key: each for key, each in seen.items() if key in wanted})
+    failed = {key: ends for key, ends in failed_runs(instance, known, waiting).items() if key in wanted}
     if not failed:
         return {}
     became = outcomes(instance, failed)

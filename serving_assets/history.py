@@ -28,8 +28,9 @@ UNFINISHED = [
 ABANDONED_AFTER_S = 3600
 # Nobody who could be killed has begun such a run, however long ago it was asked for.
 WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.MANAGED)
-# Of the runs that failed, so many of the newest are looked at.
-FAILED_RUNS = 200
+# Failed runs are read so many at a time, the newest first; and of a whole history, so many.
+FAILED_RUNS, MOST_FAILED_RUNS = 200, 5000
+DAY_S = 86_400
 
 
 def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Sequence[str]) -> list[RequestState]:
@@ -59,11 +60,19 @@ def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[s
     return found
 
 
-def failed_runs(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Runs over requests that failed or were abandoned: request → run → when, in seconds since 1970; the newest."""
+def failed_runs(
+    instance: dg.DagsterInstance, known: Sequence[str], unsettled: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Runs over requests that failed or were abandoned: request → run → when, in seconds since 1970.
+
+    Args:
+        instance: Dagster's.
+        known: all partition keys, in the order in which ranges run.
+        unsettled: requests that were neither scored nor refused since their content was read → when that was. The runs
+            since then are all looked through; of others, only the newest ones are known.
+    """
     found: dict[str, dict[str, float]] = {}
-    failed = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]), limit=FAILED_RUNS)
-    ended = [(record.dagster_run, record.end_time or record.update_timestamp.timestamp()) for record in failed]
+    ended = _failed(instance, known, dict(unsettled))
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
         abandoned = _abandoned_s(instance, record)
         if abandoned <= time.time():
@@ -83,6 +92,27 @@ def _abandoned_s(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
         return math.inf  # Dagster itself begins those in its queue, and ends those that it watches
     began = record.start_time or record.update_timestamp.timestamp()
     return began + ABANDONED_AFTER_S
+
+
+def _failed(
+    instance: dg.DagsterInstance, known: Sequence[str], unsettled: dict[str, float]
+) -> list[tuple[dg.DagsterRun, float]]:
+    """Runs that failed and when, the newest first, back to where all unsettled requests are found or were read."""
+    found: list[tuple[dg.DagsterRun, float]] = []
+    cursor: str | None = None
+    while len(found) < MOST_FAILED_RUNS:
+        filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+        records = instance.get_run_records(filters, limit=FAILED_RUNS, cursor=cursor)
+        for record in records:
+            found.append((record.dagster_run, record.end_time or record.update_timestamp.timestamp()))
+            if scores_requests(record.dagster_run):
+                for key in partitions_of(record.dagster_run.tags, known):
+                    unsettled.pop(key, None)
+        # The run that read a request began before, and may have taken its time.
+        if len(records) < FAILED_RUNS or not unsettled or found[-1][1] < min(unsettled.values()) - DAY_S:
+            break
+        cursor = records[-1].dagster_run.run_id
+    return found
 
 
 def failed_since(instance: dg.DagsterInstance, moment_s: float) -> bool:

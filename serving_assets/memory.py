@@ -29,6 +29,8 @@ class Seen(msgspec.Struct, frozen=True):
     """Where in Dagster's log it stands; later ones have higher numbers."""
     since: int = 0
     """Where in the log the first of the events stands that say so of this content without another one in between."""
+    moment_s: float = 0.0
+    """When it was read, in seconds since 1970."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -51,7 +53,7 @@ def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None)
         if event is not None and event.partition is not None and LOOK in event.metadata:
             look, sha256 = str(event.metadata[LOOK].value), event.tags.get(DATA_VERSION_TAG, "")
             since = event.metadata[SINCE].value if SINCE in event.metadata else record.storage_id
-            found[event.partition] = Seen(look, sha256, record.storage_id, int(str(since)))
+            found[event.partition] = Seen(look, sha256, record.storage_id, int(str(since)), record.timestamp)
     return found
 
 
@@ -73,6 +75,15 @@ def outcomes(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, O
             if key is not None and (key not in found or found[key].event < made_by.event):
                 found[key] = made_by
     return found
+
+
+def unsettled(instance: dg.DagsterInstance, seen: Mapping[str, Seen]) -> dict[str, float]:
+    """Of these requests, those that were neither scored nor refused since their content was read → when that was."""
+    made = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    said = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_OBSERVATION)
+    open_ones = [key for key, each in seen.items() if made.get(key, 0) < each.since]
+    became = outcomes(instance, [key for key in open_ones if said.get(key, 0) >= seen[key].since])
+    return {key: seen[key].moment_s for key in open_ones if key not in became or became[key].event < seen[key].since}
 
 
 def _observations(

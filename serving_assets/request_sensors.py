@@ -16,6 +16,7 @@ from serving_assets.changes import Changes, Known, find_changes
 from serving_assets.decisions import adjacent_ranges
 from serving_assets.history import (
     ABANDONED_AFTER_S,
+    ASKED_VERSION,
     failed_since,
     known_requests,
     partitions_of,
@@ -202,7 +203,9 @@ def _content(changes: Changes, known: Known, first: str, last: str, order: Seque
 
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:
-    """The failed run's own pin, if it has one; of a larger job only what score_batch has, too."""
+    """The failed run's own pin, if a person gave it one; of a larger job only what score_batch has, too."""
+    if ASKED_VERSION in run.tags:
+        return {}  # the alias named it then: what it names when the others are scored is right
     operations: Any = run.run_config.get("ops", {})
     return {
         "ops": {name: config for name, config in operations.items() if name == registered_model_version.key.path[-1]}

@@ -14,6 +14,7 @@ from scoring.errors import AliasNotSet, RegistryUnreachable, StorageError
 from scoring.registry import ModelVersion
 from scoring.settings import Settings
 from scoring.storage import Location
+from serving_assets import history
 from serving_assets.definitions import definitions
 from serving_assets.history import partitions_of
 from serving_assets.jobs import REQUESTS_A_RUN
@@ -771,6 +772,54 @@ def test_the_good_files_of_a_first_drop_with_a_bad_one_are_scored_once(daemon):
         daemon.finish_all()
 
     assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["day1"], ["day3"]]
+
+
+def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, monkeypatch):
+    monkeypatch.setattr(history, "FAILED_RUNS", 5)
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    daemon.fail(daemon.runs[0])
+    for _ in range(12):
+        other = dg.DagsterRun(job_name="refresh", asset_selection=frozenset({dg.AssetKey("online_store")}))
+        daemon.fail(daemon.instance.add_run(other.with_status(dg.DagsterRunStatus.STARTED)))
+    later = time.time() + 100
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    daemon.tick("new_batch_request")
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+
+
+def test_a_run_that_was_cancelled_is_not_asked_for_again(daemon):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    daemon.instance.handle_new_event(_ended(daemon.runs[0], dg.DagsterEventType.RUN_CANCELED))
+    daemon.both()
+    daemon.tick("new_batch_request")
+    assert len([run for run in daemon.runs if run.tags["dagster/sensor_name"] == "new_batch_request"]) == 1
+
+
+def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_names_then(daemon):
+    for day in (1, 2, 3):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
+    daemon.serving.registry.champion = 1
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+    pinned = daemon.runs[-1]
+    assert pinned.run_config
+    daemon.serving.registry.champion = 1  # taken back while it was at work
+    daemon.refuse(pinned, "day2")
+    daemon.tick("new_model_version")
+    assert daemon.tick_after_failure(pinned) is None
+    assert [run.run_config for run in daemon.runs[-2:]] == [{}, {}]
 
 
 def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
