@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_memory
 from scoring.batch_request import ROWS_A_BATCH
-from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
+from scoring.errors import BatchRequestError, PredictionFailed, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
 from scoring.features import ModelFeatures, reasons_from_nulls
 from scoring.files import scratch_folder
@@ -158,12 +158,35 @@ class _Scoring:
         for rows in tables:
             vectors = self._features.written_vectors(rows)
             reasons = reasons_from_nulls(self._features, vectors)
-            scores = score(self._model, vectors, reasons, self._policy, self._name_row)
+            scores = self._scores(vectors, reasons)
             self._rows += rows.num_rows
             self._scored += rows.num_rows - scores.predictions.null_count
             for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
                 self._reasons[pair["values"]] += pair["counts"]
             yield with_scores(rows, scores, self._model.version, self._features.service)
+
+    def _scores(self, vectors: pa.Table, reasons: pa.Array) -> Scores:
+        try:
+            return score(self._model, vectors, reasons, self._policy, self._name_row)
+        except PredictionFailed as error:
+            start, rows = 0, vectors.num_rows
+            while rows > 1:  # halves, as long as one of them fails by itself
+                half = rows // 2
+                if self._fails(vectors.slice(start, half), reasons.slice(start, half)):
+                    rows = half
+                else:
+                    start, rows = start + half, rows - half
+            if not self._fails(vectors.slice(start, 1), reasons.slice(start, 1)):
+                raise
+            problem = f"{error.problem}; of these, {self._name_row(start)} is the first"
+            raise PredictionFailed(error.model, problem) from error
+
+    def _fails(self, vectors: pa.Table, reasons: pa.Array) -> bool:
+        try:
+            score(self._model, vectors, reasons, self._policy, self._name_row)
+        except PredictionFailed:
+            return True
+        return False
 
     def outcome(self, batch_input: Content) -> Outcome:
         """What came out so far."""

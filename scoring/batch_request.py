@@ -1,7 +1,5 @@
 """Read a batch request: a file of entity rows, each with a moment in time."""
 
-import contextlib
-import csv as plain_csv
 import functools
 import re
 from collections import Counter
@@ -9,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,18 +15,12 @@ from pyarrow import csv
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
 from scoring.request_values import converted, to_moment, to_value
+from scoring.text_request import check_encoding, check_quotes, line_that_is_no_text, uneven_row
 from scoring.typed_request import EVENT_TIMESTAMP, entity_columns, request_types
 
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# How such files begin, whatever they are named.
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip; a spreadsheet is one, too",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-}
+NAMES_OF = {",": "commas", "\t": "tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 65_536
 # The name under which a join numbers the rows.
@@ -37,7 +28,6 @@ ROW = "request_row__"
 # How pyarrow says that a row has more or fewer cells than the header; which row it is, it does not always say, and then
 # counts the header (pyarrow 25).
 UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
-CHUNK_BYTES = 1 << 22
 READ_BYTES = 1 << 16
 
 
@@ -72,8 +62,8 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
         if file.suffix == ".parquet":
             yield from _read_parquet(file, shown)
         elif file.suffix in DELIMITERS:
-            _check_encoding(file, shown)
-            _check_quotes(file, shown, DELIMITERS[file.suffix])
+            check_encoding(file, shown)
+            check_quotes(file, shown, DELIMITERS[file.suffix])
             options = csv.ParseOptions(delimiter=DELIMITERS[file.suffix], newlines_in_values=True)
             yield from _read_text(file, shown, options)
         else:
@@ -87,23 +77,16 @@ def _read(file: Path, shown: str) -> Iterator[pa.Table]:
             raise BatchRequestError(shown, "it has a row that is longer than 1 MiB.") from None
         if "cannot infer number of columns" in str(error):
             raise BatchRequestError(shown, "its first line does not end, or is longer than 1 MiB.") from None
-        if UNEVEN.search(str(error)) and (uneven := _uneven_row(file, DELIMITERS[file.suffix])):
+        if "invalid UTF8 data" in str(error) and (line := line_that_is_no_text(file)):
+            problem = f"line {line}: it is no text in UTF-8: save the file as UTF-8."
+            raise BatchRequestError(shown, problem) from None
+        if UNEVEN.search(str(error)) and (uneven := uneven_row(file, DELIMITERS[file.suffix])):
             row, cells, expected = uneven
             problem = f"it has {cells} cells, and the header has {expected}."
+            if expected == 1:
+                problem += f" {NAMES_OF[DELIMITERS[file.suffix]]} must separate the columns of a {file.suffix} file."
             raise BatchRequestError(shown, problem, row=row) from None
         raise BatchRequestError(shown, f"it can't be read ({first_line(error, 120)}).") from None
-
-
-def _uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
-    """The first data row that has not as many cells as the header: its number, its cells, the header's."""
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as source, contextlib.suppress(plain_csv.Error):
-        rows = (
-            row for row in plain_csv.reader(source, delimiter=delimiter) if row
-        )  # pyarrow leaves out empty lines, too
-        expected = len(next(rows, ()))
-        uneven = ((number, len(row), expected) for number, row in enumerate(rows, 1) if len(row) != expected)
-        return next(uneven, None)
-    return None
 
 
 def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
@@ -145,56 +128,6 @@ def _names(schema: pa.Schema, shown: str) -> list[str]:
             problem = f"the name of its column number {place + 1} is not UTF-8 ({byte}): save the file as UTF-8."
             raise BatchRequestError(shown, problem) from None
     return names
-
-
-def _check_encoding(file: Path, shown: str) -> None:
-    """Refuse what pyarrow would refuse in words that lead nobody to the cause, or take for other text."""
-    with file.open("rb") as source:
-        start = source.read(CHUNK_BYTES)
-    if not start.strip():
-        raise BatchRequestError(shown, "it is empty: its first line must name the columns.")
-    for mark, kind in COMPRESSED.items():
-        if start.startswith(mark):
-            raise BatchRequestError(shown, f"it is no text, but compressed ({kind}): unpack it.")
-    # In UTF-16, about every second byte of a European text is zero.
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(b"\0") > len(start) // 4:
-        raise BatchRequestError(shown, "it is no text in UTF-8 (UTF-16, perhaps, as spreadsheets write it).")
-    if b"\0" in start:
-        line = start.count(b"\n", 0, start.index(b"\0")) + 1
-        raise BatchRequestError(shown, f"line {line}: there is a zero byte, so it is damaged, or no text in UTF-8.")
-
-
-def _check_quotes(file: Path, shown: str, delimiter: str) -> None:
-    """Refuse a text file whose quotation marks do not surround whole cells.
-
-    pyarrow takes a quote that is never closed as the start of one cell to the end of the file, and all rows in between
-    are gone without a word (pyarrow 25).
-    """
-    may_stand_beside = np.zeros(256, dtype=bool)
-    may_stand_beside[list(f'{delimiter}\r\n"'.encode())] = True
-    opened, line, opened_at, before = False, 1, 0, b"\n"
-    with file.open("rb") as source:
-        chunk = source.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-        while chunk:
-            following = source.read(CHUNK_BYTES)
-            text = np.frombuffer(before + chunk + (following[:1] or b"\n"), np.uint8)
-            quotes = np.flatnonzero(text[1:-1] == ord('"')) + 1
-            opening = (np.arange(len(quotes)) % 2 == 0) ^ opened
-            wrong = quotes[~may_stand_beside[text[np.where(opening, quotes - 1, quotes + 1)]]]
-            if len(wrong):
-                raise _bad_quote(shown, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
-            if len(quotes):
-                opened = bool(opening[-1])
-                opened_at = line + chunk.count(b"\n", 0, int(quotes[-1]) - 1)
-            line += chunk.count(b"\n")
-            before, chunk = chunk[-1:], following
-    if opened:
-        raise _bad_quote(shown, opened_at)
-
-
-def _bad_quote(shown: str, line: int) -> BatchRequestError:
-    problem = "a quotation mark must surround a whole cell, one inside of it must be doubled, and it must be closed."
-    return BatchRequestError(shown, f"line {line}: {problem}")
 
 
 def _typed(

@@ -83,7 +83,7 @@ def link_features(
 
     read = {feature.column for feature in features}
     used = {view for feature in served.features if feature.column in read for view in feature.views}
-    needed = {name: dtype for feature in served.features for name, dtype in feature.request_fields.items()}
+    needed = _request_fields(model, served, {feature.input for feature in features})
     model_request_inputs = [name for name in signature.names if name in request_inputs]
     return ModelFeatures(
         service=service,
@@ -94,6 +94,26 @@ def link_features(
         signature=signature,
         request_types={name: dtype for name, dtype in needed.items() if dtype in NEUTRAL},
     )
+
+
+def _request_fields(model: str, served: _Service, filled: set[str]) -> dict[str, pa.DataType]:
+    """What on-demand views of the service take from a request → its type."""
+    needed: dict[str, pa.DataType] = {}
+    for feature in served.features:
+        for name, dtype in feature.request_fields.items():
+            if needed.setdefault(name, dtype) != dtype:
+                raise ModelRefused(
+                    model,
+                    f"on-demand views of its feature service declare {name!r}, which comes with the request, once as "
+                    f"{needed[name]} and once as {dtype}: give one of them another name.",
+                )
+            if name in filled:
+                raise ModelRefused(
+                    model,
+                    f"its input {name!r} comes from a feature view, and an on-demand view takes {name!r} from the "
+                    "request: give one of them another name.",
+                )
+    return needed
 
 
 def _feature(name: str, served: _Served) -> Feature:

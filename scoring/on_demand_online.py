@@ -126,7 +126,9 @@ def _stored_reader(
     if stored is not None:
         return stored
     service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
-    renamed = [each.name for each in service.feature_view_projections if each.name_alias or each.join_key_map]
+    names = {view.name for view in features.views}
+    projections = [each for each in service.feature_view_projections if each.name_to_use() in names]
+    renamed = [each.name for each in projections if each.name_alias or each.join_key_map]
     if renamed:  # references can't say so
         raise _OnlyFeast(f"view {renamed[0]!r} has another name or other join keys in the service")
     of_views = [Feature(view.name, view.columns[0], pa.null(), (view.name,)) for view in features.views]

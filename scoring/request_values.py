@@ -69,6 +69,10 @@ def to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
             raise pa.ArrowInvalid("not a whole number")
         if pa.types.is_string(target):
             return pc.cast(pc.cast(column, pa.binary()), target)  # which looks at each: a file may hold any bytes
+        if target == pa.float32():
+            column = pc.cast(column, pa.float64())  # rounded twice, as a number in a JSON text is
+    elif pa.types.is_string(target) and pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):
         raise pa.ArrowInvalid(f"{column.type} is neither a number nor a text")
     return pc.cast(column, target)

@@ -24,7 +24,7 @@ from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures
-from scoring.online import StoreReader
+from scoring.online import Lookup, StoreReader
 from scoring.redis_store import Group, ReadHashes, RedisReader
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
@@ -289,7 +289,7 @@ def test_vectors_and_reasons_are_the_same_by_either_way(world: World) -> None:
     features = link(world.stores["bulk"], "everything", {"orders": pa.float64(), "rate": pa.float64()})
     asked = {"shop_id": [701, 702, 703, 704, 701], "buyer": ["a"] * 5}
     slow = read_online_vectors(world.stores["feast"], features, asked, now)
-    fast = read_online_vectors(world.stores["bulk"], features, asked, now, reader_of(world, features))
+    fast = read_online_vectors(world.stores["bulk"], features, asked, now, Lookup(reader_of(world, features)))
     assert slow.reasons.to_pylist() == [None, "stale", "null_feature", "not_found", None]
     assert fast.reasons.to_pylist() == slow.reasons.to_pylist()
     assert fast.vectors.to_pydict() == slow.vectors.to_pydict()

@@ -3,6 +3,9 @@
 import contextlib
 import datetime as dt
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +228,7 @@ def test_what_an_on_demand_view_asks_of_a_request_is_typed_as_it_declares_it(sto
 
 def test_a_view_whose_function_raises_is_no_failure_of_the_store_and_quotes_no_value(store: "FeatureStore") -> None:
     features = link(store, "on_demand", expected="double")
-    with pytest.raises(UnusableFeature, match="on-demand feature view: ValueError") as caught:
+    with pytest.raises(UnusableFeature, match="on-demand feature view 'computed': ValueError") as caught:
         read(store, features, shop_id=[1], amount=[666.0])
     assert "666" not in str(caught.value)
 
@@ -305,3 +308,37 @@ def test_a_broken_definition_is_one_line_that_names_the_repository(tmp_path: Pat
 def test_a_missing_repository_is_named_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(FeatureStoreError, match=r"yaml: there is no such file: set SERVING_FEATURE_REPO"):
         open_feature_store(Settings(model_name="m", feature_repo=tmp_path / "none"))
+
+
+def test_the_definitions_hash_is_the_same_in_every_process(store: "FeatureStore") -> None:
+    code = (
+        "import sys; from pathlib import Path; from scoring.settings import Settings\n"
+        "from scoring.feature_store import open_feature_store, read_definitions\n"
+        "print(read_definitions(open_feature_store(Settings(model_name='m', feature_repo=Path(sys.argv[1])))).hash)"
+    )
+    expected = read_definitions(store).hash
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-W", "ignore", "-c", code, str(store.repo_path)]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
+
+
+def test_a_request_column_that_two_on_demand_views_declare_in_two_ways_is_refused(
+    store: "FeatureStore", tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    for file in (Path(store.repo_path) / "data").glob("*.parquet"):
+        (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
+    whole = 'RequestSource(name="whole", schema=[Field(name="amount", dtype=Int64)])'
+    definitions = DEFINITIONS.replace(
+        'sources=[stats, basket], mode="python"', f'sources=[stats, {whole}], mode="python"'
+    )
+    mixed = '\nmixed = FeatureService(name="mixed", features=[stats[["orders"]], computed, counted])\n'
+    (tmp_path / "definitions.py").write_text(definitions + mixed)
+    other = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
+    with contextlib.redirect_stderr(io.StringIO()):
+        apply_definitions(other)
+    with pytest.raises(ModelRefused, match="'amount', which comes with the request, once as double and once as int64"):
+        link(other, "mixed", twice="long")

@@ -18,12 +18,13 @@ from scoring.offline import with_point_in_time_features
 from scoring.online import read_online_vectors, read_rows
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
-from scoring.store_reader import fastest_reader
+from scoring.store_reader import fastest_lookup
 from tests.servers import RedisServer
 
 DEFINITIONS = """
 from datetime import timedelta
 from typing import Any
+import zlib
 import pandas as pd
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -40,6 +41,10 @@ place = FeatureView(
     name="place", entities=[shop], ttl=timedelta(0),
     schema=[Field(name="f4", dtype=Float32), Field(name="since", dtype=UnixTimestamp)],
     source=FileSource(path="data/place.parquet", timestamp_field="event_timestamp"),
+)
+brief = FeatureView(
+    name="brief", entities=[shop], ttl=timedelta(hours=3), schema=[Field(name="number", dtype=Int64)],
+    source=FileSource(path="data/brief.parquet", timestamp_field="event_timestamp"),
 )
 basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float32), Field(name="pieces", dtype=Int32)])
 
@@ -95,6 +100,28 @@ def backwards(inputs: pd.DataFrame) -> pd.DataFrame:
 def other(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"told" if len(inputs["text"]) == 1 else "tolled": inputs["text"]}
 
+visit = RequestSource(name="visit", schema=[Field(name="at", dtype=UnixTimestamp)])
+
+@on_demand_feature_view(sources=[stats[["f8"]], visit], mode="python", schema=told)
+def named(inputs: dict[str, Any]) -> dict[str, Any]:
+    rows = zip(*inputs.values())
+    return {"told": [f"{sorted(inputs)} {row}" for row in rows]}
+
+@on_demand_feature_view(sources=[brief], mode="pandas", schema=[Field(name="next", dtype=Int64)])
+def following(inputs: pd.DataFrame) -> pd.DataFrame:
+    return (inputs["number"] + 1).astype("Int64").to_frame("next")
+
+@on_demand_feature_view(sources=[stats], mode="python", schema=told)
+def broken(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"told": [f"{1 / (value != value)}" if len(inputs["text"]) > 1 else "x" for value in inputs["text"]]}
+
+@on_demand_feature_view(sources=[stats], mode="python", schema=told)
+def lost(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"told": [zlib.compress(value.encode()).hex() for value in inputs["text"]]}
+
+named_service = FeatureService(name="named", features=[stats, named.with_name("called"), broken])
+following_service = FeatureService(name="following", features=[brief, following])
+lost_service = FeatureService(name="lost", features=[stats, lost])
 frames_service = FeatureService(name="frames", features=[stats, frames])
 values_service = FeatureService(name="values", features=[stats[["f8"]], values])
 one_by_one_service = FeatureService(name="one_by_one", features=[stats[["f8"]], one_by_one])
@@ -116,8 +143,10 @@ entity_key_serialization_version: 3
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 SHOPS = [1, 2, 3, 4, 5, -6]
 EMPTY, UNKNOWN = 9, 99  # a shop that has a row of nothing but nulls, and one that has none
-TYPES = dict.fromkeys(("told", "prying__told", "age"), pa.string()) | dict.fromkeys(("ratio", "part"), pa.float64())
-TYPES["product"] = pa.int64()
+TYPES = dict.fromkeys(("told", "prying__told", "called__told", "age"), pa.string()) | dict.fromkeys(
+    ("ratio", "part"), pa.float64()
+)
+TYPES |= {"product": pa.int64(), "next": pa.int64()}
 ASOF, DUCKDB = "scoring.offline_store.AsofOfflineStore", "duckdb"
 
 
@@ -133,7 +162,7 @@ class World:
             "shop_id": pa.array([*SHOPS, EMPTY], pa.int32()),
             "event_timestamp": moment,
             # What the source has is wider, or narrower, than what the view declares.
-            "f4": pa.array([0.1, 1 / 3, None, 16777217.0, float("inf"), -0.0, None], pa.float64()),
+            "f4": pa.array([0.1, 1 / 3, float("nan"), 16777217.0, float("inf"), -0.0, None], pa.float64()),
             "f8": pa.array([3, 0, 2**40, None, 7, -1, None], pa.int64()),
             "i4": pa.array([2**31 - 1, -(2**31), 0, 5, None, 1, None], pa.int64()),
             "i8": pa.array([2**31 - 1, 1, None, 0, -1, 7, None], pa.int32()),
@@ -148,6 +177,13 @@ class World:
         }
         pq.write_table(pa.table(stats), folder / "data" / "stats.parquet")
         pq.write_table(pa.table(place), folder / "data" / "place.parquet")
+        ages = [1, 9, 1, 1, 1, 1, 1]  # hours: of the second shop too old
+        brief = {
+            "shop_id": stats["shop_id"],
+            "event_timestamp": pa.array([NOW - dt.timedelta(hours=age) for age in ages], moment.type),
+            "number": pa.array([2**53 + 1, 5, 6, 4, 7, 8, 9]),
+        }
+        pq.write_table(pa.table(brief), folder / "data" / "brief.parquet")
         address = f'connection_string: "{redis.host}:{redis.port},db=3"'
         self.stores = {
             "sqlite": self._open("sqlite", "{type: sqlite, path: data/online.db}", ASOF),
@@ -169,7 +205,7 @@ class World:
         return link_features(self.stores[kind], "m/1", service, signature, ())
 
     def batch(self, kind: str, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        types = {"shop_id": pa.int32(), "amount": pa.float32(), "pieces": pa.int32()}
+        types = {"shop_id": pa.int32(), "amount": pa.float32(), "pieces": pa.int32(), "at": pa.timestamp("us", "UTC")}
         table = pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
         moments = pa.array([NOW] * table.num_rows, pa.timestamp("us", "UTC"))
         file = self.folder / "data" / "request.parquet"
@@ -178,8 +214,8 @@ class World:
         return joined.select(list(features.signature.names)).to_pydict()
 
     def online(self, kind: str, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        reader, _ = fastest_reader(self.stores[kind], features)
-        return read_online_vectors(self.stores[kind], features, rows, NOW, reader).vectors.to_pydict()
+        lookup = fastest_lookup(self.stores[kind], features)
+        return read_online_vectors(self.stores[kind], features, rows, NOW, lookup).vectors.to_pydict()
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +266,33 @@ def test_a_row_of_nothing_but_nulls_is_a_row_to_a_function_and_none_is_none(worl
     assert [told is None for told in batch["told"]] == [False, True, False]
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
+def test_a_function_gets_the_keys_and_what_its_view_names_and_nothing_else(world, kind):
+    features = world.link(kind, "named", "called__told")
+    rows = {"shop_id": [1, 2], "at": [NOW.replace(microsecond=999_999), None]}
+    batch = world.batch(kind, features, rows)
+    assert repr(batch) == repr(world.online(kind, features, rows))
+    assert batch["called__told"][0].startswith("['at', 'f8', 'shop_id', 'stats__f8'] (")
+    assert str(NOW.replace(tzinfo=None).year) in batch["called__told"][0]
+    assert "999999" not in batch["called__told"][0]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
+def test_a_row_past_its_time_to_live_changes_nothing_beside_it(world, kind):
+    features = world.link(kind, "following", "next")
+    for shops in ([1], [1, 2], [2, 1, 99], [1, 3]):
+        batch = world.batch(kind, features, {"shop_id": shops})
+        assert batch == world.online(kind, features, {"shop_id": shops})
+
+
+def test_a_version_whose_function_lacks_what_its_module_imported_is_refused_when_it_is_loaded(world):
+    features = world.link("sqlite", "lost", "told")
+    with pytest.raises(FeatureStoreError, match="the function of on-demand view 'lost': name 'zlib' is not defined"):
+        fastest_lookup(world.stores["sqlite"], features)
+    with pytest.raises(FeatureStoreError, match="the function of on-demand view 'lost' raised NameError: name 'zlib'"):
+        world.batch("sqlite", features, {"shop_id": SHOPS[3:]})
+
+
 @pytest.mark.parametrize("way", ["batch", "online"])
 @pytest.mark.parametrize(
     ("service", "says"),
@@ -253,7 +316,7 @@ def test_a_function_sees_no_feature_of_a_view_that_it_does_not_name(world):
 
 def test_whether_the_store_answers_is_asked_without_any_function(world):
     features = world.link("sqlite", "fewer", "told")
-    reader, stored = fastest_reader(world.stores["sqlite"], features)
+    lookup = fastest_lookup(world.stores["sqlite"], features)
     with pytest.raises(UnusableFeature):
-        read_rows(reader, {"shop_id": [1, 2]})
-    assert read_rows(stored, {"shop_id": [1, 2]}).columns["stats__text"].to_pylist() == ["", "é"]
+        read_online_vectors(world.stores["sqlite"], features, {"shop_id": [1, 2]}, NOW, lookup)
+    assert read_rows(lookup.stored, {"shop_id": [1, 2]}).columns["stats__text"].to_pylist() == ["", "é"]

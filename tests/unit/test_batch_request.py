@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring.batch_request import CHUNK_BYTES, read_batch_request
+from scoring.batch_request import read_batch_request
 from scoring.errors import BatchRequestError
 from scoring.features import Feature, JoinKey, ModelFeatures, View
 from scoring.signature import ModelInput, Signature
+from scoring.text_request import CHUNK_BYTES
 
 FEATURES = ModelFeatures(
     service="ranking",
@@ -247,6 +248,33 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes(b"shop_id,event_timestamp,amount\n\xff,2026-01-01,1\n")
     with pytest.raises(BatchRequestError):
         read_file(tmp_path / "r.csv")
+
+
+def test_a_line_that_is_no_utf8_and_a_zero_byte_are_found_wherever_they_are(tmp_path: Path) -> None:
+    rows = "7,2026-01-02T03:04:05Z,1.5,a note\n" * 3
+    header = "shop_id,event_timestamp,amount,note\n"
+    file = tmp_path / "r.csv"
+    file.write_bytes((header + rows).encode() + b"7,2026-01-02T03:04:05Z,1.5,caf\xe9\n")
+    with pytest.raises(BatchRequestError, match="line 5: it is no text in UTF-8: save the file as UTF-8"):
+        read_file(file)
+    many = (CHUNK_BYTES // len(rows) + 10) * 3
+    file.write_bytes((header + rows * (many // 3)).encode() + b"7,2026-01-02T03:04:05Z,1.5,\0\n")
+    with pytest.raises(BatchRequestError, match=f"line {many + 2}: there is a zero byte"):
+        read_file(file)
+
+
+def test_another_separator_than_the_files_name_says_is_told(tmp_path: Path) -> None:
+    text = "shop_id;event_timestamp;amount\n7;2026-01-02T03:04:05Z;1,5\n"
+    assert "commas must separate the columns of a .csv file" in str(refusal(tmp_path, text))
+
+
+def test_a_number_is_rounded_to_a_float_as_a_json_text_is(tmp_path: Path) -> None:
+    number = "1.00000017881393432617187499"
+    features = msgspec.structs.replace(FEATURES, request_types={"amount": pa.float32()}, signature=Signature(()))
+    file = tmp_path / "r.csv"
+    file.write_text(f"shop_id,event_timestamp,amount\n7,2026-01-02T03:04:05Z,{number}\n")
+    table = pa.concat_tables(read_batch_request(file, features))
+    assert table["amount"].to_pylist() == pa.array([float(number)], pa.float32()).to_pylist()
 
 
 def test_a_text_key_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
