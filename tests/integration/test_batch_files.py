@@ -8,16 +8,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoring.batch import read_batch_input_model, write_batch_output
-from scoring.errors import BatchRequestError, ServingError
+from scoring.batch import read_batch_input_model, write_batch_input, write_batch_output
+from scoring.errors import BatchRequestError, PredictionFailed, ServingError
+from scoring.feature_service import link_features
 from scoring.manifest import read_manifest
+from scoring.model import Model
 from scoring.predict import Policy
+from scoring.registry import ModelVersion
+from scoring.signature import ModelInput, Signature
 from scoring.storage import Location
 from tests.batch_job import NOW, BatchJob, make_repository, write_request
 
@@ -267,3 +272,35 @@ def test_a_request_that_somebody_is_writing_to_is_refused_by_itself_and_is_no_ou
     (tmp_path / "day1.csv").write_text(HEADER)
     with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: somebody"):
         job.run(Growing(tmp_path / "day1.csv"), Location(tmp_path / "artifacts"))
+
+
+class TooLarge(ValueError):
+    """What a model raises of a number that it can't take."""
+
+
+def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_refuses_is_named(job, tmp_path):
+    def predict(inputs: np.ndarray) -> np.ndarray:
+        if (inputs[:, 1] > 1e300).any():
+            raise TooLarge
+        return inputs[:, 0] + inputs[:, 1]
+
+    signature = Signature((ModelInput("acc_rate", pa.float64()), ModelInput("amount", pa.float64())))
+    features = link_features(job.store, "linear/1", "driver_ranking", signature, ("amount",))
+    model = Model(ModelVersion("linear", 1), signature, None, predict, as_array=True)
+    table = {
+        "driver_id": pa.array([1, 2, 3, 4, 5]),
+        "event_timestamp": pa.array([NOW] * 5, pa.timestamp("us", "UTC")),
+    }
+    joined, scored = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
+
+    def run(*amounts: float | None) -> list[dict[str, Any]]:
+        pq.write_table(pa.table({**table, "amount": pa.array(amounts)}), tmp_path / "day1.parquet")
+        write_batch_input(Location(tmp_path / "day1.parquet"), job.store, "linear/1", features, joined)
+        write_batch_output(joined, model, features, Policy(), scored)
+        return pq.read_table(tmp_path / "batch_output.parquet").to_pylist()
+
+    rows = run(1.0, float("inf"), float("-inf"), float("nan"), None)
+    assert [row["reason"] for row in rows] == [None, *["null_feature"] * 4]
+    assert [row["amount"] for row in rows][1:3] == [float("inf"), float("-inf")]
+    with pytest.raises(PredictionFailed, match=r"TooLarge on 5 rows; of these, row 3 is the first$"):
+        run(1.0, 2.0, 1e308, 4.0, 1e308)
