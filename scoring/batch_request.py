@@ -14,15 +14,16 @@ from pyarrow import csv
 
 from scoring.errors import BatchRequestError, first_line
 from scoring.features import ModelFeatures
-from scoring.request_values import converted, to_moment, to_value
+from scoring.request_values import converted, to_value
 from scoring.text_request import check_encoding, check_quotes, line_that_is_no_text, uneven_row
-from scoring.typed_request import EVENT_TIMESTAMP, entity_columns, request_types
+from scoring.typed_request import entity_columns, request_types
 
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NAMES_OF = {",": "commas", "\t": "tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 65_536
+NO_MOMENT = "is not an ISO 8601 date and time of the years 1678 to 2261"
 # The name under which a join numbers the rows.
 ROW = "request_row__"
 # How pyarrow says that a row has more or fewer cells than the header; which row it is, it does not always say, and then
@@ -135,13 +136,10 @@ def _typed(
 ) -> pa.Table:
     for name in needed:
         column = table[name]
-        if name == EVENT_TIMESTAMP:
-            column = converted(
-                shown, name, column, start, to_moment, "is not an ISO 8601 date and time of the years 1678 to 2261"
-            )
-        elif name in types:
+        if name in types:
             convert = functools.partial(to_value, target=types[name])
-            column = converted(shown, name, column, start, convert, f"is not {types[name]}")
+            wanted = NO_MOMENT if pa.types.is_timestamp(types[name]) else f"is not {types[name]}"
+            column = converted(shown, name, column, start, convert, wanted)
         if name not in optional and column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
             raise BatchRequestError(shown, "this row has no value.", column=name, row=start + row + 1)

@@ -15,6 +15,7 @@ Each error takes facts and makes one sentence that says what to do. None of them
     │   └── MissingFeatures
     ├── FeatureStoreError           the Feast registry, offline store or online store failed
     │   ├── UnusableFeature         it answered, with a value that is not what it is declared to be
+    │   ├── FunctionNotRunnable     an on-demand view's function can't be run
     │   └── FeatureServiceNotFound
     ├── EntityRowsError             entity keys or request-time inputs that no store could look up
     ├── BatchRequestError           a batch request file that can't be scored
@@ -167,6 +168,20 @@ class UnusableFeature(FeatureStoreError):
 
     So its text never quotes an exception, which would quote the value.
     """
+
+
+class FunctionNotRunnable(FeatureStoreError):
+    """The function of an on-demand view can't be run as it came from the Feast registry."""
+
+    def __init__(self, view: str, cause: BaseException) -> None:
+        super().__init__(f"trying the function of on-demand view {view!r}", cause)
+        why = f"{type(cause).__name__}: {first_line(cause)}"
+        self.args = (f"The function of on-demand view {view!r} can't be run: {why}",)
+
+    @property
+    def public(self) -> str:
+        """See `ServingError.public`. It was called with made-up values: there is nothing in it from a request."""
+        return str(self)
 
 
 class FeatureServiceNotFound(FeatureStoreError):

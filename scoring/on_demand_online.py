@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from feast.on_demand_feature_view import OnDemandFeatureView
 
 from scoring.decoding import VALUE_FIELDS
-from scoring.errors import FeatureStoreError, UnusableFeature
+from scoring.errors import FeatureStoreError, FunctionNotRunnable, UnusableFeature
 from scoring.feast_reader import FeastReader
 from scoring.features import Feature, ModelFeatures
 from scoring.on_demand_views import FunctionFailed, OnDemandViews, declared_types, on_demand_views, views_of
-from scoring.online import RUNNING_VIEW, Lookup, StoreReader
+from scoring.online import RUNNING_VIEW, Lookup, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -54,9 +54,10 @@ class OnDemandOnline:
             entity_rows: the request's, column → n values.
 
         Raises:
+            EntityRowsError: a request's value is not what its view declares.
             UnusableFeature: a function raised, or gave something else than it declares.
         """
-        given = {name: pa.array(entity_rows[name], kind) for name, kind in self._types.items()}
+        given = {name: request_column(name, entity_rows, kind) for name, kind in self._types.items()}
         for name, view in self._sources.items():
             column = columns[name]
             given[name] = (
@@ -139,14 +140,14 @@ def _try_out(view: OnDemandFeatureView) -> None:
     """Call a view's function as `feast apply` did, but as it came from the registry: without its module's imports.
 
     Raises:
-        FeatureStoreError: it raised. Its text may be shown: there is nothing in it from a request or a store.
+        FunctionNotRunnable: it raised.
     """
     if view.mode not in CALLED or view.aggregations:
         return
     try:
         copy.copy(view).infer_features()
-    except Exception as error:  # whatever a function raises
-        raise FeatureStoreError(f"trying the function of on-demand view {view.name!r}", error) from error
+    except (Exception, SystemExit) as error:  # whatever a function raises
+        raise FunctionNotRunnable(view.name, error) from error
 
 
 def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:

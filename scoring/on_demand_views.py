@@ -108,7 +108,7 @@ class OnDemandViews:
                 inputs = rows.select([name for name in rows.column_names if name in self._inputs[view.name]])
                 try:
                     derived = self._run(view, inputs)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise FunctionFailed(view.name, error) from error
                 _check_rows(view.name, derived, rows.num_rows)
                 for name, kind in self._outputs[view.name].items():

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features import ModelFeatures, missing_reasons
+from scoring.request_values import MOMENT, to_moment
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -150,11 +151,21 @@ def _request_columns(features: ModelFeatures, entity_rows: Mapping[str, Sequence
     columns: dict[str, pa.Array] = {}
     for model_input in features.signature.inputs:
         if model_input.name in features.request_inputs:
-            try:
-                columns[model_input.name] = pa.array(entity_rows[model_input.name], model_input.dtype)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-                raise EntityRowsError(model_input.name, None, f"{model_input.dtype} is needed ({error}).") from None
+            columns[model_input.name] = request_column(model_input.name, entity_rows, model_input.dtype)
     return columns
+
+
+def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: pa.DataType) -> pa.Array:
+    """A request's column as an array (n,) of the declared type.
+
+    Raises:
+        EntityRowsError: a value does not fit, or is a moment that a batch request could not have.
+    """
+    try:
+        column = pa.array(entity_rows[name], dtype)
+        return to_moment(column) if dtype == MOMENT else column
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise EntityRowsError(name, None, f"{dtype} is needed ({error}).") from None
 
 
 def _is_of_on_demand_view(error: BaseException) -> bool:

@@ -28,9 +28,10 @@ UNFINISHED = [
 ABANDONED_AFTER_S = 3600
 # Nobody who could be killed has begun such a run, however long ago it was asked for.
 WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.MANAGED)
-# Failed runs are read so many at a time, the newest first; and of a whole history, so many.
-FAILED_RUNS, MOST_FAILED_RUNS = 200, 5000
-DAY_S = 86_400
+# Of the failed runs, so many of the newest are looked at, and so many where some request may be behind those.
+FAILED_RUNS, MOST_FAILED_RUNS = 200, 10_000
+# A run writes down its end by the clock of its own machine.
+CLOCKS_DIFFER_S = 30
 
 
 def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Sequence[str]) -> list[RequestState]:
@@ -72,7 +73,7 @@ def failed_runs(
             since then are all looked through; of others, only the newest ones are known.
     """
     found: dict[str, dict[str, float]] = {}
-    ended = _failed(instance, known, dict(unsettled))
+    ended = _failed(instance, unsettled)
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
         abandoned = _abandoned_s(instance, record)
         if abandoned <= time.time():
@@ -94,25 +95,15 @@ def _abandoned_s(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
     return began + ABANDONED_AFTER_S
 
 
-def _failed(
-    instance: dg.DagsterInstance, known: Sequence[str], unsettled: dict[str, float]
-) -> list[tuple[dg.DagsterRun, float]]:
-    """Runs that failed and when, the newest first, back to where all unsettled requests are found or were read."""
-    found: list[tuple[dg.DagsterRun, float]] = []
-    cursor: str | None = None
-    while len(found) < MOST_FAILED_RUNS:
-        filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
-        records = instance.get_run_records(filters, limit=FAILED_RUNS, cursor=cursor)
-        for record in records:
-            found.append((record.dagster_run, record.end_time or record.update_timestamp.timestamp()))
-            if scores_requests(record.dagster_run):
-                for key in partitions_of(record.dagster_run.tags, known):
-                    unsettled.pop(key, None)
-        # The run that read a request began before, and may have taken its time.
-        if len(records) < FAILED_RUNS or not unsettled or found[-1][1] < min(unsettled.values()) - DAY_S:
-            break
-        cursor = records[-1].dagster_run.run_id
-    return found
+def _failed(instance: dg.DagsterInstance, unsettled: Mapping[str, float]) -> list[tuple[dg.DagsterRun, float]]:
+    """Runs that failed and when: the newest ones, and all since the first of the unsettled requests was read."""
+    failed = [dg.DagsterRunStatus.FAILURE]
+    records = list(instance.get_run_records(dg.RunsFilter(statuses=failed), limit=FAILED_RUNS))
+    if unsettled and len(records) == FAILED_RUNS:
+        # By their end: a run may have waited long before it began, behind all that failed meanwhile.
+        since = datetime.fromtimestamp(min(unsettled.values()) - CLOCKS_DIFFER_S, UTC)
+        records += instance.get_run_records(dg.RunsFilter(statuses=failed, updated_after=since), limit=MOST_FAILED_RUNS)
+    return [(record.dagster_run, record.end_time or record.update_timestamp.timestamp()) for record in records]
 
 
 def failed_since(instance: dg.DagsterInstance, moment_s: float) -> bool:

@@ -17,6 +17,7 @@ from serving_assets.decisions import adjacent_ranges
 from serving_assets.history import (
     ABANDONED_AFTER_S,
     ASKED_VERSION,
+    CLOCKS_DIFFER_S,
     failed_since,
     known_requests,
     partitions_of,
@@ -31,8 +32,6 @@ from serving_assets.requests import NoRequestFolder, RequestFile, batch_requests
 from serving_assets.resources import Serving
 
 INTERVAL_S = 5
-# A run writes down its end by the clock of its own machine.
-CLOCKS_DIFFER_S = 30
 # Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none.
 # Requests between refused ones need a run for each gap, which may be hundreds: what comes in meanwhile goes first.
 PRIORITY, AFTER_NEW_ONES = "dagster/priority", "-1"

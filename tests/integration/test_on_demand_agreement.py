@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.errors import FeatureStoreError, UnusableFeature
+from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, inside, open_feature_store
 from scoring.features import ModelFeatures
@@ -277,6 +277,13 @@ def test_a_function_gets_the_keys_and_what_its_view_names_and_nothing_else(world
     assert "999999" not in batch["called__told"][0]
 
 
+def test_a_moment_that_no_batch_request_may_have_is_refused_online_too(world):
+    features = world.link("sqlite", "named", "called__told")
+    for year in (1, 1677, 2262, 9999):
+        with pytest.raises(EntityRowsError, match="'at': timestamp"):
+            world.online("sqlite", features, {"shop_id": [1], "at": [dt.datetime(year, 6, 1, tzinfo=dt.UTC)]})
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
 def test_a_row_past_its_time_to_live_changes_nothing_beside_it(world, kind):
     features = world.link(kind, "following", "next")
@@ -287,7 +294,7 @@ def test_a_row_past_its_time_to_live_changes_nothing_beside_it(world, kind):
 
 def test_a_version_whose_function_lacks_what_its_module_imported_is_refused_when_it_is_loaded(world):
     features = world.link("sqlite", "lost", "told")
-    with pytest.raises(FeatureStoreError, match="the function of on-demand view 'lost': name 'zlib' is not defined"):
+    with pytest.raises(FeatureStoreError, match="of on-demand view 'lost' can't be run: NameError: name 'zlib'"):
         fastest_lookup(world.stores["sqlite"], features)
     with pytest.raises(FeatureStoreError, match="the function of on-demand view 'lost' raised NameError: name 'zlib'"):
         world.batch("sqlite", features, {"shop_id": SHOPS[3:]})

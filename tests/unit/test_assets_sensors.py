@@ -779,11 +779,16 @@ def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, m
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
+
+    def others_fail() -> None:
+        for _ in range(6):
+            other = dg.DagsterRun(job_name="refresh", asset_selection=frozenset({dg.AssetKey("online_store")}))
+            daemon.fail(daemon.instance.add_run(other.with_status(dg.DagsterRunStatus.STARTED)))
+
+    others_fail()  # while it waits in the queue
     daemon.read(daemon.runs[0])
     daemon.fail(daemon.runs[0])
-    for _ in range(12):
-        other = dg.DagsterRun(job_name="refresh", asset_selection=frozenset({dg.AssetKey("online_store")}))
-        daemon.fail(daemon.instance.add_run(other.with_status(dg.DagsterRunStatus.STARTED)))
+    others_fail()
     later = time.time() + 100
     monkeypatch.setattr(time, "time", lambda: later)
 
