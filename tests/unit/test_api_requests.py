@@ -238,7 +238,7 @@ def test_failures_are_problems_that_tell_nothing_of_our_insides(error: Exception
     assert ("Retry-After" in response.headers) == (status == 503)
 
 
-def test_a_store_that_hangs_costs_one_deadline_and_never_more_threads() -> None:
+def test_a_model_that_hangs_costs_one_deadline_and_never_more_threads() -> None:
     hang = threading.Event()
 
     def wait(rows: Any) -> Any:
@@ -256,7 +256,7 @@ def test_a_store_that_hangs_costs_one_deadline_and_never_more_threads() -> None:
             assert time.monotonic() - started < 1
             assert int(response.headers["Retry-After"]) >= 1
             kinds.append(assert_problem(response, 503)["type"].rpartition(":")[2])
-        assert kinds == ["deadline-exceeded"] * 3 + ["overloaded"] * 3
+        assert kinds == ["deadline-exceeded"] * 6  # each may wait: a thread may become free in time
         assert threading.active_count() <= with_threads
         hang.set()
         deadline = time.monotonic() + 5
