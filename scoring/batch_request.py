@@ -20,7 +20,7 @@ from scoring.typed_request import entity_columns, request_types
 
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-NAMES_OF = {",": "commas", "\t": "tabs"}
+NAMES_OF = {",": "Commas", "\t": "Tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 65_536
 NO_MOMENT = "is not an ISO 8601 date and time of the years 1678 to 2261"

@@ -19,7 +19,7 @@ from scoring.decoding import VALUE_FIELDS
 from scoring.errors import FeatureStoreError, FunctionNotRunnable, UnusableFeature
 from scoring.feast_reader import FeastReader
 from scoring.features import Feature, ModelFeatures
-from scoring.on_demand_views import FunctionFailed, OnDemandViews, declared_types, on_demand_views, views_of
+from scoring.on_demand_views import FunctionFailed, OnDemandViews, declared_types, of_features, views_of
 from scoring.online import RUNNING_VIEW, Lookup, StoreReader, request_column
 
 if TYPE_CHECKING:
@@ -102,11 +102,8 @@ def lookup_with_on_demand_views(
             raise FeatureStoreError(doing, f"it takes one row at a time, and {reason}") from None
         logger.warning("On-demand views of service %r are left to Feast, with its types: %s", features.service, reason)
         return None
-    computed = on_demand_views(store, features)
-    if computed is None:
-        return None
     keys = {key.name: key.arrow_type for key in features.join_keys}
-    return Lookup(stored, OnDemandOnline(computed, inputs, keys | types))
+    return Lookup(stored, OnDemandOnline(of_features(views, features), inputs, keys | types))
 
 
 class _OnlyFeast(Exception):

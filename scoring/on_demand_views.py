@@ -143,8 +143,15 @@ def on_demand_views(
     """What adds a model's on-demand features to rows; None where it has none."""
     if not any(feature.on_demand for feature in features.features):
         return None
+    return of_features(views_of(store, features), features, repository)
+
+
+def of_features(
+    views: Sequence[OnDemandFeatureView], features: ModelFeatures, repository: Path | None = None
+) -> OnDemandViews:
+    """What adds those of a model's features that these views make."""
     references = [feature.reference for feature in features.features]
-    return OnDemandViews(views_of(store, features), references, [key.name for key in features.join_keys], repository)
+    return OnDemandViews(views, references, [key.name for key in features.join_keys], repository)
 
 
 def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:

@@ -265,7 +265,7 @@ def test_a_line_that_is_no_utf8_and_a_zero_byte_are_found_wherever_they_are(tmp_
 
 def test_another_separator_than_the_files_name_says_is_told(tmp_path: Path) -> None:
     text = "shop_id;event_timestamp;amount\n7;2026-01-02T03:04:05Z;1,5\n"
-    assert "commas must separate the columns of a .csv file" in str(refusal(tmp_path, text))
+    assert "header has 1. Commas must separate the columns of a .csv file" in str(refusal(tmp_path, text))
 
 
 def test_a_number_is_rounded_to_a_float_as_a_json_text_is(tmp_path: Path) -> None:
