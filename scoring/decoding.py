@@ -28,7 +28,8 @@ VALUE_FIELDS: dict[pa.DataType, str] = {
 FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
 MOST_GROUPS = 10
-PLACES = 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
+CONTINUED = 0x80
+WEIGHTS = np.uint64(1) << 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
 
 
 def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
@@ -99,15 +100,21 @@ def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
     """int64 (n,) from messages of nothing but one integer; None where they are something else, or few."""
     if len(values) < FEW:
         return None
-    packed = np.array(values, f"S{1 + MOST_GROUPS}").view(np.uint8).reshape(len(values), 1 + MOST_GROUPS)
-    groups = packed[:, 1:]
-    last = np.argmin(groups >= 0x80, axis=1)
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    if (packed[:, 0] != tag).any() or (last + 2 != lengths).any():
+    lengths = set(map(len, values))
+    width = max(lengths)
+    if width > 1 + MOST_GROUPS or min(lengths) == 1:
         return None
-    inside = np.arange(MOST_GROUPS) <= last[:, None]
-    parts = (groups & 0x7F).astype(np.uint64) << PLACES
-    return np.where(inside, parts, 0).sum(axis=1, dtype=np.uint64).view(np.int64)  # type: ignore[no-any-return]
+    if len(lengths) == 1:
+        packed = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), width)
+        last: Any = width - 2
+    else:
+        packed = np.array(values, f"S{width}").view(np.uint8).reshape(len(values), width)  # filled up with zeros
+        last = np.fromiter(map(len, values), np.int64, len(values)) - 2
+    groups = packed[:, 1:]
+    follow = groups >= CONTINUED
+    if (packed[:, 0] != tag).any() or follow[:, -1].any() or (np.argmin(follow, axis=1) != last).any():
+        return None
+    return ((groups & 0x7F).astype(np.uint64) @ WEIGHTS[: width - 1]).view(np.int64)
 
 
 def _fits(integers: np.ndarray, dtype: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ connections. redis-py's own pipeline packs and dispatches each command in Python
 server-side script costs Redis twice the time (docs/adr/007).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreCo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from redis import RedisError
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from scoring.bulk_reader import Column, ViewColumns
 from scoring.decoding import decode_moments, decode_values
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 # Sent before the first reply is read: Redis keeps what is not read yet in its memory.
 KEYS_AT_ONCE = 2000
+RESP2 = 2
+"""The protocol in which a reply is all that a server sends."""
 NO_REDIS = "what its address answers is not what a Redis answers: look at what listens there"
 
 
@@ -116,26 +121,54 @@ class RedisReader:
         packed = [command.packed(keys)]
         connection = self._pool.get_connection()
 
-        def ask() -> list[list[bytes | None]]:
+        def ask() -> list[Any]:
             connection.send_packed_command(packed)  # type: ignore[no-untyped-call]
-            # The connection's own read_response takes longer for its error texts than the parser for the reply.
-            read = connection._parser.read_response
-            return [read() for _ in keys]
+            return _read_replies(connection, len(keys))
 
         try:
             replies = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
-            for reply in replies:
-                if (type(reply) is not list or len(reply) != command.width) and not isinstance(reply, RedisError):
-                    raise FeatureStoreError(READING, NO_REDIS)
+            refused = None
+            if set(map(type, replies)) != {list} or set(map(len, replies)) != {command.width}:
+                refused = _refused(replies, command.width)
         except BaseException:  # some of the replies may be on their way, or belong to another command
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
             self._pool.release(connection)
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise reply
+        if refused is not None:
+            raise refused
         return replies
+
+
+def _read_replies(connection: Any, count: int) -> list[Any]:
+    """The next replies of a connection. One may be an error that Redis answered."""
+    parser = connection._parser
+    if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others bring messages between replies
+        return [parser.read_response() for _ in range(count)]
+    # The connection's read_response, and that of its parser, take several times as long as hiredis for a reply itself.
+    replies: list[Any] = []
+    while True:
+        replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
+        if len(replies) == count:
+            break
+        parser.read_from_socket()  # type: ignore[no-untyped-call]
+    return replies
+
+
+def _refused(replies: Sequence[Any], width: int) -> RedisError | None:
+    """The first error that Redis answered.
+
+    Raises:
+        redis.ConnectionError: it is the connection's (Redis is loading its data, or has too many clients).
+        FeatureStoreError: a reply is neither an error nor a hash's fields.
+    """
+    errors = [reply for reply in replies if isinstance(reply, RedisError)]
+    for error in errors:
+        if isinstance(error, RedisConnectionError):
+            raise error
+    if any(not isinstance(reply, RedisError) and (type(reply) is not list or len(reply) != width) for reply in replies):
+        raise FeatureStoreError(READING, NO_REDIS)
+    return errors[0] if errors else None
 
 
 class ReadHashes:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.bulk_reader import bulk_reader, view_columns
+from scoring.decoding import FEW, decode_values
 from scoring.entity_keys import entity_keys
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.feature_service import link_features
@@ -387,6 +388,65 @@ def test_what_answers_in_another_form_than_redis_is_a_failed_store(world: World,
         closed = [each._sock for each in client.connection_pool._available_connections] == [None]
         assert closed or said.startswith(b"*2")
     assert not isinstance(caught.value, UnusableFeature)
+
+
+@pytest.mark.parametrize(
+    "said", [b"-LOADING Redis is loading the dataset in memory\r\n", b"-NOAUTH no\r\n", b"-ERR no\r\n"]
+)
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_an_error_for_one_of_many_entities_is_the_stores_and_no_entitys(world: World, said: bytes) -> None:
+    from redis import Redis
+
+    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    groups = [Group(view.keys, (view,)) for view in views or ()]
+    with (
+        something_else(said) as (host, port),
+        Redis(host, port, retry=None, socket_timeout=5) as client,
+        pytest.raises(FeatureStoreError) as caught,
+    ):
+        RedisReader(client, "bulk", groups).read({"shop_id": [970, 971, 972], "buyer": ["a"] * 3})
+    assert not isinstance(caught.value, UnusableFeature)
+
+
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisServer) -> None:
+    from redis import Redis
+
+    world.write("feast", "stats", [{"shop_id": 980, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}])
+    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    groups = [Group(view.keys, (view,)) for view in views or ()]
+    with Redis(redis_server.host, redis_server.port, protocol=3) as client:
+        read = RedisReader(client, "bulk", groups).read({"shop_id": [980, 981], "buyer": ["a", "a"]})
+    assert read.columns["stats__rate"].to_pylist() == [0.5, None]
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300), min_size=FEW, max_size=40),
+    same_length=st.booleans(),
+    broken=st.none() | st.tuples(st.integers(0, FEW - 1), st.integers(0, 11), st.binary(max_size=11)),
+)
+def test_whole_numbers_are_unpacked_as_protobuf_parses_them(
+    values: list[int], same_length: bool, broken: tuple[int, int, bytes] | None
+) -> None:
+    from feast.protos.feast.types.Value_pb2 import Value
+    from google.protobuf.message import DecodeError
+
+    if same_length:
+        values = [2**20 + abs(value) % 2**20 for value in values]
+    stored = [Value(int64_val=value).SerializeToString() for value in values]
+    if broken is not None:
+        place, kept, behind = broken
+        stored[place] = stored[place][:kept] + behind
+    try:
+        parsed = [Value.FromString(each) for each in stored]
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            decode_values(stored, pa.int64())
+        return
+    if all(each.WhichOneof("val") in {"int64_val", None} for each in parsed):
+        expected = [each.int64_val if each.WhichOneof("val") else None for each in parsed]
+        assert decode_values(stored, pa.int64()).to_pylist() == expected
 
 
 def store_view(world: World) -> tuple[tuple[str, JoinKey], ...]:
