@@ -1,15 +1,19 @@
 """One call scores batch and online; what is incomplete is never scored in silence."""
 
+import functools
+import warnings
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.features import missing_reasons
-from scoring.model import Model, one_number_a_row
+from scoring.model import Model, one_number_a_row, unchecked_linear
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
 from scoring.signature import ModelInput, Signature
@@ -167,3 +171,56 @@ def test_several_columns_need_a_choice() -> None:
 def test_anything_else_is_refused(output: object) -> None:
     with pytest.raises(PredictionFailed):
         one_number_a_row("m/1", output, 2, None)
+
+
+LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegressor", "LassoLarsCV")
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@settings(deadline=None)  # the first example fits the model
+@given(rows=st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(-1000, 1000)), min_size=1, max_size=40))
+def test_a_linear_model_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
+    estimator = fitted(name)
+    unchecked = unchecked_linear(estimator)
+    assert unchecked is not None
+    inputs = np.asfortranarray(np.array(rows, np.float64))
+    assert unchecked(inputs).tobytes() == estimator.predict(inputs).tobytes()
+
+
+@pytest.mark.parametrize("name", ["PoissonRegressor", "LogisticRegression", "RANSACRegressor", "SGDClassifier"])
+def test_only_what_is_a_sum_of_products_goes_without_its_checks(name: str) -> None:
+    assert unchecked_linear(fitted(name)) is None
+
+
+def test_several_outputs_and_somebodys_own_kind_of_linear_model_keep_their_checks() -> None:
+    from sklearn.linear_model import ElasticNet, LinearRegression
+
+    class Doubled(ElasticNet):
+        def predict(self, inputs: np.ndarray) -> np.ndarray:
+            return 2 * super().predict(inputs)
+
+    inputs, _ = learned()
+    assert unchecked_linear(Doubled().fit(*learned())) is None
+    assert unchecked_linear(LinearRegression().fit(inputs, inputs)) is None
+
+
+def test_a_linear_model_refuses_an_unknown_value_as_it_does_with_its_checks() -> None:
+    estimator = fitted("ElasticNet")
+    model = Model(ModelVersion("m", 1), SIGNATURE, None, estimator.predict, True, unchecked_linear(estimator))
+    assert model.predict(vectors_of([(0.5, 1)])).shape == (1,)
+    with pytest.raises(PredictionFailed, match="ValueError"):
+        model.predict(vectors_of([(0.5, 1), (None, 2)]))
+
+
+def learned() -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.random.default_rng(7).normal(size=(80, 2))
+    return inputs, (inputs @ [1.0, -2.0] > 0).astype(float)
+
+
+@functools.cache
+def fitted(name: str) -> Any:
+    import sklearn.linear_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(sklearn.linear_model, name)().fit(*learned())
