@@ -18,12 +18,14 @@ def inference_answer(
     Raises:
         NothingScored: no entity has a prediction.
     """
-    excluded = [
-        {**served.form.entity(request, row), "reason": scores.reasons[row]}
-        for row, value in enumerate(scores.values)
-        if value is None
-    ]
     scored = [value for value in scores.values if value is not None]
+    excluded = []
+    if len(scored) < len(scores.values):
+        excluded = [
+            {**served.form.entity(request, row), "reason": scores.reasons[row]}
+            for row, value in enumerate(scores.values)
+            if value is None
+        ]
     if not scored:
         raise NothingScored(excluded)
     highest = max(scored)

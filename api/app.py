@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 
 from litestar import Litestar
@@ -14,9 +15,10 @@ from api.merging import Merger
 from api.metrics import Metrics
 from api.model_slot import AliasFollower, ModelSlot
 from api.problems import to_problem
+from api.request_log import RequestLog
 from api.request_scoring import RequestScoring
 from api.routes import STATIC, Description, Health, page_file
-from api.scoring_routes import scoring_routes
+from api.scoring_routes import DirectRoutes, answering, scoring_routes
 from api.state_metrics import ServingState
 from api.stopping import Stopping
 from api.store_probe import StoreProbe
@@ -46,6 +48,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
     merger = Merger(settings.max_concurrent_requests, settings.max_waiting_requests)
     scoring = RequestScoring(slot, merger, probe.breaker, metrics, settings.deadline_s)
+    answers = answering(settings, keys, scoring)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
     webhooks = []
@@ -82,7 +85,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     }
     app = Litestar(
         route_handlers=[
-            *scoring_routes(settings, keys, scoring),
+            *scoring_routes(answers),
             Health,
             Description,
             *webhooks,
@@ -97,8 +100,9 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
+    lines = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
     routes = frozenset(route.path for route in app.routes)
-    app.asgi_handler = Traffic(app.asgi_handler, routes, metrics, stopping, tracing)
+    app.asgi_handler = Traffic(DirectRoutes(app.asgi_handler, answers), routes, metrics, stopping, tracing, lines)
     return app
 
 

@@ -5,67 +5,72 @@ answer (2.25).
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import cast
 
 from litestar.types import Receive, Scope, Send
 
 from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeAsked
+from api.timers import Timers
+
+Headers = Mapping[bytes, bytes]
+"""Name, in lower case → value; the first, where a name stands there twice."""
 
 
-async def read_body(scope: Scope, receive: Receive, most_bytes: int, limit_s: float) -> bytes:
-    """A request's body.
+class BodyReader:
+    """Reads bodies within the limits that are set for them."""
 
-    Args:
-        scope: the request's.
-        receive: what brings the body, in pieces.
-        most_bytes: how long it may be.
-        limit_s: how many seconds it may take.
+    def __init__(self, most_bytes: int, limit_s: float) -> None:
+        """Args: how long a body may be, and how many seconds it may take."""
+        self._most_bytes = most_bytes
+        self._limit_s = limit_s
+        self._timers = Timers(limit_s)
 
-    Raises:
-        BodyTooLarge: it is longer, or is announced to be.
-        UpgradeAsked: the client wants to speak another protocol.
-        BodyTooSlow: it did not arrive in time.
-        ClientLeft: nor will it.
-    """
-    announced = header(scope, b"content-length")
-    if announced is not None and announced.isdecimal() and int(announced) > most_bytes:
-        raise BodyTooLarge(most_bytes)
-    pieces, length, complete = [], 0, False
-    # asyncio.timeout takes longer than reading a body that is already there.
-    task, late = cast("asyncio.Task[None]", asyncio.current_task()), False
+    async def read(self, headers: Headers, receive: Receive) -> bytes:
+        """The body of the request with these headers, which `receive` brings in pieces.
 
-    def give_up() -> None:
-        nonlocal late
-        late = task.cancel()
+        Raises:
+            BodyTooLarge: it is too long, or is announced to be.
+            UpgradeAsked: the client wants to speak another protocol.
+            BodyTooSlow: it did not arrive in time.
+            ClientLeft: nor will it.
+        """
+        announced = headers.get(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced) > self._most_bytes:
+            raise BodyTooLarge(self._most_bytes)
+        pieces, length, complete = [], 0, False
+        # asyncio.timeout takes longer than reading a body that is already there.
+        task, late = cast("asyncio.Task[None]", asyncio.current_task()), False
 
-    timer = asyncio.get_running_loop().call_later(limit_s, give_up)
-    try:
-        while not complete:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientLeft
-            pieces.append(message["body"])
-            length += len(pieces[-1])
-            if length > most_bytes:
-                raise BodyTooLarge(most_bytes)
-            complete = not message.get("more_body")
-    except asyncio.CancelledError:
-        if not late or task.uncancel():
-            raise  # it is somebody else who cancels
-        raise BodyTooSlow(limit_s) from None
-    finally:
-        timer.cancel()
-    if not length and header(scope, b"upgrade") is not None:
-        raise UpgradeAsked  # httptools took the body for another protocol's (0.9)
-    return b"".join(pieces)
+        def give_up() -> None:
+            nonlocal late
+            late = task.cancel()
+
+        timer = self._timers.start(asyncio.get_running_loop(), give_up)
+        try:
+            while not complete:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientLeft
+                pieces.append(message["body"])
+                length += len(pieces[-1])
+                if length > self._most_bytes:
+                    raise BodyTooLarge(self._most_bytes)
+                complete = not message.get("more_body")
+        except asyncio.CancelledError:
+            if not late or task.uncancel():
+                raise  # it is somebody else who cancels
+            raise BodyTooSlow(self._limit_s) from None
+        finally:
+            timer.cancel()
+        if not length and b"upgrade" in headers:
+            raise UpgradeAsked  # httptools took the body for another protocol's (0.9)
+        return b"".join(pieces)
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """The value of the header `name`, given in lower case; the first, where it stands there twice."""
-    for each, value in scope["headers"]:
-        if each == name:
-            return value.decode("latin-1")
-    return None
+def headers_of(scope: Scope) -> Headers:
+    """The headers of a request."""
+    return dict(reversed(cast("list[tuple[bytes, bytes]]", scope["headers"])))
 
 
 async def send_json(send: Send, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

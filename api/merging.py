@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from api.errors import Overloaded
 from api.stages import Asked, Outcome, RowScores, Run
+from api.timers import Timers
 
 # Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no other.
 MOST_ROWS = 1024
@@ -79,12 +80,12 @@ class Merger:
         """Whether `score` would raise Overloaded now."""
         return self._unfinished + self._forsaken >= self._most
 
-    async def score(self, asked: Asked, within_s: float) -> RowScores:
+    async def score(self, asked: Asked, deadlines: Timers) -> RowScores:
         """The scores of one request.
 
         Raises:
             Overloaded: as many requests are unfinished as may be.
-            TimeoutError: there are none after `within_s` seconds.
+            TimeoutError: there are none yet when a timer of `deadlines` rings.
             Exception: what `Scorer` raises for this request.
         """
         if self.full:
@@ -97,7 +98,7 @@ class Merger:
         if not self._gathering:
             self._begin_soon()
         # asyncio.timeout would cancel the whole task, which takes longer to prepare.
-        timer = loop.call_later(within_s, self._give_up, mine)
+        timer = deadlines.start(loop, lambda: self._give_up(mine))
         try:
             return await outcome
         except asyncio.CancelledError:
@@ -136,11 +137,23 @@ class Merger:
             return
         late = time.monotonic() - self._last_began >= self._patience_s
         if not self._running or (late and len(self._running) < self._threads):
-            self._last_began = time.monotonic()
-            self._running.append(self._take())
-            self._runs.put(self._running[-1])
+            self._begin_one()
         if self._waiting:
             self._look_later()
+
+    def _store_is_free(self, rows: int) -> None:
+        """The store has answered for a run of so many entities, which are predicted now: it may be asked for the next.
+
+        Only where these could not have been one run, and would not become one when its clients ask again.
+        """
+        too_many = rows + sum(asked.rows for asked, _ in self._waiting) > MOST_ROWS
+        if too_many and self._waiting and len(self._running) < self._threads:
+            self._begin_one()
+
+    def _begin_one(self) -> None:
+        self._last_began = time.monotonic()
+        self._running.append(self._take())
+        self._runs.put(self._running[-1])
 
     def _look_later(self) -> None:
         if not self._will_look:
@@ -172,11 +185,16 @@ class Merger:
     def _run(self, together: list[Waiting]) -> None:
         began = time.monotonic()
         wanted = [each for each in together if not each[1].done()]
+        loop = together[0][1].get_loop()
+
+        def looked_up() -> None:
+            if self._waiting:  # as far as this thread can tell: the event loop looks again
+                loop.call_soon_threadsafe(self._store_is_free, sum(asked.rows for asked, _ in wanted))
+
         try:
-            outcomes = Run([asked for asked, _ in wanted])() if wanted else []
+            outcomes = Run([asked for asked, _ in wanted])(looked_up) if wanted else []
         except BaseException as error:  # whatever it is, the thread lives on
             outcomes = [error] * len(wanted)
-        loop = together[0][1].get_loop()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             loop.call_soon_threadsafe(self._deliver, together, wanted, outcomes, time.monotonic() - began)
 

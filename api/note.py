@@ -22,5 +22,19 @@ class Note(msgspec.Struct):
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Note":
         """The note of the request with this ASGI state; a new one where there is none yet."""
-        note: Note = state.setdefault(KEY, cls())
+        note: Note | None = state.get(KEY)
+        if note is None:
+            note = state[KEY] = cls()
         return note
+
+    def facts(self) -> dict[str, object]:
+        """What is known, by its name in the log."""
+        facts: dict[str, object] = {}
+        if self.request_id is not None:
+            facts["request_id"] = self.request_id
+        if self.model is not None:
+            facts["model"] = self.model
+        if self.problem is not None:
+            facts["problem"] = self.problem
+            facts["instance"] = self.instance
+        return facts

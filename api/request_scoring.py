@@ -13,6 +13,7 @@ from api.note import Note
 from api.request_form import EntityRequest
 from api.stages import Asked, RowScores
 from api.store_probe import NO_ANSWER
+from api.timers import Timers
 from scoring.errors import FeatureStoreError, UnusableFeature
 
 
@@ -34,6 +35,7 @@ class RequestScoring:
         self._breaker = breaker
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._deadlines = Timers(deadline_s)
 
     def check_room(self) -> None:
         """Nothing, while a request more may wait.
@@ -60,7 +62,7 @@ class RequestScoring:
         self._breaker.check()
         asked = note.asked = Asked(served.scorer, entities.entity_rows, entities.rows)
         try:
-            scores = await self._merger.score(asked, self._deadline_s)
+            scores = await self._merger.score(asked, self._deadlines)
         except TimeoutError:
             if asked.in_store:
                 self._blame_store(asked, NO_ANSWER)

@@ -2,22 +2,27 @@
 
 Litestar makes a task group for the dependencies of each request, a copy of the handler for each guard, parses all
 headers and builds a request and a response, which together took longer than everything else here (2.25). So these two
-are ASGI handlers over the parts that they need, which read and answer by themselves; Litestar routes to them, and its
-exception handlers answer for what they raise.
+read and answer by themselves, over the parts that they need.
+
+Its router and its layers of exception handlers take a sixth of what is left. So a plain request for a score is answered
+before it reaches them (`DirectRoutes`). Everything else goes Litestar's way: other methods and spellings of a path, and
+whatever leads to an error, for which its exception handlers answer.
 """
 
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import asgi
+from litestar.enums import ScopeType
 from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import ASGIRouteHandler
-from litestar.types import HTTPScope, Receive, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from api.access import Keys
 from api.answers import inference_answer, scores_answer
-from api.bodies import header, read_body, send_empty, send_json
+from api.bodies import BodyReader, Headers, headers_of, send_empty, send_json
 from api.errors import BodyEncoded, NotJson
 from api.model_slot import Served
 from api.note import Note
@@ -27,47 +32,100 @@ from api.request_scoring import RequestScoring
 from api.stages import RowScores
 from scoring.settings import MissingFeaturesPolicy, Settings
 
-Answer = Callable[[Served, EntityRequest, RowScores, MissingFeaturesPolicy], dict[str, Any]]
+MakeAnswer = Callable[[Served, EntityRequest, RowScores, MissingFeaturesPolicy], dict[str, Any]]
 
 METHODS = "POST, OPTIONS"
-JSON = "application/json"
+JSON, JSON_EXACTLY = "application/json", b"application/json"
+ANSWERS: dict[str, MakeAnswer] = {"/inference": inference_answer, "/scores": scores_answer}
+FAILED = "serving_failed"
+"""Where a request's ASGI state has the error that a direct answer led to."""
+# Litestar refuses some hosts (2.25); it sees to all but the most usual.
+USUAL_HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]*").fullmatch
 
 
-def scoring_routes(settings: Settings, keys: Keys, scoring: RequestScoring) -> list[ASGIRouteHandler]:
-    """The two routes, over what decides who may ask and what scores."""
+class Answer(NamedTuple):
+    """What goes back with status 200."""
 
-    async def answer(scope: HTTPScope, receive: Receive, send: Send, make_answer: Answer) -> None:
-        if scope["method"] != "POST":
-            await _other_method(scope, send)
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+Answering = Callable[[Headers, HTTPScope, Receive], Awaitable[Answer]]
+
+
+def answering(settings: Settings, keys: Keys, scoring: RequestScoring) -> dict[str, Answering]:
+    """Path → what answers a POST to it, over what decides who may ask and what scores."""
+    bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_s)
+
+    def over(make_answer: MakeAnswer) -> Answering:
+        async def answer(headers: Headers, scope: HTTPScope, receive: Receive) -> Answer:
+            # Before a body is read: who may not ask, or can't be answered now, sends it for nothing.
+            if keys.needed:
+                keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+            scoring.check_room()
+            if not _is_json(headers.get(b"content-type")):
+                raise NotJson
+            if not _is_plain(headers.get(b"content-encoding")):
+                raise BodyEncoded
+            body = await bodies.read(headers, receive)
+            scored = await scoring.score(body, Note.of(scope["state"]))
+            content = make_answer(scored.served, scored.entities, scored.scores, settings.missing_features)
+            described = [
+                (b"x-request-id", header_text(scored.entities.request_id).encode("ascii")),
+                (b"x-model-version", scored.served.version_header.encode("ascii")),
+            ]
+            return Answer(msgspec.json.encode(content), described)
+
+        return answer
+
+    return {path: over(make_answer) for path, make_answer in ANSWERS.items()}
+
+
+class DirectRoutes:
+    """Answers plain requests for scores by itself, and leaves the others to Litestar."""
+
+    def __init__(self, app: ASGIApp, answers: Mapping[str, Answering]) -> None:
+        """Args: Litestar's own way, and path → what answers."""
+        self._app = app
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        answer = self._answers.get(scope["path"])
+        headers = headers_of(scope) if answer is not None else {}
+        if scope["type"] != ScopeType.HTTP or answer is None or not _is_plain_post(scope, headers):
+            await self._app(scope, receive, send)
             return
-        # Before a body is read: who may not ask, or can't be answered now, sends it for nothing.
-        if keys.needed:
-            keys.check(header(scope, b"authorization"))
-        scoring.check_room()
-        if not _is_json(header(scope, b"content-type")):
-            raise NotJson
-        if not _is_plain(header(scope, b"content-encoding")):
-            raise BodyEncoded
-        body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout_s)
-        scored = await scoring.score(body, Note.of(scope["state"]))
-        content = make_answer(scored.served, scored.entities, scored.scores, settings.missing_features)
-        headers = [
-            (b"x-request-id", header_text(scored.entities.request_id).encode("ascii")),
-            (b"x-model-version", scored.served.version_header.encode("ascii")),
-        ]
-        await send_json(send, msgspec.json.encode(content), headers)
+        try:
+            body, described = await answer(headers, scope, receive)
+        except Exception as error:
+            scope["state"][FAILED] = error
+            await self._app(scope, receive, send)
+            return
+        await send_json(send, body, described)
 
-    @asgi("/inference", copy_scope=False)
-    async def inference(scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """The best of the entities asked for."""
-        await answer(scope, receive, send, inference_answer)
 
-    @asgi("/scores", copy_scope=False)
-    async def scores(scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """One score an entity."""
-        await answer(scope, receive, send, scores_answer)
+def scoring_routes(answers: Mapping[str, Answering]) -> list[ASGIRouteHandler]:
+    """Litestar's handlers for these paths: for what was not answered directly."""
 
-    return [inference, scores]
+    def handler(path: str, answer: Answering) -> ASGIRouteHandler:
+        @asgi(path, copy_scope=False)
+        async def handle(scope: HTTPScope, receive: Receive, send: Send) -> None:
+            failed = scope["state"].pop(FAILED, None)
+            if failed is not None:
+                raise failed
+            if scope["method"] != "POST":
+                await _other_method(scope, send)
+                return
+            await send_json(send, *await answer(headers_of(scope), scope, receive))
+
+        return handle
+
+    return [handler(path, answer) for path, answer in answers.items()]
+
+
+def _is_plain_post(scope: HTTPScope, headers: Headers) -> bool:
+    return scope["method"] == "POST" and USUAL_HOST(headers.get(b"host", b"")) is not None
 
 
 async def _other_method(scope: HTTPScope, send: Send) -> None:
@@ -76,9 +134,11 @@ async def _other_method(scope: HTTPScope, send: Send) -> None:
     await send_empty(send, [(b"allow", METHODS.encode("ascii"))])
 
 
-def _is_json(content_type: str | None) -> bool:
-    return content_type is not None and content_type.partition(";")[0].strip().lower() == JSON
+def _is_json(content_type: bytes | None) -> bool:
+    if content_type == JSON_EXACTLY:
+        return True
+    return content_type is not None and content_type.decode("latin-1").partition(";")[0].strip().lower() == JSON
 
 
-def _is_plain(content_encoding: str | None) -> bool:
-    return content_encoding is None or content_encoding.strip().lower() in {"", "identity"}
+def _is_plain(content_encoding: bytes | None) -> bool:
+    return content_encoding is None or content_encoding.decode("latin-1").strip().lower() in {"", "identity"}

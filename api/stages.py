@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -75,10 +75,13 @@ class Run:
         for each in asked:
             each.run = self
 
-    def __call__(self) -> list[Outcome]:
+    def __call__(self, looked_up: Callable[[], None] = lambda: None) -> list[Outcome]:
         """What each request gets, in their order. Where it fails for all, each is tried by itself.
 
         So a request that the store or the model can't digest fails alone, as if it had come alone.
+
+        Args:
+            looked_up: is told, in this thread, when the store has answered for all of them.
         """
         scorer = self.asked[0].scorer
         rows = _together(self.asked)
@@ -91,6 +94,7 @@ class Run:
                 return [error] * len(self.asked)
             return [outcome for each in self.asked for outcome in ([GAVE_UP] if each.over else Run([each])())]
         self.looked_up_at = time.perf_counter()
+        looked_up()
         outcomes = _score(scorer, self.asked, online)
         self.predicted_at = time.perf_counter()
         return outcomes
@@ -135,11 +139,16 @@ def _parts(asked: Sequence[Asked], online: OnlineVectors) -> list[OnlineVectors]
 def _together(asked: Sequence[Asked]) -> EntityRows:
     if len(asked) == 1:
         return asked[0].entity_rows
-    return {name: [value for each in asked for value in each.entity_rows[name]] for name in asked[0].entity_rows}
+    names = asked[0].entity_rows
+    return {name: list(itertools.chain.from_iterable(each.entity_rows[name] for each in asked)) for name in names}
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    return [None] * len(column) if column.null_count == len(column) else column.to_pylist()
 
 
 def _apart(scores: Scores, asked: Sequence[Asked]) -> list[Outcome]:
-    values, reasons = scores.predictions.to_pylist(), scores.reasons.to_pylist()
+    values, reasons = scores.predictions.to_pylist(), _texts(scores.reasons)
     if len(asked) == 1:
         return [RowScores(values, reasons)]
     outcomes: list[Outcome] = []

@@ -9,6 +9,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
 from api.note import Note
+from api.request_log import RequestLog
 from api.stopping import Stopping
 from api.tracing import Tracing
 
@@ -24,7 +25,13 @@ class Traffic:
     """ASGI middleware outside Litestar's router, which answers 404 and 405 before its own middleware begins."""
 
     def __init__(
-        self, app: ASGIApp, routes: frozenset[str], metrics: Metrics, stopping: Stopping, tracing: Tracing | None
+        self,
+        app: ASGIApp,
+        routes: frozenset[str],
+        metrics: Metrics,
+        stopping: Stopping,
+        tracing: Tracing | None,
+        lines: RequestLog | None,
     ) -> None:
         """Args: what answers, the paths that it has, and who is told."""
         self._app = app
@@ -32,6 +39,7 @@ class Traffic:
         self._metrics = metrics
         self._stopping = stopping
         self._tracing = tracing
+        self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -66,20 +74,14 @@ class Traffic:
         method = method if method in METHODS else UNKNOWN
         self._metrics.answered(route, method, status, ended - began)
         note = Note.of(scope["state"])
-        facts = {
-            name: value
-            for name, value in (
-                ("request_id", note.request_id),
-                ("model", note.model),
-                ("problem", note.problem),
-                ("instance", note.instance),
-            )
-            if value is not None
-        }
+        facts = {"method": method, "route": route, "status": status, "duration_ms": round((ended - began) * 1e3, 2)}
+        facts |= note.facts()
         if self._tracing is not None and note.asked is not None:
             facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, note)
-        tell = log.debug if route in ASKED_BY_MACHINES else log.info
-        tell("request", method=method, route=route, status=status, duration_ms=round((ended - began) * 1e3, 2), **facts)
+        if route in ASKED_BY_MACHINES:
+            log.debug("request", **facts)
+        elif self._lines is not None:
+            self._lines.tell(facts)
 
     def _route(self, scope: HTTPScope) -> str:
         template = scope.get("path_template")

@@ -15,7 +15,7 @@ import structlog
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 
-from api.bodies import read_body
+from api.bodies import BodyReader, headers_of
 from api.errors import NotSigned
 from scoring.secret import Secret
 from scoring.settings import Settings
@@ -70,12 +70,12 @@ class Deliveries:
 
 def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None]) -> HTTPRouteHandler:
     """The route that takes deliveries and calls `wake` for those about the registered model of the settings."""
-    deliveries = Deliveries(secret)
+    deliveries, bodies = Deliveries(secret), BodyReader(settings.max_body_bytes, settings.body_timeout_s)
 
     @post(PATH, status_code=204)
     async def webhook(request: Request[Any, Any, Any]) -> None:
         """Look at the alias now."""
-        body = await read_body(request.scope, request.receive, settings.max_body_bytes, settings.body_timeout_s)
+        body = await bodies.read(headers_of(request.scope), request.receive)
         if not deliveries.is_new(request.headers, body):
             return
         try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 
 from api.app import create_app
+from api.bodies import headers_of
 from api.breaker import OPENS_AFTER
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.features import JoinKey
@@ -317,3 +318,28 @@ def test_the_document_describes_every_route_and_the_body_that_is_asked_for(clien
     }
     body = document["paths"]["/inference"]["post"]["requestBody"]["content"]["application/json"]
     assert client.post("/inference", json=body["example"]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/inference", "/inference/"])
+@pytest.mark.parametrize("host", ["testserver", "api.example.org:8172", "[::1]:8172", "a_b", "x,y", ""])
+def test_a_request_that_is_answered_directly_is_answered_as_litestar_would(
+    client: TestClient[Any], path: str, host: str
+) -> None:
+    body = {"request_id": "uuid-1", "driver_ids": [1, 7, -3]}
+    response = client.post(path, json=body, headers={"Host": host})
+    assert response.status_code == 200, response.text
+    assert response.json()["prediction"] == 7
+    assert response.json()["excluded"] == [{"driver_id": -3, "reason": "not_found"}]
+    assert response.headers["X-Request-Id"] == "uuid-1"
+    assert response.headers["X-Model-Version"] == "ranker/1"
+    assert response.headers["Content-Type"] == "application/json"
+
+
+def test_a_host_that_litestar_refuses_is_refused(client: TestClient[Any]) -> None:
+    body = {"request_id": "uuid-1", "driver_ids": [1]}
+    assert_problem(client.post("/inference", json=body, headers={"Host": "a/b"}), 400)
+
+
+def test_the_first_of_two_headers_of_one_name_counts() -> None:
+    sent = [(b"a", b"first"), (b"b", b"only"), (b"a", b"second")]
+    assert headers_of({"headers": sent}) == {b"a": b"first", b"b": b"only"}  # type: ignore[typeddict-item]
