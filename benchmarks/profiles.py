@@ -183,10 +183,12 @@ def _clock(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _write(tables: list[Any]) -> None:
+    from scoring.batch import CONSTANTS
     from scoring.parquet import write_tables
 
+    constants = [name for name in CONSTANTS if name in tables[0].column_names]
     needed = -(-ROWS // tables[0].num_rows)
-    write_tables(itertools.islice(itertools.cycle(tables), needed), OUTPUT / "profile.parquet", {})
+    write_tables(itertools.islice(itertools.cycle(tables), needed), OUTPUT / "profile.parquet", {}, constants=constants)
 
 
 def _hash(file: Path) -> str:
