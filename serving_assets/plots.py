@@ -5,6 +5,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +49,7 @@ def histograms(table: ParquetFiles, columns: list[str]) -> str:
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     panel.set_visible(True)
-    panel.set_title(name, fontsize=8)
+    panel.set_title(name, fontsize=8, y=1)  # where it would be anyway, found without laying out the ticks
     panel.spines[["top", "right"]].set_visible(False)
     if len(values) == 0:
         panel.text(0.5, 0.5, "no values", ha="center", transform=panel.transAxes)
@@ -56,7 +57,8 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
         panel.set_yticks([])
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
-        panel.hist(numbers[abs(numbers) < math.inf], bins=BINS, color="#4f43dd")
+        # One outline: thirty bars take three times as long.
+        panel.stairs(*np.histogram(numbers[abs(numbers) < math.inf], BINS), fill=True, color="#4f43dd")
         panel.locator_params(nbins=TICKS)
     else:
         counts = pc.value_counts(values.cast(pa.string())).to_pylist()
