@@ -74,8 +74,9 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             context.log_event(news)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
         files = {file.key: file for file in list_requests(settings.batch_requests)}
-        known = last_seen(context.instance, context.partition_keys)
-        for key in context.partition_keys:
+        keys = context.partition_keys  # asks the instance each time
+        known = last_seen(context.instance, keys)
+        for key in keys:
             started = time.monotonic()
             folder = result_folder(settings.artifacts, key)
             inspection = InputInspection(serving.engine.input_place(folder), features, settings, fresh)
@@ -91,7 +92,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             metadata |= inspection.metadata
             metadata["duration_s"] = dg.MetadataValue.float(_since(started))
             context.add_asset_metadata(metadata, partition_key=key)
-    yield from checks.results(checks.OF_INPUT, found)
+    yield from checks.results("batch_input", checks.OF_INPUT, found)
     with failing_in_one_line():
         problems.fail()
     tags = {INPUT_TAG: version.data_version, DEFINITIONS_TAG: definitions.hash, **latest_event(context.instance)}
@@ -132,7 +133,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
                 metadata |= _outcome(manifest.outcome, _since(started))
                 context.add_asset_metadata(metadata, partition_key=key)
             found[key] = inspection.findings
-    yield from checks.results(checks.OF_OUTPUT, found)
+    yield from checks.results("batch_output", checks.OF_OUTPUT, found)
     with failing_in_one_line():
         problems.fail()
     yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
