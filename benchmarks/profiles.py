@@ -129,7 +129,7 @@ def graph() -> None:
 
     from benchmarks.batch.graph import ThroughDagster
     from scoring.engine import LocalEngine
-    from serving_assets import inspection
+    from serving_assets import plots
 
     whole = ThroughDagster(ROWS)
     with quietly():
@@ -139,8 +139,8 @@ def graph() -> None:
             name: stack.enter_context(_clock(owner, function))
             for name, owner, function in (
                 ("batch_input, with its checks", LocalEngine, "write_input"),
-                ("batch_output, with its checks and picture", LocalEngine, "write_output"),
-                ("  of that the picture", inspection, "histograms"),
+                ("batch_output, with its checks", LocalEngine, "write_output"),
+                ("  the picture, drawn meanwhile", plots, "_picture"),
                 ("Dagster: the run is written down", RunDomain, "create_run_for_job"),
                 ("Dagster: its events are written down", EventMethods, "handle_new_event"),
             )

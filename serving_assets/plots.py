@@ -1,8 +1,10 @@
 """Pictures for Dagit: how predictions and features are distributed. Loads matplotlib (0.4 s) when one is drawn."""
 
 import base64
+import functools
 import io
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +26,20 @@ MOST_WORDS = 8
 TICKS = 4
 
 
-def histograms(table: ParquetFiles, columns: list[str]) -> str:
-    """Markdown with one picture: a histogram of each column, of a sample where the table is large."""
+def histograms(table: ParquetFiles, columns: list[str]) -> Callable[[], str]:
+    """What draws a histogram of each column, of a sample where the table is large; the table is read now.
+
+    One such function at a time: matplotlib's settings are those of the whole process.
+    """
+    shown = {name: sample(table, name) for name in columns[:MOST_PANELS]}
+    return functools.partial(_picture, shown, len(columns) - len(shown))
+
+
+def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
+    """Markdown with one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    shown = columns[:MOST_PANELS]
     rows = math.ceil(len(shown) / PANELS_A_ROW)
     across = min(len(shown), PANELS_A_ROW)
     with mpl.rc_context({"font.size": 7}):
@@ -39,12 +49,12 @@ def histograms(table: ParquetFiles, columns: list[str]) -> str:
         panels = list(figure.subplots(rows, across, squeeze=False).flat)
         for panel in panels:
             panel.set_visible(False)
-        for panel, name in zip(panels, shown, strict=False):
-            _draw(panel, name, sample(table, name))
+        for panel, (name, values) in zip(panels, shown.items(), strict=False):
+            _draw(panel, name, values)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=80)
-    left_out = f"\n\n{len(columns) - len(shown)} more features are not drawn." if len(columns) > len(shown) else ""
-    return f"![Distributions](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}){left_out}"
+    more = f"\n\n{left_out} more features are not drawn." if left_out else ""
+    return f"![Distributions](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}){more}"
 
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
