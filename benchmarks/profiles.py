@@ -129,7 +129,7 @@ def graph() -> None:
 
     from benchmarks.batch.graph import ThroughDagster
     from scoring.engine import LocalEngine
-    from serving_assets import inspection
+    from serving_assets import plots
 
     whole = ThroughDagster(ROWS)
     with quietly():
@@ -139,8 +139,8 @@ def graph() -> None:
             name: stack.enter_context(_clock(owner, function))
             for name, owner, function in (
                 ("batch_input, with its checks", LocalEngine, "write_input"),
-                ("batch_output, with its checks and picture", LocalEngine, "write_output"),
-                ("  of that the picture", inspection, "histograms"),
+                ("batch_output, with its checks", LocalEngine, "write_output"),
+                ("  the picture, drawn meanwhile", plots, "_picture"),
                 ("Dagster: the run is written down", RunDomain, "create_run_for_job"),
                 ("Dagster: its events are written down", EventMethods, "handle_new_event"),
             )
@@ -183,10 +183,12 @@ def _clock(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _write(tables: list[Any]) -> None:
+    from scoring.batch import CONSTANTS
     from scoring.parquet import write_tables
 
+    constants = [name for name in CONSTANTS if name in tables[0].column_names]
     needed = -(-ROWS // tables[0].num_rows)
-    write_tables(itertools.islice(itertools.cycle(tables), needed), OUTPUT / "profile.parquet", {})
+    write_tables(itertools.islice(itertools.cycle(tables), needed), OUTPUT / "profile.parquet", {}, constants=constants)
 
 
 def _hash(file: Path) -> str:

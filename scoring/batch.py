@@ -29,7 +29,7 @@ from scoring.manifest import (
     write_manifest,
 )
 from scoring.model import Model
-from scoring.parquet import ParquetFiles, write_tables
+from scoring.parquet import ParquetFiles, constant, write_tables
 from scoring.predict import Policy, Scores, score
 from scoring.registry import ModelVersion
 from scoring.storage import Location
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
 # The same for what was scored: the table and what came out.
 InspectOutput = Callable[[ParquetFiles, Outcome], None]
+
+# Columns of batch_output that hold one text throughout; see `scoring.parquet.constant`.
+CONSTANTS = ("model_name", "feature_service")
 
 
 def accept(*_: object) -> None:
@@ -131,6 +134,7 @@ def write_batch_output(
                     part,
                     schema.metadata,
                     lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(held.content())).decode()},
+                    CONSTANTS,
                 )
                 _check_rows(part, opened.metadata.num_rows, rows)
                 with ParquetFiles([part]) as table:
@@ -205,16 +209,16 @@ class _Scoring:
 
 
 def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
-    """A table of batch input's columns with those that scoring adds."""
+    """A table of batch input's columns with those that scoring adds, CONSTANTS among them."""
+    name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
     added = [
         (pa.field("prediction", pa.float64()), scores.predictions),
         (pa.field("reason", pa.string()), scores.reasons),
-        (pa.field("model_name", pa.string(), nullable=False), version.name),
-        (pa.field("model_version", pa.int64(), nullable=False), version.version),
-        (pa.field("feature_service", pa.string(), nullable=False), service),
+        (pa.field("model_name", name.type, nullable=False), name),
+        (pa.field("model_version", pa.int64(), nullable=False), pa.repeat(version.version, rows.num_rows)),
+        (pa.field("feature_service", named.type, nullable=False), named),
     ]
-    for field, values in added:
-        column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.repeat(values, rows.num_rows)
+    for field, column in added:
         rows = rows.append_column(field, column)
     return rows
 

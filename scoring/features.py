@@ -165,7 +165,9 @@ def reasons_from_nulls(features: ModelFeatures, vectors: pa.Table) -> pa.Array:
     absent = {}
     for view in features.views:
         inputs = [feature.input for feature in features.features if view.name in feature.views]
-        absent[view.name] = _all(pc.is_null(vectors[name]) for name in inputs)
+        # Null counts are known without looking at the values, and most rows are complete.
+        if all(vectors[name].null_count for name in inputs):
+            absent[view.name] = _all(pc.is_null(vectors[name]) for name in inputs)
     return missing_reasons(vectors, absent, {})
 
 

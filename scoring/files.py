@@ -7,10 +7,13 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SCRATCH_PREFIX = "scratch-"
+SYNC_BYTES, SYNC_EVERY_S = 32 << 20, 0.05
 
 
 @contextlib.contextmanager
@@ -25,7 +28,8 @@ def whole_file(destination: Path) -> Iterator[Path]:
     prefix = f".{destination.name}."
     handle, part, made = _new_part(destination.parent, prefix)
     try:
-        yield part
+        with _synced_meanwhile(part):
+            yield part
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         part.chmod(0o666 & ~_umask())
@@ -37,6 +41,29 @@ def whole_file(destination: Path) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):  # what was published is in it, or another writer's part
                 destination.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _synced_meanwhile(part: Path) -> Iterator[None]:
+    """Bring what the block writes to the disk while it writes on, so that little is left to wait for at its end."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1, "sync") as thread:
+        syncing = thread.submit(_sync_as_it_grows, part, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+        syncing.result()  # the system tells that a disk failed once: the last fsync would not hear of it again
+
+
+def _sync_as_it_grows(part: Path, ended: threading.Event) -> None:
+    synced = 0
+    with part.open("rb") as file:
+        while not ended.wait(SYNC_EVERY_S):
+            size = os.fstat(file.fileno()).st_size
+            if size - synced >= SYNC_BYTES:
+                os.fsync(file.fileno())
+                synced = size
 
 
 @contextlib.contextmanager

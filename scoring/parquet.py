@@ -1,11 +1,13 @@
 """Tables in parquet: written as the same bytes in whatever pieces they come, and several files read as one table."""
 
+import base64
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -107,6 +109,7 @@ def write_tables(
     file: Path,
     schema_metadata: dict[bytes, bytes],
     closing_metadata: Callable[[], dict[str, str]] = dict,
+    constants: Collection[str] = (),
 ) -> int:
     """Write tables of one schema below each other; returns their rows.
 
@@ -117,14 +120,18 @@ def write_tables(
         file: where to write.
         schema_metadata: what the file says of itself from the start, in its Arrow schema.
         closing_metadata: what it says of itself once all rows are written, in its footer; asked for then.
+        constants: columns that `constant` made. In the file they are of their values' type.
     """
     rows = 0
     pieces = _rows_at_a_time(tables, ROWS_A_BATCH)
     first = next(pieces)
     schema = first.schema.with_metadata(schema_metadata)
-    # Dictionary encoding of floats is most of the time of writing them, and saves nothing where values hardly repeat.
+    told = pa.schema([_of_values(field) if field.name in constants else field for field in schema], schema_metadata)
     with (
-        pq.ParquetWriter(file, schema, use_dictionary=_repeating(schema), write_page_checksum=True) as writer,
+        # Arrow's schema is added below, because it is another one than that of the tables where there are constants.
+        pq.ParquetWriter(
+            file, schema, store_schema=False, write_page_checksum=True, **encodings(schema, constants)
+        ) as writer,
         ThreadPoolExecutor(1, "parquet") as thread,
     ):
         written: Future[None] | None = None
@@ -137,8 +144,38 @@ def write_tables(
             piece = next(pieces, None)
         if written is not None:
             written.result()
-        writer.add_key_value_metadata(closing_metadata())
+        said: dict[str | bytes, str | bytes] = {"ARROW:schema": base64.b64encode(told.serialize())}
+        writer.add_key_value_metadata(said | schema_metadata | closing_metadata())
     return rows
+
+
+def constant(value: str, rows: int) -> pa.DictionaryArray:
+    """A column of one text, which `write_tables` writes in a third of the time of a plain one."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int8), pa.array([value]))
+
+
+def encodings(schema: pa.Schema, constants: Collection[str] = ()) -> dict[str, Any]:
+    """How columns are encoded: options of pyarrow's ParquetWriter.
+
+    Texts and truth values get a dictionary. For floats that is most of the time of writing them, and saves nothing
+    where values hardly repeat. Whole numbers and moments are written as differences: ids, counts and times are smaller
+    than in plain form, and take less time to write and less than half to read.
+    """
+    repeating = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
+    # A name with a dot could also be that of a column inside of another, which may hold anything.
+    whole = [field.name for field in schema if _is_whole(field.type) and "." not in field.name]
+    return {
+        "use_dictionary": [*repeating, *constants],
+        "column_encoding": dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
+    }
+
+
+def _is_whole(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
+
+
+def _of_values(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type)
 
 
 def _rows_at_a_time(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -157,7 +194,3 @@ def _rows_at_a_time(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]
             waiting, count = [joined.slice(rows)], count - rows
     if count or not given:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-def _repeating(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]

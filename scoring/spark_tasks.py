@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.batch import with_scores
+from scoring.batch import CONSTANTS, with_scores
 from scoring.batch_request import ROW
 from scoring.errors import FeatureStoreError
 from scoring.features import ModelFeatures, reasons_from_nulls
@@ -178,7 +178,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
 
         with ParquetFiles([self.parts[part]]) as file, _part(self.folder, self.name, part) as (path, name):
             own = RowsInTurn(file.between(0, file.rows), file.schema)
-            rows = write_tables(tables(), path, file.schema.metadata)
+            rows = write_tables(tables(), path, file.schema.metadata, constants=CONSTANTS)
             content = content_of(path, name)
         return Written(part, content, rows, predicted, dict(counts), tuple(offending))
 

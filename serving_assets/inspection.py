@@ -1,6 +1,7 @@
 """What is looked at in finished batch files before they are published: the checks' findings, and what Dagit shows."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -83,16 +84,24 @@ class OutputInspection:
         features: ModelFeatures,
         settings: Settings,
         earlier: tuple[str, np.ndarray] | None,
-        *,
-        picture: bool,
+        drawing: Executor | None,
     ) -> None:
+        """`drawing`: where to draw a picture, one at a time, while the table is published; None for no picture."""
         self._place = place
         self._features = features
         self._settings = settings
         self._earlier = earlier
-        self._picture = picture
+        self._drawing = drawing
+        self._picture: Future[str] | None = None
+        self._metadata: dict[str, dg.MetadataValue] = {}
         self.findings: list[Finding] = []
-        self.metadata: dict[str, dg.MetadataValue] = {}
+
+    @property
+    def metadata(self) -> dict[str, dg.MetadataValue]:
+        """What Dagit shows of the table. Waits for its picture."""
+        if self._picture is None:
+            return self._metadata
+        return self._metadata | {"distributions": dg.MetadataValue.md(self._picture.result())}
 
     def __call__(self, table: ParquetFiles, outcome: Outcome) -> None:
         """Look at the finished table.
@@ -104,10 +113,10 @@ class OutputInspection:
         self.findings = [rows_finding(outcome.rows, table.rows), columns, finite_finding(outcome)]
         self.findings.append(drift_finding(self._earlier, predictions(table), self._settings.max_prediction_drift))
         stop_if_blocked(str(self._place), self.findings)
-        self.metadata = table_metadata(table, self._place)
-        if self._picture:
+        self._metadata = table_metadata(table, self._place)
+        if self._drawing is not None:
             shown = ["prediction", *self._features.signature.names]
-            self.metadata["distributions"] = dg.MetadataValue.md(histograms(table, shown))
+            self._picture = self._drawing.submit(histograms(table, shown))
 
 
 def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:

@@ -1,10 +1,13 @@
 """Pictures for Dagit: how predictions and features are distributed. Loads matplotlib (0.4 s) when one is drawn."""
 
 import base64
+import functools
 import io
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,12 +26,20 @@ MOST_WORDS = 8
 TICKS = 4
 
 
-def histograms(table: ParquetFiles, columns: list[str]) -> str:
-    """Markdown with one picture: a histogram of each column, of a sample where the table is large."""
+def histograms(table: ParquetFiles, columns: list[str]) -> Callable[[], str]:
+    """What draws a histogram of each column, of a sample where the table is large; the table is read now.
+
+    One such function at a time: matplotlib's settings are those of the whole process.
+    """
+    shown = {name: sample(table, name) for name in columns[:MOST_PANELS]}
+    return functools.partial(_picture, shown, len(columns) - len(shown))
+
+
+def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
+    """Markdown with one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    shown = columns[:MOST_PANELS]
     rows = math.ceil(len(shown) / PANELS_A_ROW)
     across = min(len(shown), PANELS_A_ROW)
     with mpl.rc_context({"font.size": 7}):
@@ -38,17 +49,17 @@ def histograms(table: ParquetFiles, columns: list[str]) -> str:
         panels = list(figure.subplots(rows, across, squeeze=False).flat)
         for panel in panels:
             panel.set_visible(False)
-        for panel, name in zip(panels, shown, strict=False):
-            _draw(panel, name, sample(table, name))
+        for panel, (name, values) in zip(panels, shown.items(), strict=False):
+            _draw(panel, name, values)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=80)
-    left_out = f"\n\n{len(columns) - len(shown)} more features are not drawn." if len(columns) > len(shown) else ""
-    return f"![Distributions](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}){left_out}"
+    more = f"\n\n{left_out} more features are not drawn." if left_out else ""
+    return f"![Distributions](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}){more}"
 
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     panel.set_visible(True)
-    panel.set_title(name, fontsize=8)
+    panel.set_title(name, fontsize=8, y=1)  # where it would be anyway, found without laying out the ticks
     panel.spines[["top", "right"]].set_visible(False)
     if len(values) == 0:
         panel.text(0.5, 0.5, "no values", ha="center", transform=panel.transAxes)
@@ -56,7 +67,8 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
         panel.set_yticks([])
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
-        panel.hist(numbers[abs(numbers) < math.inf], bins=BINS, color="#4f43dd")
+        # One outline: thirty bars take three times as long.
+        panel.stairs(*np.histogram(numbers[abs(numbers) < math.inf], BINS), fill=True, color="#4f43dd")
         panel.locator_params(nbins=TICKS)
     else:
         counts = pc.value_counts(values.cast(pa.string())).to_pylist()

@@ -96,37 +96,36 @@ class DecodeEncode(Prediction):
     name = "predict-floor"
 
     def predict(self, source: Path) -> None:
+        from scoring.batch import CONSTANTS
         from scoring.batch_request import ROWS_A_BATCH
+        from scoring.parquet import encodings
 
         with pq.ParquetFile(source, pre_buffer=False) as opened:
-            schema, constants = _scored_schema(opened.schema_arrow), _constants(ROWS_A_BATCH)
-            texts = [field.name for field in schema if pa.types.is_string(field.type)]
-            with pq.ParquetWriter(self.output, schema, use_dictionary=texts) as writer:
+            constants = _constants(ROWS_A_BATCH)
+            schema = _scored_schema(opened.schema_arrow, [each.type for each in constants])
+            with pq.ParquetWriter(self.output, schema, **encodings(schema, CONSTANTS)) as writer:
                 for batch in opened.iter_batches(batch_size=ROWS_A_BATCH):
                     columns = [*batch.columns, *(each.slice(0, batch.num_rows) for each in constants)]
                     writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def _scored_schema(joined: pa.Schema) -> pa.Schema:
-    for name, kind in (
-        ("prediction", pa.float64()),
-        ("reason", pa.string()),
-        ("model_name", pa.string()),
-        ("model_version", pa.int64()),
-        ("feature_service", pa.string()),
-    ):
+def _scored_schema(joined: pa.Schema, types: list[pa.DataType]) -> pa.Schema:
+    names = ("prediction", "reason", "model_name", "model_version", "feature_service")
+    for name, kind in zip(names, types, strict=True):
         joined = joined.append(pa.field(name, kind))
     return joined
 
 
 def _constants(rows: int) -> list[pa.Array]:
+    from scoring.parquet import constant
+
     random = np.random.default_rng(3)
     return [
         pa.array(random.random(rows)),
         pa.nulls(rows, pa.string()),
-        pa.repeat("driver_ranker", rows),
+        constant("driver_ranker", rows),
         pa.repeat(pa.scalar(1, pa.int64()), rows),
-        pa.repeat("driver_ranking", rows),
+        constant("driver_ranking", rows),
     ]
 
 

@@ -89,7 +89,7 @@ def test_a_result_over_several_requests_names_those_that_failed_first():
         "day3": [Finding(NULLS, False, "all")],
     }
 
-    rows, nulls = results((ROWS, NULLS, FINITE), found)
+    rows, nulls = results("batch_input", (ROWS, NULLS, FINITE), found)
 
     assert (nulls.passed, nulls.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert nulls.description == "failed in 2, passed in 1 of 3 requests. day2: many; day3: all"
@@ -99,7 +99,7 @@ def test_a_result_over_several_requests_names_those_that_failed_first():
 
 
 def test_a_result_over_a_whole_run_shows_every_request_and_tells_a_few_in_its_line():
-    (nulls,) = results((NULLS,), {f"r{i:03}": [Finding(NULLS, True, "few")] for i in range(250)})
+    (nulls,) = results("batch_input", (NULLS,), {f"r{i:03}": [Finding(NULLS, True, "few")] for i in range(250)})
 
     assert nulls.description.startswith("passed in 250 of 250 requests. r000: few; r001: few")
     assert nulls.description.endswith("; and 245 more")

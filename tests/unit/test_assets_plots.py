@@ -33,7 +33,7 @@ def test_every_kind_of_column_is_drawn_and_stays_small(tmp_path, values):
     pq.write_table(pa.table({"prediction": values, "speed": values}), tmp_path / "file.parquet")
 
     with ParquetFiles([tmp_path / "file.parquet"]) as table:
-        markdown = histograms(table, ["prediction", "speed"])
+        markdown = histograms(table, ["prediction", "speed"])()
 
     assert drawn(markdown) > 0.005
     assert len(markdown) < 40_000
@@ -44,4 +44,4 @@ def test_more_features_than_fit_are_told(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "file.parquet")
 
     with ParquetFiles([tmp_path / "file.parquet"]) as table:
-        assert "3 more features are not drawn" in histograms(table, list(columns))
+        assert "3 more features are not drawn" in histograms(table, list(columns))()

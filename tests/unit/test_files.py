@@ -2,11 +2,12 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from scoring.files import SCRATCH_PREFIX, scratch_folder, scratch_place, whole_file
+from scoring.files import SCRATCH_PREFIX, SYNC_BYTES, SYNC_EVERY_S, scratch_folder, scratch_place, whole_file
 
 
 def test_the_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -16,6 +17,17 @@ def test_the_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert not destination.exists()
     assert destination.read_text() == "new"
     assert [each.name for each in destination.parent.iterdir()] == ["out.txt"]
+
+
+def test_a_file_that_is_synced_while_it_grows_comes_out_whole(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a") as part, part.open("wb") as file:
+        file.write(bytes(SYNC_BYTES))
+        file.flush()
+        time.sleep(4 * SYNC_EVERY_S)
+        file.write(b"the rest")
+
+    assert (tmp_path / "a").stat().st_size == SYNC_BYTES + len(b"the rest")
+    assert (tmp_path / "a").read_bytes().endswith(b"the rest")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

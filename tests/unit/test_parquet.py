@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.batch_request import ROWS_A_BATCH
-from scoring.parquet import write_tables
+from scoring.parquet import constant, write_tables
 
 ROWS = 2 * ROWS_A_BATCH + 1000
 RANDOM = np.random.default_rng(5)
@@ -20,14 +21,18 @@ TABLE = pa.table(
         "number": RANDOM.random(ROWS),
         "text": pa.array(RANDOM.integers(0, 1000, ROWS)).cast(pa.string()),
         "flag": pa.array(RANDOM.random(ROWS) > 0.5, mask=RANDOM.random(ROWS) > 0.9),
+        "whole": pa.array(RANDOM.integers(-(2**63), 2**63 - 1, ROWS), mask=RANDOM.random(ROWS) > 0.9),
+        "moment": pa.array(RANDOM.integers(0, 2**50, ROWS)).cast(pa.timestamp("us", "UTC")),
+        "maker": constant("ranker", ROWS),
     }
 )
+CONSTANTS = ("maker",)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("whole") / "whole.parquet"
-    assert write_tables([TABLE], file, {b"a": b"b"}) == ROWS
+    assert write_tables([TABLE], file, {b"a": b"b"}, constants=CONSTANTS) == ROWS
     return file.read_bytes()
 
 
@@ -39,8 +44,36 @@ def test_the_pieces_in_which_rows_come_change_no_byte(
     bounds = [0, *sorted(cuts), ROWS]
     pieces = [TABLE.slice(start, end - start) for start, end in itertools.pairwise(bounds)]
     file = tmp_path_factory.mktemp("pieces") / "pieces.parquet"
-    assert write_tables(iter(pieces), file, {b"a": b"b"}) == ROWS
+    assert write_tables(iter(pieces), file, {b"a": b"b"}, constants=CONSTANTS) == ROWS
     assert file.read_bytes() == whole
+
+
+def test_everybody_reads_what_was_written_and_constants_as_their_values(whole: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "whole.parquet"
+    file.write_bytes(whole)
+    expected = TABLE.set_column(TABLE.column_names.index("maker"), "maker", TABLE["maker"].cast(pa.string()))
+
+    read = pq.read_table(file)
+    assert read.equals(expected)
+    assert read.schema.equals(expected.schema.with_metadata({b"a": b"b"}), check_metadata=True)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone='UTC'")
+        by_duckdb = connection.sql(f"FROM '{file}'").to_arrow_table()
+    assert by_duckdb.cast(expected.schema).equals(expected)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint32(), pa.uint64(), pa.timestamp("ns")])
+def test_whole_numbers_of_any_type_come_out_as_they_went_in(kind: pa.DataType, tmp_path: Path) -> None:
+    values = pa.array([0, 1, None, 100]).cast(kind)
+    if pa.types.is_unsigned_integer(kind):
+        values = pa.concat_arrays([values, pa.array([2**kind.bit_width - 1], kind)])
+    # The second column's path in the file is that of a column of its own, too.
+    nested = pa.array([{"b": "text"}] * len(values))
+    table = pa.Table.from_arrays([values, nested, values], names=["whole", "a", "a.b"])
+
+    write_tables([table], tmp_path / "a.parquet", {})
+
+    assert pq.read_table(tmp_path / "a.parquet").equals(table)
 
 
 def test_what_is_known_at_the_end_stands_in_the_footer(tmp_path: Path) -> None:
@@ -60,3 +93,8 @@ def test_what_is_known_at_the_end_stands_in_the_footer(tmp_path: Path) -> None:
 def test_no_rows_make_a_file_without_rows(tmp_path: Path) -> None:
     assert write_tables([TABLE.slice(0, 0)], tmp_path / "a.parquet", {}) == 0
     assert pq.read_table(tmp_path / "a.parquet").schema.equals(TABLE.schema)
+
+
+def test_a_file_without_rows_knows_its_constants(tmp_path: Path) -> None:
+    write_tables([TABLE.slice(0, 0)], tmp_path / "a.parquet", {}, constants=CONSTANTS)
+    assert pq.read_schema(tmp_path / "a.parquet").field("maker").type == pa.string()
