@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from scoring.errors import StorageError
+from scoring.errors import StorageError, first_line
 from scoring.features import ModelFeatures
 from scoring.manifest import Outcome, output_parts
 from scoring.parquet import ParquetFiles
@@ -101,7 +101,11 @@ class OutputInspection:
         """What Dagit shows of the table. Waits for its picture."""
         if self._picture is None:
             return self._metadata
-        return self._metadata | {"distributions": dg.MetadataValue.md(self._picture.result())}
+        try:
+            picture = self._picture.result()
+        except Exception as error:  # numbers that matplotlib or numpy can't lay out; the output is published
+            picture = f"could not be drawn ({type(error).__name__}: {first_line(error)})"
+        return self._metadata | {"distributions": dg.MetadataValue.md(picture)}
 
     def __call__(self, table: ParquetFiles, outcome: Outcome) -> None:
         """Look at the finished table.
