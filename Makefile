@@ -25,7 +25,7 @@ PIP_AUDIT = 2.10.1
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-promote test image-test audit soak bench check fmt lock clean
+.PHONY: help install demo demo-promote test image-test compose-test audit soak bench check fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -44,6 +44,9 @@ test: .venv/.dev ## run all tests against real servers, three files at a time; A
 
 image-test: .venv/.dev ## build both images and run them against real servers; Debian's buildah and debootstrap, and root
 	@.venv/bin/python -m pytest tests/image/build_and_run.py -s $(ARGS)
+
+compose-test: .venv/.dev ## run docker-compose.yml by Docker itself, through kills and an upgrade; IMAGE_TAG names built images
+	@.venv/bin/python -m pytest tests/image/compose_up.py -s $(ARGS)
 
 audit: .venv/bin/uv ## ask the advisory databases for every pinned package; needs the internet
 	@for lock in api batch; do \

@@ -1,31 +1,69 @@
-"""`python -m tests.e2e.s3_on_disk HOST PORT FOLDER`: moto's S3 server, which keeps what it holds when it stops.
+"""`python s3_on_disk.py HOST PORT FOLDER`: moto's S3 server, which keeps objects as plain files.
 
-Each folder in FOLDER is a bucket, as in the gateway that docker-compose.yml runs.
+Each folder in FOLDER is a bucket, and each file in it an object, as in the gateway that docker-compose.yml runs. Any
+credentials will do.
 """
 
-import atexit
-import pickle
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import moto.server
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.s3.models import s3_backends
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import FakeKey, s3_backends
+from werkzeug.serving import run_simple
 
-KEPT = "moto.pickle"
+BACKEND = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
 
 
-def main(host: str, port: str, folder: Path) -> None:
+class OnDisk:
+    """The server as a WSGI application; what a request changed is in files before its answer is sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = DomainDispatcherApplication(create_backend_app)
+        self.written: dict[Path, FakeKey] = {}
+        self.lock = threading.Lock()
+        for bucket in folder.iterdir():
+            if bucket.is_dir():
+                self.read(bucket)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer = list(self.server(environ, start_response))
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            with self.lock:
+                self.write()
+        return answer
+
+    def read(self, bucket: Path) -> None:
+        BACKEND.create_bucket(bucket.name, "us-east-1")
+        for file in bucket.rglob("*"):
+            if file.is_file():
+                key = str(file.relative_to(bucket))
+                self.written[file] = BACKEND.put_object(bucket.name, key, file.read_bytes())
+
+    def write(self) -> None:
+        objects = {
+            self.folder / bucket.name / name: key
+            for bucket in BACKEND.buckets.values()
+            for name, key in bucket.keys.items()
+            if not name.endswith("/")  # a folder's marker
+        }
+        for file, key in objects.items():
+            if self.written.get(file) is not key:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(key.value)
+        for file in self.written.keys() - objects:
+            file.unlink(missing_ok=True)
+        self.written = objects
+
+
+def main(host: str, port: int, folder: Path) -> None:
     """Serve until SIGTERM."""
-    backend, kept = s3_backends[DEFAULT_ACCOUNT_ID]["aws"], folder / KEPT
-    if kept.exists():
-        backend.buckets.update(pickle.loads(kept.read_bytes()))  # noqa: S301 - written below
-    for place in folder.iterdir():
-        if place.is_dir() and place.name not in backend.buckets:
-            backend.create_bucket(place.name, "us-east-1")
-    atexit.register(lambda: kept.write_bytes(pickle.dumps(dict(backend.buckets))))
-    moto.server.main(["-H", host, "-p", port])
+    run_simple(host, port, OnDisk(folder), threaded=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
