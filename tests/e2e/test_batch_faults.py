@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_files_stay(place, room):
     assert place.run(version=1) == "done"
     before = place.files()
     request, joined = (place.folder / "day1.parquet").stat().st_size, len(before["batch_input.parquet"])
-    assert request < joined / 1.5 < joined + 1000 < len(before["batch_output.parquet"])
+    assert request + 1000 < joined < joined + 1000 < len(before["batch_output.parquet"])  # or there is no such room
     size = {
         "for nothing": 10,
         "for half of the request": request // 2,
