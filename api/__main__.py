@@ -1,9 +1,12 @@
 """`python -m api`: can be told to stop from here on, before `api.process` imports what takes a second."""
 
 import os
+import shutil
 import signal
 import sys
 from types import FrameType
+
+FEASTS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def main() -> int:
@@ -22,7 +25,11 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    INHERITED = os.environ.get(FEASTS_FOLDER)
     STATUS = main()
+    # Feast (0.67) makes a folder when it is imported, which it removes at an end that does not come here.
+    if os.environ.get(FEASTS_FOLDER) not in {None, INHERITED}:
+        shutil.rmtree(os.environ[FEASTS_FOLDER], ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # Python would wait for MLflow's threads, which may still be fetching files (a ThreadPoolExecutor, mlflow 3.17).

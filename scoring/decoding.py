@@ -72,7 +72,11 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
 
 
 def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
-    return values if all(values) else [value for value in values if value]  # type: ignore[return-value]
+    if all(values):
+        return values  # type: ignore[return-value]
+    if not {type(value) for value in values if not value} <= {bytes, type(None)}:
+        raise TypeError("a store keeps bytes")
+    return [value for value in values if value]
 
 
 def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:

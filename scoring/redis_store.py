@@ -13,6 +13,8 @@ server-side script costs Redis twice the time (docs/adr/007).
 """
 
 import itertools
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from redis import RedisError
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoring.bulk_reader import Column, ViewColumns
 from scoring.decoding import decode_moments, decode_values
@@ -141,16 +144,24 @@ class RedisReader:
 
 
 def _read_replies(connection: Any, count: int) -> list[Any]:
-    """The next replies of a connection. One may be an error that Redis answered."""
+    """The next replies of a connection. One may be an error that Redis answered.
+
+    Raises:
+        redis.TimeoutError: together they take longer than the connection may wait for one. Its own limit begins anew
+            with each byte, so that a connection that dribbles would be kept, and taken again and again.
+    """
     parser = connection._parser
     if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others bring messages between replies
         return [parser.read_response() for _ in range(count)]
     # The connection's read_response, and that of its parser, take several times as long as hiredis for a reply itself.
     replies: list[Any] = []
+    give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
     while True:
         replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
         if len(replies) == count:
             break
+        if time.monotonic() > give_up_at:
+            raise RedisTimeoutError("its answer did not arrive in time")
         parser.read_from_socket()  # type: ignore[no-untyped-call]
     return replies
 

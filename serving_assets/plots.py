@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scoring.errors import first_line
 from scoring.parquet import ParquetFiles
 from scoring.quality import sample
 
@@ -50,7 +51,12 @@ def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
         for panel in panels:
             panel.set_visible(False)
         for panel, (name, values) in zip(panels, shown.items(), strict=False):
-            _draw(panel, name, values)
+            try:
+                with np.errstate(over="raise"):
+                    _draw(panel, name, values)
+            except (ValueError, FloatingPointError) as error:  # the numbers differ by too little or too much for bins
+                panel.clear()
+                _tell(panel, name, first_line(error, 40))
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=80)
     more = f"\n\n{left_out} more features are not drawn." if left_out else ""
@@ -59,12 +65,11 @@ def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     panel.set_visible(True)
-    panel.set_title(name, fontsize=8, y=1)  # where it would be anyway, found without laying out the ticks
+    # Where it would be anyway, found without laying out the ticks.
+    panel.set_title(name, fontsize=8, y=1, parse_math=False)
     panel.spines[["top", "right"]].set_visible(False)
     if len(values) == 0:
-        panel.text(0.5, 0.5, "no values", ha="center", transform=panel.transAxes)
-        panel.set_xticks([])
-        panel.set_yticks([])
+        _tell(panel, name, "no values")
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
         # One outline: thirty bars take three times as long.
@@ -75,6 +80,13 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
         words = sorted(counts, key=lambda pair: -pair["counts"])[:MOST_WORDS]
         panel.barh(range(len(words)), [pair["counts"] for pair in words], color="#c5c1f5")
         for place, pair in enumerate(words):
-            panel.text(0, place, f" {str(pair['values'])[:24]}", va="center")
+            panel.text(0, place, f" {str(pair['values'])[:24]}", va="center", parse_math=False)
         panel.set_yticks([])
         panel.invert_yaxis()
+
+
+def _tell(panel: "Axes", name: str, words: str) -> None:
+    panel.set_title(name, fontsize=8, y=1, parse_math=False)
+    panel.text(0.5, 0.5, words, ha="center", transform=panel.transAxes, parse_math=False)
+    panel.set_xticks([])
+    panel.set_yticks([])

@@ -276,6 +276,14 @@ def test_no_password_of_the_registrys_address_shows_anywhere(tmp_path: Path, dri
     assert password not in "".join([server.log.read_text(), *told])
 
 
+def test_a_process_that_was_stopped_leaves_nothing_in_its_temporary_folder(drivers: World, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with serving(tmp_path, drivers, TMPDIR=str(scratch)):
+        pass
+    assert [file for file in scratch.rglob("*") if file.name != "model-serving-scratch-0"] == []
+
+
 def test_each_request_is_one_line_of_the_log_with_its_problem_and_without_its_body(api: ApiServer) -> None:
     wrong = api.ask(b'{"request_id":"mine","driver_ids":["secret-driver"]}')
     right = api.ask(b'{"request_id":"mine-2","driver_ids":[1001]}')

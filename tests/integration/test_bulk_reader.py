@@ -8,6 +8,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -370,6 +371,8 @@ def something_else(said: bytes) -> Iterator[tuple[str, int]]:
         b"*0\r\n",
         b"*1\r\n$1\r\na\r\n",
         b"*2\r\n:5\r\n:6\r\n",
+        b"*2\r\n:0\r\n:0\r\n",
+        b"*2\r\n*0\r\n*0\r\n",
         b"*2\r\n*1\r\n:5\r\n*1\r\n:6\r\n",
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
     ],
@@ -447,6 +450,35 @@ def test_whole_numbers_are_unpacked_as_protobuf_parses_them(
     if all(each.WhichOneof("val") in {"int64_val", None} for each in parsed):
         expected = [each.int64_val if each.WhichOneof("val") else None for each in parsed]
         assert decode_values(stored, pa.int64()).to_pylist() == expected
+
+
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_a_connection_that_dribbles_is_given_up_in_time_and_not_taken_again(world: World) -> None:
+    from redis import Redis
+
+    class Dribble(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                for line in self.rfile:
+                    if line == b"SETINFO\r\n":
+                        self.wfile.write(b"+OK\r\n")
+                    elif line == b"HMGET\r\n":
+                        for byte in b"*2\r\n$100\r\n" + b"a" * 100:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.05)
+
+    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    groups = [Group(view.keys, (view,)) for view in views or ()]
+    with socketserver.ThreadingTCPServer((HOST, 0), Dribble) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with Redis(HOST, server.server_address[1], retry=None, socket_timeout=0.2) as client:
+            began = time.monotonic()
+            with pytest.raises(FeatureStoreError):
+                RedisReader(client, "bulk", groups).read({"shop_id": [970], "buyer": ["a"]})
+            assert time.monotonic() - began < 2, "the dribble takes more than 5 seconds"
+            assert [each._sock for each in client.connection_pool._available_connections] == [None]
+        server.shutdown()
 
 
 def store_view(world: World) -> tuple[tuple[str, JoinKey], ...]:

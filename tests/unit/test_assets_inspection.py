@@ -1,7 +1,9 @@
 """What is looked at in a finished output."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,14 +17,22 @@ from serving_assets.inspection import OutputInspection
 from tests.fakes import features
 
 
+class WithoutMemory(Executor):
+    """Has room for nothing."""
+
+    def submit(self, _function: Callable[..., Any], /, *_args: Any, **_options: Any) -> Future[Any]:
+        failed: Future[Any] = Future()
+        failed.set_exception(MemoryError())
+        return failed
+
+
 def test_a_picture_that_can_not_be_drawn_is_told_and_stops_nothing(tmp_path: Path) -> None:
-    largest = 1.7e308  # further apart than a double can tell
     file = tmp_path / "batch_output.parquet"
-    pq.write_table(pa.table({"prediction": [-largest, largest], "a": [0.5, 1.5]}), file)
+    pq.write_table(pa.table({"prediction": [1.0, 2.0], "a": [0.5, 1.5]}), file)
     link = features(request_inputs={"a": pa.float64()})
     outcome = Outcome(Content("batch_input.parquet", 1, ""), "exclude", {}, rows=2, scored=2, reasons={}, software={})
-    with ThreadPoolExecutor(1) as drawing, ParquetFiles([file]) as table:
-        inspection = OutputInspection(Location(file), link, Settings(model_name="m"), None, drawing)
+    with ParquetFiles([file]) as table:
+        inspection = OutputInspection(Location(file), link, Settings(model_name="m"), None, WithoutMemory())
         inspection(table, outcome)
         told = inspection.metadata
     assert told["dagster/row_count"].value == 2

@@ -27,6 +27,9 @@ def drawn(markdown: str) -> float:
         pa.array([True, False, None]),
         pa.array([None, None], pa.float64()),
         pa.array([0.5] * 9 + [float("inf"), float("nan")]),
+        pa.array([1.0, 1.0000000000000002]),
+        pa.array([-1.7e308, 1.7e308]),
+        pa.array([r"$\frac{$", "a", None]),
     ],
 )
 def test_every_kind_of_column_is_drawn_and_stays_small(tmp_path, values):
