@@ -104,6 +104,8 @@ def _check_impute_values(version: ModelVersion, signature: Signature, settings: 
         try:
             if isinstance(value, bool) and not pa.types.is_boolean(types[name]):
                 raise pa.ArrowTypeError("a truth value is no number")  # pyarrow 25 makes 1.0 of it
+            if isinstance(value, float) and pa.types.is_integer(types[name]) and not value.is_integer():
+                raise pa.ArrowTypeError("a fraction is no whole number")  # pyarrow 25 cuts it off
             pa.scalar(value, types[name])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             raise ModelRefused(

@@ -260,12 +260,14 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
         ({"colour": 1}, "'colour', which is none of its inputs"),
         ({"orders": "many"}, "'many'"),
         ({"orders": True}, "True for its input 'orders', which is double"),
+        ({"visits": 1.5}, "1.5 for its input 'visits', which is int64"),
+        ({"visits": -0.5}, "-0.5 for its input 'visits', which is int64"),
     ],
 )
 def test_impute_values_must_fit_the_inputs(store: "FeatureStore", values: dict[str, Any], says: str) -> None:
     settings = Settings(model_name="m", missing_features="impute", impute_values=values, feature_service="both")
     with pytest.raises(ModelRefused, match=says):
-        link_version(store, ModelVersion("m", 1), signature(orders="double"), settings)
+        link_version(store, ModelVersion("m", 1), signature(orders="double", visits="long"), settings)
 
 
 def test_the_definitions_hash_is_the_contents_not_the_moments(store: "FeatureStore", tmp_path: Path) -> None:
