@@ -18,7 +18,7 @@ from api.stages import Asked, Outcome, RowScores, Run
 from api.timers import Timers
 
 # Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no other.
-MOST_ROWS = 1024
+MOST_ROWS = 2000
 # While a run is younger than this, requests wait for its end, to be merged; when it takes longer, another thread takes
 # them, so that a store or a model that is stuck on one request does not hold up the others. A run of a slow model is
 # not stuck: two at once would take turns with the interpreter, each half as large. So a run may take half as long again

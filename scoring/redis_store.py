@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 # Sent before the first reply is read: Redis keeps what is not read yet in its memory.
 KEYS_AT_ONCE = 2000
+# Packed, sent and decoded at a time: Redis works on the first while the next are packed, and on the last while the
+# first are decoded.
+KEYS_A_PIECE = 400
 RESP2 = 2
 """The protocol in which a reply is all that a server sends."""
 NO_REDIS = "what its address answers is not what a Redis answers: look at what listens there"
@@ -104,58 +107,95 @@ class RedisReader:
         columns: dict[str, pa.Array] = {}
         for group, command, group_columns in self._groups:
             keys = entity_keys(group.keys, entity_rows, behind=self._project)
-            hashes: list[list[bytes | None]] = []
+            parts: list[Decoded] = []
             for start in range(0, len(keys), KEYS_AT_ONCE):
-                hashes += self._ask(command, keys[start : start + KEYS_AT_ONCE])
-            by_field = list(zip(*hashes, strict=True))
-            try:
-                for place, view in enumerate(group.views):
-                    written_s[view.name] = decode_moments(by_field[place])
-                for place, column in enumerate(group_columns, len(group.views)):
-                    columns[column.name] = decode_values(by_field[place], column.dtype)
-            except Exception:
-                # Looked at only now: nearly always every value is one that a Redis can hold.
-                if {kind for values in by_field for kind in map(type, values)} <= {bytes, type(None)}:
-                    raise
-                raise FeatureStoreError(READING, NO_REDIS) from None
+                parts += self._ask(group, group_columns, command, keys[start : start + KEYS_AT_ONCE])
+            for place, view in enumerate(group.views):
+                moments = [part.written_s[place] for part in parts]
+                written_s[view.name] = moments[0] if len(moments) == 1 else np.concatenate(moments)
+            for place, column in enumerate(group_columns):
+                arrays = [part.columns[place] for part in parts]
+                columns[column.name] = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
         return StoreRead(written_s, columns)
 
-    def _ask(self, command: "ReadHashes", keys: Sequence[bytes]) -> list[list[bytes | None]]:
-        packed = [command.packed(keys)]
+    def _ask(
+        self, group: Group, columns: Sequence[Column], command: "ReadHashes", keys: Sequence[bytes]
+    ) -> "list[Decoded]":
+        pieces = [keys[start : start + KEYS_A_PIECE] for start in range(0, len(keys), KEYS_A_PIECE)]
         connection = self._pool.get_connection()
+        failed: Exception | None = None
 
-        def ask() -> list[Any]:
-            connection.send_packed_command(packed)  # type: ignore[no-untyped-call]
-            return _read_replies(connection, len(keys))
+        def ask() -> list[Decoded]:
+            nonlocal failed
+            failed, decoded = None, []
+            connection.send_packed_command(map(command.packed, pieces))  # type: ignore[no-untyped-call]
+            give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
+            for piece in pieces:
+                replies = _read_replies(connection, len(piece), give_up_at)
+                if failed is None:  # else the rest is read only because it is on its way
+                    try:
+                        check_replies(replies, command.width)
+                        decoded.append(decode(group, columns, replies))
+                    except (RedisConnectionError, FeatureStoreError):
+                        raise
+                    except Exception as error:  # of an entity; the connection has nothing to do with it
+                        failed = error
+            return decoded
 
         try:
-            replies = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
-            refused = None
-            if set(map(type, replies)) != {list} or set(map(len, replies)) != {command.width}:
-                refused = _refused(replies, command.width)
+            decoded = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
         except BaseException:  # some of the replies may be on their way, or belong to another command
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
             self._pool.release(connection)
-        if refused is not None:
-            raise refused
-        return replies
+        if failed is not None:
+            raise failed
+        return decoded
 
 
-def _read_replies(connection: Any, count: int) -> list[Any]:
+class Decoded(NamedTuple):
+    """What some hashes hold."""
+
+    written_s: list[np.ndarray]
+    """One a view of the group; see `StoreRead`."""
+    columns: list[pa.Array]
+    """One a column of the group."""
+
+
+def decode(group: Group, columns: Sequence[Column], hashes: Sequence[Sequence[bytes | None]]) -> Decoded:
+    """The values of some hashes, each of which has the group's fields.
+
+    Raises:
+        FeatureStoreError: one is of a kind that no Redis holds.
+        UnusableFeature, google.protobuf.message.DecodeError: one is not what the feature is declared to be.
+    """
+    by_field = list(zip(*hashes, strict=True))
+    views = len(group.views)
+    try:
+        return Decoded(
+            [decode_moments(values) for values in by_field[:views]],
+            [decode_values(values, column.dtype) for values, column in zip(by_field[views:], columns, strict=True)],
+        )
+    except Exception:
+        # Looked at only now: nearly always every value is one that a Redis can hold.
+        if {kind for values in by_field for kind in map(type, values)} <= {bytes, type(None)}:
+            raise
+        raise FeatureStoreError(READING, NO_REDIS) from None
+
+
+def _read_replies(connection: Any, count: int, give_up_at: float) -> list[Any]:
     """The next replies of a connection. One may be an error that Redis answered.
 
     Raises:
-        redis.TimeoutError: together they take longer than the connection may wait for one. Its own limit begins anew
-            with each byte, so that a connection that dribbles would be kept, and taken again and again.
+        redis.TimeoutError: they are not there at `give_up_at`, by the monotonic clock. The connection's own limit
+            begins anew with each byte, so that one that dribbles would be kept, and taken again and again.
     """
     parser = connection._parser
     if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others bring messages between replies
         return [parser.read_response() for _ in range(count)]
     # The connection's read_response, and that of its parser, take several times as long as hiredis for a reply itself.
     replies: list[Any] = []
-    give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
     while True:
         replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
         if len(replies) == count:
@@ -166,20 +206,23 @@ def _read_replies(connection: Any, count: int) -> list[Any]:
     return replies
 
 
-def _refused(replies: Sequence[Any], width: int) -> RedisError | None:
-    """The first error that Redis answered.
+def check_replies(replies: Sequence[Any], width: int) -> None:
+    """Nothing, if each is a hash's fields.
 
     Raises:
-        redis.ConnectionError: it is the connection's (Redis is loading its data, or has too many clients).
-        FeatureStoreError: a reply is neither an error nor a hash's fields.
+        redis.ConnectionError: one is an error of the connection (Redis is loading its data, or has too many clients).
+        FeatureStoreError: one is neither an error nor a hash's fields.
+        redis.RedisError: one is another error.
     """
+    if set(map(type, replies)) == {list} and set(map(len, replies)) == {width}:
+        return
     errors = [reply for reply in replies if isinstance(reply, RedisError)]
     for error in errors:
         if isinstance(error, RedisConnectionError):
             raise error
     if any(not isinstance(reply, RedisError) and (type(reply) is not list or len(reply) != width) for reply in replies):
         raise FeatureStoreError(READING, NO_REDIS)
-    return errors[0] if errors else None
+    raise errors[0]
 
 
 class ReadHashes:

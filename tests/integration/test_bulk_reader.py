@@ -27,7 +27,7 @@ from scoring.feature_service import link_features
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.features import JoinKey, ModelFeatures
 from scoring.online import Lookup, StoreReader
-from scoring.redis_store import Group, ReadHashes, RedisReader
+from scoring.redis_store import KEYS_A_PIECE, Group, ReadHashes, RedisReader
 from scoring.settings import Settings
 from scoring.signature import ModelInput, Signature
 from tests.servers import HOST, RedisServer
@@ -508,3 +508,31 @@ def test_what_a_killed_writer_left_half_way_is_rolled_back_by_whoever_reads_firs
     features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
     read = reader_of(world, features).read({"shop_id": [970], "buyer": ["a"]})
     assert read.columns["stats__rate"].to_pylist() == [0.5]
+
+
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+@pytest.mark.parametrize("place", [0, KEYS_A_PIECE - 1, KEYS_A_PIECE, 2 * KEYS_A_PIECE + 7])
+def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
+    world: World, redis_server: RedisServer, place: int
+) -> None:
+    from feast.infra.online_stores.helpers import _mmh3
+    from redis import Redis
+
+    shops = list(range(20_000, 20_000 + 2 * KEYS_A_PIECE + 8))
+    row = {"rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}
+    world.write("bulk", "stats", [{"shop_id": shop, **row, "rate": shop / 8} for shop in shops])
+    features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})
+    reader = reader_of(world, features)
+    asked = {"shop_id": shops, "buyer": ["a"] * len(shops)}
+    expected = [shop / 8 for shop in shops]
+    assert reader.read(asked).columns["stats__rate"].to_pylist() == expected
+    key = entity_keys(store_view(world), {"shop_id": [shops[place]]})[0] + b"bulk"
+    with Redis(redis_server.host, redis_server.port) as client:
+        good = client.hget(key, _mmh3("stats:rate"))
+        client.hset(key, _mmh3("stats:rate"), b"\xff\xff")
+        with pytest.raises(UnusableFeature):
+            reader.read(asked)
+        others = {"shop_id": shops[:place] + shops[place + 1 :], "buyer": ["a"] * (len(shops) - 1)}
+        assert reader.read(others).columns["stats__rate"].to_pylist() == expected[:place] + expected[place + 1 :]
+        client.hset(key, _mmh3("stats:rate"), good)
+    assert reader.read(asked).columns["stats__rate"].to_pylist() == expected
