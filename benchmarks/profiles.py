@@ -102,7 +102,8 @@ def join() -> None:
 def predict() -> None:
     """The prediction: its parts, the product, the course's way."""
     from benchmarks.batch.predictions import BatchOutput, Course
-    from scoring.batch import _Scoring, _tables
+    from scoring.batch import _tables
+    from scoring.scored_rows import Scoring
 
     whole, course = BatchOutput(ROWS), Course(ROWS)
     whole.prepare()
@@ -112,7 +113,7 @@ def predict() -> None:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
 
     def scored() -> Iterator[Any]:
-        return _Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened()))
+        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened()))
 
     tell("decode", lambda: exhaust(_tables(opened())))
     tell("decode and score", lambda: exhaust(scored()))
@@ -183,8 +184,8 @@ def _clock(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _write(tables: list[Any]) -> None:
-    from scoring.batch import CONSTANTS
     from scoring.parquet import write_tables
+    from scoring.scored_rows import CONSTANTS
 
     constants = [name for name in CONSTANTS if name in tables[0].column_names]
     needed = -(-ROWS // tables[0].num_rows)

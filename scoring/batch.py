@@ -1,39 +1,37 @@
 """A batch request from its file to batch_input.parquet and on to batch_output.parquet and its manifest."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_memory
 from scoring.batch_request import ROWS_A_BATCH
-from scoring.errors import BatchRequestError, PredictionFailed, StillWritten, StorageError, first_line
+from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feature_store import read_definitions
-from scoring.features import ModelFeatures, reasons_from_nulls
+from scoring.features import ModelFeatures
 from scoring.files import scratch_folder
 from scoring.joined_request import write_joined
 from scoring.manifest import (
     ORIGIN_KEY,
     OUTCOME_KEY,
+    Known,
     Manifest,
     Origin,
     Outcome,
     read_origin,
-    software_versions,
     write_manifest,
 )
 from scoring.model import Model
-from scoring.parquet import ParquetFiles, constant, write_tables
-from scoring.predict import Policy, Scores, score
-from scoring.registry import ModelVersion
+from scoring.parquet import ParquetFiles, write_tables
+from scoring.predict import Policy
+from scoring.scored_rows import CONSTANTS, Scoring
 from scoring.storage import Location
-from scoring.transfer import Content, Held, content_of, fetch, holding, publishing
+from scoring.transfer import Content, Held, fetch, hashing, holding, publishing
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
 InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
 # The same for what was scored: the table and what came out.
 InspectOutput = Callable[[ParquetFiles, Outcome], None]
-
-# Columns of batch_output that hold one text throughout; see `scoring.parquet.constant`.
-CONSTANTS = ("model_name", "feature_service")
 
 
 def accept(*_: object) -> None:
@@ -72,14 +67,14 @@ def write_batch_input(
     """
     give_back_memory()
     definitions = read_definitions(store).hash
-    with publishing(destination) as part, scratch_folder() as scratch:
+    with publishing(destination) as part, hashing(part) as written, scratch_folder() as scratch:
         copy = scratch / f"request{Path(request.name).suffix}"
         origin = Origin(fetch_file(request, copy), model, features.service, definitions)
         metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
         rows, stale = write_joined(store, features, copy, str(request), part, metadata)
         with ParquetFiles([part]) as table:
             inspect(table, rows, stale)
-        return content_of(part, destination.name)
+        return written(destination.name)
 
 
 def read_batch_input_model(file: Location) -> str:
@@ -119,7 +114,7 @@ def write_batch_output(
             batch_output.parquet stays as it was.
     """
     give_back_memory()
-    with publishing(destination) as part, scratch_folder() as scratch:
+    with publishing(destination) as part, hashing(part) as written, scratch_folder() as scratch:
         try:
             with contextlib.ExitStack() as stack:
                 held = _hold(stack, source, scratch / source.name)
@@ -128,7 +123,7 @@ def write_batch_output(
                 )
                 schema = opened.schema_arrow
                 check_made_for(str(source), schema, model, features)
-                scoring = _Scoring(model, features, policy)
+                scoring = Scoring(model, features, policy)
                 rows = write_tables(
                     scoring.of(_tables(opened)),
                     part,
@@ -143,84 +138,8 @@ def write_batch_output(
             raise _not_readable(source, error) from None
         except StillWritten:
             raise _still_written(source) from None
-    return write_manifest(destination)
-
-
-class _Scoring:
-    """Scores tables of batch_input's columns one after the other, and counts what came out."""
-
-    def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
-        self._model = model
-        self._features = features
-        self._policy = policy
-        self._rows = 0
-        self._scored = 0
-        self._reasons: Counter[str] = Counter()
-
-    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Tables of batch_output's columns, row by row."""
-        for rows in tables:
-            vectors = self._features.written_vectors(rows)
-            reasons = reasons_from_nulls(self._features, vectors)
-            scores = self._scores(vectors, reasons)
-            self._rows += rows.num_rows
-            self._scored += rows.num_rows - scores.predictions.null_count
-            for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
-                self._reasons[pair["values"]] += pair["counts"]
-            yield with_scores(rows, scores, self._model.version, self._features.service)
-
-    def _scores(self, vectors: pa.Table, reasons: pa.Array) -> Scores:
-        try:
-            return score(self._model, vectors, reasons, self._policy, self._name_row)
-        except PredictionFailed as error:
-            start, rows = 0, vectors.num_rows
-            while rows > 1:  # halves, as long as one of them fails by itself
-                half = rows // 2
-                if self._fails(vectors.slice(start, half), reasons.slice(start, half)):
-                    rows = half
-                else:
-                    start, rows = start + half, rows - half
-            if not self._fails(vectors.slice(start, 1), reasons.slice(start, 1)):
-                raise
-            problem = f"{error.problem}; of these, {self._name_row(start)} is the first"
-            raise PredictionFailed(error.model, problem) from error
-
-    def _fails(self, vectors: pa.Table, reasons: pa.Array) -> bool:
-        try:
-            score(self._model, vectors, reasons, self._policy, self._name_row)
-        except PredictionFailed:
-            return True
-        return False
-
-    def outcome(self, batch_input: Content) -> Outcome:
-        """What came out so far."""
-        return Outcome(
-            batch_input=batch_input,
-            missing_features=self._policy.kind,
-            impute_values=dict(sorted(self._policy.impute_values.items())),
-            rows=self._rows,
-            scored=self._scored,
-            reasons=dict(sorted(self._reasons.items())),
-            software=dict(software_versions()),
-        )
-
-    def _name_row(self, row: int) -> str:
-        return f"row {self._rows + row + 1}"
-
-
-def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
-    """A table of batch input's columns with those that scoring adds, CONSTANTS among them."""
-    name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
-    added = [
-        (pa.field("prediction", pa.float64()), scores.predictions),
-        (pa.field("reason", pa.string()), scores.reasons),
-        (pa.field("model_name", name.type, nullable=False), name),
-        (pa.field("model_version", pa.int64(), nullable=False), pa.repeat(version.version, rows.num_rows)),
-        (pa.field("feature_service", named.type, nullable=False), named),
-    ]
-    for field, column in added:
-        rows = rows.append_column(field, column)
-    return rows
+        ours = Known(Location(part).stamp(), written(destination.name))
+    return write_manifest(destination, ours)
 
 
 def _tables(source: pq.ParquetFile) -> Iterator[pa.Table]:

@@ -67,6 +67,14 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     None where batch_output.parquet holds them all."""
 
 
+class Known(msgspec.Struct, frozen=True):
+    """A file that was hashed before it was published."""
+
+    stamp: str
+    """`Location.stamp`. A rename on this machine leaves it as it is; in S3 the file gets another one."""
+    content: Content
+
+
 @functools.cache
 def software_versions() -> Mapping[str, str]:
     """Python and the packages of this process that results depend on."""
@@ -94,8 +102,10 @@ def read_origin(schema: "pa.Schema", shown: str) -> Origin:
         ) from None
 
 
-def write_manifest(output: Location) -> Manifest:
-    """Write manifest.json beside a published batch_output.parquet, from what lies there now, read back whole.
+def write_manifest(output: Location, ours: Known) -> Manifest:
+    """Write manifest.json beside a published batch_output.parquet, from what lies there now.
+
+    That is `ours`, or else (another run's, or in S3) it is read back whole.
 
     Several runs of one request may do this at once: when the last of them has ended, file and manifest belong together.
     A run killed between the two leaves the older manifest, whose hash is not the output's; the next one mends it.
@@ -105,7 +115,7 @@ def write_manifest(output: Location) -> Manifest:
     """
     while True:
         before = output.stamp()
-        manifest = _manifest_of(output)
+        manifest = _manifest_of(output, ours)
         with publishing(output.parent / FILE) as part:
             part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         # Whoever replaced the output since then may have written its manifest before ours: then ours must follow again.
@@ -136,13 +146,18 @@ def output_parts(folder: Location) -> list[Location]:
     return [folder / part.name for part in parts] or [folder / OUTPUT]
 
 
-def _manifest_of(output: Location) -> Manifest:
-    with scratch_folder() as scratch:
-        with holding(output, scratch / output.name) as held:
-            said = pq.read_metadata(held.file).metadata
-            content = held.content()
-        return Manifest(
-            content,
-            msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),
-            msgspec.json.decode(said[OUTCOME_KEY.encode()], type=Outcome),
-        )
+def _manifest_of(output: Location, ours: Known) -> Manifest:
+    if output.stamp() == ours.stamp:
+        with output.open() as file:
+            return _manifest(ours.content, pq.read_metadata(file))
+    with scratch_folder() as scratch, holding(output, scratch / output.name) as held:
+        return _manifest(held.content(), pq.read_metadata(held.file))
+
+
+def _manifest(content: Content, footer: pq.FileMetaData) -> Manifest:
+    said = footer.metadata
+    return Manifest(
+        content,
+        msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),
+        msgspec.json.decode(said[OUTCOME_KEY.encode()], type=Outcome),
+    )

@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.batch_request import ROWS_A_BATCH
+from scoring.encodings import encodings
 from scoring.storage import Location
 
 
@@ -120,7 +120,7 @@ def write_tables(
         file: where to write.
         schema_metadata: what the file says of itself from the start, in its Arrow schema.
         closing_metadata: what it says of itself once all rows are written, in its footer; asked for then.
-        constants: columns that `constant` made. In the file they are of their values' type.
+        constants: columns that `scoring.encodings.constant` made. In the file they are of their values' type.
     """
     rows = 0
     pieces = _rows_at_a_time(tables, ROWS_A_BATCH)
@@ -130,7 +130,7 @@ def write_tables(
     with (
         # Arrow's schema is added below, because it is another one than that of the tables where there are constants.
         pq.ParquetWriter(
-            file, schema, store_schema=False, write_page_checksum=True, **encodings(schema, constants)
+            file, schema, store_schema=False, write_page_checksum=True, **encodings(first, constants)
         ) as writer,
         ThreadPoolExecutor(1, "parquet") as thread,
     ):
@@ -147,31 +147,6 @@ def write_tables(
         said: dict[str | bytes, str | bytes] = {"ARROW:schema": base64.b64encode(told.serialize())}
         writer.add_key_value_metadata(said | schema_metadata | closing_metadata())
     return rows
-
-
-def constant(value: str, rows: int) -> pa.DictionaryArray:
-    """A column of one text, which `write_tables` writes in a third of the time of a plain one."""
-    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int8), pa.array([value]))
-
-
-def encodings(schema: pa.Schema, constants: Collection[str] = ()) -> dict[str, Any]:
-    """How columns are encoded: options of pyarrow's ParquetWriter.
-
-    Texts and truth values get a dictionary. For floats that is most of the time of writing them, and saves nothing
-    where values hardly repeat. Whole numbers and moments are written as differences: ids, counts and times are smaller
-    than in plain form, and take less time to write and less than half to read.
-    """
-    repeating = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
-    # A name with a dot could also be that of a column inside of another, which may hold anything.
-    whole = [field.name for field in schema if _is_whole(field.type) and "." not in field.name]
-    return {
-        "use_dictionary": [*repeating, *constants],
-        "column_encoding": dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
-    }
-
-
-def _is_whole(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
 
 
 def _of_values(field: pa.Field) -> pa.Field:

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.batch import CONSTANTS, with_scores
 from scoring.batch_request import ROW
 from scoring.errors import FeatureStoreError
 from scoring.features import ModelFeatures, reasons_from_nulls
@@ -24,6 +23,7 @@ from scoring.offline import complete
 from scoring.parquet import ParquetFiles, RowsInTurn, write_tables
 from scoring.predict import NOT_FINITE, Scores
 from scoring.registry import ModelVersion
+from scoring.scored_rows import CONSTANTS, with_scores
 from scoring.spark_model import decode_reasons, encode_vectors
 from scoring.storage import Location
 from scoring.transfer import Content, content_of, publishing

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FETCH_TRIES = 10
 CHUNK_BYTES = 1 << 24  # each is a request of its own in S3
+HASHED_BYTES, HASHED_EVERY_S = 1 << 20, 0.02
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -118,6 +120,38 @@ def publishing(destination: Location) -> Iterator[Path]:
             _upload(part, destination)
     except OSError as error:
         raise StorageError("writing", str(destination), error) from error
+
+
+@contextlib.contextmanager
+def hashing(file: Path) -> Iterator[Callable[[str], Content]]:
+    """Hash a file while the block writes it, from its start to its end and no byte twice.
+
+    Yields what gives `content_of` the file, which must be whole when that is asked for.
+    """
+    whole = threading.Event()
+    with ThreadPoolExecutor(1, "hash") as thread:
+        digest = thread.submit(_digest_as_it_grows, file, whole)
+
+        def content(name: str) -> Content:
+            whole.set()
+            size, sha256 = digest.result()
+            return Content(name, size, sha256)
+
+        try:
+            yield content
+        finally:
+            whole.set()
+
+
+def _digest_as_it_grows(file: Path, whole: threading.Event) -> tuple[int, str]:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(HASHED_BYTES))
+    with file.open("rb", buffering=0) as opened:
+        last = False
+        while not last:
+            last = whole.wait(HASHED_EVERY_S)
+            while count := opened.readinto(buffer):
+                digest.update(buffer[:count])
+        return opened.tell(), digest.hexdigest()
 
 
 def content_of(file: Path, name: str) -> Content:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.batch.files SECTION ROWS`: write what contenders read, where it is not there yet."""
+"""`python -m benchmarks.batch.files SECTION ROWS`: write what contenders read."""
 
 import sys
 
@@ -7,12 +7,12 @@ from benchmarks.batch.world import FEW, joined_rows, open_batch_world, request_o
 
 
 def main(section: str, rows: int) -> None:
-    """Write the requests of few and of so many rows and, for `predict`, what the product makes of them."""
+    """Write the requests of few and of so many rows and, for `predict`, what the product as it is makes of them."""
     world = open_batch_world()
     for count in (FEW, rows):
         request_of(world, count)
         joined = joined_rows(world, count)
-        if section == "predict" and not joined.is_file():
+        if section == "predict":
             joined.parent.mkdir(parents=True, exist_ok=True)
             join = BatchInput(count)
             join.prepare()

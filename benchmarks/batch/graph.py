@@ -1,13 +1,24 @@
 """The whole way of a batch request, once through Dagster and once as the sum of its parts."""
 
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from benchmarks.batch.task import OUTPUT
 from benchmarks.batch.world import FEW, open_batch_world, request_of
 from scoring.storage import Location
+
+if TYPE_CHECKING:
+    from scoring.batch import InspectInput, InspectOutput
+    from scoring.features import ModelFeatures
+
+    # Given the model's features, and the places of input and output.
+    Inspections = Callable[[ModelFeatures, Location, Location], tuple[InspectInput, InspectOutput]]
 
 
 class Graph:
@@ -77,11 +88,17 @@ class ThroughDagster(Graph):
 
 
 class Parts(Graph):
-    """What the assets call, one after the other: resolve, load, join, score."""
+    """What the assets call, one after the other: resolve, load, join, score. Without their checks."""
 
     name = "graph-parts"
 
     def score(self, key: str) -> None:
+        from scoring.batch import accept
+
+        self.score_with(key, lambda *_: (accept, accept))
+
+    def score_with(self, key: str, inspections: "Inspections") -> None:
+        """Score one of the requests, and look at what came out."""
         from scoring.batch import write_batch_input, write_batch_output
         from scoring.predict import Policy
         from scoring.registry import MlflowRegistry
@@ -94,8 +111,38 @@ class Parts(Graph):
         folder = Location(self.artifacts) / key
         joined, scored = folder / "batch_input.parquet", folder / "batch_output.parquet"
         request = Location(Path(self.requests) / f"{key}.parquet")
-        write_batch_input(request, store, str(version), serving.features, joined)
-        write_batch_output(joined, serving.model, serving.features, Policy.from_settings(settings), scored)
+        of_input, of_output = inspections(serving.features, joined, scored)
+        write_batch_input(request, store, str(version), serving.features, joined, of_input)
+        policy = Policy.from_settings(settings)
+        write_batch_output(joined, serving.model, serving.features, policy, scored, of_output)
 
 
-GRAPHS = (ThroughDagster, Parts)
+class CheckedParts(Parts):
+    """The same with what the assets look at, for their checks and for people: nulls, freshness, drift, a picture."""
+
+    name = "graph-checked"
+
+    def score(self, key: str) -> None:
+        from scoring.quality import source_ages
+        from scoring.transfer import content_of
+        from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
+
+        request, settings = self.requests / f"{key}.parquet", self.world.settings
+        content_of(request, request.name)  # what is observed of a request
+        with ThreadPoolExecutor(1, "picture") as drawing:
+
+            def inspections(
+                features: "ModelFeatures", joined: Location, scored: Location
+            ) -> "tuple[InspectInput, InspectOutput]":
+                ages = source_ages(self.world.store(), features)
+                fresh = fresh_finding(ages, settings.max_source_age_s, datetime.now(UTC))
+                earlier = earlier_predictions([scored.parent])
+                return (
+                    InputInspection(joined, features, settings, fresh),
+                    OutputInspection(scored, features, settings, earlier, drawing),
+                )
+
+            self.score_with(key, inspections)
+
+
+GRAPHS = (ThroughDagster, CheckedParts, Parts)

@@ -1,5 +1,6 @@
 """Predictions for the rows of a parquet file, into another."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -96,17 +97,20 @@ class DecodeEncode(Prediction):
     name = "predict-floor"
 
     def predict(self, source: Path) -> None:
-        from scoring.batch import CONSTANTS
         from scoring.batch_request import ROWS_A_BATCH
-        from scoring.parquet import encodings
+        from scoring.encodings import encodings
+        from scoring.scored_rows import CONSTANTS
 
-        with pq.ParquetFile(source, pre_buffer=False) as opened:
+        with pq.ParquetFile(source, pre_buffer=False) as opened, contextlib.ExitStack() as stack:
             constants = _constants(ROWS_A_BATCH)
             schema = _scored_schema(opened.schema_arrow, [each.type for each in constants])
-            with pq.ParquetWriter(self.output, schema, **encodings(schema, CONSTANTS)) as writer:
-                for batch in opened.iter_batches(batch_size=ROWS_A_BATCH):
-                    columns = [*batch.columns, *(each.slice(0, batch.num_rows) for each in constants)]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            writer: pq.ParquetWriter | None = None
+            for batch in opened.iter_batches(batch_size=ROWS_A_BATCH):
+                columns = [*batch.columns, *(each.slice(0, batch.num_rows) for each in constants)]
+                rows = pa.Table.from_arrays(columns, schema=schema)
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(self.output, schema, **encodings(rows, CONSTANTS)))
+                writer.write_table(rows)
 
 
 def _scored_schema(joined: pa.Schema, types: list[pa.DataType]) -> pa.Schema:
@@ -117,7 +121,7 @@ def _scored_schema(joined: pa.Schema, types: list[pa.DataType]) -> pa.Schema:
 
 
 def _constants(rows: int) -> list[pa.Array]:
-    from scoring.parquet import constant
+    from scoring.encodings import constant
 
     random = np.random.default_rng(3)
     return [

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.batch_request import ROWS_A_BATCH
-from scoring.parquet import constant, write_tables
+from scoring.encodings import constant
+from scoring.parquet import write_tables
 
 ROWS = 2 * ROWS_A_BATCH + 1000
 RANDOM = np.random.default_rng(5)
@@ -74,6 +75,38 @@ def test_whole_numbers_of_any_type_come_out_as_they_went_in(kind: pa.DataType, t
     write_tables([table], tmp_path / "a.parquet", {})
 
     assert pq.read_table(tmp_path / "a.parquet").equals(table)
+
+
+def test_floats_are_compressed_where_that_saves_a_third_and_everything_else_always(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "random": RANDOM.random(1000),
+            "widened": RANDOM.random(1000, dtype=np.float32).astype(np.float64),
+            "counts": RANDOM.integers(0, 100, 1000).astype(np.float64),
+            "nothing": pa.nulls(1000, pa.float64()),
+            "whole": RANDOM.integers(-(2**63), 2**63 - 1, 1000),
+            "text": pa.array(RANDOM.random(1000)).cast(pa.string()),
+            "lists": pa.array([[float(value)] for value in RANDOM.random(1000)]),
+            "a.b": RANDOM.random(1000),
+        }
+    )
+
+    write_tables([table], tmp_path / "a.parquet", {})
+
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    plain = [column.path_in_schema for column in columns if column.compression == "UNCOMPRESSED"]
+    assert plain == ["random", "widened"]
+    assert {column.compression for column in columns if column.path_in_schema not in plain} == {"SNAPPY"}
+    assert pq.read_table(tmp_path / "a.parquet").equals(table)
+
+
+def test_what_lies_below_a_null_changes_no_byte(tmp_path: Path) -> None:
+    absent = RANDOM.random(1000) > 0.3
+    for name, below in (("a", RANDOM.random(1000)), ("b", np.zeros(1000))):
+        values = pa.array(np.where(absent, below, np.arange(1000.0) * 0.1), mask=absent)
+        write_tables([pa.table({"number": values})], tmp_path / name, {})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_what_is_known_at_the_end_stands_in_the_footer(tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """A place for files is a folder or an S3 prefix; what is published appears whole; what is fetched is one state."""
 
+import threading
+import time
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scoring.errors import SettingsError, StorageError
+from scoring.manifest import ORIGIN_KEY, OUTCOME_KEY, Known, Manifest, Origin, Outcome, write_manifest
 from scoring.settings import Settings
 from scoring.storage import Location
-from scoring.transfer import content_of, fetch, publishing
+from scoring.transfer import HASHED_EVERY_S, Content, content_of, fetch, hashing, publishing
 
 
 def artifacts(text: str) -> Location:
@@ -95,6 +103,45 @@ def test_a_file_that_grows_while_it_is_fetched_is_refused(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_text("header\n")
     with pytest.raises(StorageError, match="somebody is writing to it"):
         fetch(StillWritten(tmp_path / "a.csv"), tmp_path / "copy")
+
+
+@settings(max_examples=20, deadline=None)
+@given(pieces=st.lists(st.binary(max_size=100) | st.integers(0, 3 << 20).map(bytes), max_size=6), pause=st.booleans())
+def test_a_file_is_hashed_while_it_is_written_as_it_is_afterwards(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], pause: bool
+) -> None:
+    place = Location(tmp_path_factory.mktemp("hashed") / "a.bin")
+    with publishing(place) as part, hashing(part) as content:
+        with part.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                file.flush()
+                time.sleep(HASHED_EVERY_S * 1.5 * pause)
+        told = content(place.name)
+    assert told == content_of(place.local, "a.bin")
+
+
+def test_the_hashing_of_a_file_that_is_not_finished_ends_with_the_block(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    with pytest.raises(KeyError), publishing(Location(tmp_path / "a.bin")) as part, hashing(part):
+        raise KeyError
+    assert threading.active_count() == threads
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tmp_path: Path) -> None:
+    output = Location(tmp_path / "batch_output.parquet")
+    origin = Origin(Content("day1.csv", 1, "00"), "m/1", "service", "hash")
+    outcome = Outcome(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
+    said = {ORIGIN_KEY: msgspec.json.encode(origin), OUTCOME_KEY: msgspec.json.encode(outcome)}
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(said), output.local)
+    ours = content_of(output.local, output.name)
+
+    assert write_manifest(output, Known(output.stamp(), ours)).batch_output == ours
+    assert (
+        write_manifest(output, Known(output.stamp(), Content("told", 7, "as given"))).batch_output.sha256 == "as given"
+    )
+    assert write_manifest(output, Known("another", Content("told", 7, "not there"))) == Manifest(ours, origin, outcome)
 
 
 def test_a_place_that_can_not_be_written_is_told_in_one_line(tmp_path: Path) -> None:
