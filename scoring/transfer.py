@@ -102,7 +102,7 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def publishing(destination: Location) -> Iterator[Path]:
-    """A path on this machine to write to; when the block ends well, it becomes `destination`, whole.
+    """An empty file on this machine to write to; when the block ends well, it becomes `destination`, whole.
 
     When the block raises, or the process is killed at any moment, an older file stays as it was.
 
@@ -116,6 +116,7 @@ def publishing(destination: Location) -> Iterator[Path]:
             return
         with scratch_folder() as scratch:
             part = scratch / destination.name
+            part.touch()
             yield part
             _upload(part, destination)
     except OSError as error:
