@@ -6,7 +6,8 @@ import json
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +27,20 @@ SECONDS = 2
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """nginx; who listens behind it is for the tests to say."""
+    with proxy_of(tmp_path_factory.mktemp("proxy"), compose.EXAMPLE_VALUES) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def proxy_of(folder: Path, variables: Mapping[str, str]) -> Iterator[Service]:
+    """nginx as the compose file starts it with these variables."""
     nginx_program()
-    server = stand_ins.make("proxy", Places(tmp_path_factory.mktemp("proxy"), compose.EXAMPLE_VALUES))
+    server = stand_ins.make("proxy", Places(folder, variables))
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 class Replica:
@@ -38,7 +48,8 @@ class Replica:
 
     def __init__(self) -> None:
         self.busy = 0
-        self.hangs = False
+        self.hangs = self.starts = False
+        self.ended = asyncio.Event()
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,6 +65,7 @@ class Replica:
 
     async def hang_up(self) -> None:
         """End all connections."""
+        self.ended.set()
         for writer, serving in self.connections.items():
             writer.close()
             await serving
@@ -62,8 +74,8 @@ class Replica:
 
     async def answer(self) -> str:
         if self.hangs:
-            await asyncio.sleep(60)
-        if self.busy >= AT_ONCE:
+            await self.ended.wait()
+        if self.starts or self.busy >= AT_ONCE:
             return "503 Service Unavailable"
         self.busy += 1
         await asyncio.sleep(TAKES_S)
@@ -72,10 +84,12 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def replicas_behind(proxy: Service, *, one_hangs: bool = False) -> AsyncIterator[int]:
-    """Both; how many requests they can answer in SECONDS."""
+async def replicas_behind(proxy: Service, *, one_hangs: bool = False, starting: int = 0) -> AsyncIterator[int]:
+    """All of them, the last ones not ready yet; how many requests they could answer in SECONDS."""
     replicas = {name: Replica() for name in proxy.places.replicas}
     replicas[proxy.places.replicas[0]].hangs = one_hangs
+    for name in proxy.places.replicas[len(replicas) - starting :]:
+        replicas[name].starts = True
     async with contextlib.AsyncExitStack() as stack:
         for name, replica in replicas.items():
             server = await asyncio.start_server(replica.serve, HOST, proxy.places.ports[name])
@@ -117,6 +131,16 @@ def test_a_replica_that_takes_requests_and_never_answers_costs_time_and_no_reque
             return [(await connection.ask("GET", "/scores")).status for _ in range(4)]
 
     assert asyncio.run(ask()) == [200] * 4
+
+
+def test_replicas_that_are_added_cost_no_request_before_they_are_ready(tmp_path: Path) -> None:
+    async def ask(proxy: Service) -> Counter[int]:
+        async with replicas_behind(proxy, starting=4):
+            return await press(proxy, clients=AT_ONCE)
+
+    with proxy_of(tmp_path, compose.EXAMPLE_VALUES | {"API_REPLICAS": "5"}) as proxy:
+        statuses = asyncio.run(ask(proxy))
+    assert set(statuses) == {200}
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])
