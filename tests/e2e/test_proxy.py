@@ -4,20 +4,23 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api.problems import NOT_FOUND, TYPE_PREFIX
 from tests import compose
+from tests.certificates import write_certificate
 from tests.e2e import stand_ins
 from tests.e2e.api_server import Answer, Connection
 from tests.e2e.compose_services import Service
 from tests.e2e.places import Places
-from tests.servers import HOST, nginx_program
+from tests.servers import HOST, free_port, nginx_program
 
 AT_ONCE = 4
 TAKES_S = 0.05
@@ -32,10 +35,17 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def proxy_of(folder: Path, variables: Mapping[str, str]) -> Iterator[Service]:
-    """nginx as the compose file starts it with these variables."""
+def proxy_of(folder: Path, variables: Mapping[str, str], tls_port: int | None = None) -> Iterator[Service]:
+    """nginx as the compose file starts it with these variables, and on `tls_port` as the one for TLS does."""
     nginx_program()
-    server = stand_ins.make("proxy", Places(folder, variables))
+    server = stand_ins.make("proxy", Places(folder, dict(variables)))
+    if tls_port is not None:
+        settings = (compose.ROOT / "deploy" / "nginx" / "tls.d" / "tls.conf").read_text()
+        moved = server.places.path("proxy", "/etc/nginx/nginx.conf").parent / "tls.d" / "tls.conf"
+        moved.parent.mkdir()
+        here = settings.replace("listen 8443", f"listen {HOST}:{tls_port}").replace("/etc/nginx/tls", str(folder))
+        moved.write_text(here)
+        write_certificate(folder)
     server.start()
     try:
         yield server
@@ -141,6 +151,20 @@ def test_replicas_that_are_added_cost_no_request_before_they_are_ready(tmp_path:
     with proxy_of(tmp_path, compose.EXAMPLE_VALUES | {"API_REPLICAS": "5"}) as proxy:
         statuses = asyncio.run(ask(proxy))
     assert set(statuses) == {200}
+
+
+def test_other_machines_are_answered_over_tls_and_not_without(tmp_path: Path) -> None:
+    port = free_port()
+
+    async def ask(proxy: Service) -> tuple[httpx.Response, httpx.Response]:
+        trusting = ssl.create_default_context(cafile=tmp_path / "certificate.pem")
+        async with replicas_behind(proxy), httpx.AsyncClient(verify=trusting) as client:
+            return await client.get(f"https://{HOST}:{port}/scores"), await client.get(f"http://{HOST}:{port}/scores")
+
+    with proxy_of(tmp_path, compose.EXAMPLE_VALUES, port) as proxy:
+        over_tls, without = asyncio.run(ask(proxy))
+    assert over_tls.status_code == 200
+    assert (without.status_code, without.headers["content-type"]) == (400, "application/problem+json")
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])

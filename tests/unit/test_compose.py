@@ -1,6 +1,5 @@
 """docker-compose.yml, the files that it names and .env.example fit each other, the settings and the metrics."""
 
-import datetime as dt
 import json
 import os
 import re
@@ -12,10 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
@@ -25,6 +20,7 @@ from redis.retry import Retry
 
 from api.app import create_app
 from scoring.settings import Settings, variable_names
+from tests.certificates import write_certificate
 from tests.compose import (
     COMPOSE_FILE,
     EXAMPLE_FILE,
@@ -278,22 +274,6 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     tls.write_text(tls.read_text().replace("/etc/nginx/tls", str(tmp_path)))
     said = subprocess.run([nginx, "-t", "-c", tmp_path / "nginx.conf"], check=False, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-
-
-def write_certificate(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(private)
 
 
 def test_redis_starts_as_the_file_says_and_asks_for_its_password(tmp_path: Path) -> None:
