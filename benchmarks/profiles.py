@@ -104,6 +104,7 @@ def predict() -> None:
     from benchmarks.batch.predictions import BatchOutput, Course
     from scoring.batch import _tables
     from scoring.scored_rows import Scoring
+    from scoring.storage import Location
 
     whole, course = BatchOutput(ROWS), Course(ROWS)
     whole.prepare()
@@ -113,9 +114,9 @@ def predict() -> None:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
 
     def scored() -> Iterator[Any]:
-        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened()))
+        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened(), Location(whole.input)))
 
-    tell("decode", lambda: exhaust(_tables(opened())))
+    tell("decode", lambda: exhaust(_tables(opened(), Location(whole.input))))
     tell("decode and score", lambda: exhaust(scored()))
     tell("encode", functools.partial(_write, list(itertools.islice(scored(), 8))))
     tell("hash the input, and the result", lambda: (_hash(whole.input), _hash(whole.output)))

@@ -17,17 +17,18 @@ from scoring.features import ModelFeatures
 from scoring.files import scratch_folder
 from scoring.joined_request import write_joined
 from scoring.manifest import (
+    FILE,
     ORIGIN_KEY,
     OUTCOME_KEY,
-    Known,
     Manifest,
     Origin,
     Outcome,
+    as_bytes,
     read_origin,
-    write_manifest,
+    settle_manifest,
 )
 from scoring.model import Model
-from scoring.parquet import ParquetFiles, write_tables
+from scoring.parquet import ParquetFiles, no_rows, write_tables
 from scoring.predict import Policy
 from scoring.scored_rows import CONSTANTS, Scoring
 from scoring.storage import Location
@@ -111,41 +112,68 @@ def write_batch_output(
         FeaturesRejected: policy `reject` and a row lacks a feature; it is named by its row in the file, from 1.
         PredictionFailed: the model failed.
         StorageError: the input can't be fetched, or the result can't be written. In all of these cases an older
-            batch_output.parquet stays as it was.
+            batch_output.parquet stays as it was, but where the very last step fails, replacing manifest.json after it
+            (the object store goes away between two uploads, say): then the next run mends the manifest.
     """
     give_back_memory()
-    with publishing(destination) as part, hashing(part) as written, scratch_folder() as scratch:
+    # The manifest's place is taken first: whatever keeps it from being written keeps the output from being replaced.
+    with (
+        publishing(destination.parent / FILE) as manifest,
+        publishing(destination) as part,
+        hashing(part) as written,
+        scratch_folder() as scratch,
+    ):
+        origin, outcome = _write_scored(source, model, features, policy, part, scratch, inspect)
+        ours = Manifest(written(destination.name), origin, outcome)
+        manifest.write_bytes(as_bytes(ours))
+    return settle_manifest(destination, ours)
+
+
+def _write_scored(
+    source: Location,
+    model: Model,
+    features: ModelFeatures,
+    policy: Policy,
+    part: Path,
+    scratch: Path,
+    inspect: InspectOutput,
+) -> tuple[Origin, Outcome]:
+    try:
+        with contextlib.ExitStack() as stack:
+            held = _hold(stack, source, scratch / source.name)
+            opened = stack.enter_context(pq.ParquetFile(held.file, pre_buffer=False, page_checksum_verification=True))
+            schema = opened.schema_arrow
+            origin = check_made_for(str(source), schema, model, features)
+            scoring = Scoring(model, features, policy)
+            rows = write_tables(
+                scoring.of(_tables(opened, source)),
+                part,
+                schema.metadata,
+                lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(held.content())).decode()},
+                CONSTANTS,
+            )
+            _check_rows(part, opened.metadata.num_rows, rows)
+            outcome = scoring.outcome(held.content())
+            with ParquetFiles([part]) as table:
+                inspect(table, outcome)
+            return origin, outcome
+    except pa.ArrowInvalid as error:
+        raise _not_readable(source, error) from None
+    except StillWritten:
+        raise _still_written(source) from None
+
+
+def _tables(opened: pq.ParquetFile, source: Location) -> Iterator[pa.Table]:
+    if opened.metadata.num_rows == 0:
+        yield no_rows(opened.schema_arrow)
+    batches = opened.iter_batches(batch_size=ROWS_A_BATCH)
+    while True:
         try:
-            with contextlib.ExitStack() as stack:
-                held = _hold(stack, source, scratch / source.name)
-                opened = stack.enter_context(
-                    pq.ParquetFile(held.file, pre_buffer=False, page_checksum_verification=True)
-                )
-                schema = opened.schema_arrow
-                check_made_for(str(source), schema, model, features)
-                scoring = Scoring(model, features, policy)
-                rows = write_tables(
-                    scoring.of(_tables(opened)),
-                    part,
-                    schema.metadata,
-                    lambda: {OUTCOME_KEY: msgspec.json.encode(scoring.outcome(held.content())).decode()},
-                    CONSTANTS,
-                )
-                _check_rows(part, opened.metadata.num_rows, rows)
-                with ParquetFiles([part]) as table:
-                    inspect(table, scoring.outcome(held.content()))
-        except pa.ArrowInvalid as error:
+            batch = next(batches, None)
+        except OSError as error:  # not of the disk that is written to
             raise _not_readable(source, error) from None
-        except StillWritten:
-            raise _still_written(source) from None
-        ours = Known(Location(part).stamp(), written(destination.name))
-    return write_manifest(destination, ours)
-
-
-def _tables(source: pq.ParquetFile) -> Iterator[pa.Table]:
-    if source.metadata.num_rows == 0:
-        yield source.schema_arrow.empty_table()
-    for batch in source.iter_batches(batch_size=ROWS_A_BATCH):
+        if batch is None:
+            return
         yield pa.Table.from_batches([batch])
 
 
@@ -186,8 +214,8 @@ def _not_readable(file: Location, error: BaseException) -> BatchRequestError:
     return BatchRequestError(str(file), f"it can't be read ({first_line(error)}): materialize batch_input again.")
 
 
-def check_made_for(shown: str, found: pa.Schema, model: Model, features: ModelFeatures) -> None:
-    """Nothing, if a batch input of this schema was made for this version and has its inputs.
+def check_made_for(shown: str, found: pa.Schema, model: Model, features: ModelFeatures) -> Origin:
+    """What a batch input of this schema was made from, if that is for this version and has its inputs.
 
     Raises:
         BatchRequestError: it was not; `shown` names it.
@@ -212,6 +240,7 @@ def check_made_for(shown: str, found: pa.Schema, model: Model, features: ModelFe
                 f"the model needs it as {model_input.dtype}: materialize batch_input again, for this model version.",
                 column=model_input.name,
             )
+    return origin
 
 
 def _check_rows(part: Path, expected: int, scored: int) -> None:

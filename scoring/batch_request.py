@@ -96,7 +96,7 @@ def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True) as source:
         _names(source.schema_arrow, shown)
         if source.metadata.num_rows == 0:
-            yield source.schema_arrow.empty_table()
+            yield pa.Table.from_batches([], source.schema_arrow)
         for batch in source.iter_batches(batch_size=ROWS_A_BATCH, use_threads=False):
             yield pa.Table.from_batches([batch])
 

@@ -30,7 +30,7 @@ def encodings(first: pa.Table, constants: Collection[str] = ()) -> dict[str, Any
     return {
         "use_dictionary": [*repeating, *constants],
         "column_encoding": dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
-        "compression": {leaf: "none" if leaf in plain else CODEC for leaf in _leaves(schema)},
+        "compression": {leaf: "none" if leaf in plain else CODEC for leaf in _leaves(first)},
     }
 
 
@@ -53,9 +53,9 @@ def _incompressible(first: pa.Table) -> Iterator[str]:
                 yield field.name
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
+def _leaves(first: pa.Table) -> list[str]:
     """The columns of a file of this schema; a column of lists or structs has several, or one of another name."""
     file = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), file)
+    pq.write_table(first.slice(0, 0), file)
     told = pq.ParquetFile(file.getvalue()).schema
     return [told.column(place).path for place in range(len(told))]

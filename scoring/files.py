@@ -25,6 +25,8 @@ def whole_file(destination: Path) -> Iterator[Path]:
     first.
     """
     destination = destination.absolute()
+    if destination.is_dir():  # else that would show when all is written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(destination))
     prefix = f".{destination.name}."
     handle, part, made = _new_part(destination.parent, prefix)
     try:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from scoring.errors import BatchRequestError
 from scoring.files import scratch_folder
 from scoring.settings import MissingFeaturesPolicy
-from scoring.storage import Location
+from scoring.storage import Location, telling
 from scoring.transfer import Content, holding, publishing
 
 if TYPE_CHECKING:
@@ -67,14 +67,6 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     None where batch_output.parquet holds them all."""
 
 
-class Known(msgspec.Struct, frozen=True):
-    """A file that was hashed before it was published."""
-
-    stamp: str
-    """`Location.stamp`. A rename on this machine leaves it as it is; in S3 the file gets another one."""
-    content: Content
-
-
 @functools.cache
 def software_versions() -> Mapping[str, str]:
     """Python and the packages of this process that results depend on."""
@@ -102,25 +94,31 @@ def read_origin(schema: "pa.Schema", shown: str) -> Origin:
         ) from None
 
 
-def write_manifest(output: Location, ours: Known) -> Manifest:
-    """Write manifest.json beside a published batch_output.parquet, from what lies there now.
+def as_bytes(manifest: Manifest) -> bytes:
+    """What manifest.json holds."""
+    return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
-    That is `ours`, or else (another run's, or in S3) it is read back whole.
 
-    Several runs of one request may do this at once: when the last of them has ended, file and manifest belong together.
-    A run killed between the two leaves the older manifest, whose hash is not the output's; the next one mends it.
+def settle_manifest(output: Location, ours: Manifest) -> Manifest:
+    """Once both are published, see to it that manifest.json is of the batch_output.parquet that lies there.
+
+    It is not where another run of the same request replaced the output before the manifest: then that one is read back
+    whole. When the last of several such runs has ended, file and manifest belong together. A run that ends between the
+    two, killed or because the second can't be replaced, leaves an older manifest; the next one mends it.
+
+    Args:
+        output: batch_output.parquet.
+        ours: what was published as manifest.json.
 
     Raises:
-        StorageError: it can't be read or written.
+        StorageError: the one can't be read, or the other can't be written.
     """
-    while True:
-        before = output.stamp()
-        manifest = _manifest_of(output, ours)
+    manifest = ours
+    while not _is_of(manifest, output):
+        manifest = _read_back(output)
         with publishing(output.parent / FILE) as part:
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-        # Whoever replaced the output since then may have written its manifest before ours: then ours must follow again.
-        if output.stamp() == before:
-            return manifest
+            part.write_bytes(as_bytes(manifest))
+    return manifest
 
 
 def read_manifest(output: Location) -> Manifest:
@@ -146,10 +144,14 @@ def output_parts(folder: Location) -> list[Location]:
     return [folder / part.name for part in parts] or [folder / OUTPUT]
 
 
-def _manifest_of(output: Location, ours: Known) -> Manifest:
-    if output.stamp() == ours.stamp:
-        with output.open() as file:
-            return _manifest(ours.content, pq.read_metadata(file))
+def _is_of(manifest: Manifest, output: Location) -> bool:
+    # What the file says of itself and its size tell: the same input, version, policy and software give the same bytes.
+    with output.open() as file, telling("reading", output):
+        size, footer = file.size(), pq.read_metadata(file)
+    return size == manifest.batch_output.size and _manifest(manifest.batch_output, footer) == manifest
+
+
+def _read_back(output: Location) -> Manifest:
     with scratch_folder() as scratch, holding(output, scratch / output.name) as held:
         return _manifest(held.content(), pq.read_metadata(held.file))
 

@@ -15,6 +15,11 @@ from scoring.encodings import encodings
 from scoring.storage import Location
 
 
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """An empty table. pyarrow's own makes an array of each type, which it can't of every type (pyarrow 25)."""
+    return pa.Table.from_batches([], schema)
+
+
 class ParquetFiles:
     """Parquet files of one schema, read as one table, in their order. Use it as a context: it keeps them open.
 
@@ -50,7 +55,7 @@ class ParquetFiles:
         for file in self._files:
             for batch in file.iter_batches(batch_size=rows):
                 return pa.Table.from_batches([batch])
-        return self.schema.empty_table()
+        return no_rows(self.schema)
 
     def nulls(self, column: str) -> int:
         """How many values of a column are null, from the files' statistics where they have them."""
@@ -88,7 +93,7 @@ class RowsInTurn:
     def __init__(self, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
         """Take nothing yet; `schema` is that of the tables."""
         self._tables = tables
-        self._rest = schema.empty_table()
+        self._rest = no_rows(schema)
 
     def take(self, rows: int) -> pa.Table:
         """The next rows; fewer where the stream ends."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.batch.task import OUTPUT
 from benchmarks.batch.world import FEW, open_batch_world, request_of
+from benchmarks.place import ROOT
 from scoring.storage import Location
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class Graph:
 
 
 class ThroughDagster(Graph):
-    """The job `score_batch`, from its start to its end, as a run does it once it has imported everything."""
+    """The job `score_batch`, from its start to its end, as a run does it once it has imported everything.
+
+    The instance is configured as README.md says.
+    """
 
     name = "graph-dagster"
 
@@ -73,7 +77,8 @@ class ThroughDagster(Graph):
         }
         home = self.folder / "home"
         home.mkdir()
-        self.instance = dg.DagsterInstance.local_temp(str(home))
+        shutil.copy(ROOT / "serving_assets" / "dagster.yaml", home)
+        self.instance = dg.DagsterInstance.from_config(str(home))
         self.instance.add_dynamic_partitions("batch_requests", ["few", "all"])
         self.job = dg.Definitions(
             assets=definitions.assets,

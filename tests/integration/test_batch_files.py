@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.batch import read_batch_input_model, write_batch_input, write_batch_output
-from scoring.errors import BatchRequestError, PredictionFailed, ServingError
+from scoring.errors import BatchRequestError, PredictionFailed, ServingError, StorageError
 from scoring.feature_service import link_features
 from scoring.manifest import read_manifest
 from scoring.model import Model
@@ -126,6 +126,55 @@ def test_a_result_is_made_again_alone_from_its_batch_input(job, tmp_path):
     assert files(folder.local) == before
     assert read_manifest(output) == manifest
     assert read_batch_input_model(source) == "linear/1"
+
+
+def test_an_output_whose_manifest_can_not_be_written_is_not_published_either(job, tmp_path):
+    artifacts = Location(tmp_path / "artifacts")
+    request = write_request(tmp_path / "day1.parquet", 300)
+    job.run(request, artifacts)
+    folder = tmp_path / "artifacts" / "day1"
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    before = (folder / "batch_output.parquet").read_bytes()
+
+    with pytest.raises(StorageError, match=r"Writing .*/manifest\.json failed"):
+        job.run(request, artifacts, version=2)
+
+    assert (folder / "batch_output.parquet").read_bytes() == before
+    (folder / "manifest.json").rmdir()
+    job.run(request, artifacts, version=2)
+    assert read_manifest(Location(folder / "batch_output.parquet")).origin.model == "linear/2"
+
+
+def test_columns_of_tensors_come_out_as_they_went_in(job, tmp_path):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(600.0).reshape(300, 2))
+    for rows in (300, 0):
+        request = write_request(tmp_path / "day1.parquet", 300)
+        table = pq.read_table(request.local).append_column("tensor", tensors).slice(0, rows)
+        pq.write_table(table, request.local)
+        job.run(request, Location(tmp_path / "artifacts"))
+        found = pq.read_table(tmp_path / "artifacts" / "day1" / "batch_output.parquet")["tensor"]
+        assert found.type == tensors.type
+        assert found.combine_chunks().equals(table["tensor"].combine_chunks()) if rows else len(found) == 0
+
+
+def test_an_input_that_is_cut_while_it_is_read_is_told_and_not_the_output(job, tmp_path):
+    job.run(write_request(tmp_path / "day1.parquet", 200_000), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+
+    class Cutting(Model):
+        """Somebody cuts the file after the first rows were scored."""
+
+        def predict(self, vectors: pa.Table) -> np.ndarray:
+            with source.local.open("r+b") as file:
+                file.truncate(1000)
+            return super().predict(vectors)
+
+    model = job.model()
+    cutting = Cutting(*(getattr(model, name) for name in Model.__struct_fields__))
+    with pytest.raises(BatchRequestError, match=r"batch_input\.parquet.*it can't be read|kept changing"):
+        write_batch_output(source, cutting, job.features, Policy(), output)
 
 
 def test_duplicated_rows_are_scored_each(job, tmp_path):

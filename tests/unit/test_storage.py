@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.errors import SettingsError, StorageError
-from scoring.manifest import ORIGIN_KEY, OUTCOME_KEY, Known, Manifest, Origin, Outcome, write_manifest
+from scoring.manifest import ORIGIN_KEY, OUTCOME_KEY, Manifest, Origin, Outcome, read_manifest, settle_manifest
 from scoring.settings import Settings
 from scoring.storage import Location
 from scoring.transfer import HASHED_EVERY_S, Content, content_of, fetch, hashing, publishing
@@ -135,13 +135,19 @@ def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tm
     outcome = Outcome(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
     said = {ORIGIN_KEY: msgspec.json.encode(origin), OUTCOME_KEY: msgspec.json.encode(outcome)}
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(said), output.local)
-    ours = content_of(output.local, output.name)
+    theirs = Manifest(content_of(output.local, output.name), origin, outcome)
 
-    assert write_manifest(output, Known(output.stamp(), ours)).batch_output == ours
-    assert (
-        write_manifest(output, Known(output.stamp(), Content("told", 7, "as given"))).batch_output.sha256 == "as given"
-    )
-    assert write_manifest(output, Known("another", Content("told", 7, "not there"))) == Manifest(ours, origin, outcome)
+    # Not read once more: what another run has put there would have another origin.
+    same = Manifest(Content(output.name, theirs.batch_output.size, "as told"), origin, outcome)
+    assert settle_manifest(output, same) == same
+    assert not (tmp_path / "manifest.json").exists()
+    other_version = msgspec.structs.replace(origin, model="m/2")
+    for ours in (
+        msgspec.structs.replace(theirs, origin=other_version),
+        msgspec.structs.replace(theirs, batch_output=Content(output.name, 7, "00")),
+    ):
+        assert settle_manifest(output, ours) == theirs
+        assert read_manifest(output) == theirs
 
 
 def test_a_place_that_can_not_be_written_is_told_in_one_line(tmp_path: Path) -> None:
