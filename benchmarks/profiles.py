@@ -114,7 +114,9 @@ def predict() -> None:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
 
     def scored() -> Iterator[Any]:
-        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(_tables(opened(), Location(whole.input)))
+        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(
+            _tables(opened(), Location(whole.input))
+        )
 
     tell("decode", lambda: exhaust(_tables(opened(), Location(whole.input))))
     tell("decode and score", lambda: exhaust(scored()))

@@ -43,6 +43,8 @@ class RequestState(msgspec.Struct, frozen=True):
     key: str
     scored_with: Registered | None = None
     """The model version that made its latest batch_output; None if there is none."""
+    unsure: bool = False
+    """Whether a run that did not succeed may have replaced that output since."""
     run_in_flight: str | None = None
     """A run that is scoring it, or is queued to."""
     asked_before: bool = False
@@ -79,7 +81,11 @@ def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Seque
         left = VersionCursor(cursor.handled, cursor.sequence, left=newest.key)
         return VersionDecision(left, (), f"{newest.key} was never scored: left to the other sensors for one tick.")
     # An older request that was never scored has a reason for that, which a new version does not change.
-    outdated = [each for each in requests if each.scored_with != version and (each.scored_with or each is newest)]
+    outdated = [
+        each
+        for each in requests
+        if (each.scored_with != version or each.unsure) and (each.scored_with or each is newest)
+    ]
     if not outdated:
         done = VersionCursor(handled=version, sequence=cursor.sequence)
         return VersionDecision(done, (), f"{newest.key} is already scored with {version}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
+import msgspec
 
 from serving_assets.decisions import Registered, RequestState, VersionCursor
 from serving_assets.memory import BATCH_OUTPUT, RECORDS_A_QUERY
@@ -38,11 +39,13 @@ def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Seq
     """The states of some requests; `known` are all partition keys, in the order in which ranges run."""
     busy = runs_in_flight(instance, known)
     newest = keys[-1] if keys else None
-    scored = scored_with(instance, keys)
+    scored = _outputs(instance, keys)
+    unsure = _touched_since(instance, {key: output.made_s for key, output in scored.items()}, known)
     return [
         RequestState(
             key=key,
-            scored_with=scored.get(key),
+            scored_with=scored[key].version if key in scored else None,
+            unsure=key in unsure,
             run_in_flight=busy.get(key),
             # Asked of the newest alone: older ones were offered to new_batch_request long ago.
             asked_before=key != newest or _has_a_run(instance, key),
@@ -73,16 +76,18 @@ def failed_runs(
             since then are all looked through; of others, only the newest ones are known.
     """
     found: dict[str, dict[str, float]] = {}
-    ended = _failed(instance, unsettled)
-    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
-        abandoned = _abandoned_s(instance, record)
-        if abandoned <= time.time():
-            ended.append((record.dagster_run, abandoned))
-    for run, end in ended:
+    for run, end in [*_failed(instance, unsettled), *_abandoned(instance)]:
         if scores_requests(run):
             for key in partitions_of(run.tags, known):
                 found.setdefault(key, {})[run.run_id] = end
     return found
+
+
+def _abandoned(instance: dg.DagsterInstance) -> list[tuple[dg.DagsterRun, float]]:
+    """Runs whose process is gone without a word, and since when they count as ended."""
+    unfinished = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
+    ends = [(record.dagster_run, _abandoned_s(instance, record)) for record in unfinished]
+    return [(run, end) for run, end in ends if end <= time.time()]
 
 
 def _abandoned_s(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
@@ -128,12 +133,40 @@ def partitions_of(tags: Mapping[str, str], known: Sequence[str]) -> Iterable[str
     return ()
 
 
-def scored_with(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, Registered]:
-    """The model version that made each request's latest batch_output; requests without one are left out."""
+class _Output(msgspec.Struct, frozen=True):
+    """The latest batch_output of a request that Dagster knows of."""
+
+    version: Registered
+    made_s: float
+    """When that was written down, in seconds since 1970."""
+
+
+def _touched_since(instance: dg.DagsterInstance, made_s: Mapping[str, float], known: Sequence[str]) -> set[str]:
+    """Requests with a run that did not succeed and ended since then.
+
+    It may have replaced their outputs, which Dagster hears of only when the step over all of its requests has ended.
+    """
+    if not made_s:
+        return set()
+    ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    since = datetime.fromtimestamp(min(made_s.values()) - CLOCKS_DIFFER_S, UTC)
+    records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=since), limit=MOST_FAILED_RUNS)
+    runs = [(each.dagster_run, each.end_time or each.update_timestamp.timestamp()) for each in records]
+    return {
+        key
+        for run, end_s in [*runs, *_abandoned(instance)]
+        if scores_requests(run)
+        for key in partitions_of(run.tags, known)
+        if key in made_s and end_s > made_s[key]
+    }
+
+
+def _outputs(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, _Output]:
+    """Requests without one are left out."""
     # In a few queries: one a request takes 10 ms, and a tick may ask for thousands.
     latest = _latest_outputs(instance, keys)
     events = sorted(latest.values())
-    found: dict[str, Registered] = {}
+    found: dict[str, _Output] = {}
     for start in range(0, len(events), RECORDS_A_QUERY):
         ids = events[start : start + RECORDS_A_QUERY]
         records = instance.fetch_materializations(
@@ -142,7 +175,7 @@ def scored_with(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, 
         for record in records:
             event = record.asset_materialization
             if event is not None and event.partition is not None and "model_name" in event.metadata:
-                found[event.partition] = _registered(event)
+                found[event.partition] = _Output(_registered(event), record.timestamp)
     return found
 
 

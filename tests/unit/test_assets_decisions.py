@@ -42,6 +42,12 @@ def test_a_version_registered_anew_under_the_same_number_is_another_one():
     assert decision.cursor.handled == anew
 
 
+def test_a_rollback_scores_what_a_failed_run_may_have_replaced():
+    unsure = RequestState("day1", scored_with=V1, unsure=True, asked_before=True)
+    assert decide_rescoring(VersionCursor(handled=V2), V1, [unsure, SCORED_BY_V1]).score == ("day1",)
+    assert decide_rescoring(VersionCursor(handled=V2), V1, [SCORED_BY_V1, unsure]).score == ("day1",)
+
+
 def test_without_a_request_nothing_is_remembered_that_would_lose_the_later_run():
     decision = decide_rescoring(VersionCursor(), V1, [])
 

@@ -827,6 +827,38 @@ def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_na
     assert [run.run_config for run in daemon.runs[-2:]] == [{}, {}]
 
 
+@pytest.mark.parametrize("rescore", ["newest", "all"])
+@pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
+def test_a_rollback_scores_again_what_a_run_that_did_not_succeed_may_have_replaced(daemon, rescore, end):
+    for day in (1, 2):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
+    daemon.serving.registry.champion = 1
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+    time.sleep(0.01)  # the run's end is known to a millisecond
+    # It published the output of a request, and never came to tell.
+    daemon.instance.handle_new_event(_ended(daemon.runs[-1], end))
+    scored = daemon.partitions(daemon.runs[-1])
+
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_model_version")
+
+    assert daemon.partitions(daemon.runs[-1]) == scored
+    assert daemon.runs[-1].run_config["ops"]["registered_model_version"]["config"] == {"version": 1}
+    daemon.finish_all()
+    before = len(daemon.runs)
+    daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+    daemon.finish_all()
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_model_version")
+    assert len(daemon.runs) == before + 2
+
+
 def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
     """What Dagster's storage says of a run that is in another state from now on."""
     if status is dg.DagsterRunStatus.QUEUED:
