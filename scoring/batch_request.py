@@ -23,6 +23,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NAMES_OF = {",": "Commas", "\t": "Tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 ROWS_A_BATCH = 65_536
+NAMES_TOLD = 20
 NO_MOMENT = "is not an ISO 8601 date and time of the years 1678 to 2261"
 # The name under which a join numbers the rows.
 ROW = "request_row__"
@@ -147,10 +148,16 @@ def _typed(
     return table
 
 
+def _listed(names: list[str]) -> str:
+    told = [name if name.isprintable() else repr(name) for name in names[:NAMES_TOLD]]
+    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+    return ", ".join(told) + more
+
+
 def _check_columns(shown: str, found: list[str], needed: tuple[str, ...], features: ModelFeatures) -> None:
     missing = [name for name in needed if name not in found]
     if missing:
-        raise BatchRequestError(shown, f"this column is missing (the file has {', '.join(found)}).", column=missing[0])
+        raise BatchRequestError(shown, f"this column is missing (the file has {_listed(found)}).", column=missing[0])
     nameless = [place for place, name in enumerate(found, 1) if not name.strip()]
     if nameless:
         raise BatchRequestError(shown, f"its column number {nameless[0]} has no name.")

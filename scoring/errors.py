@@ -257,11 +257,15 @@ class FeaturesRejected(ServingError):
 
 
 class PredictionFailed(ServingError):
-    """The model raised on complete feature vectors, or gave something else than one number a row."""
+    """The model raised on complete feature vectors, or gave something else than one number a row.
 
-    def __init__(self, model: str, problem: str) -> None:
+    `passing`: it may be this machine's fault, so that the same rows are worth another try.
+    """
+
+    def __init__(self, model: str, problem: str, *, passing: bool = False) -> None:
         self.model = model
         self.problem = problem
+        self.passing = passing
         super().__init__(f"Model version {model} failed to predict: {problem}")
 
 

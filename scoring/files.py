@@ -94,7 +94,11 @@ def scratch_place() -> Path:
         OSError: another user made something there.
     """
     place = Path(tempfile.gettempdir()) / f"model-serving-scratch-{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        # Of no kind that says something of the place that is written to.
+        raise OSError(f"{place} can't be made, because a file lies there: remove it, or set TMPDIR") from error
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "this is not a folder of ours: remove it, or set TMPDIR", str(place))

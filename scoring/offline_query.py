@@ -60,7 +60,8 @@ class QueryRetrievalJob(RetrievalJob):
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET memory_limit = '{options.memory_limit}'")
             # Absolute, since functions of on-demand views work from inside the feature repository meanwhile.
-            connection.execute(f"SET temp_directory = '{Path(options.temp_directory or spill).absolute()}'")
+            spill_to = str(Path(options.temp_directory or spill).absolute()).replace("'", "''")
+            connection.execute(f"SET temp_directory = '{spill_to}'")
             yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_A_BATCH)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:

@@ -16,7 +16,7 @@ ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
 DATE_ALONE = ISO_DATE + r"\s*$"
 ZONED = ISO_DATE + r".*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 # What pandas' nanoseconds hold; offline stores get their entity rows in them.
-EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2261, 12, 31, tzinfo=UTC)
+EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 
 
 def converted(
@@ -124,7 +124,7 @@ def _in_range(moments: pa.ChunkedArray) -> pa.ChunkedArray:
     # As numbers: Arrow's moments go beyond Python's.
     bounds = pc.min_max(pc.cast(moments, pa.int64())).as_py()
     first, last = (int(moment.timestamp()) * 1_000_000 for moment in (EARLIEST, LATEST))
-    if bounds["min"] is not None and not (first <= bounds["min"] and bounds["max"] <= last):
+    if bounds["min"] is not None and not (first <= bounds["min"] and bounds["max"] < last):
         raise pa.ArrowInvalid("out of range")
     return moments
 

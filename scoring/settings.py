@@ -227,6 +227,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         return cls(**values)
 
+    def __repr__(self) -> str:
+        """Without what only its reader may know: passwords in addresses, and the values of SERVING_SPARK_CONF."""
+        hidden = msgspec.structs.asdict(self) | {"spark_conf": dict.fromkeys(self.spark_conf, "***")}
+        told = {name: without_secrets(value) if isinstance(value, str) else value for name, value in hidden.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
+
     @property
     def registry_uri(self) -> str:
         """URI of the model registry: its own setting, else the tracking server's."""

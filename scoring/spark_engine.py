@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException, PythonException
 from pyspark.sql import functions as sf
 
@@ -237,3 +238,10 @@ def _telling(doing: str, version: str | None = None) -> Iterator[None]:
         if kind in {"PredictionFailed", "ModelRefused"}:
             raise PredictionFailed(version, words.partition(": ")[2]) from error
         raise EngineError(f"Spark failed while {doing}: {words if ours else kind}") from error
+    except Py4JJavaError as error:
+        # Its own text is the call and Java's whole trace. A message of the driver's holds no rows.
+        thrown = error.java_exception
+        kind, words = thrown.getClass().getSimpleName(), first_line(str(thrown.getMessage()))
+        if version is None:
+            raise FeatureStoreError(doing, f"{kind}: {words}") from error
+        raise EngineError(f"Spark failed while {doing}: {kind}: {words}") from error

@@ -1,9 +1,11 @@
 """Files go from and to where they are kept whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 FETCH_TRIES = 10
 CHUNK_BYTES = 1 << 24  # each is a request of its own in S3
 HASHED_BYTES, HASHED_EVERY_S = 1 << 20, 0.02
+TICK_NS = 20_000_000  # two of the longest that Linux has
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -41,16 +44,31 @@ def fetch(source: Location, destination: Path) -> Content:
         StorageError: it can't be read or copied; StillWritten if it kept changing.
     """
     for _ in range(FETCH_TRIES):
-        before = source.stamp()
+        before = _stamp_at_rest(source)
         digest = hashlib.sha256()
         size = 0
-        with source.open() as file, telling("copying", source), destination.open("wb") as copy:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-                size += copy.write(chunk)
+        with source.open() as file, telling("copying", source):
+            try:
+                with destination.open("wb") as copy:
+                    while chunk := file.read(CHUNK_BYTES):
+                        digest.update(chunk)
+                        size += copy.write(chunk)
+            except OSError as error:
+                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                    raise OSError(error.errno, f"{error.strerror} in {destination.parent} (TMPDIR)") from error
+                raise
         if source.stamp() == before:
             return Content(source.name, size, digest.hexdigest())
     raise StillWritten(str(source))
+
+
+def _stamp_at_rest(source: Location) -> str:
+    """The stamp, once the next write would change it: a disk tells times in ticks, and two writes may share one."""
+    stamp = source.stamp()
+    if source.local is not None and 0 <= time.time_ns() - source.local.stat().st_mtime_ns < TICK_NS:
+        time.sleep(TICK_NS / 1e9)
+        stamp = source.stamp()
+    return stamp
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -78,7 +96,7 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
         return
     with contextlib.ExitStack() as stack:
         for _ in range(FETCH_TRIES):
-            before = source.stamp()
+            before = _stamp_at_rest(source)
             file = stack.enter_context(source.open())
             with telling("opening", source):
                 own = stack.enter_context(source.local.open("rb"))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import msgspec
 
+from scoring.quality import ROWS_TO_TELL_DRIFT
 from serving_assets.decisions import Registered, RequestState, VersionCursor
 from serving_assets.memory import BATCH_OUTPUT, RECORDS_A_QUERY
 from serving_assets.requests import batch_requests
@@ -203,12 +204,21 @@ def _registered(event: dg.AssetMaterialization) -> Registered:
 
 
 def last_scored_request(instance: dg.DagsterInstance, other_than: Iterable[str]) -> str | None:
-    """The request that was scored most recently, of those not among `other_than`."""
+    """The request that was scored most recently, of those not among `other_than`.
+
+    Rather one with enough predictions to tell drift, where there is one among the last 50.
+    """
     excluded = set(other_than)
-    for record in instance.fetch_materializations(BATCH_OUTPUT, limit=len(excluded) + 10).records:
-        if record.partition_key is not None and record.partition_key not in excluded:
-            return record.partition_key
-    return None
+    records = instance.fetch_materializations(BATCH_OUTPUT, limit=len(excluded) + 50).records
+    others = [each for each in records if each.partition_key is not None and each.partition_key not in excluded]
+    telling = [each for each in others if _predictions(each) >= ROWS_TO_TELL_DRIFT]
+    return next((each.partition_key for each in [*telling, *others]), None)
+
+
+def _predictions(record: dg.EventLogRecord) -> float:
+    event = record.asset_materialization
+    scored = event.metadata.get("rows_scored") if event is not None else None
+    return float(str(scored.value)) if scored else 0
 
 
 def recovered_cursor(instance: dg.DagsterInstance, sensor: str) -> VersionCursor:

@@ -31,7 +31,7 @@ OF_ONE_REQUEST = (
     PredictionFailed,
     UnusableFeature,
 )
-# Somebody's file lies where the folder of a request's results belongs.
+# Somebody's file lies where the folder of a request's results belongs, or a folder where one of its files does.
 BLOCKED = (FileExistsError, IsADirectoryError, NotADirectoryError)
 # Refused requests that the one line names with their reasons. The failure's metadata has all of them.
 TOLD = 10
@@ -63,10 +63,10 @@ class RequestProblems:
         try:
             yield
         except OF_ONE_REQUEST as error:
-            self._refuse(key, error)
+            self._refuse(key, error, again=isinstance(error, PredictionFailed) and error.passing)
         except StorageError as error:
             if isinstance(error.__cause__, BLOCKED):
-                problem = f"{error}: a file lies where the folder of its results belongs. Move it away."
+                problem = f"{error}: what lies there is in the way of its results. Move it away."
                 self._refuse(key, BatchRequestError(self._shown(key), problem))
             else:
                 self._doubt(key, error)

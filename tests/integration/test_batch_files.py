@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -175,6 +176,35 @@ def test_an_input_that_is_cut_while_it_is_read_is_told_and_not_the_output(job, t
     cutting = Cutting(*(getattr(model, name) for name in Model.__struct_fields__))
     with pytest.raises(BatchRequestError, match=r"batch_input\.parquet.*it can't be read|kept changing"):
         write_batch_output(source, cutting, job.features, Policy(), output)
+
+
+@pytest.mark.parametrize("raised", [MemoryError, RuntimeError])
+def test_a_failure_that_may_be_the_machine_s_is_told_apart_from_one_of_the_rows(job, tmp_path, raised):
+    job.run(write_request(tmp_path / "day1.parquet", 300), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    model = job.model()
+    calls = []
+
+    def once(inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise raised
+        return model.predict_fn(inputs)
+
+    failing = msgspec.structs.replace(model, predict_fn=once, unchecked_fn=None)
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+    with pytest.raises(PredictionFailed, match=f"{raised.__name__} on ... rows") as caught:
+        write_batch_output(source, failing, job.features, Policy(), output)
+    assert caught.value.passing
+
+
+def test_names_of_columns_do_not_break_the_line(job, tmp_path):
+    table = pa.table({"a\nb": [1], "event_timestamp": [NOW], **{f"column_{number}": [1] for number in range(100)}})
+    file = tmp_path / "named.parquet"
+    pq.write_table(table, file)
+    with pytest.raises(BatchRequestError, match=r"the file has 'a\\nb', event_timestamp, .* and 82 more\)") as caught:
+        job.run(Location(file), Location(tmp_path / "artifacts"))
+    assert "\n" not in str(caught.value)
 
 
 def test_duplicated_rows_are_scored_each(job, tmp_path):

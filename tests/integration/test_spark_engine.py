@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.engine import Engine, LocalEngine
-from scoring.errors import BatchRequestError, FeaturesRejected, PredictionFailed
+from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed
 from scoring.feature_store import apply_definitions, open_feature_store
 from scoring.generations import read_parted_input
 from scoring.manifest import Manifest, output_parts, read_manifest
@@ -221,6 +221,16 @@ def spark(world: World, engine: "SparkEngine") -> Location:
     folder = Location("s3://spark/artifacts/day1")
     world.run(engine, folder)
     return folder
+
+
+def test_a_file_system_that_spark_does_not_have_is_named(engine: "SparkEngine") -> None:
+    from scoring.spark_engine import _telling
+
+    with pytest.raises(FeatureStoreError) as caught, _telling("joining"):
+        engine._spark.read.parquet("s3://bucket/features.parquet")
+    assert str(caught.value) == (
+        'The feature store failed while joining: UnsupportedFileSystemException: No FileSystem for scheme "s3"'
+    )
 
 
 def manifest(folder: Location) -> Manifest:

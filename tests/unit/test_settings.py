@@ -87,3 +87,14 @@ def test_other_variables_are_left_alone() -> None:
 def test_every_field_has_its_own_variable() -> None:
     names = variable_names()
     assert len(set(names.values())) == len(names)
+
+
+def test_settings_show_no_secret_when_they_are_printed() -> None:
+    settings = Settings(
+        model_name="m",
+        mlflow_tracking_uri="http://user:hunter2@mlflow:5000",
+        spark_conf={"spark.hadoop.fs.s3a.secret.key": "hunter2"},
+    )
+    assert "hunter2" not in repr(settings)
+    assert "http://mlflow:5000" in repr(settings)
+    assert "spark.hadoop.fs.s3a.secret.key" in repr(settings)

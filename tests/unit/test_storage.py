@@ -1,5 +1,7 @@
 """A place for files is a folder or an S3 prefix; what is published appears whole; what is fetched is one state."""
 
+import os
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.errors import SettingsError, StorageError
+from scoring.files import scratch_folder
 from scoring.manifest import ORIGIN_KEY, OUTCOME_KEY, Manifest, Origin, Outcome, read_manifest, settle_manifest
 from scoring.settings import Settings
 from scoring.storage import Location
-from scoring.transfer import HASHED_EVERY_S, Content, content_of, fetch, hashing, publishing
+from scoring.transfer import HASHED_EVERY_S, TICK_NS, Content, content_of, fetch, hashing, publishing
 
 
 def artifacts(text: str) -> Location:
@@ -148,6 +151,41 @@ def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tm
     ):
         assert settle_manifest(output, ours) == theirs
         assert read_manifest(output) == theirs
+
+
+def test_a_write_that_shares_a_tick_of_the_disk_s_clock_with_the_first_look_is_noticed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"old")
+    tick = file.stat().st_mtime_ns
+
+    class Racing(Location):
+        """Somebody writes once more as soon as it was looked at, at the same time by the disk's clock if at once."""
+
+        def open(self) -> pa.NativeFile:
+            opened = super().open()
+            file.write_bytes(b"new")
+            if time.time_ns() - tick < TICK_NS:
+                os.utime(file, ns=(tick, tick))
+            return opened
+
+    with pytest.raises(StorageError, match="somebody is writing to it"):
+        fetch(Racing(file), tmp_path / "copy")
+
+
+def test_a_full_tmpdir_is_named_where_a_file_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"abc" * 100_000)
+    with pytest.raises(StorageError) as caught:
+        fetch(Location(tmp_path / "a.bin"), Path("/dev/full"))
+    assert str(caught.value).endswith("No space left on device in /dev (TMPDIR)")
+
+
+def test_a_file_where_tmpdir_belongs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="because a file lies there: remove it, or set TMPDIR"), scratch_folder():
+        pass
 
 
 def test_a_place_that_can_not_be_written_is_told_in_one_line(tmp_path: Path) -> None:
