@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SCRATCH_PREFIX = "scratch-"
-SYNC_BYTES, SYNC_EVERY_S = 32 << 20, 0.05
+SYNC_BYTES, SYNC_EVERY_S = 8 << 20, 0.05
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
 ROWS_A_BATCH = 65_536
+# What of the store's memory limit DuckDB may keep for its buffers: it takes some more beside them (DuckDB 2.0).
+OF_LIMIT = 0.97
 # The name under which a key's newest moment is found.
 NEWEST = "newest_moment__"
 
@@ -58,7 +60,7 @@ class QueryRetrievalJob(RetrievalJob):
         with scratch_folder() as spill, duckdb.connect() as connection:
             options = self._config.offline_store
             connection.execute("SET TimeZone = 'UTC'")
-            connection.execute(f"SET memory_limit = '{options.memory_limit}'")
+            _limit_memory(connection, options.memory_limit)
             # Absolute, since functions of on-demand views work from inside the feature repository meanwhile.
             spill_to = str(Path(options.temp_directory or spill).absolute()).replace("'", "''")
             connection.execute(f"SET temp_directory = '{spill_to}'")
@@ -251,6 +253,13 @@ class AsofRetrievalJob(QueryRetrievalJob):
         """What was asked for. The range of moments is not known before the join runs."""
         keys = {key for join in self._joins for key in join.keys.values()}
         return RetrievalMetadata(features=self._feature_refs, keys=sorted(keys))
+
+
+def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
+    connection.execute(f"SET memory_limit = '{limit}'")
+    ((told,),) = connection.sql("SELECT current_setting('memory_limit')").fetchall()
+    number, _, unit = told.partition(" ")
+    connection.execute(f"SET memory_limit = '{float(number) * OF_LIMIT} {unit}'")
 
 
 def newest_event(source: FileSource, repo: Path | None) -> datetime | None:

@@ -1,8 +1,9 @@
 """The assets of a batch request: its rows joined with features, and the same rows scored."""
 
+import functools
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -121,11 +122,16 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         # Links the model to its features once more: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
         features, policy = serving_model.features, Policy.from_settings(settings)
-        previous = last_scored_request(context.instance, other_than=inputs)
-        others = [result_folder(settings.artifacts, previous)] if previous else []
+
+        @functools.cache
+        def scored_before() -> Sequence[Location]:
+            previous = last_scored_request(context.instance, other_than=inputs)
+            return [result_folder(settings.artifacts, previous)] if previous else []
+
         for place, (key, folder) in enumerate(inputs.items()):
             started = time.monotonic()
-            file, earlier = engine.output_place(folder), earlier_predictions([folder, *others])
+            file = engine.output_place(folder)
+            earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
             drawn = drawing if place < PICTURES_A_RUN else None
             inspection = OutputInspection(file, features, settings, earlier, drawn)
             with problems.of(key):
