@@ -11,6 +11,7 @@ Not collected by `make test`: it needs root, Debian's packages, and minutes.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -196,7 +197,8 @@ class Stack:
             text = text.replace(name, f"{server.host}:{server.port}")
         text = text.replace("mlflow:5000", "127.0.0.1:5000").replace("0.0.0.0", HOST)  # noqa: S104 - away from it
         for old, new in self.ports.items():
-            text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}").replace(f"--port={old}", f"--port={new}")
+            # Whole numbers only: a server's own free port may begin like it.
+            text = re.sub(rf"(127\.0\.0\.1:|--port=){old}(?!\d)", rf"\g<1>{new}", text)
         return text
 
     def environment(self, service: str) -> dict[str, str]:
