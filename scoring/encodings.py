@@ -18,7 +18,7 @@ def encodings(first: pa.Table, constants: Collection[str] = ()) -> dict[str, Any
     Texts and truth values get a dictionary. For floats that is most of the time of writing them, and saves nothing
     where values hardly repeat. Whole numbers and moments are written as differences: ids, counts and times are smaller
     than in plain form, and take less time to write and less than half to read. Floats are compressed where that makes
-    the first rows smaller by a third: for others it is half of the time of writing them, and a third of reading.
+    the first rows smaller by a third: for others it is more than half of the time of writing and of reading them.
 
     Args:
         first: the first row group.

@@ -109,6 +109,11 @@ def _failed(instance: dg.DagsterInstance, unsettled: Mapping[str, float]) -> lis
         # By their end: a run may have waited long before it began, behind all that failed meanwhile.
         since = datetime.fromtimestamp(min(unsettled.values()) - CLOCKS_DIFFER_S, UTC)
         records += instance.get_run_records(dg.RunsFilter(statuses=failed, updated_after=since), limit=MOST_FAILED_RUNS)
+    return _ends(records)
+
+
+def _ends(records: Iterable[dg.RunRecord]) -> list[tuple[dg.DagsterRun, float]]:
+    """Runs that ended, and when, in seconds since 1970."""
     return [(record.dagster_run, record.end_time or record.update_timestamp.timestamp()) for record in records]
 
 
@@ -152,10 +157,9 @@ def _touched_since(instance: dg.DagsterInstance, made_s: Mapping[str, float], kn
     ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     since = datetime.fromtimestamp(min(made_s.values()) - CLOCKS_DIFFER_S, UTC)
     records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=since), limit=MOST_FAILED_RUNS)
-    runs = [(each.dagster_run, each.end_time or each.update_timestamp.timestamp()) for each in records]
     return {
         key
-        for run, end_s in [*runs, *_abandoned(instance)]
+        for run, end_s in [*_ends(records), *_abandoned(instance)]
         if scores_requests(run)
         for key in partitions_of(run.tags, known)
         if key in made_s and end_s > made_s[key]

@@ -808,16 +808,21 @@ def test_a_run_that_was_cancelled_is_not_asked_for_again(daemon):
     assert len([run for run in daemon.runs if run.tags["dagster/sensor_name"] == "new_batch_request"]) == 1
 
 
-def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_names_then(daemon):
-    for day in (1, 2, 3):
+def promoted_after_scoring(daemon: Daemon, days: int, rescore: str) -> None:
+    """Each day's request is scored with version 1, and a run with version 2 is asked for."""
+    for day in range(1, days + 1):
         daemon.write_request(f"day{day}", 90 - day)
-    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
     daemon.serving.registry.champion = 1
     daemon.both()
     daemon.finish_all()
     daemon.both()
     daemon.serving.registry.champion = 2
     daemon.tick("new_model_version")
+
+
+def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_names_then(daemon):
+    promoted_after_scoring(daemon, days=3, rescore="all")
     pinned = daemon.runs[-1]
     assert pinned.run_config
     daemon.serving.registry.champion = 1  # taken back while it was at work
@@ -830,15 +835,7 @@ def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_na
 @pytest.mark.parametrize("rescore", ["newest", "all"])
 @pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
 def test_a_rollback_scores_again_what_a_run_that_did_not_succeed_may_have_replaced(daemon, rescore, end):
-    for day in (1, 2):
-        daemon.write_request(f"day{day}", 90 - day)
-    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
-    daemon.serving.registry.champion = 1
-    daemon.both()
-    daemon.finish_all()
-    daemon.both()
-    daemon.serving.registry.champion = 2
-    daemon.tick("new_model_version")
+    promoted_after_scoring(daemon, days=2, rescore=rescore)
     time.sleep(0.01)  # the run's end is known to a millisecond
     # It published the output of a request, and never came to tell.
     daemon.instance.handle_new_event(_ended(daemon.runs[-1], end))
