@@ -9,23 +9,23 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
-from api.access import keys_from
-from api.loading import Loader, RegistryLoader
-from api.merging import Merger
-from api.metrics import Metrics
-from api.model_slot import AliasFollower, ModelSlot
-from api.problems import to_problem
-from api.request_log import RequestLog
-from api.request_scoring import RequestScoring
-from api.routes import STATIC, Description, Health, page_file
-from api.scoring_routes import DirectRoutes, answering, scoring_routes
-from api.state_metrics import ServingState
-from api.stopping import Stopping
-from api.store_probe import StoreProbe
-from api.tracing import tracing_to
-from api.traffic import Traffic
-from api.webhooks import mlflow_webhook
-from scoring.registry import MlflowRegistry
+from api.http.access import keys_from
+from api.http.problems import to_problem
+from api.http.request_scoring import RequestScoring
+from api.http.routes import STATIC, Description, Health, page_file
+from api.http.scoring_routes import DirectRoutes, answering, scoring_routes
+from api.http.stopping import Stopping
+from api.http.traffic import Traffic
+from api.http.webhooks import mlflow_webhook
+from api.inference.merging import Merger
+from api.model.loading import Loader, RegistryLoader
+from api.model.model_slot import AliasFollower, ModelSlot
+from api.model.store_probe import StoreProbe
+from api.telemetry.metrics import Metrics
+from api.telemetry.request_log import RequestLog
+from api.telemetry.state_metrics import ServingState
+from api.telemetry.tracing import tracing_to
+from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
 

@@ -6,16 +6,16 @@ import socket
 import sys
 
 from api.app import create_app
-from api.loading import RegistryLoader
-from api.log import configure_logging
-from api.server import server_of
-from api.settled_loader import SettledLoader
-from api.stopping import Stopping
+from api.http.server import server_of
+from api.http.stopping import Stopping
+from api.model.loading import RegistryLoader
+from api.model.settled_loader import SettledLoader
+from api.telemetry.log import configure_logging
 from scoring.errors import SettingsError
-from scoring.registry import MlflowRegistry
+from scoring.models.registry import MlflowRegistry
+from scoring.models.trial_load import prove_on_trial
+from scoring.models.trial_process import ForkedAhead
 from scoring.settings import Settings
-from scoring.trial_load import prove_on_trial
-from scoring.trial_process import ForkedAhead
 
 BACKLOG = 2048
 

@@ -25,7 +25,7 @@ from benchmarks.page import SECTIONS, table_of, title_of, write_page
 from benchmarks.place import PAGE, RESULTS, VAR
 from benchmarks.results import Result
 from benchmarks.scale import QUICK, WHOLE, Scale
-from tests.servers import ServerDidNotStart
+from tests.support.servers import ServerDidNotStart
 
 
 class AnotherRuns(RuntimeError):

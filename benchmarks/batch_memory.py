@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.batch_job import limit_join_memory, make_repository, write_request
+from tests.support.batch_job import limit_join_memory, make_repository, write_request
 
 DRIVERS = 10_000
 LIMITS = ("1GB", "200MB")
@@ -38,8 +38,8 @@ def main(rows: tuple[int, ...]) -> None:
 
 
 def run(folder: Path, request: Path | None) -> dict[str, float]:
-    """What `tests.batch_job` says of this request."""
-    command = [sys.executable, "-m", "tests.batch_job", str(folder), str(request)]
+    """What `tests.support.batch_job` says of this request."""
+    command = [sys.executable, "-m", "tests.support.batch_job", str(folder), str(request)]
     done = subprocess.run(command, env=dict(os.environ), stdout=subprocess.PIPE, text=True, check=True)
     took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return took

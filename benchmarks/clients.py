@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 
 import uvloop
 
-from tests.e2e.api_server import BODY
-from tests.servers import HOST
+from tests.support.api_server import BODY
+from tests.support.servers import HOST
 
 END_OF_HEAD = b"\r\n\r\n"
 REQUEST = b"\r\n".join(

@@ -14,11 +14,11 @@ from pathlib import Path
 from benchmarks.batch.world import open_batch_world, request_of
 from benchmarks.processes import cpu_s, memory_mib
 from scoring.engine import Engine, LocalEngine
+from scoring.files.location import Location
+from scoring.models.registry import MlflowRegistry
 from scoring.predict import Policy
-from scoring.registry import MlflowRegistry
 from scoring.serving import load_serving_model, resolve_version
-from scoring.spark_engine import SparkEngine
-from scoring.storage import Location
+from scoring.spark.engine import SparkEngine
 
 FEW = 10_000
 

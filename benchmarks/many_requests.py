@@ -11,8 +11,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from tests.e2e.dagster_servers import Daemon, runs, ticks, wait_for_ticks, wait_until
-from tests.worlds import World, build_driver_world
+from tests.support.dagster_servers import Daemon, runs, ticks, wait_for_ticks, wait_until
+from tests.support.worlds import World, build_driver_world
 
 QUEUE = """
 run_coordinator:

@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.api_server import ApiServer
-from tests.servers import RedisServer
-from tests.worlds import build_driver_world
+from tests.support.api_server import ApiServer
+from tests.support.servers import RedisServer
+from tests.support.worlds import build_driver_world
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import uvloop
 
 from benchmarks.clients import Load, Taken, load, put_on
 from benchmarks.online_world import percentile, serving
-from tests.e2e.api_server import Connection
+from tests.support.api_server import Connection
 
 # Threads, and requests that may wait beside as many: at the first cap, what is accepted waits for no other request.
 CAPS = ((1, 0), (2, 2))

@@ -79,8 +79,8 @@ def exhaust(items: Iterator[Any]) -> None:
 def join() -> None:
     """The join: its parts, the product, the floor."""
     from benchmarks.batch.joins import BareAsof, BatchInput
-    from scoring.batch_request import read_batch_request
-    from scoring.offline import with_point_in_time_features
+    from scoring.batch.join import with_point_in_time_features
+    from scoring.batch.request import read_batch_request
 
     whole, floor = BatchInput(ROWS), BareAsof(ROWS)
     whole.prepare()
@@ -102,9 +102,9 @@ def join() -> None:
 def predict() -> None:
     """The prediction: its parts, the product, the course's way."""
     from benchmarks.batch.predictions import BatchOutput, Course
-    from scoring.batch import _tables
-    from scoring.scored_rows import Scoring
-    from scoring.storage import Location
+    from scoring.batch.pipeline import _tables
+    from scoring.batch.scored_rows import Scoring
+    from scoring.files.location import Location
 
     whole, course = BatchOutput(ROWS), Course(ROWS)
     whole.prepare()
@@ -133,7 +133,7 @@ def graph() -> None:
 
     from benchmarks.batch.graph import ThroughDagster
     from scoring.engine import LocalEngine
-    from serving_assets import plots
+    from serving_assets.assets import plots
 
     whole = ThroughDagster(ROWS)
     with quietly():
@@ -187,8 +187,8 @@ def _clock(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _write(tables: list[Any]) -> None:
-    from scoring.parquet import write_tables
-    from scoring.scored_rows import CONSTANTS
+    from scoring.batch.scored_rows import CONSTANTS
+    from scoring.files.parquet import write_tables
 
     constants = [name for name in CONSTANTS if name in tables[0].column_names]
     needed = -(-ROWS // tables[0].num_rows)

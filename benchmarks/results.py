@@ -13,7 +13,15 @@ import msgspec
 from benchmarks.place import ROOT
 
 # The code whose speed is measured. A commit that touches none of it leaves results as they are.
-OURS = ("scoring", "api", "serving_assets", "feature_repo", "requirements", "tests/worlds.py", "tests/servers.py")
+OURS = (
+    "scoring",
+    "api",
+    "serving_assets",
+    "feature_repo",
+    "requirements",
+    "tests/support/worlds.py",
+    "tests/support/servers.py",
+)
 MEASURED_CODE = (*OURS, "benchmarks/batch", "benchmarks/online", "benchmarks/peers")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.clients import Load, Taken, load, put_on
 from benchmarks.online_world import percentile, serving
-from tests.e2e.api_server import ApiServer
+from tests.support.api_server import ApiServer
 
 CLIENTS = 8
 MEASURED_S = 10.0

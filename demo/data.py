@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scoring.files import whole_file
+from scoring.files.atomic import whole_file
 
 DRIVERS = list(range(1001, 1051))
 HISTORY = timedelta(days=14)

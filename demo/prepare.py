@@ -4,7 +4,7 @@ from demo import show
 from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_request
 from demo.place import FEATURE_DATA, REQUEST, REQUESTS
 from demo.training import champion_version, train_and_promote
-from scoring.feature_store import apply_definitions, open_feature_store
+from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.settings import Settings
 
 DRIVER_STATS = FEATURE_DATA / "driver_stats.parquet"

@@ -11,7 +11,7 @@ from demo.place import MODEL, ROOT, CannotStart, demo_environment, make_folders
 from demo.prepare import DRIVER_STATS
 from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
-from scoring.feature_store import open_feature_store
+from scoring.features.feature_store import open_feature_store
 from scoring.settings import Settings
 
 ARRIVAL_S = 60.0

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from demo.dagit import Run, Step
 from demo.place import ARTIFACTS, FEATURE_SERVICE, MODEL, REQUEST, ROOT
 from demo.training import Trained
-from scoring.feature_store import AppliedDefinitions
+from scoring.features.feature_store import AppliedDefinitions
 
 _START = time.monotonic()
 SHOWN_ROWS = 4

@@ -16,10 +16,11 @@ from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_reque
 from demo.place import MODEL, REQUEST, CannotStart
 from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
-from scoring.feature_store import apply_definitions, materialize_online_store, open_feature_store
+from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.features.materialize import materialize_online_store
+from scoring.files.location import Location
+from scoring.files.transfer import fetch, publishing
 from scoring.settings import Settings
-from scoring.storage import Location
-from scoring.transfer import fetch, publishing
 
 DRIVER_STATS = "driver_stats.parquet"
 

@@ -15,8 +15,7 @@ import msgspec
 from demo.data import make_orders
 from demo.place import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS, CannotStart
 from scoring.errors import first_line, without_secrets
-from scoring.feature_store import inside
-from scoring.importing import import_mlflow
+from scoring.imports import import_mlflow, inside
 
 if TYPE_CHECKING:
     import pandas as pd

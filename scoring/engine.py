@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from scoring.batch import (
+from scoring.batch.generations import INPUT, PARTED_INPUT, remove_file
+from scoring.batch.manifest import OUTPUT, Manifest
+from scoring.batch.pipeline import (
     InspectInput,
     InspectOutput,
     accept,
@@ -10,14 +12,12 @@ from scoring.batch import (
     write_batch_input,
     write_batch_output,
 )
-from scoring.features import ModelFeatures
-from scoring.generations import INPUT, PARTED_INPUT, remove_file
-from scoring.manifest import OUTPUT, Manifest
+from scoring.features.model_features import ModelFeatures
+from scoring.files.location import Location
+from scoring.files.transfer import Content
 from scoring.predict import Policy
 from scoring.serving import ServingModel
 from scoring.settings import Settings
-from scoring.storage import Location
-from scoring.transfer import Content
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -44,15 +44,15 @@ class Engine(Protocol):
         folder: Location,
         inspect: InspectInput = accept,
     ) -> Content:
-        """`scoring.batch.write_batch_input` into the request's folder; raises what it raises."""
+        """`scoring.batch.pipeline.write_batch_input` into the request's folder; raises what it raises."""
 
     def read_input_model(self, folder: Location) -> str:
-        """`scoring.batch.read_batch_input_model` of what `write_input` wrote there; raises what it raises."""
+        """`scoring.batch.pipeline.read_batch_input_model` of what `write_input` wrote there; raises what it raises."""
 
     def write_output(
         self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
     ) -> Manifest:
-        """`scoring.batch.write_batch_output` of what `write_input` wrote there; raises what it raises."""
+        """`scoring.batch.pipeline.write_batch_output` of what `write_input` wrote there; raises what it raises."""
 
 
 class LocalEngine:
@@ -99,6 +99,6 @@ def choose_engine(settings: Settings) -> Engine:
     """
     if settings.batch_engine == "local":
         return LocalEngine()
-    from scoring.spark_engine import SparkEngine
+    from scoring.spark.engine import SparkEngine
 
     return SparkEngine.from_settings(settings)

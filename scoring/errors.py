@@ -26,10 +26,13 @@ Each error takes facts and makes one sentence that says what to do. None of them
     └── PredictionFailed            the model raised, or answered something else than one number a row
 """
 
+import errno
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from scoring.causes import in_our_words
+READING = "reading the online store"
+"""What a `FeatureStoreError` of a look-up was doing."""
 
 
 class ServingError(Exception):
@@ -154,6 +157,8 @@ class FeatureStoreError(ServingError):
 
     def __init__(self, doing: str, cause: BaseException | str) -> None:
         self.doing = doing
+        if isinstance(cause, BaseException) and isinstance(cause.__cause__, ImportError):
+            cause = cause.__cause__  # Feast names the module that it could not import; its cause says why
         super().__init__(f"The feature store failed while {doing}: {first_line(cause)}")
         self._why = _public(cause)
 
@@ -290,3 +295,51 @@ def without_secrets(uri: str) -> str:
     """
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+# Names of exceptions and not the classes: each store's client has its own, and none is imported for this. The first
+# that fits counts, as redis-py's AuthenticationError is a ConnectionError, too.
+KINDS: dict[str, frozenset[str]] = {
+    "it refuses our user or password": frozenset({"AuthenticationError", "AuthorizationError", "NoPermissionError"}),
+    "it is still loading its data": frozenset({"BusyLoadingError"}),
+    "it refused the connection": frozenset({"ConnectionRefusedError"}),
+    "the name of its host is not known": frozenset({"gaierror"}),
+    "it gave no answer in time": frozenset({"TimeoutError", "Timeout"}),
+    "the connection to it failed": frozenset({"ConnectionError"}),
+    "it answered with an error": frozenset({"ResponseError"}),
+}
+
+
+# A full disk, a quota, this process' own limit, a file system that became read-only.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def in_our_words(error: BaseException) -> str:
+    """What kind of failure an error, or what led to it, tells of; of another kind than known ones, its type."""
+    names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+    for words, kinds in KINDS.items():
+        if names & kinds:
+            return words
+    return type(error).__name__
+
+
+def why_no_room(error: BaseException) -> str | None:
+    """What the system says where an error means that it takes no more bytes of ours; None where it means another thing.
+
+    MLflow keeps what led to its own errors in their text alone (3.17).
+    """
+    for each in _chain(error):
+        for number in NO_ROOM:
+            if (isinstance(each, OSError) and each.errno == number) or f"[Errno {number}] " in str(each):
+                return os.strerror(number)
+        if isinstance(each, FileNotFoundError) and "No usable temporary directory" in str(each):
+            return os.strerror(errno.ENOSPC)  # tempfile tried to write to some
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

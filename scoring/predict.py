@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import FeaturesRejected
-from scoring.model import Model
+from scoring.models.model import Model
 from scoring.settings import MissingFeaturesPolicy, Settings
 
 NOT_FINITE = "not_finite"

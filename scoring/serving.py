@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow as pa
 
-from scoring.admission import prove
+from scoring.arrow.signature import Signature
 from scoring.errors import ModelRefused
-from scoring.feature_service import link_features
-from scoring.features import ModelFeatures
-from scoring.model import Model
-from scoring.model_files import ModelFiles, fetch_model, load_signature, version_folder
-from scoring.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
+from scoring.features.feature_service import link_features
+from scoring.features.model_features import ModelFeatures
+from scoring.models.admission import prove
+from scoring.models.model import Model
+from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
+from scoring.models.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
 from scoring.settings import Settings
-from scoring.signature import Signature
 
 if TYPE_CHECKING:
     from feast import FeatureStore

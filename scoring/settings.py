@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from scoring.errors import SettingsError, without_secrets
+from scoring.files.location import ALLOWED, Location
 from scoring.secret import Secret
-from scoring.storage import ALLOWED, Location
 
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle"]

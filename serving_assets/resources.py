@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from scoring.engine import Engine, choose_engine
-from scoring.feature_store import open_feature_store
-from scoring.registry import MlflowRegistry, Registry
+from scoring.features.feature_store import open_feature_store
+from scoring.models.registry import MlflowRegistry, Registry
 from scoring.settings import Settings
 
 if TYPE_CHECKING:

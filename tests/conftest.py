@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
+from tests.support.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.environments import OURS_BATCH, build, python_of
 from benchmarks.place import ROOT, VAR
-from tests.servers import environment_for_servers
+from tests.support.servers import environment_for_servers
 
 
 class BatchRound(msgspec.Struct, frozen=True):

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from benchmarks.batch.task import OUTPUT
 from benchmarks.batch.world import FEW, open_batch_world, request_of
 from benchmarks.place import ROOT
-from scoring.storage import Location
+from scoring.files.location import Location
 
 if TYPE_CHECKING:
-    from scoring.batch import InspectInput, InspectOutput
-    from scoring.features import ModelFeatures
+    from scoring.batch.pipeline import InspectInput, InspectOutput
+    from scoring.features.model_features import ModelFeatures
 
     # Given the model's features, and the places of input and output.
     Inspections = Callable[[ModelFeatures, Location, Location], tuple[InspectInput, InspectOutput]]
@@ -98,15 +98,15 @@ class Parts(Graph):
     name = "graph-parts"
 
     def score(self, key: str) -> None:
-        from scoring.batch import accept
+        from scoring.batch.pipeline import accept
 
         self.score_with(key, lambda *_: (accept, accept))
 
     def score_with(self, key: str, inspections: "Inspections") -> None:
         """Score one of the requests, and look at what came out."""
-        from scoring.batch import write_batch_input, write_batch_output
+        from scoring.batch.pipeline import write_batch_input, write_batch_output
+        from scoring.models.registry import MlflowRegistry
         from scoring.predict import Policy
-        from scoring.registry import MlflowRegistry
         from scoring.serving import load_serving_model, resolve_version
 
         settings = self.world.settings
@@ -128,9 +128,14 @@ class CheckedParts(Parts):
     name = "graph-checked"
 
     def score(self, key: str) -> None:
-        from scoring.quality import source_ages
-        from scoring.transfer import content_of
-        from serving_assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
+        from scoring.batch.quality import source_ages
+        from scoring.files.transfer import content_of
+        from serving_assets.assets.inspection import (
+            InputInspection,
+            OutputInspection,
+            earlier_predictions,
+            fresh_finding,
+        )
 
         request, settings = self.requests / f"{key}.parquet", self.world.settings
         content_of(request, request.name)  # what is observed of a request

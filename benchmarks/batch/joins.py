@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.batch.task import output_file
 from benchmarks.batch.world import FEATURES, FEW, SERVICE, open_batch_world, request_of, store_configuration
-from scoring.storage import Location
+from scoring.files.location import Location
 
 
 class Join:
@@ -61,7 +61,7 @@ class BatchInput(Join):
     name = "join-product"
 
     def prepare(self) -> None:
-        from scoring.registry import MlflowRegistry
+        from scoring.models.registry import MlflowRegistry
         from scoring.serving import link_registered_version, resolve_version
 
         settings = self.world.settings
@@ -73,7 +73,7 @@ class BatchInput(Join):
         super().prepare()
 
     def join(self, request: Path) -> None:
-        from scoring.batch import write_batch_input
+        from scoring.batch.pipeline import write_batch_input
 
         write_batch_input(Location(request), self.store, self.model, self.features, Location(self.output))
 
@@ -90,7 +90,7 @@ class OurStore(Join):
     def join(self, request: Path) -> None:
         import pyarrow as pa
 
-        from scoring.feature_store import inside
+        from scoring.imports import inside
 
         with inside(self.repository):
             service = self.store.get_feature_service(SERVICE)
@@ -119,7 +119,7 @@ class FeastStore(Join):
     def join(self, request: Path) -> None:
         import pandas as pd
 
-        from scoring.feature_store import inside
+        from scoring.imports import inside
 
         with inside(self.repository):
             entity_rows = pd.read_parquet(request)

@@ -44,7 +44,7 @@ class Materialization:
 
     def prepare(self) -> None:
         """Make the repository, apply it, and materialize few drivers."""
-        from scoring.feature_store import apply_definitions
+        from scoring.features.feature_store import apply_definitions
 
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(ROOT / "feature_repo", self.repository, ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -82,7 +82,7 @@ class Materialization:
 
     def open(self) -> "FeatureStore":
         """The repository's feature store."""
-        from scoring.feature_store import open_feature_store
+        from scoring.features.feature_store import open_feature_store
         from scoring.settings import Settings
 
         return open_feature_store(Settings(model_name="none", feature_repo=self.repository))
@@ -111,7 +111,7 @@ class ByFeast(Materialization):
     others: ClassVar[dict[str, Any]] = {"offline_store": {"type": "file"}, "batch_engine": {"type": "local"}}
 
     def materialize(self, store: "FeatureStore") -> None:
-        from scoring.feature_store import inside
+        from scoring.imports import inside
 
         with inside(self.repository):
             store.materialize_incremental(end_date=self.until)
@@ -123,7 +123,7 @@ class ByProduct(Materialization):
     others: ClassVar[dict[str, Any]] = {}
 
     def materialize(self, store: "FeatureStore") -> None:
-        from scoring.feature_store import materialize_online_store
+        from scoring.features.materialize import materialize_online_store
 
         materialize_online_store(store, self.until)
 
@@ -150,11 +150,10 @@ class IntoRedis(Materialization):
     """A Redis of its own, a database for each contender."""
 
     database: int
-    store_class = "redis"
 
     @property
     def online_store(self) -> dict[str, str]:
-        return {"type": self.store_class, "connection_string": f"127.0.0.1:{os.environ[REDIS_PORT]},db={self.database}"}
+        return {"type": "redis", "connection_string": f"127.0.0.1:{os.environ[REDIS_PORT]},db={self.database}"}
 
     def client(self) -> "Redis":
         """A client of the database."""
@@ -187,7 +186,6 @@ class ProductIntoRedis(ByProduct, IntoRedis):
     """Ours, into Redis."""
 
     name, database = "materialize-redis-product", 2
-    store_class = "scoring.redis_store.BulkRedisOnlineStore"
 
 
 class FeastIntoSqlite(ByFeast, IntoSqlite):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.batch.task import output_file
 from benchmarks.batch.world import FEW, joined_rows, open_batch_world
-from scoring.storage import Location
+from scoring.files.location import Location
 
 
 class Prediction:
@@ -51,8 +51,8 @@ class BatchOutput(Prediction):
     name = "predict-product"
 
     def prepare(self) -> None:
+        from scoring.models.registry import MlflowRegistry
         from scoring.predict import Policy
-        from scoring.registry import MlflowRegistry
         from scoring.serving import load_serving_model, resolve_version
 
         settings = self.world.settings
@@ -63,7 +63,7 @@ class BatchOutput(Prediction):
         super().prepare()
 
     def predict(self, source: Path) -> None:
-        from scoring.batch import write_batch_output
+        from scoring.batch.pipeline import write_batch_output
 
         model, features = self.serving.model, self.serving.features
         write_batch_output(Location(source), model, features, self.policy, Location(self.output))
@@ -97,9 +97,9 @@ class DecodeEncode(Prediction):
     name = "predict-floor"
 
     def predict(self, source: Path) -> None:
-        from scoring.batch_request import ROWS_A_BATCH
-        from scoring.encodings import encodings
-        from scoring.scored_rows import CONSTANTS
+        from scoring.batch.scored_rows import CONSTANTS
+        from scoring.files.encodings import encodings
+        from scoring.files.parquet import ROWS_A_BATCH
 
         with pq.ParquetFile(source, pre_buffer=False) as opened, contextlib.ExitStack() as stack:
             constants = _constants(ROWS_A_BATCH)
@@ -121,7 +121,7 @@ def _scored_schema(joined: pa.Schema, types: list[pa.DataType]) -> pa.Schema:
 
 
 def _constants(rows: int) -> list[pa.Array]:
-    from scoring.encodings import constant
+    from scoring.files.encodings import constant
 
     random = np.random.default_rng(3)
     return [

@@ -18,7 +18,7 @@ from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import number, spread, table
-from tests.servers import RedisServer, environment_for_servers
+from tests.support.servers import RedisServer, environment_for_servers
 
 
 class Work(msgspec.Struct, frozen=True):

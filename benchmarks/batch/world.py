@@ -15,7 +15,7 @@ import yaml
 from benchmarks.fingerprint import fingerprint
 from benchmarks.place import VAR
 from benchmarks.quietly import quietly
-from tests.worlds import World, build_driver_world
+from tests.support.worlds import World, build_driver_world
 
 if TYPE_CHECKING:
     import pandas as pd

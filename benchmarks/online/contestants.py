@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.environments import OURS, python_of
 from benchmarks.place import PEERS, ROOT
 from benchmarks.processes import tree
-from tests.servers import Server, answers_http, free_port
+from tests.support.servers import Server, answers_http, free_port
 
 Choice = tuple[int, float] | None
 """The best driver and its score; None where no driver has features."""

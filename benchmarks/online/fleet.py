@@ -11,7 +11,7 @@ from benchmarks.online.answers import check_same_answers
 from benchmarks.online.contestants import Contestant, Peer
 from benchmarks.online.world import OnlineWorld, open_world
 from benchmarks.place import VAR
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 
 class Fleet(NamedTuple):

@@ -9,7 +9,7 @@ from benchmarks.online.fleet import Fleet
 from benchmarks.online.world import DRIVERS
 from benchmarks.online.wrk import Load, ask_for_a_while
 from benchmarks.processes import cpu_s, memory_mib
-from tests.servers import Server
+from tests.support.servers import Server
 
 WARM_UP_S = 1.0
 

@@ -19,8 +19,8 @@ import yaml
 from benchmarks.fingerprint import fingerprint
 from benchmarks.place import VAR
 from benchmarks.quietly import quietly
-from tests.servers import HOST, RedisServer
-from tests.worlds import DRIVER_INPUTS, World, build_driver_world
+from tests.support.servers import HOST, RedisServer
+from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,7 @@ def _configure(world: World, redis: str | None) -> None:
     repository = Path(world.environment["SERVING_FEATURE_REPO"])
     ours = yaml.safe_load((repository / OURS).read_text())
     if redis is not None:
-        ours["online_store"] = {"type": "scoring.redis_store.BulkRedisOnlineStore", "connection_string": redis}
+        ours["online_store"] = {"type": "redis", "connection_string": redis}
     peers = ours | {"offline_store": {"type": "file"}, "batch_engine": {"type": "local"}}
     if redis is not None:
         peers["online_store"] = {"type": "redis", "connection_string": redis}

@@ -19,10 +19,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.storage import Location
-from tests.batch_job import BatchJob, limit_join_memory, make_repository, measure, write_request
-from tests.integration.test_batch_s3 import make_bucket
-from tests.servers import S3Server
+from scoring.files.location import Location
+from tests.support.batch_job import BatchJob, limit_join_memory, make_repository, measure, write_request
+from tests.support.s3 import make_bucket
+from tests.support.servers import S3Server
 
 KILLS, KILLS_ON_S3 = 50, 20
 RUNS_AT_ONCE = 8
@@ -30,7 +30,7 @@ RUNS_AT_ONCE = 8
 ROWS_IN_MEMORY_MIB = 150
 # A fork of pytest itself would take threads' locks along, and a fresh process imports Feast for seconds.
 PROCESSES = mp.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["feast", "scoring.offline_store", "mlflow", "tests.batch_job"])
+PROCESSES.set_forkserver_preload(["feast", "scoring.feast_plugins.offline_store", "mlflow", "tests.support.batch_job"])
 
 
 class Place:

@@ -18,9 +18,9 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.dagster_servers import ROOT, WORKSPACE, Daemon, runs, ticks, wait_for_ticks, wait_until
-from tests.servers import MlflowServer, environment_for_servers
-from tests.worlds import World, build_driver_world, register_driver_model
+from tests.support.dagster_servers import ROOT, WORKSPACE, Daemon, runs, ticks, wait_for_ticks, wait_until
+from tests.support.servers import MlflowServer, environment_for_servers
+from tests.support.worlds import World, build_driver_world, register_driver_model
 
 # Each run takes eight seconds on a quiet machine, and other tests use it, too.
 pytestmark = pytest.mark.timeout(300)

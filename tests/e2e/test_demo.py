@@ -14,7 +14,7 @@ import pytest
 
 from demo.dagit import Dagit
 from demo.online import Api
-from tests.servers import free_port
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("api", "demo", "feature_repo", "scoring", "serving_assets", "workspace.yaml")

@@ -22,12 +22,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests import compose
-from tests.e2e import full_stack, places
-from tests.e2e.dagster_servers import runs, wait_until
-from tests.e2e.load import Load
-from tests.e2e.team import AUTHORIZATION, SENSORS, Team
-from tests.servers import environment_for_servers, nginx_program
+from tests.support import compose, full_stack, places
+from tests.support.dagster_servers import runs, wait_until
+from tests.support.load import Load
+from tests.support.servers import environment_for_servers, nginx_program
+from tests.support.team import AUTHORIZATION, SENSORS, Team
 
 # One start of everything takes a minute on a busy machine, and the first test pays for it.
 pytestmark = pytest.mark.timeout(400)

@@ -22,9 +22,9 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from sklearn.tree._tree import Tree
 
-from tests.e2e.api_server import ApiServer
-from tests.servers import MlflowServer, RedisServer
-from tests.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
+from tests.support.api_server import ApiServer
+from tests.support.servers import MlflowServer, RedisServer
+from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
 
 POLL_S = 2.0
 SECRET = "a secret of more than 16 characters"

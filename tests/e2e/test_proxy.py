@@ -13,14 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.problems import NOT_FOUND, TYPE_PREFIX
-from tests import compose
-from tests.certificates import write_certificate
-from tests.e2e import stand_ins
-from tests.e2e.api_server import Answer, Connection
-from tests.e2e.compose_services import Service
-from tests.e2e.places import Places
-from tests.servers import HOST, free_port, nginx_program
+from api.http.problems import NOT_FOUND, TYPE_PREFIX
+from tests.support import compose, stand_ins
+from tests.support.api_server import Answer, Connection
+from tests.support.certificates import write_certificate
+from tests.support.compose_services import Service
+from tests.support.places import Places
+from tests.support.servers import HOST, free_port, nginx_program
 
 AT_ONCE = 4
 TAKES_S = 0.05

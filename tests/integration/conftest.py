@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from api.loading import RegistryLoader
-from api.scorer import Scorer
-from scoring.feature_store import apply_definitions, open_feature_store
-from scoring.registry import MlflowRegistry
-from tests.compose import EXAMPLE_VALUES
-from tests.servers import PostgresServer, RedisServer
-from tests.worlds import World, build_driver_world
+from api.model.loading import RegistryLoader
+from api.model.scorer import Scorer
+from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.models.registry import MlflowRegistry
+from tests.support.compose import EXAMPLE_VALUES
+from tests.support.servers import PostgresServer, RedisServer
+from tests.support.worlds import World, build_driver_world
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from litestar.testing import TestClient
 from api.app import create_app
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
-from tests.dagster_instance import new_instance
-from tests.worlds import World, build_customer_world, build_driver_world, build_payment_world
+from tests.support.dagster_instance import new_instance
+from tests.support.worlds import World, build_customer_world, build_driver_world, build_payment_world
 
 READY_S = 60.0
 

@@ -11,17 +11,17 @@ import dagster as dg
 import pytest
 from dagster._serdes import serialize_value
 
-from api.loading import RegistryLoader
-from api.scorer import Scorer
+from api.model.loading import RegistryLoader
+from api.model.scorer import Scorer
 from scoring.errors import ServingError
-from scoring.registry import MlflowRegistry
+from scoring.models.registry import MlflowRegistry
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
-from tests.compose import EXAMPLE_VALUES, services
-from tests.e2e.api_server import ApiServer
-from tests.e2e.dagster_servers import wait_until
-from tests.servers import HOST, PostgresServer, RedisServer, free_port
-from tests.worlds import World
+from tests.support.api_server import ApiServer
+from tests.support.compose import EXAMPLE_VALUES, services
+from tests.support.dagster_servers import wait_until
+from tests.support.servers import HOST, PostgresServer, RedisServer, free_port
+from tests.support.worlds import World
 
 SECRETS = {name: value for name, value in EXAMPLE_VALUES.items() if name != "SERVING_MODEL_NAME"} | {
     "MLFLOW_TRACKING_PASSWORD": "tr4cking",
@@ -70,12 +70,14 @@ def test_the_api_tells_none_when_it_works_and_when_its_stores_are_gone(
         assert said[0].startswith("200 ")
         with guarded_redis.stopped(), postgres_server.stopped():
             wait_until(lambda: api.get("/ready").status_code == 503, "the API to see that Redis is gone")
-            wait_until(lambda: "registry_gives_no_answer" in api.log.read_text(), "the API to miss the registry")
+            wait_until(
+                lambda: "registry_gives_no_answer" in api.telemetry.log.read_text(), "the API to miss the registry"
+            )
             ask_everything()
             assert "503 " in "".join(said)
     finally:
         api.stop()
-    check_silent("\n".join([*said, api.log.read_text()]))
+    check_silent("\n".join([*said, api.telemetry.log.read_text()]))
 
 
 BROKEN = {

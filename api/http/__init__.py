@@ -1,0 +1,1 @@
+"""Routes, bodies, problems and the server. The only package that knows HTTP."""

@@ -1,0 +1,112 @@
+"""One model version that answers: entity rows in, scores out. Blocking; the API calls it in worker threads."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from scoring.arrow.signature import NEUTRAL
+from scoring.features.model_features import ModelFeatures
+from scoring.models.registry import ModelVersion
+from scoring.online.lookup import OnlineVectors, read_online_vectors, read_rows
+from scoring.predict import Policy, Scores, score
+from scoring.serving import ServingModel
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+EntityRows = Mapping[str, Sequence[Any]]
+
+
+class Scorer(Protocol):
+    """What the API needs of the model version that serves. Safe to call from several threads."""
+
+    @property
+    def version(self) -> ModelVersion:
+        """Which version it is."""
+
+    @property
+    def features(self) -> ModelFeatures:
+        """Its link to the feature store."""
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether an entity's score is the same, to the bit, in whatever company it is looked up and scored."""
+
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        """Feature vectors of n entity rows, column → n values, in their order.
+
+        Raises:
+            EntityRowsError: the rows can't be looked up.
+            FeatureStoreError: the online store failed.
+        """
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+        """Scores of the entity rows that `online` was looked up for.
+
+        Raises:
+            FeaturesRejected: the policy is `reject`, and a row is incomplete.
+            PredictionFailed: the model failed.
+        """
+
+    def check_store(self) -> None:
+        """Look up one entity that need not exist.
+
+        Raises:
+            FeatureStoreError: the online store failed.
+        """
+
+
+class OnlineScorer:
+    """A `Scorer` on a Feast online store."""
+
+    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy, *, independent_rows: bool) -> None:
+        """Make it ready to answer.
+
+        Args:
+            serving: a loaded version.
+            store: Feast's, with frozen definitions.
+            policy: for missing features.
+            independent_rows: whether the version was shown to predict each row alike in any company.
+        """
+        from scoring.online.lookup import fastest_lookup
+
+        self.model = serving.model
+        self.features = serving.features
+        self._lookup = fastest_lookup(store, serving.features)
+        self._policy = policy
+        self.independent_rows = independent_rows
+        # An on-demand view's function sees all rows that are looked up together, and may compare them.
+        self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
+        self.lately_scored: EntityRows | None = None
+        """A request of which at least one entity had all features: it gives golden rows for the next version."""
+
+    @property
+    def version(self) -> ModelVersion:
+        """See `Scorer.version`."""
+        return self.model.version
+
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        """See `Scorer.look_up`."""
+        return read_online_vectors(self._lookup, self.features, entity_rows, now)
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+        """See `Scorer.score`."""
+        if online.reasons.null_count:
+            self.lately_scored = entity_rows
+        keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
+        return score(
+            self.model,
+            online.vectors,
+            online.reasons,
+            self._policy,
+            name_row=lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
+        )
+
+    def check_store(self) -> None:
+        """See `Scorer.check_store`."""
+        types = dict(self.features.request_types)
+        types |= {column.name: column.dtype for column in self.features.signature.inputs}
+        types |= {key.name: key.arrow_type for key in self.features.join_keys}
+        names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
+        row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
+        read_rows(self._lookup.stored, row)

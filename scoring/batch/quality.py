@@ -1,0 +1,99 @@
+"""What a parquet file of features or predictions looks like: nulls, distributions, drift; and how old a source is."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from scoring.errors import FeatureStoreError
+from scoring.features.model_features import ModelFeatures
+from scoring.files.parquet import ParquetFiles
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+SAMPLED_ROWS = 500_000
+DRIFT_BINS = 10
+# Below this, chance alone drifts further than a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
+ROWS_TO_TELL_DRIFT = 100
+# A bin that nobody fell into counts as this share: its logarithm would be infinite.
+EMPTY_SHARE = 1e-4
+
+
+class SourceAge(msgspec.Struct, frozen=True):
+    """How fresh the source of one feature view is."""
+
+    feature_view: str
+    newest: datetime | None
+    """Its newest event timestamp; None where that is not known (no parquet files, or no rows)."""
+    ttl_s: float | None
+
+
+def sample(table: ParquetFiles, column: str) -> pa.Array:
+    """Non-null values of a column: all of them, or those of about SAMPLED_ROWS rows spread over the files."""
+    groups = table.row_groups
+    wanted = max(1, min(groups, groups * SAMPLED_ROWS // max(table.rows, 1)))
+    chosen = sorted(set(np.linspace(0, groups - 1, wanted, dtype=int).tolist())) if groups else []
+    return table.values(column, chosen)
+
+
+def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
+    """Population stability index of predictions against earlier ones; None where either has too few to tell.
+
+    The bins are the reference's deciles. 0 = the same distribution; above 0.25 is commonly taken for a shift.
+
+    Args:
+        reference: float64 (n,), finite.
+        current: float64 (m,), finite.
+    """
+    if min(len(reference), len(current)) < ROWS_TO_TELL_DRIFT:
+        return None
+    # Reference values that repeat make edges that repeat: such bins are one.
+    edges = np.unique(np.quantile(reference, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
+    shares = [
+        np.maximum(np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1), 0) / len(values)
+        for values in (reference, current)
+    ]
+    before, now = (np.maximum(share, EMPTY_SHARE) for share in shares)
+    return float(np.sum((now - before) * np.log(now / before)))
+
+
+def predictions(table: ParquetFiles) -> np.ndarray:
+    """The predictions of an output that are there, or a sample of them, float64 (n,)."""
+    return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
+
+
+def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:
+    """How fresh the sources are that fill a model's features, one entry a view.
+
+    Raises:
+        FeatureStoreError: a source can't be read.
+    """
+    from feast.infra.offline_stores.file_source import FileSource
+
+    from scoring.feast_plugins.offline_query import newest_event
+
+    ttl_s = {view.name: view.ttl_s for view in features.views}
+    ages = []
+    for name, view in dict(_views(store, features.service)).items():
+        if name not in ttl_s:
+            continue
+        try:
+            source = view.batch_source
+            newest = newest_event(source, store.repo_path) if isinstance(source, FileSource) else None
+        except Exception as error:  # every file system raises its own kinds
+            raise FeatureStoreError(f"reading the newest event of feature view {name!r}", error) from error
+        ages.append(SourceAge(name, newest.astimezone(UTC) if newest else None, ttl_s[name]))
+    return ages
+
+
+def _views(store: "FeatureStore", service: str) -> Iterator[tuple[str, Any]]:
+    for projection in store.get_feature_service(service).feature_view_projections:
+        view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        sources = getattr(view, "source_feature_view_projections", {}).values()
+        for each in sources or [projection]:
+            own = store.registry.get_any_feature_view(each.name, store.project, allow_cache=True)
+            yield each.name_alias or each.name, own

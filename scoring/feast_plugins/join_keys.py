@@ -1,0 +1,30 @@
+"""The columns that name an entity, and their types. Imports no Feast, so that any module may name a join key."""
+
+from typing import Literal
+
+import msgspec
+import pyarrow as pa
+
+# The name under which a join numbers the rows.
+ROW = "request_row__"
+
+KeyType = Literal["int32", "int64", "string"]
+
+
+KEY_TYPES: dict[str, KeyType] = {"INT32": "int32", "INT64": "int64", "STRING": "string", "UUID": "string"}
+
+
+class JoinKey(msgspec.Struct, frozen=True):
+    """One column that names an entity, under the name that a request uses for it."""
+
+    name: str
+    dtype: KeyType
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type of its column."""
+        return {"int32": pa.int32(), "int64": pa.int64(), "string": pa.string()}[self.dtype]
+
+
+Keys = tuple[tuple[str, JoinKey], ...]
+"""(name of a view's own join key, the request's join key), sorted by the first: the order of a serialized key."""

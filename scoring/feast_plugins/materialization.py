@@ -1,0 +1,184 @@
+"""A Feast batch engine that materializes the online store in slices: Feast's local engine, faster, in bounded memory.
+
+Name it in feature_store.yaml (Feast's own extension point), and `feast materialize-incremental` goes through it:
+
+    batch_engine:
+      type: scoring.feast_plugins.materialization.StreamingComputeEngine
+
+What ends up in the online store is what Feast's local engine leaves there: the latest row of each key, the later
+created one among equals. Feast itself still decides which time is copied, and moves its watermark once everything is
+written.
+
+With this project's offline store, rows stream from the source in slices; with another one, Feast reads and transforms
+them as ever and only the writing is ours. Redis and SQLite are written in bulk. Other stores, types and kinds of views
+are left to Feast's own engine, and so is everything if the layout that is known here is not Feast's any more.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+from feast import FeatureView, ValueType
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.dag.context import ExecutionContext
+from feast.infra.compute_engines.local.arrow_table_value import ArrowTableValue
+from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
+from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.compute_engines.local.nodes import LocalOutputNode
+from feast.infra.online_stores.sqlite import SqliteOnlineStore
+from feast.infra.registry.base_registry import BaseRegistry
+
+from scoring.feast_plugins.offline_query import SourceRetrievalJob
+from scoring.feast_plugins.offline_sql import quote
+from scoring.feast_plugins.offline_store import AsofOfflineStore
+from scoring.feast_plugins.online_writers import writer_for
+from scoring.feast_plugins.row_encoding import layout_is_feasts, row_encoding
+from scoring.feast_plugins.value_encoder import NotAlike
+
+logger = logging.getLogger(__name__)
+
+ROWS_A_SLICE, VALUES_A_SLICE = 8192, 200_000
+
+
+class StreamingComputeEngineConfig(LocalComputeEngineConfig):
+    """What feature_store.yaml may say under batch_engine: as for Feast's local engine."""
+
+    type: str = "scoring.feast_plugins.materialization.StreamingComputeEngine"  # type: ignore[assignment]  # Feast fixes its own name
+
+
+class StreamingComputeEngine(LocalComputeEngine):
+    """See the module."""
+
+    def _materialize_one(
+        self,
+        registry: BaseRegistry,
+        task: MaterializationTask,
+        **kwargs: Any,  # noqa: ARG002 - Feast hands over who asked, which its own engine does not use either
+    ) -> LocalMaterializationJob:
+        context = self.get_execution_context(registry, task)
+        builder = _Builder(registry, task, backend=self._get_backend(context))
+        job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
+        try:
+            if not _stream(builder, task, context):
+                builder.build().execute(context)
+        except Exception as error:  # Feast's engine hands every error over in the job, and the caller raises it
+            return LocalMaterializationJob(job_id, MaterializationJobStatus.ERROR, error)
+        return LocalMaterializationJob(job_id, MaterializationJobStatus.SUCCEEDED)
+
+
+class _Builder(LocalFeatureBuilder):
+    """Feast's own plan, whose last step writes in bulk."""
+
+    def build_output_nodes(self, view: Any, input_node: Any) -> LocalOutputNode:  # noqa: ARG002 - Feast's signature
+        root: Any = self.dag_root.view
+        node = _OutputNode("output", root, inputs=[input_node])
+        self.nodes.append(node)
+        return node
+
+
+class _OutputNode(LocalOutputNode):
+    def execute(self, context: ExecutionContext) -> ArrowTableValue:
+        table = self.get_single_table(context).data
+        view = self.feature_view
+        if view.offline or not view.online or not _write(view, context, table.to_batches()):
+            return super().execute(context)
+        output = ArrowTableValue(data=table)
+        context.node_outputs[self.name] = output
+        return output
+
+
+def _stream(builder: _Builder, task: MaterializationTask, context: ExecutionContext) -> bool:
+    """Copy the latest rows from this project's offline store, slice by slice; False if this view needs Feast's plan."""
+    view: Any = task.feature_view
+    if not isinstance(context.offline_store, AsofOfflineStore) or not _is_plain(builder, view) or not task.only_latest:
+        return False
+    columns = builder.get_column_info(view)
+    job = context.offline_store.pull_latest_from_table_or_query(
+        config=context.repo_config,
+        data_source=view.source,
+        join_key_columns=columns.join_keys,
+        feature_name_columns=columns.feature_cols,
+        timestamp_field=columns.ts_col,
+        created_timestamp_column=columns.created_ts_col,
+        start_date=task.start_time,
+        end_date=task.end_time,
+    )
+    if not isinstance(job, SourceRetrievalJob):
+        return False
+    if isinstance(context.online_store, SqliteOnlineStore):
+        job.sort_by(_key_order(view, columns.join_keys))
+    mapping = columns.field_mapping or {}
+    renamed = (
+        batch.rename_columns([mapping.get(name, name) for name in batch.schema.names]) for batch in job.to_batches()
+    )
+    return _write(view, context, renamed)
+
+
+def _key_order(view: FeatureView, keys: list[str]) -> list[str]:
+    """Sort expressions that bring rows into the order of their serialized keys, if only nearly.
+
+    Rows that come in a table's own order are written to its end, in a sixth of the time that scattered ones take
+    (SQLite, 600 000 rows). Serialized numbers begin with their lowest byte, and texts with their length.
+    """
+    types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    order = []
+    for key in sorted(keys):
+        if types.get(key) in (ValueType.INT32, ValueType.INT64):
+            number = f"TRY_CAST({quote(key)} AS BIGINT)"
+            order += [f"({number} >> {8 * byte}) & 255" for byte in range(8)]
+        elif types.get(key) is ValueType.STRING:
+            order += [f"strlen(CAST({quote(key)} AS VARCHAR)) & 255", quote(key)]
+    return order
+
+
+def _is_plain(builder: Any, view: FeatureView) -> bool:
+    """Whether the view is copied as it is in its source."""
+    return (
+        type(view) is FeatureView
+        and view.online
+        and not view.offline
+        and bool(view.data_source)
+        and not view.source_views
+        and not getattr(view, "filter", None)
+        and not (builder._should_transform(view) or builder._should_aggregate(view) or builder._should_validate(view))
+    )
+
+
+def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.RecordBatch]) -> bool:
+    """Write rows to the online store in bulk; False, and nothing written, if Feast's own code has to."""
+    config, store = context.repo_config, context.online_store
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        return True
+    writer, columns = writer_for(config, view, store), row_encoding(view, first.schema)
+    if writer is None or columns is None:
+        return False
+    if not layout_is_feasts(writer, columns, first.schema):
+        logger.warning(
+            "Feature view %r is materialized by Feast's own, slower code: what it writes to %s is not what is known.",
+            view.name,
+            config.online_store.type,
+        )
+        return False
+    try:
+        for rows in _slices(itertools.chain([first], batches), len(columns.encoders)):
+            try:
+                encoded = columns.encode(rows)
+            except NotAlike:
+                store.online_write_batch(config, view, columns.as_feast(rows), None)
+            else:
+                writer.write(encoded)
+    finally:
+        writer.finish()
+    return True
+
+
+def _slices(batches: Iterable[pa.RecordBatch], features: int) -> Iterator[pa.RecordBatch]:
+    step = max(1, min(ROWS_A_SLICE, VALUES_A_SLICE // features))
+    for batch in batches:
+        for start in range(0, batch.num_rows, step):
+            yield batch.slice(start, step)

@@ -1,0 +1,174 @@
+"""Feast's serialized values, as an online store keeps them, into arrays: many at once where they have a common form.
+
+Values of a fixed length are read where they lie, integers are unpacked from their seven-bit groups; everything else,
+and whatever has another form than expected, goes through protobuf's own parser, one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import NULL_TIMESTAMP_INT_VALUE
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from scoring.arrow.signature import holds_every_value
+from scoring.errors import READING, UnusableFeature
+
+VALUE_FIELDS: dict[pa.DataType, str] = {
+    pa.float32(): "float_val",
+    pa.float64(): "double_val",
+    pa.int32(): "int32_val",
+    pa.int64(): "int64_val",
+    pa.bool_(): "bool_val",
+    pa.string(): "string_val",
+}
+"""Types that can be decoded → the field of Feast's Value that holds them."""
+
+# Below this, parsing one by one is as fast as unpacking together.
+FEW = 16
+# A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
+MOST_GROUPS = 10
+CONTINUED = 0x80
+WEIGHTS = np.uint64(1) << 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
+
+
+def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
+    """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
+    there = _present(values)
+    seconds = _unpack_integers(there, SECONDS_TAG)
+    if seconds is None:
+        parsed = map(Timestamp.FromString, there)
+        seconds = np.fromiter((each.seconds + each.nanos * 1e-9 for each in parsed), np.float64, len(there))
+    if len(there) == len(values):
+        return seconds.astype(np.float64, copy=False)
+    moments = np.zeros(len(values))
+    moments[[place for place, value in enumerate(values) if value]] = seconds
+    return moments
+
+
+def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
+    """An array (n,) of `dtype` from serialized Values; null for none.
+
+    Args:
+        values: as the store keeps them.
+        dtype: one of VALUE_FIELDS.
+
+    Raises:
+        google.protobuf.message.DecodeError: no Value.
+        UnusableFeature: a value was written under another declaration, and has no counterpart in this type.
+    """
+    there = _present(values)
+    unpacked = _unpack(there, dtype)
+    if unpacked is None:
+        return _one_by_one(values, dtype)
+    if unpacked.dtype.kind == "i" and not _fits(unpacked, dtype):
+        return _one_by_one(values, dtype)
+    if len(there) == len(values):
+        return pa.array(unpacked, dtype)
+    spread = np.zeros(len(values), unpacked.dtype)
+    missing = np.fromiter((not value for value in values), bool, len(values))
+    spread[~missing] = unpacked
+    return pa.array(spread, dtype, mask=missing)
+
+
+def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
+    if all(values):
+        return values  # type: ignore[return-value]
+    if not {type(value) for value in values if not value} <= {bytes, type(None)}:
+        raise TypeError("a store keeps bytes")
+    return [value for value in values if value]
+
+
+def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
+    return as_declared([plain_value(Value.FromString(value)) if value else None for value in values], dtype)
+
+
+def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
+    tag = TAGS.get(dtype)
+    if tag is None or not values:
+        return None
+    if dtype in PACKED:
+        return _unpack_fixed(values, PACKED[dtype], tag)
+    integers = _unpack_integers(values, tag)
+    return integers if integers is None or dtype != pa.bool_() else integers != 0
+
+
+def _unpack_fixed(values: Sequence[bytes], form: np.dtype[Any], tag: int) -> np.ndarray | None:
+    if set(map(len, values)) != {form.itemsize}:
+        return None
+    packed = np.frombuffer(b"".join(values), form)
+    return packed["value"] if (packed["tag"] == tag).all() else None
+
+
+def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
+    """int64 (n,) from messages of nothing but one integer; None where they are something else, or few."""
+    if len(values) < FEW:
+        return None
+    lengths = set(map(len, values))
+    width = max(lengths)
+    if width > 1 + MOST_GROUPS or min(lengths) == 1:
+        return None
+    if len(lengths) == 1:
+        packed = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), width)
+        last: Any = width - 2
+    else:
+        packed = np.array(values, f"S{width}").view(np.uint8).reshape(len(values), width)  # filled up with zeros
+        last = np.fromiter(map(len, values), np.int64, len(values)) - 2
+    groups = packed[:, 1:]
+    follow = groups >= CONTINUED
+    if (packed[:, 0] != tag).any() or follow[:, -1].any() or (np.argmin(follow, axis=1) != last).any():
+        return None
+    return ((groups & 0x7F).astype(np.uint64) @ WEIGHTS[: width - 1]).view(np.int64)
+
+
+def _fits(integers: np.ndarray, dtype: pa.DataType) -> bool:
+    limits = np.iinfo(dtype.to_pandas_dtype())
+    return bool(integers.min() >= limits.min and integers.max() <= limits.max)
+
+
+def _tag(message: Any, field: str) -> int:
+    setattr(message, field, 1)
+    return int(message.SerializeToString()[0])
+
+
+SECONDS_TAG = _tag(Timestamp(), "seconds")
+TAGS = {dtype: _tag(Value(), field) for dtype, field in VALUE_FIELDS.items() if dtype != pa.string()}
+PACKED: dict[pa.DataType, np.dtype[Any]] = {
+    pa.float32(): np.dtype([("tag", "u1"), ("value", "<f4")]),
+    pa.float64(): np.dtype([("tag", "u1"), ("value", "<f8")]),
+}
+
+
+def plain_value(value: Any) -> Any:
+    """What Feast's Value holds; None for nothing."""
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    found = getattr(value, kind)
+    # How Feast writes a null among timestamps.
+    return None if kind == "unix_timestamp_val" and found == NULL_TIMESTAMP_INT_VALUE else found
+
+
+def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    """Values as a store gives them, as an array (n,) of the type that their feature is declared to have.
+
+    Args:
+        values: Python's bool, int, float, str and so on; None = unknown.
+        dtype: the declared type; another one than that of the values where the declaration was changed after they
+            were written.
+
+    Raises:
+        UnusableFeature: a value has no counterpart in the declared type.
+    """
+    try:
+        if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
+            return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
+        found = pa.array(values)
+        if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
+            return found.cast(dtype)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else.") from None
+    # pa.array would cut 0.24 down to the integer 0.
+    raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")

@@ -1,0 +1,165 @@
+"""How a model's inputs are filled: each from one feature of its feature service, or from the request."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.arrow.signature import Signature, as_kept, conform
+from scoring.feast_plugins.join_keys import JoinKey
+
+NOT_FOUND = "not_found"
+STALE = "stale"
+NULL_FEATURE = "null_feature"
+
+
+Columns = Mapping[str, pa.Array | pa.ChunkedArray]
+Masks = Mapping[str, pa.Array | pa.ChunkedArray]
+
+
+class View(msgspec.Struct, frozen=True):
+    """One feature view that a model depends on, with what shows whether its row for an entity is there and fresh."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Its columns in Feast's answer, `view__feature`: what the service names, then what on-demand views read of it. The
+    first one's event timestamp speaks for the whole row."""
+    ttl_s: float | None
+    """Seconds after its event timestamp in which a row may be used; None without a limit."""
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One model input and the feature that fills it."""
+
+    input: str
+    column: str
+    """Its column in Feast's answer, `view__feature`."""
+    dtype: pa.DataType
+    """The type that the feature view declares. Values pass through it, so that offline and online agree to the bit."""
+    views: tuple[str, ...]
+    """The views whose rows it comes from: its own, or those that an on-demand view reads."""
+    on_demand_view: str | None = None
+    """The on-demand view that makes it when it is asked for, as the service names it; None if it is stored."""
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether an on-demand view makes it."""
+        return self.on_demand_view is not None
+
+    @property
+    def name(self) -> str:
+        """Its name in its feature view."""
+        return self.column.removeprefix(f"{self.on_demand_view or self.views[0]}__")
+
+    @property
+    def reference(self) -> str:
+        """`view:feature`, as Feast refers to it."""
+        return f"{self.on_demand_view or self.views[0]}:{self.name}"
+
+
+class ModelFeatures(msgspec.Struct, frozen=True):
+    """The link between one model version and the feature store, resolved once when the version is loaded."""
+
+    service: str
+    join_keys: tuple[JoinKey, ...]
+    features: tuple[Feature, ...]
+    views: tuple[View, ...]
+    request_inputs: tuple[str, ...]
+    """Columns that a request must bring beside the keys: inputs of the model, or of an on-demand feature view."""
+    signature: Signature
+    request_types: dict[str, pa.DataType] = {}
+    """Request column that an on-demand feature view needs → the type that the view declares, where that is one that a
+    model's input may have; a column of another type comes as it is."""
+
+    def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
+        """Feature vectors of n_rows, one column an input, in signature order and types; null = unknown.
+
+        Args:
+            columns: arrays of n_rows by name: Feast's `view__feature` columns, and the request's own by input name.
+            unusable: view name → bool (n_rows,), rows without a usable row of that view: its inputs become null there,
+                also those that an on-demand view made of it.
+
+        Raises:
+            FeatureStoreError: a value does not fit the type that the view declares or the model expects.
+        """
+        by_input = {feature.input: feature for feature in self.features}
+        vectors = []
+        for model_input in self.signature.inputs:
+            feature = by_input.get(model_input.name)
+            if feature is None:
+                column = columns[model_input.name]
+            else:
+                column = columns[feature.column]
+                if not feature.on_demand and pa.types.is_timestamp(feature.dtype):
+                    column = as_kept(column, column.type)
+                column = conform(column, feature.dtype, feature.column)
+                for view in feature.views:
+                    if view in unusable:
+                        column = pc.if_else(unusable[view], pa.scalar(None, feature.dtype), column)
+            vectors.append(conform(column, model_input.dtype, model_input.name))
+        return pa.Table.from_arrays(vectors, schema=self.signature.schema)
+
+    def written_vectors(self, rows: pa.Table) -> pa.Table:
+        """Feature vectors of batch_input's rows, in signature order and types; null = unknown.
+
+        What Feast filled is there as `vectors` made it; a request's own column may hold NaN and infinity, too.
+        """
+        vectors = rows.select(list(self.signature.names))
+        for place, field in enumerate(self.signature.schema):
+            if field.name in self.request_inputs:
+                column = conform(vectors.column(place), field.type, field.name)
+                vectors = vectors.set_column(place, field, column)
+        return vectors
+
+    def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
+        """View name → bool (n_rows,): rows for which a point-in-time join found nothing: all nulls."""
+        return {
+            view.name: _all(pc.is_null(columns[column]) for column in view.columns if column in columns)
+            for view in self.views
+        }
+
+
+def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
+    """Why each entity row can't be scored as it is: string (n_rows,), null where its feature vector is complete.
+
+    Args:
+        vectors: feature vectors, one column an input.
+        absent: view name → bool (n_rows,), whether the view has no row for the entity.
+        stale: view name → bool (n_rows,), whether the view has no row that is within its time to live.
+
+    `not_found` goes before `stale`, and that before `null_feature`.
+    """
+    reason = pa.nulls(vectors.num_rows, pa.string())
+    if any(column.null_count for column in vectors.columns):
+        reason = pc.if_else(_any(pc.is_null(column) for column in vectors.columns), NULL_FEATURE, reason)
+    if stale:
+        reason = pc.if_else(_any(stale.values()), STALE, reason)
+    if absent:
+        reason = pc.if_else(_any(absent.values()), NOT_FOUND, reason)
+    return reason.combine_chunks() if isinstance(reason, pa.ChunkedArray) else reason
+
+
+def reasons_from_nulls(features: ModelFeatures, vectors: pa.Table) -> pa.Array:
+    """`missing_reasons` of vectors that were written by a point-in-time join, where only their nulls are known.
+
+    A view counts as absent in a row if every input that depends on it is null. A row past its time to live is absent,
+    too: the join never saw it.
+    """
+    absent = {}
+    for view in features.views:
+        inputs = [feature.input for feature in features.features if view.name in feature.views]
+        # Null counts are known without looking at the values, and most rows are complete.
+        if all(vectors[name].null_count for name in inputs):
+            absent[view.name] = _all(pc.is_null(vectors[name]) for name in inputs)
+    return missing_reasons(vectors, absent, {})
+
+
+def _any(masks: Iterable[Any]) -> Any:
+    return functools.reduce(pc.or_, masks)
+
+
+def _all(masks: Iterable[Any]) -> Any:
+    return functools.reduce(pc.and_, masks)

@@ -1,0 +1,208 @@
+"""What on-demand views add to rows: one way for batch, Spark and online, so that they agree to the bit.
+
+Feast runs a view's function in two ways. Offline it gets all columns, of the types that the source has; online Python's
+objects, of which doubles and 64-bit integers are made again. Here it gets the same columns in each way, as the online
+store keeps them.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from feast.field import Field
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.types import from_feast_to_pyarrow_type
+
+from scoring.arrow.signature import as_kept
+from scoring.errors import UnusableFeature, first_line
+from scoring.features.model_features import ModelFeatures
+from scoring.imports import inside
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+# What pyarrow calls the row numbers of a frame, where they are more than a count (pyarrow 25).
+PANDAS_INDEX = "__index_level_0__"
+
+
+class FunctionFailed(Exception):
+    """What a user wrote for an on-demand view can't be run. `__cause__` is what it raised."""
+
+    def __init__(self, view: str, error: BaseException) -> None:
+        super().__init__(f"the function of on-demand view {view!r} raised {type(error).__name__}: {first_line(error)}")
+        self.view = view
+
+
+class OnDemandViews:
+    """Some on-demand views, and which of their features are asked for. It can be pickled, and threads may share it."""
+
+    def __init__(
+        self,
+        views: Sequence[OnDemandFeatureView],
+        references: Iterable[str],
+        keys: Iterable[str],
+        repository: Path | None = None,
+    ) -> None:
+        """Remember them; nothing is computed yet.
+
+        Args:
+            views: with their projections.
+            references: `view:feature` of all features asked for, at least one of each view.
+            keys: names of the join keys.
+            repository: the feature repository, if the functions are to be called from inside of it.
+        """
+        self.views = tuple(views)
+        self.keys = frozenset(keys)
+        self._repository = repository
+        asked_for = set(references)
+        self._outputs = {}
+        self._inputs = {}
+        self._declared: dict[str, pa.DataType | None] = {}
+        for view in views:
+            inputs = _inputs(view)
+            self._declared |= inputs
+            self._inputs[view.name] = self.keys | inputs.keys()
+            shown = view.projection.name_to_use()
+            types = declared_types(view.features)
+            self._outputs[view.name] = {name: kind for name, kind in types.items() if f"{shown}:{name}" in asked_for}
+
+    def declared(self, rows: pa.Table) -> pa.Table:
+        """The rows, with what the functions read as the views declare it.
+
+        Raises:
+            UnusableFeature: a value has no counterpart in its declared type.
+        """
+        for place, (name, column) in enumerate(zip(rows.column_names, rows.columns, strict=True)):
+            kind = self._declared.get(name)
+            if kind is not None:
+                try:
+                    rows = rows.set_column(place, name, as_kept(column, kind))
+                except pa.ArrowInvalid:
+                    doing = f"converting {name!r} from {column.type} to {kind}, as its view declares it"
+                    raise UnusableFeature(doing, "a value has no counterpart there") from None
+                except pa.ArrowNotImplementedError:
+                    continue  # the function may know what to do with it
+        return rows
+
+    def add(self, rows: pa.Table, views: Sequence[OnDemandFeatureView] | None = None) -> pa.Table:
+        """The rows with the features of all views, or of these, `view__feature`.
+
+        Args:
+            rows: join keys, request-time inputs and features, `declared`; a function sees of them the keys and what its
+                view names.
+            views: some of the views.
+
+        Returns:
+            The rows' own columns, and one for each feature asked for, of its declared type. Only one that holds a value
+            without a counterpart there has the type that pandas or Arrow give it.
+
+        Raises:
+            ValueError: a function returned other rows than it got, or not the features that its view declares.
+            FunctionFailed: a view's function raised.
+        """
+        with contextlib.nullcontext() if self._repository is None else inside(self._repository):
+            for view in self.views if views is None else views:
+                inputs = rows.select([name for name in rows.column_names if name in self._inputs[view.name]])
+                try:
+                    derived = self._run(view, inputs)
+                except (Exception, SystemExit) as error:
+                    raise FunctionFailed(view.name, error) from error
+                _check_rows(view.name, derived, rows.num_rows)
+                for name, kind in self._outputs[view.name].items():
+                    rows = rows.append_column(_column(view, name), _output(view, derived, name, kind))
+        return rows
+
+    def _run(self, view: OnDemandFeatureView, rows: pa.Table) -> pa.Table:
+        """What a view's function returns of rows that are `declared`."""
+        if not view.singleton:
+            return view.transform_arrow(rows, full_feature_names=True)
+        # It takes one row's values and returns one row's. Feast calls it with the first row alone (feast 0.67).
+        found = [view.transform_dict({name: [value] for name, value in row.items()}) for row in rows.to_pylist()]
+        names = self._outputs[view.name]
+        return pa.table({_column(view, name): [each.get(name) for each in found] for name in names})
+
+
+def views_of(store: "FeatureStore", features: ModelFeatures) -> list[OnDemandFeatureView]:
+    """The on-demand views that a model's features need, as its service names them."""
+    needed = {feature.on_demand_view for feature in features.features}
+    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
+    views = []
+    for projection in service.feature_view_projections:
+        view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        if isinstance(view, OnDemandFeatureView) and projection.name_to_use() in needed:
+            views.append(view.with_projection(projection))
+    return views
+
+
+def on_demand_views(
+    store: "FeatureStore", features: ModelFeatures, repository: Path | None = None
+) -> OnDemandViews | None:
+    """What adds a model's on-demand features to rows; None where it has none."""
+    if not any(feature.on_demand for feature in features.features):
+        return None
+    return of_features(views_of(store, features), features, repository)
+
+
+def of_features(
+    views: Sequence[OnDemandFeatureView], features: ModelFeatures, repository: Path | None = None
+) -> OnDemandViews:
+    """What adds those of a model's features that these views make."""
+    references = [feature.reference for feature in features.features]
+    return OnDemandViews(views, references, [key.name for key in features.join_keys], repository)
+
+
+def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
+    """Feature → its declared type; None for one that Arrow has not."""
+    found: dict[str, pa.DataType | None] = {}
+    for field in fields:
+        try:
+            found[field.name] = from_feast_to_pyarrow_type(field.dtype)
+        except ValueError:
+            found[field.name] = None
+    return found
+
+
+def _inputs(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
+    """The columns that a view names: those of a request, and `view__feature`."""
+    found: dict[str, pa.DataType | None] = {}
+    for source in view.source_request_sources.values():
+        found |= declared_types(source.schema)
+    for projection in view.source_feature_view_projections.values():
+        for name, kind in declared_types(projection.features).items():
+            found[f"{projection.name_to_use()}__{name}"] = kind
+    return found
+
+
+def _column(view: OnDemandFeatureView, feature: str) -> str:
+    return f"{view.projection.name_to_use()}__{feature}"
+
+
+def _check_rows(view: str, derived: pa.Table, rows: int) -> None:
+    if derived.num_rows != rows:
+        raise ValueError(f"the function of on-demand view {view!r} returned {derived.num_rows} rows for {rows}")
+    if _is_reordered(derived):
+        raise ValueError(f"the function of on-demand view {view!r} returned its rows in another order")
+
+
+def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.DataType | None) -> pa.ChunkedArray:
+    if _column(view, name) not in derived.column_names:
+        inputs = {field.name for each in view.source_feature_view_projections.values() for field in each.features}
+        why = " (Feast takes away what has the name of an input)" if name in inputs else ""
+        raise ValueError(f"the function of on-demand view {view.name!r} returned no {name!r}{why}")
+    found = derived[_column(view, name)]
+    if kind is not None:
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return found.cast(kind)
+    return found
+
+
+def _is_reordered(derived: pa.Table) -> bool:
+    """Whether pandas' own row numbers came back in another order. Feast takes the first row for the first in any."""
+    if PANDAS_INDEX not in derived.column_names or not pa.types.is_integer(derived[PANDAS_INDEX].type):
+        return False
+    index = derived[PANDAS_INDEX].to_numpy()
+    counted = np.arange(len(index))
+    return not np.array_equal(index, counted) and np.array_equal(np.sort(index), counted)

@@ -1,0 +1,231 @@
+"""Admission: what a model version must show on golden rows before it serves.
+
+Golden rows are rows that the model is known to be made for: its stored input example, else complete rows of the online
+store. Without either, a made-up row shows the form of its output, and nothing is held against what it makes of it.
+"""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.arrow.signature import NEUTRAL, Signature, conform
+from scoring.errors import ModelRefused, PredictionFailed
+from scoring.imports import import_what_predicts
+from scoring.models.model import Model, array_dtype, fill_block, load_model, one_number_a_row, prepare
+from scoring.models.model_files import ModelFiles, check_format
+
+GOLDEN_ROWS = 256
+# A batch so large that linear algebra libraries take the ways that they take for large ones.
+LARGE_BATCH = 1000
+
+RowSource = Literal["input_example", "online_store", "made_up"]
+Predict = Callable[[pa.Table], np.ndarray]
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What a version has shown."""
+
+    rows: pa.Table
+    """The golden rows (n_rows, n_inputs), at least one, in signature order and types."""
+    predictions: np.ndarray | None
+    """float64 (n_rows,), finite unless made up; None where a made-up row was not to the model's taste."""
+    source: RowSource
+    as_array: bool
+    """Whether plain arrays give the same predictions as frames, to the bit."""
+    same_in_any_batch: bool
+    """Whether each row's prediction is the same alone as among others, to the bit."""
+
+
+def prove(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model, Proof]:
+    """Load a version in this process and have it predict its golden rows, our way and MLflow's.
+
+    Args:
+        files: the version's.
+        known_rows: complete feature vectors to use where it brings no input example; None for none.
+
+    Raises:
+        ModelRefused: it does not load, its input example does not fit its signature, or on a golden row it raises,
+            gives anything else than one finite number, or another one than MLflow's pyfunc does.
+    """
+    import_what_predicts()
+    rows, source = _golden_rows(files, known_rows)
+    model = load_model(files)
+    predictions = _predict_golden(model, rows, source)
+    if predictions is None:
+        return model, Proof(rows, None, source, as_array=False, same_in_any_batch=True)
+    batches = [rows, rows.slice(0, 1), rows.take(np.resize(np.arange(rows.num_rows), LARGE_BATCH))]
+    expected = [model.predict(batch) for batch in batches]
+    _check_against_mlflow(files, batches, expected)
+    same_in_any_batch = _same(expected[1], predictions[:1]) and _same(expected[2], np.resize(predictions, LARGE_BATCH))
+    if source != "made_up" and array_dtype(files.signature) is not None:
+        fast = load_model(files, as_array=True)
+        if _agrees(fast.predict, batches, expected):
+            return fast, Proof(rows, predictions, source, True, same_in_any_batch)
+    return model, Proof(rows, predictions, source, False, same_in_any_batch)
+
+
+def confirm(model: Model, proof: Proof) -> None:
+    """Nothing, if a model loaded here predicts what was proven elsewhere; that also warms it.
+
+    Raises:
+        ModelRefused: it does not.
+    """
+    if proof.predictions is None:
+        return
+    try:
+        predictions = model.predict(proof.rows)
+    except PredictionFailed as error:
+        raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
+    if not _same(predictions, proof.predictions):
+        raise ModelRefused(
+            str(model.version), "it does not predict here what it predicted when it was loaded on trial."
+        )
+
+
+def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Table, RowSource]:
+    example = _input_example(files)
+    if example is not None and example.num_rows:
+        return example, "input_example"
+    if known_rows is not None and known_rows.num_rows:
+        return known_rows.slice(0, GOLDEN_ROWS), "online_store"
+    neutral = [pa.array([NEUTRAL[column.dtype]], column.dtype) for column in files.signature.inputs]
+    return pa.Table.from_arrays(neutral, schema=files.signature.schema), "made_up"
+
+
+def _input_example(files: ModelFiles) -> pa.Table | None:
+    """Complete rows of the input example stored with the model, at most GOLDEN_ROWS; None without an example."""
+    import pandas as pd
+    from mlflow.models import Model as MlflowModel
+
+    info = files.description.get("saved_input_example_info")
+    if info is None:
+        return None
+    try:
+        file = (files.folder / str(info["artifact_path"])).resolve()
+        if not file.is_relative_to(files.folder.resolve()):
+            raise ValueError("its path leads out of the model")
+        example = MlflowModel.load(str(files.folder / "MLmodel")).load_input_example(str(files.folder))
+        named = isinstance(example, pd.DataFrame | dict)
+        frame = pd.DataFrame(example, columns=None if named else list(files.signature.names)).head(GOLDEN_ROWS)
+        return _complete_rows(frame, files.signature)
+    except Exception as error:  # its words may quote the example's values
+        raise ModelRefused(
+            str(files.version),
+            f"its input example does not fit its signature ({type(error).__name__}): log it with an example and a "
+            "signature made of the same frame, or without an example.",
+        ) from None
+
+
+def _complete_rows(frame: Any, signature: Signature) -> pa.Table:
+    columns = [
+        conform(pa.array(frame[column.name], from_pandas=True), column.dtype, column.name)
+        for column in signature.inputs
+    ]
+    table = pa.Table.from_arrays(columns, schema=signature.schema)
+    complete = np.ones(table.num_rows, dtype=bool)
+    for column in table.columns:
+        complete &= pc.is_valid(column).to_numpy()
+    return table.filter(pa.array(complete))
+
+
+def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarray | None:
+    try:
+        predictions = model.predict(rows)
+    except PredictionFailed as error:
+        # A model may rightly raise on a made-up row (a category that it never saw), but not on its own output's form.
+        if source == "made_up" and error.__cause__ is not None:
+            return None
+        reason = f"it fails on its golden rows ({source}): {error.problem}"
+        raise ModelRefused(str(model.version), reason) from error
+    broken = int(np.count_nonzero(~np.isfinite(predictions)))
+    if broken and source != "made_up":
+        raise ModelRefused(
+            str(model.version),
+            f"it gives no finite number for {broken} of {rows.num_rows} golden rows ({source}), none of which lacks an "
+            "input.",
+        )
+    return predictions
+
+
+def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: list[np.ndarray]) -> None:
+    model = str(files.version)
+    try:
+        same = _agrees(_mlflow_predict(files), batches, expected)
+    except ModelRefused:
+        raise
+    except Exception as error:  # its words may quote whole frames
+        raise ModelRefused(model, f"MLflow's own pyfunc fails on its golden rows ({type(error).__name__}).") from None
+    if not same:
+        raise ModelRefused(
+            model,
+            "its predictions are not those of MLflow's own pyfunc; a model must give the same rows the same scores.",
+        )
+
+
+def _mlflow_predict(files: ModelFiles) -> Predict:
+    """How MLflow itself predicts with the same model file, but with our list of trusted types."""
+    import mlflow.pyfunc
+    import yaml
+
+    sklearn = {"serialization_format": files.serialization, "skops_trusted_types": check_format(files)}
+    name = f"model{files.model_file.suffix}"
+    flavors = {
+        "python_function": {
+            "loader_module": "mlflow.sklearn",
+            "model_path": name,
+            "predict_fn": files.predict_function,
+        },
+        "sklearn": sklearn,
+    }
+    # Nothing else of the description is taken over: MLflow would act on some of it (code paths, configuration).
+    description = {"flavors": flavors, "signature": files.description["signature"]}
+    with tempfile.TemporaryDirectory(prefix="pyfunc-") as folder, _mlflow_may_load(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (Path(folder) / "MLmodel").write_text(yaml.safe_dump(description), encoding="utf-8")
+        (Path(folder) / name).symlink_to(files.model_file.resolve())
+        pyfunc = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
+    prepare(pyfunc.get_raw_model())
+
+    def predict(rows: pa.Table) -> np.ndarray:
+        whole = fill_block(rows)
+        output = pyfunc.predict(whole.to_pandas())
+        return one_number_a_row(str(files.version), output, whole.num_rows, files.output_column)[: rows.num_rows]
+
+    return predict
+
+
+@contextlib.contextmanager
+def _mlflow_may_load() -> Iterator[None]:
+    # The variable forbids MLflow to load files by a list of types that they bring along; here the list is ours.
+    variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+    before = os.environ.get(variable)
+    os.environ[variable] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _agrees(predict: Predict, batches: list[pa.Table], expected: list[np.ndarray]) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return all(_same(predict(batch), values) for batch, values in zip(batches, expected, strict=True))
+        except PredictionFailed:
+            return False
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    return np.array_equal(left.view(np.int64), right.view(np.int64))

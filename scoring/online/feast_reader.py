@@ -1,0 +1,85 @@
+"""Feast's own way to what an online store holds: for any store, entity by entity."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scoring.feast_plugins.value_decoder import as_declared, plain_value
+from scoring.features.model_features import ModelFeatures
+from scoring.online.reading import StoreRead
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore
+
+
+class FeastReader:
+    """A `StoreReader` that asks Feast, for a whole feature service or for some features of it."""
+
+    def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] | None = None) -> None:
+        """Remember what to ask for.
+
+        Args:
+            store: the Feast store.
+            features: what is wanted.
+            references: `view:feature` of all of that, and of a column of each view; None: Feast is asked for the
+                service, and computes what its on-demand views add.
+        """
+        self._store = store
+        self._features = features
+        self._references = None if references is None else list(references)
+
+    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+        """See `StoreReader.read`."""
+        results = self._columns(entity_rows)
+        rows = len(next(iter(entity_rows.values())))
+        return StoreRead(
+            {view.name: _event_times(results[view.columns[0]], rows) for view in self._features.views},
+            {
+                feature.column: as_declared(
+                    [plain_value(value) for value in results[feature.column].values], feature.dtype
+                )
+                for feature in self._features.features
+            },
+        )
+
+    def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """`view__feature` → Feast's own column."""
+        if self._references is not None:
+            keys = {key.name: entity_rows[key.name] for key in self._features.join_keys}
+            return self._ask(self._references, keys, full_names=True) if self._references else {}
+        service = self._store.get_feature_service(self._features.service, allow_cache=True)
+        short = _short_names(self._features, service)
+        results = self._ask(service, dict(entity_rows), full_names=short is None)
+        if short is None:
+            return results
+        return {full: results[name] for full, name in short.items() if name in results}
+
+    def _ask(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
+        answer = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
+        return dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+
+
+def _short_names(features: ModelFeatures, service: "FeatureService") -> dict[str, str] | None:
+    """`view__feature` → `feature`, where a view is on demand and no two features have one name; else None.
+
+    Asked for full names, Feast takes what an on-demand view computes for something else: in Python mode it leaves it
+    out, and in pandas mode whole numbers beside a null come back as doubles (feast 0.67).
+    """
+    if not any(feature.on_demand for feature in features.features):
+        return None
+    short = {
+        f"{projection.name_to_use()}__{field.name}": field.name
+        for projection in service.feature_view_projections
+        for field in projection.features
+    }
+    for view in features.views:
+        short |= {column: column.removeprefix(f"{view.name}__") for column in view.columns}
+    taken = [*short.values(), *(key.name for key in features.join_keys), *features.request_inputs]
+    return short if len(set(taken)) == len(taken) else None
+
+
+def _event_times(column: Any, rows: int) -> np.ndarray:
+    """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast tells it."""
+    times = column.event_timestamps
+    return np.fromiter((time.seconds + time.nanos * 1e-9 for time in times), np.float64, rows)

@@ -1,0 +1,170 @@
+"""On-demand features of a request: what an online store holds, and what the views' functions make of it.
+
+The functions are called as in a batch run so that both agree. Feast's own way serves where that
+ can't be: a source under another name, aggregations, what is written to the online store, and inputs other than
+numbers, truth values, texts and moments.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast.on_demand_feature_view import OnDemandFeatureView
+
+from scoring.errors import FeatureStoreError, FunctionNotRunnable, UnusableFeature
+from scoring.feast_plugins.value_decoder import VALUE_FIELDS
+from scoring.features.model_features import Feature, ModelFeatures
+from scoring.features.on_demand_views import FunctionFailed, OnDemandViews, declared_types, of_features, views_of
+from scoring.online.feast_reader import FeastReader
+from scoring.online.reading import RUNNING_VIEW, BulkReader, StoreReader, request_column
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+CALLED = ("pandas", "python")
+
+
+class OnDemandOnline:
+    """What adds on-demand features to what was read for one request. Threads may share it."""
+
+    def __init__(self, views: OnDemandViews, inputs: Sequence[Feature], types: Mapping[str, pa.DataType]) -> None:
+        """Args: the views, what they read of other views, and the types of the columns that they read of a request."""
+        self._views = views
+        self._sources = {each.column: each.views[0] for each in inputs}
+        self._types = types
+
+    def add(
+        self,
+        columns: Mapping[str, pa.Array],
+        unusable: Mapping[str, pa.Array],
+        entity_rows: Mapping[str, Sequence[Any]],
+    ) -> dict[str, pa.Array]:
+        """The columns, and on-demand features as columns `view__feature`.
+
+        Args:
+            columns: `view__feature` → values (n,) as the store has them.
+            unusable: view → bool (n,), rows that are not there or past their time to live: a function gets nulls, as it
+                does of a join in the past.
+            entity_rows: the request's, column → n values.
+
+        Raises:
+            EntityRowsError: a request's value is not what its view declares.
+            UnusableFeature: a function raised, or gave something else than it declares.
+        """
+        given = {name: request_column(name, entity_rows, kind) for name, kind in self._types.items()}
+        for name, view in self._sources.items():
+            column = columns[name]
+            given[name] = (
+                pc.if_else(unusable[view], pa.scalar(None, column.type), column) if view in unusable else column
+            )
+        try:
+            rows = self._views.add(self._views.declared(pa.table(given)))
+        except FunctionFailed as error:
+            raise UnusableFeature(f"{RUNNING_VIEW} {error.view!r}", type(error.__cause__).__name__) from error
+        except (ValueError, pa.ArrowException) as error:
+            raise UnusableFeature(RUNNING_VIEW, type(error).__name__) from error
+        made = {name: rows[name].combine_chunks() for name in rows.column_names if name not in given}
+        return {**columns, **made}
+
+
+def with_on_demand_views(
+    store: "FeatureStore", features: ModelFeatures, bulk: BulkReader
+) -> tuple[StoreReader, OnDemandOnline] | None:
+    """How to look up features of which some are on demand; None where Feast has to compute them itself.
+
+    Args:
+        store: the Feast store.
+        features: what is needed.
+        bulk: what makes a faster reader of stored features than Feast, if it can.
+
+    Raises:
+        FeatureStoreError: a view's function can't be run.
+    """
+    views = views_of(store, features)
+    for view in views:
+        _try_out(view)
+    try:
+        inputs = _inputs(views)
+        types = _request_types(views, features)
+        stored = _stored_reader(store, features, inputs, bulk)
+    except _OnlyFeast as reason:
+        alone = [view.name for view in views if view.singleton]
+        if alone:  # Feast would give each row what it computes for the first one (feast 0.67)
+            doing = f"preparing on-demand view {alone[0]!r}"
+            raise FeatureStoreError(doing, f"it takes one row at a time, and {reason}") from None
+        logger.warning("On-demand views of service %r are left to Feast, with its types: %s", features.service, reason)
+        return None
+    keys = {key.name: key.arrow_type for key in features.join_keys}
+    return stored, OnDemandOnline(of_features(views, features), inputs, keys | types)
+
+
+class _OnlyFeast(Exception):
+    """Why Feast has to compute the views itself."""
+
+
+def _stored_reader(
+    store: "FeatureStore",
+    features: ModelFeatures,
+    inputs: Sequence[Feature],
+    bulk: BulkReader,
+) -> StoreReader:
+    """What reads the features that are not on demand, and the inputs of those that are."""
+    plain = {each.column: each for each in features.features if not each.on_demand}
+    plain |= {each.column: each for each in inputs if each.column not in plain}
+    to_read = msgspec.structs.replace(features, features=tuple(plain.values()))
+    stored = bulk(store, to_read)
+    if stored is not None:
+        return stored
+    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
+    names = {view.name for view in features.views}
+    projections = [each for each in service.feature_view_projections if each.name_to_use() in names]
+    renamed = [each.name for each in projections if each.name_alias or each.join_key_map]
+    if renamed:  # references can't say so
+        raise _OnlyFeast(f"view {renamed[0]!r} has another name or other join keys in the service")
+    of_views = [Feature(view.name, view.columns[0], pa.null(), (view.name,)) for view in features.views]
+    return FeastReader(store, to_read, sorted({each.reference for each in (*plain.values(), *of_views)}))
+
+
+def _try_out(view: OnDemandFeatureView) -> None:
+    """Call a view's function as `feast apply` did, but as it came from the registry: without its module's imports.
+
+    Raises:
+        FunctionNotRunnable: it raised.
+    """
+    if view.mode not in CALLED or view.aggregations:
+        return
+    try:
+        copy.copy(view).infer_features()
+    except (Exception, SystemExit) as error:  # whatever a function raises
+        raise FunctionNotRunnable(view.name, error) from error
+
+
+def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
+    """What the views read of other views."""
+    inputs = []
+    for view in views:
+        if view.mode not in CALLED or view.aggregations or view.write_to_online_store:
+            raise _OnlyFeast(f"view {view.name!r} is written to the online store, aggregates, or is no Python")
+        for source in view.source_feature_view_projections.values():
+            if source.name_alias or source.join_key_map:
+                raise _OnlyFeast(f"view {view.name!r} reads {source.name!r} by another name or other join keys")
+            for name, kind in declared_types(source.features).items():
+                if kind is None or not (kind in VALUE_FIELDS or pa.types.is_timestamp(kind)):
+                    raise _OnlyFeast(f"view {view.name!r} reads {name!r}, which is {kind}")
+                column = f"{source.name}__{name}"
+                inputs.append(Feature(column, column, kind, (source.name,)))
+    return inputs
+
+
+def _request_types(views: Sequence[OnDemandFeatureView], features: ModelFeatures) -> dict[str, pa.DataType]:
+    """What the views read of a request."""
+    names = {field.name for view in views for source in view.source_request_sources.values() for field in source.schema}
+    for name in sorted(names - features.request_types.keys()):
+        raise _OnlyFeast(f"{name!r}, which comes with the request, has a type of its own kind")
+    return {name: kind for name, kind in features.request_types.items() if name in names}

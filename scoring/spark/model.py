@@ -1,0 +1,138 @@
+"""A model version as Spark's executors load it: an MLflow pyfunc model around the predict function of batch and online.
+
+The registered files themselves are not handed to `mlflow.pyfunc.spark_udf`: MLflow would trust the types that they
+name, enforce the signature on frames in which integers beside a null have become doubles, and predict blocks of
+whatever size Spark cuts (docs/adr/003).
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.errors import EngineError
+from scoring.features.model_features import NOT_FOUND, NULL_FEATURE, STALE
+from scoring.models.model import Model, load_model
+from scoring.models.model_files import read_model_files
+from scoring.models.registry import ModelVersion
+from scoring.predict import IMPUTED, NOT_FINITE, Policy, score
+from scoring.serving import ServingModel
+from scoring.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REASON = "reason"
+# Codes count from 1, 0 is none: MLflow makes the text "None" of a null in a column of texts (mlflow 3.17).
+_INCOMPLETE = (NOT_FOUND, STALE, NULL_FEATURE)
+REASONS = (*_INCOMPLETE, NOT_FINITE, *(IMPUTED + reason for reason in _INCOMPLETE))
+SCORES = "prediction double, reason int"
+DESCRIPTION, MODEL = "served.json", "model"
+
+
+class _Served(msgspec.Struct, frozen=True):
+    version: ModelVersion
+    formats: tuple[str, ...]
+    trusted_types: tuple[str, ...]
+    output_column: int | None
+    as_array: bool
+    policy: Policy
+
+
+def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Path:
+    """Write the version as a pyfunc model below an empty folder; returns its path, for `spark_udf`.
+
+    Its input is what `encode_vectors` gives, its output columns `prediction` (double) and `reason` (int, see REASONS).
+    """
+    import mlflow.pyfunc
+
+    files = serving.files
+    if files is None:
+        raise EngineError(f"The files of model version {serving.model.version} were not kept for Spark's executors.")
+    data = folder / "data"
+    shutil.copytree(files.folder, data / MODEL)
+    served = _Served(
+        version=files.version,
+        formats=files.formats,
+        trusted_types=files.trusted_types,
+        output_column=files.output_column,
+        as_array=serving.model.as_array,
+        # A task knows its own rows only; who collects the tasks' reasons rejects.
+        policy=policy if policy.kind == "impute" else Policy(),
+    )
+    (data / DESCRIPTION).write_bytes(msgspec.json.encode(served))
+    mlflow.pyfunc.save_model(folder / "pyfunc", loader_module=__name__, data_path=data, pip_requirements=[])
+    return folder / "pyfunc"
+
+
+def encode_vectors(vectors: pa.Table, reasons: pa.Array) -> pa.Table:
+    """Feature vectors and their reasons in columns that come through pandas as they are: `i0`, `n0`, `i1`, …, `reason`.
+
+    `n0` says where `i0` is null, for types that pandas has no null for; there, `i0` is 0. Moments are nanoseconds since
+    1970, an int64.
+    """
+    columns: dict[str, Any] = {}
+    for place, column in enumerate(vectors.columns):
+        if _has_own_null(column.type):
+            columns[f"i{place}"] = column
+        else:
+            plain = pc.cast(column, pa.int64()) if pa.types.is_timestamp(column.type) else column
+            columns[f"i{place}"] = pc.fill_null(plain, pa.scalar(0, pa.int64()).cast(plain.type))
+            columns[f"n{place}"] = pc.is_null(column)
+    codes = pc.add(pc.fill_null(pc.index_in(reasons, pa.array(REASONS)), -1), 1)
+    return pa.table(columns | {REASON: pc.cast(codes, pa.int32())})
+
+
+def decode_vectors(frame: "pd.DataFrame", schema: pa.Schema) -> pa.Table:
+    """The feature vectors of `encode_vectors`, in the signature's schema."""
+    columns = []
+    for place, field in enumerate(schema):
+        values = frame[f"i{place}"]
+        if _has_own_null(field.type):
+            columns.append(pa.array(values, field.type, from_pandas=True))
+        else:
+            columns.append(pc.cast(pa.array(values.to_numpy(), mask=frame[f"n{place}"].to_numpy()), field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def decode_reasons(codes: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Texts (n_rows,) of reasons' codes, null for 0."""
+    chosen = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+    return pa.array([None, *REASONS], pa.string()).take(chosen)
+
+
+def _has_own_null(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(dtype) or pa.types.is_string(dtype))
+
+
+class _Scorer:
+    """What MLflow's pyfunc calls."""
+
+    def __init__(self, model: Model, policy: Policy) -> None:
+        self._model = model
+        self._policy = policy
+
+    def predict(self, frame: "pd.DataFrame", _params: dict[str, Any] | None = None) -> "pd.DataFrame":
+        import pandas as pd
+
+        vectors = decode_vectors(frame, self._model.signature.schema)
+        reasons = decode_reasons(pa.array(frame[REASON].to_numpy()))
+        scores = score(self._model, vectors, reasons, self._policy, str)
+        codes = pc.add(pc.fill_null(pc.index_in(scores.reasons, pa.array(REASONS)), -1), 1)
+        return pd.DataFrame({"prediction": scores.predictions.to_numpy(zero_copy_only=False), REASON: codes.to_numpy()})
+
+
+def _load_pyfunc(data: str) -> _Scorer:
+    """MLflow's loader_module calls this."""
+    served = msgspec.json.decode((Path(data) / DESCRIPTION).read_bytes(), type=_Served)
+    settings = Settings(
+        model_name=served.version.name,
+        model_formats=served.formats,  # type: ignore[arg-type]  # they were settings before
+        skops_trusted_types=served.trusted_types,
+        output_column=served.output_column,
+    )
+    files = read_model_files(served.version, Path(data) / MODEL, settings)
+    return _Scorer(load_model(files, served.as_array), served.policy)

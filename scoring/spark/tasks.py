@@ -1,0 +1,229 @@
+"""What Spark's executors do in Python: read and write the parts of a request, one task a part, always the same bytes.
+
+Each is given to `DataFrame.mapInArrow`, and pickled there. Executors reach requests and results as the driver does:
+a folder that all of them see, or S3.
+"""
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.batch.join import complete
+from scoring.batch.scored_rows import CONSTANTS, with_scores
+from scoring.batch.typed_request import EVENT_TIMESTAMP
+from scoring.errors import FeatureStoreError
+from scoring.feast_plugins.join_keys import ROW
+from scoring.features.model_features import ModelFeatures, reasons_from_nulls
+from scoring.files.location import Location
+from scoring.files.parquet import ParquetFiles, RowsInTurn, write_tables
+from scoring.files.transfer import Content, content_of, publishing
+from scoring.models.registry import ModelVersion
+from scoring.predict import NOT_FINITE, Scores
+from scoring.spark.model import decode_reasons, encode_vectors
+
+if TYPE_CHECKING:
+    from scoring.features.on_demand_views import OnDemandViews
+
+PART = "part__"
+SHOWN_REASONS = 10
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a task says of the part that it wrote."""
+
+    part: int
+    content: Content
+    rows: int
+    scored: int = 0
+    reasons: dict[str, int] = {}
+    offending: tuple[tuple[int, str], ...] = ()
+    """The first rows, counted from 0 over all parts, that the model was not asked about, and why."""
+
+
+WRITTEN = "written string"
+
+
+def read_written(rows: Iterable[Any]) -> list[Written]:
+    """What the tasks of a job said, by part."""
+    return sorted((msgspec.json.decode(row[0], type=Written) for row in rows), key=lambda each: each.part)
+
+
+class ReadEntityRows(msgspec.Struct, frozen=True):
+    """Part numbers → keys, moment and request-time inputs of their rows, each with its row number."""
+
+    request: Location
+    columns: tuple[str, ...]
+    rows_a_part: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """A task's."""
+        with ParquetFiles([self.request]) as file:
+            for part in _numbers(batches):
+                row = part * self.rows_a_part
+                for table in file.between(row, row + self.rows_a_part, self.columns):
+                    numbers = pa.array(range(row, row + table.num_rows), pa.int64())
+                    # Without a zone: Spark would hand Feast the first and last moment in the driver's own (feast 0.67).
+                    moments = pc.cast(pc.cast(table[EVENT_TIMESTAMP], pa.int64()), pa.timestamp("us"))
+                    place = table.column_names.index(EVENT_TIMESTAMP)
+                    entity_rows = table.set_column(place, EVENT_TIMESTAMP, moments).append_column(ROW, numbers)
+                    yield from entity_rows.to_batches()
+                    row += table.num_rows
+
+
+class WriteInputParts(msgspec.Struct, frozen=True):
+    """Feast's answer, sorted by row number, whole parts in each task → the parts of batch_input, written."""
+
+    request: Location
+    features: ModelFeatures
+    rows: int
+    rows_a_part: int
+    metadata: dict[bytes, bytes]
+    folder: Location
+    name: str
+    on_demand: "OnDemandViews | None" = None
+    """What adds on-demand features to the answer."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """A task's."""
+        answers = _split(_without_repeats(pa.Table.from_batches([batch]) for batch in batches), self.rows_a_part)
+        for part, tables in itertools.groupby(answers, lambda pair: pair[0]):
+            yield _said(self.write(part, (table for _, table in tables)))
+
+    def write(self, part: int, answers: Iterable[pa.Table]) -> Written:
+        """One part, from Feast's answer for its rows.
+
+        Raises:
+            FeatureStoreError: the answer lacks a row.
+        """
+        first = part * self.rows_a_part
+        with ParquetFiles([self.request]) as file, _part(self.folder, self.name, part) as (path, name):
+            own = RowsInTurn(file.between(first, min(first + self.rows_a_part, self.rows)), file.schema)
+            rows = write_tables(self._completed(first, own, answers), path, self.metadata)
+            return Written(part, content_of(path, name), rows)
+
+    def _completed(self, row: int, own: RowsInTurn, answers: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for answer in answers:
+            if not answer[ROW].equals(pa.chunked_array([pa.array(range(row, row + answer.num_rows), pa.int64())])):
+                raise FeatureStoreError(
+                    f"joining features of service {self.features.service!r}", f"rows are missing after row {row}"
+                )
+            row += answer.num_rows
+            mine, joined = own.take(answer.num_rows), answer.drop_columns([ROW])
+            if self.on_demand is not None:
+                for name in (*(key.name for key in self.features.join_keys), *self.features.request_inputs):
+                    joined = joined.append_column(name, mine[name])
+                joined = self.on_demand.add(self.on_demand.declared(joined))
+            yield complete(self.features, mine, joined)
+
+
+class ReadVectors(msgspec.Struct, frozen=True):
+    """Part numbers → feature vectors of their rows, as `scoring.spark.model` gets them."""
+
+    parts: tuple[Location, ...]
+    features: ModelFeatures
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """A task's."""
+        for part in _numbers(batches):
+            with ParquetFiles([self.parts[part]]) as file:
+                for vectors in file.between(0, file.rows, self.features.signature.names):
+                    ordered = self.features.written_vectors(vectors)
+                    encoded = encode_vectors(ordered, reasons_from_nulls(self.features, ordered))
+                    numbers = pa.array([part], pa.int32()).take(pa.array([0] * ordered.num_rows))
+                    yield from encoded.append_column(PART, numbers).combine_chunks().to_batches()
+
+
+class WriteOutputParts(msgspec.Struct, frozen=True):
+    """Scores in the order of their rows, whole parts in each task → the parts of batch_output, written."""
+
+    parts: tuple[Location, ...]
+    before: tuple[int, ...]
+    """How many rows there are before each part."""
+    version: ModelVersion
+    service: str
+    folder: Location
+    name: str
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """A task's."""
+        tables = ((batch[PART][0].as_py(), pa.Table.from_batches([batch])) for batch in batches if batch.num_rows)
+        for part, of_part in itertools.groupby(tables, lambda pair: pair[0]):
+            yield _said(self.write(part, (table for _, table in of_part)))
+
+    def write(self, part: int, scored: Iterable[pa.Table]) -> Written:
+        """One part, from the predictions (double) and the codes of reasons (int) of its rows."""
+        counts: Counter[str] = Counter()
+        offending: list[tuple[int, str]] = []
+        predicted = 0
+
+        def tables() -> Iterator[pa.Table]:
+            nonlocal predicted
+            row = self.before[part]
+            for each in scored:
+                scores = Scores(each["prediction"].combine_chunks(), decode_reasons(each["reason"]))
+                predicted += each.num_rows - scores.predictions.null_count
+                for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
+                    counts[pair["values"]] += pair["counts"]
+                offending.extend(_first_offending(scores, row, SHOWN_REASONS - len(offending)))
+                yield with_scores(own.take(each.num_rows), scores, self.version, self.service)
+                row += each.num_rows
+
+        with ParquetFiles([self.parts[part]]) as file, _part(self.folder, self.name, part) as (path, name):
+            own = RowsInTurn(file.between(0, file.rows), file.schema)
+            rows = write_tables(tables(), path, file.schema.metadata, constants=CONSTANTS)
+            content = content_of(path, name)
+        return Written(part, content, rows, predicted, dict(counts), tuple(offending))
+
+
+@contextlib.contextmanager
+def _part(folder: Location, generation: str, part: int) -> Iterator[tuple[Path, str]]:
+    """A path to write a part to, and the name that it gets when it is whole; a task that is repeated replaces it."""
+    name = f"{generation}/part-{part:05d}.parquet"
+    with publishing(folder / name) as path:
+        yield path, name
+
+
+def _numbers(batches: Iterator[pa.RecordBatch]) -> Iterator[int]:
+    for batch in batches:
+        yield from batch.column(0).to_pylist()
+
+
+def _said(written: Written) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"written": [msgspec.json.encode(written).decode()]})
+
+
+def _without_repeats(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The first of the rows of the same number, which follow each other: Feast's query (0.67) gives several where its
+    source has several rows of the same key and moment."""
+    last = -1
+    for table in tables:
+        numbers = table[ROW].to_numpy()
+        new = np.diff(numbers, prepend=last) != 0
+        last = numbers[-1] if len(numbers) else last
+        yield table if new.all() else table.filter(pa.array(new))
+
+
+def _split(tables: Iterable[pa.Table], rows_a_part: int) -> Iterator[tuple[int, pa.Table]]:
+    """Tables sorted by row number, cut where parts end, with the part that they belong to."""
+    for table in tables:
+        parts = table[ROW].to_numpy() // rows_a_part
+        bounds = [0, *(np.flatnonzero(parts[1:] != parts[:-1]) + 1).tolist(), len(parts)]
+        for start, stop in itertools.pairwise(bounds):
+            if start < stop:
+                yield int(parts[start]), table.slice(start, stop - start)
+
+
+def _first_offending(scores: Scores, row: int, wanted: int) -> list[tuple[int, str]]:
+    if wanted <= 0 or scores.reasons.null_count == len(scores.reasons):
+        return []
+    told = pc.fill_null(pc.not_equal(scores.reasons, NOT_FINITE), False)
+    places = np.flatnonzero(told.to_numpy(zero_copy_only=False))[:wanted]
+    return [(row + int(place), scores.reasons[int(place)].as_py()) for place in places]

@@ -1,0 +1,1 @@
+"""The asset graph, its checks and its metadata. Knows nothing of sensors."""

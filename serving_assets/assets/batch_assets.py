@@ -1,0 +1,190 @@
+"""The assets of a batch request: its rows joined with features, and the same rows scored."""
+
+import functools
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from scoring.batch.manifest import Outcome
+from scoring.batch.quality import source_ages
+from scoring.errors import BatchRequestError
+from scoring.features.feature_store import read_definitions
+from scoring.files.atomic import scratch_folder
+from scoring.files.location import Location
+from scoring.files.transfer import Content
+from scoring.predict import Policy
+from scoring.serving import link_registered_version, load_serving_model
+from serving_assets.assets import checks
+from serving_assets.assets.display import counts_table
+from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.assets.feature_assets import DEFINITIONS_TAG, applied_elsewhere, feast_registry
+from serving_assets.assets.inspection import InputInspection, OutputInspection, earlier_predictions, fresh_finding
+from serving_assets.assets.model_version import (
+    INPUT_TAG,
+    Chosen,
+    origin_metadata,
+    registered_model_version,
+    version_of_inputs,
+    version_of_run,
+    version_to_use,
+)
+from serving_assets.assets.problems import RequestProblems
+from serving_assets.records.history import last_scored_request
+from serving_assets.records.observations import last_seen, latest_event, seen_event
+from serving_assets.records.requests import (
+    RequestFile,
+    batch_request,
+    find_request,
+    list_requests,
+    read_hash,
+    request_asset,
+    result_folder,
+)
+from serving_assets.resources import Serving
+
+# A picture takes a tenth of a second: a run over many requests draws those of the first ones.
+PICTURES_A_RUN = 10
+
+Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
+
+
+@request_asset(
+    deps=[batch_request, feast_registry, registered_model_version],
+    check_specs=checks.specs("batch_input", checks.OF_INPUT),
+    kinds={"feast", "parquet"},
+    description="The rows of a batch request, in their order, with the model's features as they were known at each "
+    "row's event_timestamp: `artifacts/<request>/batch_input.parquet`.",
+)
+def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
+    """Join each request of this run's partitions with the features of the run's model version."""
+    written: list[Content] = []
+    found: dict[str, list[checks.Finding]] = {}
+    with failing_in_one_line():
+        settings = serving.settings
+        problems = RequestProblems(context, settings.batch_requests)
+        chosen = version_to_use(context.instance, context.run.run_id, serving)
+        context.log.info(f"Joining for model version {chosen}, chosen by: {chosen.by}.")
+        version = serving.registry.version(chosen.name, chosen.version)
+        store = serving.open_feature_store()
+        features = link_registered_version(serving.registry, store, version, settings)
+        definitions = read_definitions(store)
+        if news := applied_elsewhere(context.instance, definitions):
+            context.log_event(news)
+        fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
+        files = {file.key: file for file in list_requests(settings.batch_requests)}
+        keys = context.partition_keys  # asks the instance each time
+        known = last_seen(context.instance, keys)
+        for key in keys:
+            started = time.monotonic()
+            folder = result_folder(settings.artifacts, key)
+            inspection = InputInspection(serving.engine.input_place(folder), features, settings, fresh)
+            metadata = origin_metadata(settings, version, features.service, chosen.by)
+            with problems.of(key):
+                # Before the rows are read: what changes later shows it.
+                if key in files and (sha256 := _hash_if_there(settings.batch_requests, files[key])):
+                    context.log_event(seen_event(files[key], sha256, known.get(key)))
+                request = find_request(settings.batch_requests, key)
+                metadata["request"] = dg.MetadataValue.path(str(request))
+                written.append(serving.engine.write_input(request, store, str(version), features, folder, inspection))
+            found[key] = inspection.findings
+            metadata |= inspection.metadata
+            metadata["duration_s"] = dg.MetadataValue.float(_since(started))
+            context.add_asset_metadata(metadata, partition_key=key)
+    yield from checks.results("batch_input", checks.OF_INPUT, found)
+    with failing_in_one_line():
+        problems.fail()
+    tags = {INPUT_TAG: version.data_version, DEFINITIONS_TAG: definitions.hash, **latest_event(context.instance)}
+    yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
+
+
+@request_asset(
+    deps=[batch_input, registered_model_version],
+    check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
+    kinds={"scikitlearn", "parquet"},
+    description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
+    "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.",
+)
+def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
+    """Score each batch_input.parquet of this run's partitions with the version that it was made for."""
+    written: list[Content] = []
+    found: dict[str, list[checks.Finding]] = {}
+    with failing_in_one_line(), scratch_folder() as scratch, ThreadPoolExecutor(1, "picture") as drawing:
+        settings, engine = serving.settings, serving.engine
+        problems = RequestProblems(context, settings.batch_requests)
+        inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
+        chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
+        context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
+        version = serving.registry.version(chosen.name, chosen.version)
+        # Links the model to its features once more: this asset can be materialized without batch_input.
+        serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
+        features, policy = serving_model.features, Policy.from_settings(settings)
+
+        @functools.cache
+        def scored_before() -> Sequence[Location]:
+            previous = last_scored_request(context.instance, other_than=inputs)
+            return [result_folder(settings.artifacts, previous)] if previous else []
+
+        for place, (key, folder) in enumerate(inputs.items()):
+            started = time.monotonic()
+            file = engine.output_place(folder)
+            earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
+            drawn = drawing if place < PICTURES_A_RUN else None
+            inspection = OutputInspection(file, features, settings, earlier, drawn)
+            with problems.of(key):
+                manifest = engine.write_output(folder, serving_model, policy, inspection)
+                written.append(manifest.batch_output)
+                metadata = origin_metadata(settings, version, features.service, chosen.by) | inspection.metadata
+                metadata |= _outcome(manifest.outcome, _since(started))
+                context.add_asset_metadata(metadata, partition_key=key)
+            found[key] = inspection.findings
+    yield from checks.results("batch_output", checks.OF_OUTPUT, found)
+    with failing_in_one_line():
+        problems.fail()
+    yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
+
+
+def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
+    """What the run resolved, else what its first input was made for; all inputs must have been made for it."""
+    engine = serving.engine
+    made_for = {engine.input_place(folder): engine.read_input_model(folder) for folder in folders}
+    expected = str(resolved) if resolved else next(iter(made_for.values()))
+    for file, model in made_for.items():
+        if model != expected:
+            raise BatchRequestError(
+                str(file),
+                f"it was made for model version {model}, and this run uses {expected}: materialize batch_input, too.",
+            )
+    if resolved:
+        return resolved
+    name, _, number = expected.rpartition("/")
+    return version_of_inputs(serving, name, int(number))
+
+
+def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
+    return {
+        "rows_scored": dg.MetadataValue.int(outcome.scored),
+        "rows_not_scored": dg.MetadataValue.int(outcome.rows - outcome.scored),
+        "reasons": counts_table("reason", outcome.reasons),
+        "duration_s": dg.MetadataValue.float(seconds),
+        "rows_per_second": dg.MetadataValue.float(round(outcome.rows / max(seconds, 1e-3), 1)),
+    }
+
+
+def _hash_if_there(folder: Location, file: RequestFile) -> str | None:
+    try:
+        return read_hash(folder, file)
+    except FileNotFoundError:
+        return None  # find_request tells
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
+
+
+def _content_version(written: list[Content]) -> dg.DataVersion:
+    """SHA-256 over the files' own: a run that writes the same bytes again makes nothing stale."""
+    return dg.DataVersion(hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in written)).hexdigest())

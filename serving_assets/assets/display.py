@@ -1,0 +1,63 @@
+"""What Dagit shows of a table in parquet files: its schema and its first rows."""
+
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from scoring.arrow.text import text_of
+from scoring.files.location import Location
+from scoring.files.parquet import ParquetFiles
+
+PREVIEW_ROWS = 5
+CELL_CHARACTERS = 40
+
+
+def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.MetadataValue]:
+    """Row count, columns, place and a preview of a table, under the keys that Dagit knows.
+
+    Args:
+        table: the files, wherever they are now.
+        place: where readers will find them.
+    """
+    return {
+        "dagster/row_count": dg.MetadataValue.int(table.rows),
+        "dagster/column_schema": dg.MetadataValue.table_schema(column_schema(table.schema)),
+        "dagster/uri": dg.MetadataValue.path(str(place)),
+        "preview": dg.MetadataValue.md(markdown_table(table.schema.names, _preview(table.first(PREVIEW_ROWS)))),
+    }
+
+
+def _preview(rows: pa.Table) -> list[dict[str, Any]]:
+    # Value by value: one that Python can't hold must not keep a table from being published.
+    columns = {name: [text_of(value) for value in rows[name]] for name in rows.column_names}
+    return [{name: texts[row] for name, texts in columns.items()} for row in range(rows.num_rows)]
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """An Arrow schema as Dagit's column table."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            for field in schema
+        ]
+    )
+
+
+def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
+    """Counts by name as a table, most frequent first."""
+    rows = [{label: name, "rows": count} for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
+    return dg.MetadataValue.md(markdown_table([label, "rows"], rows) if rows else "none")
+
+
+def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:
+    """Rows as a Markdown table; texts longer than `cell` are cut, nulls are empty."""
+    lines = ["| " + " | ".join(_cell(name, cell) for name in columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(name), cell) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object, characters: int) -> str:
+    text = "" if value is None else str(value)
+    text = text.replace("\n", " ").replace("|", "\\|")
+    return text if len(text) <= characters else text[: characters - 1] + "…"

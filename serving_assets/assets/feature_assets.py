@@ -1,0 +1,94 @@
+"""The assets made by Feast: its registry of definitions, and its online store."""
+
+import hashlib
+import time
+from datetime import UTC, datetime
+
+import dagster as dg
+from pydantic import Field
+
+from scoring.features.feature_store import AppliedDefinitions, apply_definitions
+from scoring.features.materialize import materialize_online_store
+from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.records.observations import DATA_VERSION_TAG
+from serving_assets.resources import Serving
+
+GROUP = "features"
+# Dagster's own tag for the version of an input that an output was made from (1.13). By default it is what Dagster knew
+# when the step began.
+DEFINITIONS_TAG = "dagster/input_data_version/feast_registry"
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"feast"},
+    description="Feast's registry, holding what the Python files of the feature repository define (`feast apply`). "
+    "Its data version is a hash of the definitions, so an apply that changes nothing makes nothing stale.",
+)
+def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+    """Apply the feature repository's definitions."""
+    with failing_in_one_line():
+        applied = apply_definitions(serving.open_feature_store())
+    return dg.MaterializeResult(data_version=dg.DataVersion(applied.hash), metadata=_metadata(applied, "this asset"))
+
+
+def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -> dg.AssetMaterialization | None:
+    """An event that says that feast_registry holds these definitions; None if Dagster knows that.
+
+    Who runs `feast apply` elsewhere, in a release for example, would else see the asset as missing for ever, and no
+    output as stale after a change.
+    """
+    latest = instance.get_latest_materialization_event(feast_registry.key)
+    known = latest.asset_materialization if latest else None
+    if known is not None and (known.tags or {}).get(DATA_VERSION_TAG) == found.hash:
+        return None
+    return dg.AssetMaterialization(
+        feast_registry.key,
+        description="Found by a run that reads these definitions: they were applied outside of Dagster.",
+        metadata=_metadata(found, "outside of Dagster"),
+        tags={DATA_VERSION_TAG: found.hash},
+    )
+
+
+def _metadata(applied: AppliedDefinitions, by: str) -> dict[str, str]:
+    return {
+        "project": applied.project,
+        "entities": ", ".join(applied.entities),
+        "feature_views": ", ".join(applied.feature_views),
+        "feature_services": ", ".join(applied.feature_services),
+        "definitions_hash": applied.hash,
+        "applied_by": by,
+    }
+
+
+class Materialization(dg.Config):
+    """How `online_store` is brought up to now, for the launchpad."""
+
+    everything: bool = Field(
+        default=False,
+        description="Copy all that is not older than its time to live, also what was copied before: once, when the "
+        "online store has lost what it had.",
+    )
+
+
+@dg.asset(
+    deps=[feast_registry],
+    group_name=GROUP,
+    kinds={"feast"},
+    description="Feast's online store, brought up to now from the offline store (`feast materialize-incremental`): "
+    "what POST /inference looks up. Batch scoring does not read it.",
+)
+def online_store(config: Materialization, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+    """Materialize, in Feast's sense, what is new since each feature view's watermark, or everything."""
+    started = time.monotonic()
+    with failing_in_one_line():
+        store = serving.open_feature_store()
+        watermarks = materialize_online_store(store, datetime.now(UTC), everything=config.everything)
+    until = {mark.feature_view: mark.until.isoformat() if mark.until else "never" for mark in watermarks}
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(hashlib.sha256(repr(sorted(until.items())).encode()).hexdigest()),
+        metadata={
+            "watermarks": dg.MetadataValue.json(until),
+            "duration_s": round(time.monotonic() - started, 3),
+        },
+    )

@@ -1,0 +1,200 @@
+"""What is looked at in finished batch files before they are published: the checks' findings, and what Dagit shows."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from datetime import UTC, datetime
+
+import dagster as dg
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from scoring.batch.manifest import Outcome, output_parts
+from scoring.batch.quality import ROWS_TO_TELL_DRIFT, SourceAge, drift, predictions
+from scoring.errors import StorageError, first_line
+from scoring.features.model_features import ModelFeatures
+from scoring.files.location import Location
+from scoring.files.parquet import ParquetFiles
+from scoring.predict import NOT_FINITE
+from scoring.settings import Settings
+from serving_assets.assets.checks import (
+    COLUMNS,
+    DRIFT,
+    FINITE,
+    FRESH,
+    NULLS,
+    ROWS,
+    STALE,
+    Finding,
+    stop_if_blocked,
+)
+from serving_assets.assets.display import table_metadata
+from serving_assets.assets.plots import histograms
+
+
+class InputInspection:
+    """Looks at one batch input; `scoring.batch.pipeline.InspectInput`. Keeps what it found, also where it raises."""
+
+    def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
+        self._place = place
+        self._features = features
+        self._settings = settings
+        self._fresh = fresh
+        self.findings: list[Finding] = []
+        self.metadata: dict[str, dg.MetadataValue] = {}
+
+    def __call__(self, table: ParquetFiles, rows: int, stale: Mapping[str, int]) -> None:
+        """Look at the finished table.
+
+        Raises:
+            NotPublished: a blocking check failed.
+        """
+        columns = columns_finding(table.schema, self._features)
+        self.findings = [rows_finding(rows, table.rows), columns]
+        if columns.passed:
+            self.findings += self._rates(table, stale)
+        self.findings.append(self._fresh)
+        stop_if_blocked(str(self._place), self.findings)
+        self.metadata = table_metadata(table, self._place)
+
+    def _rates(self, table: ParquetFiles, stale: Mapping[str, int]) -> list[Finding]:
+        missing = {feature.input: table.nulls(feature.input) for feature in self._features.features}
+        nulls = rates_finding(NULLS, missing, table.rows, self._settings.max_null_rate, "missing")
+        by_input = {
+            feature.input: max((stale[view] for view in feature.views if view in stale), default=0)
+            for feature in self._features.features
+        }
+        if not stale and table.rows and any(view.ttl_s is not None for view in self._features.views):
+            return [
+                nulls,
+                Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones"),
+            ]
+        return [
+            nulls,
+            rates_finding(STALE, by_input, table.rows, self._settings.max_stale_rate, "past their time to live"),
+        ]
+
+
+class OutputInspection:
+    """Looks at one batch output; `scoring.batch.pipeline.InspectOutput`. Keeps what it found, also where it raises."""
+
+    def __init__(
+        self,
+        place: Location,
+        features: ModelFeatures,
+        settings: Settings,
+        earlier: tuple[str, np.ndarray] | None,
+        drawing: Executor | None,
+    ) -> None:
+        """`drawing`: where to draw a picture, one at a time, while the table is published; None for no picture."""
+        self._place = place
+        self._features = features
+        self._settings = settings
+        self._earlier = earlier
+        self._drawing = drawing
+        self._picture: Future[str] | None = None
+        self._metadata: dict[str, dg.MetadataValue] = {}
+        self.findings: list[Finding] = []
+
+    @property
+    def metadata(self) -> dict[str, dg.MetadataValue]:
+        """What Dagit shows of the table. Waits for its picture."""
+        if self._picture is None:
+            return self._metadata
+        try:
+            picture = self._picture.result()
+        except Exception as error:  # numbers that matplotlib or numpy can't lay out; the output is published
+            picture = f"could not be drawn ({type(error).__name__}: {first_line(error)})"
+        return self._metadata | {"distributions": dg.MetadataValue.md(picture)}
+
+    def __call__(self, table: ParquetFiles, outcome: Outcome) -> None:
+        """Look at the finished table.
+
+        Raises:
+            NotPublished: a blocking check failed.
+        """
+        columns = columns_finding(table.schema, self._features)
+        self.findings = [rows_finding(outcome.rows, table.rows), columns, finite_finding(outcome)]
+        self.findings.append(drift_finding(self._earlier, predictions(table), self._settings.max_prediction_drift))
+        stop_if_blocked(str(self._place), self.findings)
+        self._metadata = table_metadata(table, self._place)
+        if self._drawing is not None:
+            shown = ["prediction", *self._features.signature.names]
+            self._picture = self._drawing.submit(histograms(table, shown))
+
+
+def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:
+    """The predictions of the first of these requests' folders that has some, with its place; None if none has."""
+    for folder in folders:
+        try:
+            parts = output_parts(folder)
+            with ParquetFiles(parts) as table:
+                return str(parts[0] if len(parts) == 1 else folder), predictions(table)
+        except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
+            continue  # what can't be read is about to be replaced; it must not keep this one from being made
+    return None
+
+
+def rows_finding(requested: int, found: int) -> Finding:
+    """Whether no row was lost or doubled."""
+    return Finding(ROWS, requested == found, f"{requested} rows in the request, {found} in the file")
+
+
+def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
+    """Whether the file has all inputs of the signature, with their types."""
+    wrong = []
+    for model_input in features.signature.inputs:
+        place = found.get_field_index(model_input.name)
+        if place < 0:
+            wrong.append(f"{model_input.name} is missing")
+        elif found.field(place).type != model_input.dtype:
+            wrong.append(f"{model_input.name} is {found.field(place).type}, not {model_input.dtype}")
+    return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(features.signature.inputs)} inputs are there")
+
+
+def finite_finding(outcome: Outcome) -> Finding:
+    """Whether the model gave a finite number for each row that it was asked about."""
+    broken = outcome.reasons.get(NOT_FINITE, 0)
+    return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite")
+
+
+def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float, what: str) -> Finding:
+    """Whether no feature has a larger share of such rows than allowed; it names the largest shares."""
+    shares = sorted(((count / max(rows, 1), name) for name, count in counts.items()), reverse=True)
+    over = [f"{name} {share:.1%}" for share, name in shares if share > limit]
+    told = ", ".join(over or [f"{name} {share:.1%}" for share, name in shares[:3]]) or "no features"
+    return Finding(check, not over, f"{what}: {told} of {rows} rows ({limit:.1%} allowed)")
+
+
+def drift_finding(earlier: tuple[str, np.ndarray] | None, now: np.ndarray, limit: float) -> Finding:
+    """Whether the predictions are distributed as earlier ones were."""
+    if earlier is None:
+        return Finding(DRIFT, True, "there is no earlier output to compare with")
+    place, before = earlier
+    index = drift(before, now)
+    if index is None:
+        told = f"too few predictions to tell: {len(now)} here, {len(before)} in {place}, {ROWS_TO_TELL_DRIFT} needed"
+        return Finding(DRIFT, True, told)
+    means = f"mean {np.mean(now):.4g} against {np.mean(before):.4g}"
+    return Finding(
+        DRIFT, index <= limit, f"population stability index {index:.3f} ({limit:g} allowed) to {place}; {means}"
+    )
+
+
+def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:
+    """Whether the newest event of each source is young enough."""
+    told, passed = [], True
+    for age in ages:
+        allowed_s = limit_s or age.ttl_s
+        if age.newest is None:
+            told.append(f"{age.feature_view}: not known")
+            continue
+        seconds = (now.astimezone(UTC) - age.newest).total_seconds()
+        allowed = "no limit" if allowed_s is None else f"{_hours(allowed_s)} allowed"
+        told.append(f"{age.feature_view}: newest event {age.newest.isoformat()}, {_hours(seconds)} old ({allowed})")
+        passed &= allowed_s is None or seconds <= allowed_s
+    return Finding(FRESH, passed, "; ".join(told) or "the model reads no feature view")
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"

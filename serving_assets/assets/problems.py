@@ -1,0 +1,126 @@
+"""What is wrong with single requests of a run over many: told for each, while the others are scored."""
+
+import contextlib
+from collections.abc import Iterator
+
+import dagster as dg
+
+from scoring.errors import (
+    BatchRequestError,
+    EntityRowsError,
+    FeaturesRejected,
+    FeatureStoreError,
+    PredictionFailed,
+    ServingError,
+    StorageError,
+    UnusableFeature,
+    first_line,
+)
+from scoring.files.location import Location
+from serving_assets.assets.checks import NotPublished
+from serving_assets.assets.display import markdown_table
+from serving_assets.assets.failures import is_outage
+from serving_assets.records.observations import refused_event
+
+# What is wrong with one request, and is wrong until somebody changes it.
+OF_ONE_REQUEST = (
+    BatchRequestError,
+    EntityRowsError,
+    FeaturesRejected,
+    NotPublished,
+    PredictionFailed,
+    UnusableFeature,
+)
+# Somebody's file lies where the folder of a request's results belongs, or a folder where one of its files does.
+BLOCKED = (FileExistsError, IsADirectoryError, NotADirectoryError)
+# Refused requests that the one line names with their reasons. The failure's metadata has all of them.
+TOLD = 10
+
+
+class RequestProblems:
+    """Whose problem it is when the work on one request raises: the request's, or that of all.
+
+    Whatever is not known to concern all is the request's, so that no request can keep the others from being scored.
+    Of the stores one can't know: one that fails for a single request is that request's problem, and it is taken again
+    later; one that fails twice in a row, or for all, is an outage.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, folder: Location) -> None:
+        """No problem so far; `folder` is that of the requests."""
+        self.failed: dict[str, ServingError] = {}
+        self._context = context
+        self._folder = folder
+        self._succeeded = False
+        self._doubtful: tuple[str, ServingError] | None = None
+
+    @contextlib.contextmanager
+    def of(self, key: str) -> Iterator[None]:
+        """Work on the request with this key.
+
+        Raises:
+            ServingError: it concerns all requests.
+        """
+        try:
+            yield
+        except OF_ONE_REQUEST as error:
+            self._refuse(key, error, again=isinstance(error, PredictionFailed) and error.passing)
+        except StorageError as error:
+            if isinstance(error.__cause__, BLOCKED):
+                problem = f"{error}: what lies there is in the way of its results. Move it away."
+                self._refuse(key, BatchRequestError(self._shown(key), problem))
+            else:
+                self._doubt(key, error)
+        except FeatureStoreError as error:
+            if not is_outage(error):
+                raise
+            self._doubt(key, error)
+        except ServingError:
+            raise
+        except Exception as error:
+            self._context.log.exception(f"Request {key} raised what nobody expected.")
+            problem = f"{type(error).__name__} was raised ({first_line(error, 120)}): the run's log has the trace."
+            # Whether it is the file's fault or a fault of this machine nobody can tell: it is taken again later.
+            self._refuse(key, BatchRequestError(self._shown(key), problem), again=True)
+        else:
+            self._succeeded = True
+            self._settle()
+
+    def fail(self) -> None:
+        """Fail the step in one line that names the requests that can't be scored, and why; nothing, if there are none.
+
+        Raises:
+            dg.Failure: there are some.
+            ServingError: the stores failed for the last one, and none was scored.
+        """
+        if self._doubtful and not self._succeeded:
+            raise self._doubtful[1]
+        self._settle()
+        if not self.failed:
+            return
+        failed, total = self.failed, len(self._context.partition_keys)
+        told = str(next(iter(failed.values())))
+        if total > 1:
+            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:TOLD])
+            more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
+            others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
+            told = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
+        rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
+        refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
+        raise dg.Failure(told, {"refused": refused}, allow_retries=False)
+
+    def _shown(self, key: str) -> str:
+        return str(self._folder / key)
+
+    def _refuse(self, key: str, error: ServingError, *, again: bool = False) -> None:
+        self.failed[key] = error
+        self._context.log_event(refused_event(key, str(error), again=again))
+
+    def _doubt(self, key: str, error: ServingError) -> None:
+        if self._doubtful:
+            raise error
+        self._doubtful = key, error
+
+    def _settle(self) -> None:
+        if self._doubtful:
+            self._refuse(*self._doubtful, again=True)
+            self._doubtful = None

@@ -1,0 +1,1 @@
+"""What Dagster's instance and the request folder record: requests, observations, runs. Reads them; starts nothing."""

@@ -1,0 +1,101 @@
+"""new_model_version: looks at the alias, and asks for runs as `decisions` decides."""
+
+import os
+
+import dagster as dg
+import msgspec
+
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
+from scoring.models.alias_watch import look, unchanged
+from scoring.models.registry import ModelVersion
+from serving_assets.records.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
+from serving_assets.records.history import (
+    ASKED_CREATED,
+    ASKED_SEQUENCE,
+    ASKED_VERSION,
+    known_requests,
+    newest_scored,
+    recovered_cursor,
+    request_states,
+    run_request,
+)
+from serving_assets.records.requests import NoRequestFolder, list_requests
+from serving_assets.resources import Serving
+from serving_assets.sensors.jobs import REQUESTS_A_RUN, pinned, score_batch
+
+INTERVAL_S = 5
+
+
+@dg.sensor(
+    name="new_model_version",
+    job=score_batch,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=INTERVAL_S,
+    description="Scores the newest batch request again (all of them if SERVING_RESCORE is all) when the alias names "
+    "another model version than before.",
+)
+def new_model_version(
+    context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at the alias. An unreachable registry fails the tick, and the cursor stays as it was."""
+    cursor = _read_cursor(context)
+    try:
+        settings = serving.settings
+        if cursor.state is not None and cursor.state == unchanged(settings):
+            return _skip(f"The registry is unchanged: the alias still names {cursor.handled}.", cursor)
+        seen = look(serving.registry, settings, os.environ)
+        version = Registered(ModelVersion(settings.model_name, seen.version).data_version, seen.created_ms)
+        requests = [] if version == cursor.handled else _requests(context.instance, serving)
+    except (AliasNotSet, ModelNotRegistered, NoRequestFolder) as error:
+        return dg.SkipReason(str(error))
+    except ServingError as error:
+        raise error from None
+    decision = decide_rescoring(cursor, version, requests)
+    if not decision.score:
+        at_rest = decision.cursor.handled == version
+        return _skip(decision.reason, msgspec.structs.replace(decision.cursor, state=seen.state if at_rest else None))
+    sequence = str(decision.cursor.sequence)
+    ranges = adjacent_ranges(decision.score, known_requests(context.instance), REQUESTS_A_RUN)
+    runs = [
+        run_request(
+            *each,
+            # The sequence lets a rollback run; the place tells the ranges of one decision apart.
+            run_key=f"{version}:{sequence}" + (f":{place}" if place else ""),
+            run_config=pinned(seen.version),
+            tags={ASKED_VERSION: str(version), ASKED_CREATED: str(version.created_ms), ASKED_SEQUENCE: sequence},
+        )
+        for place, each in enumerate(ranges)
+    ]
+    return dg.SensorResult(run_requests=runs, cursor=_written(decision.cursor))
+
+
+def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestState]:
+    known = known_requests(instance)
+    partitions = set(known)
+    keys = [file.key for file in list_requests(serving.settings.batch_requests) if file.key in partitions]
+    keys = list(dict.fromkeys(keys))
+    if serving.settings.rescore == "all":
+        return request_states(instance, keys, known)
+    newest = request_states(instance, keys[-1:], known)
+    if not newest or newest[0].run_in_flight or newest[0].scored_with is not None or not newest[0].asked_before:
+        return newest
+    # It was refused, or its run failed: the newest one that has a result must not wait for somebody to mend it.
+    scored = newest_scored(instance, keys[:-1])
+    return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
+
+
+def _skip(reason: str, cursor: VersionCursor) -> dg.SensorResult:
+    return dg.SensorResult(skip_reason=reason, cursor=_written(cursor))
+
+
+def _written(cursor: VersionCursor) -> str:
+    return msgspec.json.encode(cursor).decode()
+
+
+def _read_cursor(context: dg.SensorEvaluationContext) -> VersionCursor:
+    if context.cursor:
+        try:
+            return msgspec.json.decode(context.cursor, type=VersionCursor)
+        except msgspec.MsgspecError:
+            context.log.warning("The cursor was not readable and is recovered from the latest run.")
+    return recovered_cursor(context.instance, context.sensor_name)

@@ -1,0 +1,216 @@
+"""The API on real SQLite stores: Feast online store, Feast registry, MLflow registry."""
+
+import contextlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from litestar.testing import TestClient
+
+from api.app import create_app
+from api.model.loading import RegistryLoader
+from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.models.admission import prove
+from scoring.models.registry import MlflowRegistry
+from scoring.settings import Settings
+from tests.support.worlds import (
+    World,
+    build_customer_world,
+    build_driver_world,
+    build_payment_world,
+    register_driver_model,
+)
+
+FAST = {"SERVING_POLL_INTERVAL_S": "0.1", "SERVING_DEADLINE_S": "5"}
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_driver_world(tmp_path_factory.mktemp("drivers"))
+
+
+@pytest.fixture(scope="module")
+def customers(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_customer_world(tmp_path_factory.mktemp("customers"))
+
+
+@pytest.fixture(scope="module")
+def payments(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_payment_world(tmp_path_factory.mktemp("payments"))
+
+
+@pytest.fixture
+def driver_api(drivers: World) -> Iterator[TestClient[Any]]:
+    with serving(drivers.settings_with(**FAST)) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[TestClient[Any]]:
+    with TestClient(create_app(settings, loader(settings))) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, client)
+        yield client
+
+
+def loader(settings: Settings) -> RegistryLoader:
+    """As the API's own, but models are admitted in this process: a trial process takes seconds to start."""
+    return RegistryLoader(
+        settings, MlflowRegistry.from_settings(settings), lambda files, rows, _: prove(files, rows)[1]
+    )
+
+
+def wait_until(condition: Callable[[], bool], client: TestClient[Any], within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, client.get("/ready").json()
+        time.sleep(0.05)
+
+
+def version(client: TestClient[Any]) -> int:
+    return client.get("/version").json()["model"]["version"]
+
+
+def test_the_best_driver_is_the_one_with_the_highest_score(driver_api: TestClient[Any]) -> None:
+    ids = [1003, 1001, 9999, 1002]
+    scores = driver_api.post("/scores", json={"request_id": "r", "driver_ids": ids})
+    answer = driver_api.post("/inference", json={"request_id": "r", "driver_ids": ids})
+    assert scores.status_code == answer.status_code == 200
+    rows = scores.json()["scores"]
+    assert [row["driver_id"] for row in rows] == ids
+    assert rows[2] == {"driver_id": 9999, "score": None, "reason": "not_found"}
+    best = max((row for row in rows if row["score"] is not None), key=lambda row: row["score"])
+    assert answer.json() == {
+        "request_id": "r",
+        "prediction": best["driver_id"],
+        "score": best["score"],
+        "model": {"name": "driver_ranker", "version": version(driver_api)},
+        "excluded": [{"driver_id": 9999, "reason": "not_found"}],
+        "error": None,
+    }
+    assert answer.headers["X-Request-Id"] == "r"
+    assert answer.headers["X-Model-Version"] == f"driver_ranker/{version(driver_api)}"
+
+
+def test_a_promoted_version_is_served_without_a_restart_and_a_rollback_too(
+    drivers: World, driver_api: TestClient[Any]
+) -> None:
+    before = version(driver_api)
+    body = {"request_id": "r", "driver_ids": [1001, 1002]}
+    old = driver_api.post("/scores", json=body).json()["scores"]
+    promoted = register_driver_model(drivers, alpha=0.05)
+    wait_until(lambda: version(driver_api) == promoted, driver_api)
+    new = driver_api.post("/scores", json=body).json()
+    assert new["model"]["version"] == promoted
+    assert new["scores"] != old
+    drivers.promote(before)
+    wait_until(lambda: version(driver_api) == before, driver_api)
+    assert driver_api.post("/scores", json=body).json()["scores"] == old
+
+
+def test_a_version_whose_feature_is_missing_leaves_the_old_one_serving(
+    drivers: World, driver_api: TestClient[Any]
+) -> None:
+    before = version(driver_api)
+    refused = register_driver_model(drivers, inputs=["acc_rate", "conv_rate", "age_of_car"])
+    wait_until(lambda: driver_api.get("/ready").json()["refused"] is not None, driver_api)
+    ready = driver_api.get("/ready")
+    assert ready.status_code == 200
+    assert ready.json()["refused"]["model"] == f"driver_ranker/{refused}"
+    assert "age_of_car" in ready.json()["refused"]["reason"]
+    assert version(driver_api) == before
+    assert driver_api.post("/inference", json={"request_id": "r", "driver_ids": [1001]}).status_code == 200
+    drivers.promote(before)
+    wait_until(lambda: driver_api.get("/ready").json()["refused"] is None, driver_api)
+
+
+def with_its_own_definitions(world: World, folder: Path) -> Settings:
+    # Without the registry: it holds the path of the other world's online store, which an apply would empty.
+    shutil.copytree(
+        world.folder / "feature_repo", folder / "feature_repo", ignore=shutil.ignore_patterns("registry.db")
+    )
+    settings = world.settings_with(**FAST, SERVING_FEATURE_REPO=str(folder / "feature_repo"))
+    apply_definitions(open_feature_store(settings))
+    return settings
+
+
+def test_changed_feature_definitions_are_served_without_a_restart(drivers: World, tmp_path: Path) -> None:
+    settings = with_its_own_definitions(drivers, tmp_path)
+    with serving(settings) as client:
+        before = client.get("/version").json()["definitions"]
+        definitions = settings.feature_repo / "definitions.py"
+        definitions.write_text(definitions.read_text().replace("timedelta(days=1)", "timedelta(microseconds=1)"))
+        apply_definitions(open_feature_store(settings))
+        wait_until(lambda: client.get("/version").json()["definitions"] != before, client)
+        answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
+        assert answer.status_code == 422
+        assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "stale"}]
+
+
+def test_a_store_that_is_applied_but_not_materialized_excludes_everybody(drivers: World, tmp_path: Path) -> None:
+    settings = with_its_own_definitions(drivers, tmp_path)
+    with sqlite3.connect(settings.feature_repo / "data" / "online_store.db") as rows:
+        rows.execute("DELETE FROM rides_driver_stats")
+    with serving(settings) as client:
+        answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
+        assert answer.status_code == 422
+        assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "not_found"}]
+
+
+def test_a_view_that_is_being_materialized_is_served_meanwhile(drivers: World, tmp_path: Path) -> None:
+    from feast.feature_view import FeatureViewState
+
+    settings = with_its_own_definitions(drivers, tmp_path)
+    store = open_feature_store(settings)
+    view = store.get_feature_view("driver_stats")
+    view.state = FeatureViewState.MATERIALIZING
+    store.registry.apply_feature_view(view, store.project)
+    with serving(settings) as client:
+        answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_text_key_two_views_and_a_classifier_are_served_without_a_code_change(customers: World) -> None:
+    with serving(customers.settings_with(**FAST)) as client:
+        ids = ["c-3", "nobody", "c-11"]
+        rows = client.post("/scores", json={"request_id": "r", "customer_ids": ids}).json()["scores"]
+        assert [row["customer_id"] for row in rows] == ids
+        assert rows[1]["reason"] == "not_found"
+        assert all(0 <= row["score"] <= 1 for row in (rows[0], rows[2]))
+        answer = client.post("/inference", json={"request_id": "r", "customer_ids": ids}).json()
+        assert answer["prediction"] == max((rows[0], rows[2]), key=lambda row: row["score"])["customer_id"]
+        assert answer["excluded"] == [{"customer_id": "nobody", "reason": "not_found"}]
+        described = client.get("/openapi.json").json()["components"]["schemas"]["Request"]
+        assert set(described["properties"]) == {"request_id", "customer_ids"}
+        assert client.post("/scores", json={"request_id": "r", "driver_ids": [1]}).status_code == 422
+
+
+def test_two_join_keys_are_asked_for_by_entity_rows(payments: World) -> None:
+    with serving(payments.settings_with(**FAST)) as client:
+        entity_rows = [
+            {"customer_id": "c-1", "merchant_id": 2},
+            {"customer_id": "c-1", "merchant_id": 99},
+            {"customer_id": "c-4", "merchant_id": 1},
+        ]
+        body = {"request_id": "r", "entity_rows": entity_rows}
+        rows = client.post("/scores", json=body).json()["scores"]
+        assert [{"customer_id": row["customer_id"], "merchant_id": row["merchant_id"]} for row in rows] == entity_rows
+        answer = client.post("/inference", json=body).json()
+        best = max((rows[0], rows[2]), key=lambda row: row["score"])
+        assert answer["prediction"] == {"customer_id": best["customer_id"], "merchant_id": best["merchant_id"]}
+        assert answer["excluded"] == [{"customer_id": "c-1", "merchant_id": 99, "reason": "not_found"}]
+        assert client.post("/scores", json={"request_id": "r", "customer_ids": ["c-1"]}).status_code == 422
+
+
+def test_until_the_alias_is_set_ready_tells_why_and_the_process_is_live(drivers: World) -> None:
+    with TestClient(create_app(drivers.settings_with(**FAST, SERVING_MODEL_ALIAS="nobody_set_it"))) as client:
+        wait_until(lambda: "nobody_set_it" in client.get("/ready").json()["detail"], client)
+        answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
+        assert answer.status_code == 503
+        assert "/ready" in answer.json()["detail"]  # which tells the names that are an operator's business
+        assert int(answer.headers["Retry-After"]) > 0
+        assert client.get("/version").status_code == 503
+        assert client.get("/live").status_code == 200

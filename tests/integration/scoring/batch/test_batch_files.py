@@ -1,0 +1,385 @@
+"""From a request file to batch_input, batch_output and manifest: the same bytes each time, and no row is lost."""
+
+import contextlib
+import datetime as dt
+import decimal
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scoring.arrow.signature import ModelInput, Signature
+from scoring.batch.manifest import read_manifest
+from scoring.batch.pipeline import read_batch_input_model, write_batch_input, write_batch_output
+from scoring.errors import BatchRequestError, PredictionFailed, ServingError, StorageError
+from scoring.features.feature_service import link_features
+from scoring.files.location import Location
+from scoring.models.model import Model
+from scoring.models.registry import ModelVersion
+from scoring.predict import Policy
+from tests.support.batch_job import NOW, BatchJob, make_repository, write_request
+
+HEADER = "driver_id,event_timestamp,order\n"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> BatchJob:
+    folder = tmp_path_factory.mktemp("job")
+    make_repository(folder)
+    return BatchJob(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def outcome(job: BatchJob, folder: Path, text: str) -> list[dict[str, Any]]:
+    (folder / "day1.csv").write_text(text)
+    job.run(Location(folder / "day1.csv"), Location(folder / "artifacts"))
+    return pq.read_table(folder / "artifacts" / "day1" / "batch_output.parquet").to_pylist()
+
+
+def refusal(job: BatchJob, folder: Path, content: str | bytes, name: str = "day1.csv") -> str:
+    """What a person reads about a request that can't be scored, after checking that the older result still stands."""
+    job.run(write_request(folder / f"{Path(name).stem}.parquet", 50), Location(folder / "artifacts"))
+    before = files(folder / "artifacts" / "day1")
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(BatchRequestError) as caught:
+        job.run(Location(folder / name), Location(folder / "artifacts"))
+    assert files(folder / "artifacts" / "day1") == before
+    assert str(folder / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_manifest_says_where_the_result_comes_from_and_is_in_the_result_itself(job, tmp_path):
+    request = write_request(tmp_path / "day1.parquet", 250)
+
+    job.run(request, Location(tmp_path / "artifacts"), policy=Policy("impute", {"acc_rate": 0.5}))
+
+    folder = tmp_path / "artifacts" / "day1"
+    said = json.loads((folder / "manifest.json").read_text())
+    for name, of in [("batch_output", said["batch_output"]), ("batch_input", said["outcome"]["batch_input"])]:
+        content = (folder / f"{name}.parquet").read_bytes()
+        expected = {"name": f"{name}.parquet", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert of == expected
+    origin, outcome = said["origin"], said["outcome"]
+    content = (tmp_path / "day1.parquet").read_bytes()
+    assert origin["request"] == {
+        "name": "day1.parquet",
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert (origin["model"], origin["feature_service"]) == ("linear/1", "driver_ranking")
+    assert len(origin["definitions_hash"]) == 64
+    assert (outcome["rows"], outcome["scored"], outcome["reasons"]) == (250, 248, {"not_found": 2})
+    assert (outcome["missing_features"], outcome["impute_values"]) == ("impute", {"acc_rate": 0.5})
+    assert outcome["software"]["pyarrow"] == pa.__version__
+    footer = pq.read_metadata(folder / "batch_output.parquet").metadata
+    assert json.loads(footer[b"serving.origin"]) == origin
+    assert json.loads(footer[b"serving.outcome"]) == outcome
+
+
+def test_the_same_request_with_the_same_version_gives_the_same_bytes(job, tmp_path):
+    request = write_request(tmp_path / "day1.csv", 200_000)
+    job.run(request, Location(tmp_path / "artifacts"))
+    first = files(tmp_path / "artifacts" / "day1")
+    job.run(request, Location(tmp_path / "artifacts"), version=2)
+    other = files(tmp_path / "artifacts" / "day1")
+
+    job.run(request, Location(tmp_path / "artifacts"), version=1)
+
+    assert files(tmp_path / "artifacts" / "day1") == first
+    assert sorted(first) == ["batch_input.parquet", "batch_output.parquet", "manifest.json"]
+    assert other["batch_output.parquet"] != first["batch_output.parquet"]
+
+
+def test_the_pieces_in_which_a_request_is_read_change_no_byte_of_what_follows_from_its_rows(job, tmp_path):
+    rows = pq.read_table(write_request(tmp_path / "day1.parquet", 150_000).local)
+    written = []
+    for size in (150_000, 70_001, 1024):
+        pq.write_table(rows, tmp_path / "day1.parquet", row_group_size=size)
+        job.run(Location(tmp_path / "day1.parquet"), Location(tmp_path / "artifacts"))
+        output = pq.ParquetFile(tmp_path / "artifacts" / "day1" / "batch_output.parquet")
+        groups = [output.metadata.row_group(i).total_byte_size for i in range(output.num_row_groups)]
+        written.append((groups, output.read()))
+    assert all(groups == written[0][0] and rows.equals(written[0][1]) for groups, rows in written)
+
+
+def test_a_result_is_made_again_alone_from_its_batch_input(job, tmp_path):
+    job.run(write_request(tmp_path / "day1.parquet", 300), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    before = files(folder.local)
+    (folder / "batch_output.parquet").local.unlink()
+    (folder / "manifest.json").local.unlink()
+
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+    manifest = write_batch_output(source, job.model(), job.features, Policy(), output)
+
+    assert files(folder.local) == before
+    assert read_manifest(output) == manifest
+    assert read_batch_input_model(source) == "linear/1"
+
+
+def test_an_output_whose_manifest_can_not_be_written_is_not_published_either(job, tmp_path):
+    artifacts = Location(tmp_path / "artifacts")
+    request = write_request(tmp_path / "day1.parquet", 300)
+    job.run(request, artifacts)
+    folder = tmp_path / "artifacts" / "day1"
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    before = (folder / "batch_output.parquet").read_bytes()
+
+    with pytest.raises(StorageError, match=r"Writing .*/manifest\.json failed"):
+        job.run(request, artifacts, version=2)
+
+    assert (folder / "batch_output.parquet").read_bytes() == before
+    (folder / "manifest.json").rmdir()
+    job.run(request, artifacts, version=2)
+    assert read_manifest(Location(folder / "batch_output.parquet")).origin.model == "linear/2"
+
+
+def test_columns_of_tensors_come_out_as_they_went_in(job, tmp_path):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(600.0).reshape(300, 2))
+    for rows in (300, 0):
+        request = write_request(tmp_path / "day1.parquet", 300)
+        table = pq.read_table(request.local).append_column("tensor", tensors).slice(0, rows)
+        pq.write_table(table, request.local)
+        job.run(request, Location(tmp_path / "artifacts"))
+        found = pq.read_table(tmp_path / "artifacts" / "day1" / "batch_output.parquet")["tensor"]
+        assert found.type == tensors.type
+        assert found.combine_chunks().equals(table["tensor"].combine_chunks()) if rows else len(found) == 0
+
+
+def test_an_input_that_is_cut_while_it_is_read_is_told_and_not_the_output(job, tmp_path):
+    job.run(write_request(tmp_path / "day1.parquet", 200_000), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+
+    class Cutting(Model):
+        """Somebody cuts the file after the first rows were scored."""
+
+        def predict(self, vectors: pa.Table) -> np.ndarray:
+            with source.local.open("r+b") as file:
+                file.truncate(1000)
+            return super().predict(vectors)
+
+    model = job.model()
+    cutting = Cutting(*(getattr(model, name) for name in Model.__struct_fields__))
+    with pytest.raises(BatchRequestError, match=r"batch_input\.parquet.*it can't be read|kept changing"):
+        write_batch_output(source, cutting, job.features, Policy(), output)
+
+
+@pytest.mark.parametrize("raised", [MemoryError, RuntimeError])
+def test_a_failure_that_may_be_the_machine_s_is_told_apart_from_one_of_the_rows(job, tmp_path, raised):
+    job.run(write_request(tmp_path / "day1.parquet", 300), Location(tmp_path / "artifacts"))
+    folder = Location(tmp_path / "artifacts" / "day1")
+    model = job.model()
+    calls = []
+
+    def once(inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise raised
+        return model.predict_fn(inputs)
+
+    failing = msgspec.structs.replace(model, predict_fn=once, unchecked_fn=None)
+    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+    with pytest.raises(PredictionFailed, match=f"{raised.__name__} on ... rows") as caught:
+        write_batch_output(source, failing, job.features, Policy(), output)
+    assert caught.value.passing
+
+
+def test_names_of_columns_do_not_break_the_line(job, tmp_path):
+    table = pa.table({"a\nb": [1], "event_timestamp": [NOW], **{f"column_{number}": [1] for number in range(100)}})
+    file = tmp_path / "named.parquet"
+    pq.write_table(table, file)
+    with pytest.raises(BatchRequestError, match=r"the file has 'a\\nb', event_timestamp, .* and 82 more\)") as caught:
+        job.run(Location(file), Location(tmp_path / "artifacts"))
+    assert "\n" not in str(caught.value)
+
+
+def test_duplicated_rows_are_scored_each(job, tmp_path):
+    row = f"3,{NOW.isoformat()},same\n"
+    rows = outcome(job, tmp_path, HEADER + row * 5)
+    assert len(rows) == 5
+    assert len({row["prediction"] for row in rows}) == 1
+    assert rows[0]["prediction"] is not None
+
+
+def test_unknown_ids_and_rows_older_than_the_first_feature_stay_and_are_told(job, tmp_path):
+    long_ago = NOW - dt.timedelta(days=400)
+    text = f"{HEADER}3,{NOW.isoformat()},a\n-1,{NOW.isoformat()},b\n3,{long_ago.isoformat()},c\n4,{NOW.isoformat()},d\n"
+    rows = outcome(job, tmp_path, text)
+    assert [(row["order"], row["reason"]) for row in rows] == [
+        ("a", None),
+        ("b", "not_found"),
+        ("c", "not_found"),
+        ("d", None),
+    ]
+
+
+def test_a_time_without_a_zone_is_utc_and_another_zone_is_converted(job, tmp_path):
+    utc = NOW - dt.timedelta(hours=3)
+    texts = [
+        utc.isoformat(),
+        utc.replace(tzinfo=None).isoformat(),
+        utc.astimezone(dt.timezone(dt.timedelta(hours=7))).isoformat(),
+    ]
+    rows = outcome(job, tmp_path, HEADER + "".join(f"3,{text},x\n" for text in texts))
+    assert [row["event_timestamp"] for row in rows] == [utc] * 3
+    assert len({row["prediction"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("3,,x", "column 'event_timestamp', row 1001: this row has no value"),
+        ("3,yesterday,x", "column 'event_timestamp', row 1001: 'yesterday' is not an ISO 8601 date and time"),
+        ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not int64"),
+        (",2026-06-01,x", "column 'driver_id', row 1001: this row has no value"),
+        ("3,2026-06-01", "row 1001: it has 2 cells, and the header has 3"),
+        ('3,2026-06-01,"x', "line 1002: a quotation mark must surround a whole cell"),
+        ('3,2026-06-01,5" pipe', "line 1002: a quotation mark must surround a whole cell"),
+    ],
+)
+def test_one_bad_row_in_the_middle_is_named_and_nothing_is_scored(job, tmp_path, row, told):
+    good = "3,2026-06-01T00:00:00Z,x\n" * 1000
+    assert told in refusal(job, tmp_path, f"{HEADER}{good}{row}\n{good}")
+
+
+@pytest.mark.parametrize("end", ['3,2026-06-01T00:00:00Z,"half a te', "3,2026-06", "3"])
+def test_a_csv_file_that_was_cut_in_a_row_is_refused(job, tmp_path, end):
+    refusal(job, tmp_path, HEADER + "3,2026-06-01T00:00:00Z,x\n" * 1000 + end)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_parquet_file_that_was_cut_anywhere_is_refused(job, tmp_path, share):
+    whole = write_request(tmp_path / "whole.parquet", 2000).local.read_bytes()
+    assert "it can't be read" in refusal(job, tmp_path, whole[: int(share * len(whole))], "day1.parquet")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
+def test_a_damaged_parquet_file_with_checksums_is_refused_or_read_right(job, tmp_path, place, value):
+    request = write_request(tmp_path / "day1.parquet", 2000)
+    expected = pq.read_table(request.local)
+    pq.write_table(expected, request.local, write_page_checksum=True)
+    content = bytearray(request.local.read_bytes())
+    content[int(place * len(content))] ^= value
+    request.local.write_bytes(content)
+    output = tmp_path / "artifacts" / "day1" / "batch_output.parquet"
+    output.unlink(missing_ok=True)
+    with contextlib.suppress(ServingError):
+        job.run(request, Location(tmp_path / "artifacts"))
+    assert not output.exists() or pq.read_table(output, columns=expected.column_names).equals(expected)
+
+
+def test_a_parquet_file_with_a_damaged_column_name_is_refused(job, tmp_path):
+    content = write_request(tmp_path / "whole.parquet", 40).local.read_bytes()
+    assert "it can't be read" in refusal(
+        job, tmp_path, content.replace(b"driver_id", b"dr\xc2ver_id", 1), "day1.parquet"
+    )
+
+
+def test_columns_that_scoring_does_not_need_come_out_with_their_types_and_values_whatever_they_are(job, tmp_path):
+    rows = 3
+    extras = pa.table(
+        {
+            "seen_ns": pa.array([1_700_000_000_123_456_789, None, -1], pa.timestamp("ns")),
+            "seen_there_ns": pa.array([1_700_000_000_123_456_789, None, 1], pa.timestamp("ns", "Asia/Bangkok")),
+            "took": pa.array([1, None, -5], pa.duration("ns")),
+            "of_day": pa.array([1, None, 86_399_999_999_999], pa.time64("ns")),
+            "amount": pa.array([decimal.Decimal(f"{10**50}.25"), None, decimal.Decimal("-1.00")], pa.decimal256(70, 2)),
+            "kind": pa.array(["a", None, "a"]).dictionary_encode(),
+            "tags": pa.array([["x"], None, []], pa.large_list(pa.large_string())),
+            "half": pa.array([0.5, None, -1.0], pa.float16()),
+            "driver_stats is stale": pa.array([True, None, False]),
+            "whole": pa.array([2**64 - 1, None, 0], pa.uint64()),
+        }
+    )
+    request = pq.read_table(write_request(tmp_path / "few.parquet", rows).local)
+    for name in extras.column_names:
+        request = request.append_column(extras.schema.field(name), extras[name])
+    pq.write_table(request, tmp_path / "day1.parquet")
+
+    job.run(Location(tmp_path / "day1.parquet"), Location(tmp_path / "artifacts"))
+
+    output = pq.read_table(tmp_path / "artifacts" / "day1" / "batch_output.parquet")
+    assert output.select(extras.column_names).schema.types == extras.schema.types
+    assert output.select(extras.column_names).equals(extras)
+    assert output["prediction"].null_count == 0
+
+
+def test_null_moments_in_parquet_are_named(job, tmp_path):
+    rows = pq.read_table(write_request(tmp_path / "day2.parquet", 100).local)
+    moments = rows["event_timestamp"].to_pylist()
+    moments[41] = None
+    pq.write_table(
+        rows.set_column(1, "event_timestamp", pa.array(moments, rows["event_timestamp"].type)), tmp_path / "x.parquet"
+    )
+    told = refusal(job, tmp_path, (tmp_path / "x.parquet").read_bytes(), "day1.parquet")
+    assert "column 'event_timestamp', row 42: this row has no value" in told
+
+
+def test_a_request_that_is_not_there_is_told(job, tmp_path):
+    with pytest.raises(BatchRequestError, match=r"none\.csv: there is no such file"):
+        job.run(Location(tmp_path / "none.csv"), Location(tmp_path / "artifacts"))
+    source, output = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
+    with pytest.raises(BatchRequestError, match="materialize batch_input first"):
+        write_batch_output(source, job.model(), job.features, Policy(), output)
+
+
+def test_a_request_that_somebody_is_writing_to_is_refused_by_itself_and_is_no_outage(job, tmp_path):
+    class Growing(Location):
+        """Another row at each look."""
+
+        def stamp(self) -> str:
+            with self.local.open("a") as file:
+                file.write(f"3,{NOW.isoformat()},x\n")
+            return super().stamp()
+
+    (tmp_path / "day1.csv").write_text(HEADER)
+    with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: somebody"):
+        job.run(Growing(tmp_path / "day1.csv"), Location(tmp_path / "artifacts"))
+
+
+class TooLarge(ValueError):
+    """What a model raises of a number that it can't take."""
+
+
+def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_refuses_is_named(job, tmp_path):
+    def predict(inputs: np.ndarray) -> np.ndarray:
+        if (inputs[:, 1] > 1e300).any():
+            raise TooLarge
+        return inputs[:, 0] + inputs[:, 1]
+
+    signature = Signature((ModelInput("acc_rate", pa.float64()), ModelInput("amount", pa.float64())))
+    features = link_features(job.store, "linear/1", "driver_ranking", signature, ("amount",))
+    model = Model(ModelVersion("linear", 1), signature, None, predict, as_array=True)
+    table = {
+        "driver_id": pa.array([1, 2, 3, 4, 5]),
+        "event_timestamp": pa.array([NOW] * 5, pa.timestamp("us", "UTC")),
+    }
+    joined, scored = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
+
+    def run(*amounts: float | None) -> list[dict[str, Any]]:
+        pq.write_table(pa.table({**table, "amount": pa.array(amounts)}), tmp_path / "day1.parquet")
+        write_batch_input(Location(tmp_path / "day1.parquet"), job.store, "linear/1", features, joined)
+        write_batch_output(joined, model, features, Policy(), scored)
+        return pq.read_table(tmp_path / "batch_output.parquet").to_pylist()
+
+    rows = run(1.0, float("inf"), float("-inf"), float("nan"), None)
+    assert [row["reason"] for row in rows] == [None, *["null_feature"] * 4]
+    assert [row["amount"] for row in rows][1:3] == [float("inf"), float("-inf")]
+    with pytest.raises(PredictionFailed, match=r"TooLarge on 5 rows; of these, row 3 is the first$"):
+        run(1.0, 2.0, 1e308, 4.0, 1e308)

@@ -1,0 +1,341 @@
+"""A model's inputs are found in its feature service, or the version is refused with what is missing."""
+
+import contextlib
+import datetime as dt
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from scoring.arrow.signature import ModelInput, Signature
+from scoring.errors import (
+    EntityRowsError,
+    FeatureServiceNotFound,
+    FeatureStoreError,
+    MissingFeatures,
+    ModelRefused,
+    UnusableFeature,
+)
+from scoring.features.feature_service import link_features
+from scoring.features.feature_store import apply_definitions, open_feature_store, read_definitions
+from scoring.features.materialize import materialize_online_store, read_watermarks
+from scoring.features.model_features import ModelFeatures
+from scoring.models.registry import ModelVersion
+from scoring.online.lookup import OnlineVectors, feast_lookup, read_online_vectors
+from scoring.serving import link_version
+from scoring.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+DEFINITIONS = """
+from datetime import timedelta
+import pandas as pd
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+
+shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
+stats = FeatureView(
+    name="stats", entities=[shop], ttl=timedelta(hours=3),
+    schema=[Field(name="rate", dtype=Float32), Field(name="orders", dtype=Int32), Field(name="open", dtype=Bool)],
+    source=FileSource(path="data/stats.parquet", timestamp_field="event_timestamp"),
+)
+place = FeatureView(
+    name="place", entities=[shop], ttl=timedelta(0),
+    schema=[Field(name="rate", dtype=Float64), Field(name="city", dtype=String),
+            Field(name="since", dtype=UnixTimestamp)],
+    source=FileSource(path="data/place.parquet", timestamp_field="event_timestamp"),
+)
+basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64)])
+
+@on_demand_feature_view(
+    sources=[stats, basket], mode="pandas",
+    schema=[Field(name="expected", dtype=Float64), Field(name="filled", dtype=Float64)],
+)
+def computed(inputs: pd.DataFrame) -> pd.DataFrame:
+    if (inputs["amount"] == 666).any():
+        raise ValueError(f"unlucky: {inputs['amount'].tolist()}")
+    result = pd.DataFrame()
+    result["expected"] = (inputs["rate"] * inputs["amount"]).astype("float64")
+    result["filled"] = inputs["orders"].fillna(0).astype("float64")
+    return result
+
+@on_demand_feature_view(
+    sources=[stats, basket], mode="python", schema=[Field(name="twice", dtype=Int64)],
+)
+def counted(inputs: dict) -> dict:
+    return {"twice": [None if each is None else 2 * each for each in inputs["orders"]]}
+
+both = FeatureService(name="both", features=[stats, place])
+on_demand = FeatureService(name="on_demand", features=[stats[["rate"]], computed])
+python_mode = FeatureService(name="python_mode", features=[stats[["orders"]], counted])
+hidden = FeatureService(name="hidden", features=[computed])
+"""
+CONFIGURATION = """
+project: shops
+provider: local
+registry: {path: data/registry.db}
+online_store: {type: sqlite, path: data/online.db}
+offline_store: {type: scoring.feast_plugins.offline_store.AsofOfflineStore}
+entity_key_serialization_version: 3
+"""
+NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+TYPES = {"double": pa.float64(), "float": pa.float32(), "int": pa.int32(), "long": pa.int64(), "string": pa.string()}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> "FeatureStore":
+    repo = tmp_path_factory.mktemp("shops")
+    (repo / "data").mkdir()
+    (repo / "definitions.py").write_text(DEFINITIONS)
+    (repo / "feature_store.yaml").write_text(CONFIGURATION)
+    hour = dt.timedelta(hours=1)
+    stats = pd.DataFrame(
+        {
+            "shop_id": [1, 2, 3],
+            "event_timestamp": [NOW - hour, NOW - 2.99 * hour, NOW - hour],
+            "rate": [0.1, 0.2, None],  # doubles in the file, declared Float32
+            "orders": pd.array([1, 2, 3], "Int32"),
+            "open": [True, False, True],
+        }
+    )
+    place = pd.DataFrame(
+        {"shop_id": [1, 2], "event_timestamp": NOW - 900 * hour, "rate": [1.5, 2.5], "city": ["Rome", "Köln"],
+         "since": NOW - 9000 * hour + dt.timedelta(microseconds=700_000)}
+    )  # fmt: skip
+    stats.to_parquet(repo / "data" / "stats.parquet", coerce_timestamps="us")
+    place.to_parquet(repo / "data" / "place.parquet", coerce_timestamps="us")
+    store = open_feature_store(Settings(model_name="m", feature_repo=repo))
+    with contextlib.redirect_stderr(io.StringIO()):
+        apply_definitions(store)
+        store.materialize(NOW - 2000 * hour, NOW)
+    return store
+
+
+def signature(**inputs: str) -> Signature:
+    return Signature(tuple(ModelInput(name, TYPES[kind]) for name, kind in inputs.items()))
+
+
+def link(store: "FeatureStore", service: str, request_inputs: tuple[str, ...] = (), **inputs: str) -> ModelFeatures:
+    return link_features(store, "m/1", service, signature(**inputs), request_inputs)
+
+
+def read(store: "FeatureStore", features: ModelFeatures, now: dt.datetime = NOW, **rows: Any) -> OnlineVectors:
+    return read_online_vectors(feast_lookup(store, features), features, rows, now)
+
+
+def test_order_and_types_are_the_signatures_and_values_pass_the_declared_type(store: "FeatureStore") -> None:
+    features = link(store, "both", orders="double", stats__rate="double", city="string", open="long")
+    answer = read(store, features, shop_id=[2, 1])
+    assert answer.vectors.schema == features.signature.schema
+    narrow = [float(pd.Series([rate], dtype="float32")[0]) for rate in (0.2, 0.1)]
+    assert answer.vectors.to_pydict() == {
+        "orders": [2.0, 1.0], "stats__rate": narrow, "city": ["Köln", "Rome"], "open": [0, 1],
+    }  # fmt: skip
+    assert answer.reasons.to_pylist() == [None, None]
+
+
+def test_missing_stale_and_null_features_are_told_apart(store: "FeatureStore") -> None:
+    features = link(store, "both", orders="double", stats__rate="double")
+    fresh = read(store, features, shop_id=[1, 2, 3, 4, 1])
+    assert fresh.reasons.to_pylist() == [None, None, "null_feature", "not_found", None]
+    later = read(store, features, now=NOW + dt.timedelta(minutes=5), shop_id=[1, 2, 3, 4])
+    assert later.reasons.to_pylist() == [None, "stale", "null_feature", "not_found"]
+    assert later.vectors["orders"].to_pylist() == [1.0, None, 3.0, None]
+
+
+def test_a_time_to_live_of_zero_never_ends(store: "FeatureStore") -> None:
+    features = link(store, "both", city="string")
+    assert read(store, features, shop_id=[1]).reasons.to_pylist() == [None]
+
+
+def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureStore") -> None:
+    with pytest.raises(
+        MissingFeatures, match=r"does not serve its inputs age, income \(it serves city, open"
+    ) as caught:
+        link(store, "both", age="double", orders="double", income="double")
+    assert caught.value.missing == ("age", "income")
+
+
+def test_a_name_that_two_views_share_needs_the_views_name(store: "FeatureStore") -> None:
+    with pytest.raises(ModelRefused, match="'rate' is served by several views: name it one of stats__r"):
+        link(store, "both", rate="double")
+
+
+def test_a_type_that_would_lose_values_is_refused(store: "FeatureStore") -> None:
+    with pytest.raises(ModelRefused, match="'place__rate' is float, but feature place__rate is declared double"):
+        link(store, "both", place__rate="float")
+
+
+def test_an_unknown_service_is_named_with_those_that_there_are(store: "FeatureStore") -> None:
+    with pytest.raises(FeatureServiceNotFound, match="'nobody': the registry has both, hidden, on_demand"):
+        link(store, "nobody", rate="double")
+
+
+def test_a_request_time_input_comes_with_the_request(store: "FeatureStore") -> None:
+    features = link(store, "both", ("amount",), amount="double", orders="double")
+    assert features.request_inputs == ("amount",)
+    answer = read(store, features, shop_id=[1, 2], amount=[9.5, None])
+    assert answer.vectors["amount"].to_pylist() == [9.5, None]
+    assert answer.reasons.to_pylist() == [None, "null_feature"]
+    with pytest.raises(EntityRowsError, match="'amount': it is missing; each entity row needs shop_id, amount"):
+        read(store, features, shop_id=[1])
+    with pytest.raises(EntityRowsError, match="'amount': it has 1 values and 'shop_id' has 2"):
+        read(store, features, shop_id=[1, 2], amount=[1.0])
+
+
+def test_on_demand_features_never_hide_a_missing_row(store: "FeatureStore") -> None:
+    features = link(store, "on_demand", expected="double", filled="double")
+    assert features.request_inputs == ("amount",)
+    answer = read(store, features, shop_id=[1, 4], amount=[10.0, 10.0])
+    assert answer.reasons.to_pylist() == [None, "not_found"]
+    assert answer.vectors["filled"].to_pylist() == [1.0, None]
+    stale = read(store, features, now=NOW + dt.timedelta(hours=4), shop_id=[1], amount=[10.0])
+    assert stale.reasons.to_pylist() == ["stale"]
+
+
+def test_a_view_in_python_mode_is_served_and_its_whole_numbers_may_stand_beside_a_null(store: "FeatureStore") -> None:
+    features = link(store, "python_mode", twice="double", orders="double")
+    answer = read(store, features, shop_id=[1, 4], amount=[10.0, 10.0])
+    assert answer.reasons.to_pylist() == [None, "not_found"]
+    orders = answer.vectors["orders"].to_pylist()
+    assert orders[0] is not None
+    assert answer.vectors["twice"].to_pylist() == [2 * orders[0], None]
+
+
+def test_what_an_on_demand_view_asks_of_a_request_is_typed_as_it_declares_it(store: "FeatureStore") -> None:
+    from api.model.request_schema import InvalidRequest, RequestForm
+
+    form = RequestForm("m/1", link(store, "on_demand", expected="double"), max_entities=10)
+    row = '{"request_id": "r", "entity_rows": [{"shop_id": 1, "amount": %s}]}'
+    assert form.decode((row % "2").encode()).entity_rows["amount"] == [2.0]
+    for wrong in ('"abc"', "true", "[1]"):
+        with pytest.raises(InvalidRequest, match=r"Expected `float \| null`"):
+            form.decode((row % wrong).encode())
+
+
+def test_a_view_whose_function_raises_is_no_failure_of_the_store_and_quotes_no_value(store: "FeatureStore") -> None:
+    features = link(store, "on_demand", expected="double")
+    with pytest.raises(UnusableFeature, match="on-demand feature view 'computed': ValueError") as caught:
+        read(store, features, shop_id=[1], amount=[666.0])
+    assert "666" not in str(caught.value)
+
+
+def test_an_on_demand_view_over_rows_of_unknown_age_is_refused(store: "FeatureStore") -> None:
+    with pytest.raises(ModelRefused, match="Add one feature of 'stats' itself to the feature service"):
+        link(store, "hidden", expected="double")
+
+
+def test_no_entities_give_no_vectors(store: "FeatureStore") -> None:
+    features = link(store, "both", orders="double")
+    answer = read(store, features, shop_id=[])
+    assert (answer.vectors.num_rows, len(answer.reasons)) == (0, 0)
+
+
+def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> None:
+    tagged = ModelVersion("m", 1, {"feast.feature_service": "both"})
+    untagged = ModelVersion("m", 2)
+    inputs = signature(orders="double")
+    assert link_version(store, tagged, inputs, Settings(model_name="m", feature_service="hidden")).service == "both"
+    assert link_version(store, untagged, inputs, Settings(model_name="m", feature_service="both")).service == "both"
+    with pytest.raises(ModelRefused, match=r"m/2 was refused: it has no tag feast\.feature_service"):
+        link_version(store, untagged, inputs, Settings(model_name="m"))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"colour": 1}, "'colour', which is none of its inputs"),
+        ({"orders": "many"}, "'many'"),
+        ({"orders": True}, "True for its input 'orders', which is double"),
+        ({"visits": 1.5}, "1.5 for its input 'visits', which is int64"),
+        ({"visits": -0.5}, "-0.5 for its input 'visits', which is int64"),
+    ],
+)
+def test_impute_values_must_fit_the_inputs(store: "FeatureStore", values: dict[str, Any], says: str) -> None:
+    settings = Settings(model_name="m", missing_features="impute", impute_values=values, feature_service="both")
+    with pytest.raises(ModelRefused, match=says):
+        link_version(store, ModelVersion("m", 1), signature(orders="double", visits="long"), settings)
+
+
+def test_the_definitions_hash_is_the_contents_not_the_moments(store: "FeatureStore", tmp_path: Path) -> None:
+    before = read_definitions(store).hash
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert apply_definitions(store).hash == before
+        materialize_online_store(store, dt.datetime.now(dt.UTC))
+    assert read_definitions(store).hash == before
+    (tmp_path / "data").mkdir()
+    for name in ("stats", "place"):
+        (tmp_path / "data" / f"{name}.parquet").write_bytes(
+            (Path(store.repo_path) / "data" / f"{name}.parquet").read_bytes()
+        )
+    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
+    (tmp_path / "definitions.py").write_text(DEFINITIONS)
+    elsewhere = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert apply_definitions(elsewhere).hash == before
+        (tmp_path / "definitions.py").write_text(DEFINITIONS.replace("hours=3", "hours=4"))
+        assert apply_definitions(elsewhere).hash != before
+
+
+def test_watermarks_move_with_the_online_store(store: "FeatureStore") -> None:
+    until = dt.datetime.now(dt.UTC)
+    with contextlib.redirect_stderr(io.StringIO()):
+        moved = materialize_online_store(store, until)
+    assert [mark.feature_view for mark in moved] == ["place", "stats"]
+    assert all(mark.until is not None and mark.until >= until - dt.timedelta(seconds=1) for mark in moved)
+    assert read_watermarks(store) == moved
+
+
+def test_a_broken_definition_is_one_line_that_names_the_repository(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
+    (tmp_path / "definitions.py").write_text("import nothing_of_that_name")
+    broken = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
+    with pytest.raises(FeatureStoreError, match=f"applying {tmp_path}: No module named 'nothing_of_that_name'"):
+        apply_definitions(broken)
+
+
+def test_a_missing_repository_is_named_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(FeatureStoreError, match=r"yaml: there is no such file: set SERVING_FEATURE_REPO"):
+        open_feature_store(Settings(model_name="m", feature_repo=tmp_path / "none"))
+
+
+def test_the_definitions_hash_is_the_same_in_every_process(store: "FeatureStore") -> None:
+    code = (
+        "import sys; from pathlib import Path; from scoring.settings import Settings\n"
+        "from scoring.features.feature_store import open_feature_store, read_definitions\n"
+        "print(read_definitions(open_feature_store(Settings(model_name='m', feature_repo=Path(sys.argv[1])))).hash)"
+    )
+    expected = read_definitions(store).hash
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-W", "ignore", "-c", code, str(store.repo_path)]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
+
+
+def test_a_request_column_that_two_on_demand_views_declare_in_two_ways_is_refused(
+    store: "FeatureStore", tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    for file in (Path(store.repo_path) / "data").glob("*.parquet"):
+        (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
+    whole = 'RequestSource(name="whole", schema=[Field(name="amount", dtype=Int64)])'
+    definitions = DEFINITIONS.replace(
+        'sources=[stats, basket], mode="python"', f'sources=[stats, {whole}], mode="python"'
+    )
+    mixed = '\nmixed = FeatureService(name="mixed", features=[stats[["orders"]], computed, counted])\n'
+    (tmp_path / "definitions.py").write_text(definitions + mixed)
+    other = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
+    with contextlib.redirect_stderr(io.StringIO()):
+        apply_definitions(other)
+    with pytest.raises(ModelRefused, match="'amount', which comes with the request, once as double and once as int64"):
+        link(other, "mixed", twice="long")

@@ -1,0 +1,414 @@
+"""What a model version must show before it serves, and what harms nobody when it can't."""
+
+import ctypes
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import skops.io
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.models import infer_signature
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import ElasticNet, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree._tree import Tree
+
+from scoring.errors import ModelRefused, NoRoom
+from scoring.models.admission import Proof, confirm, prove
+from scoring.models.model import Model, load_model
+from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
+from scoring.models.registry import ModelVersion
+from scoring.models.trial_load import RunTrial, prove_on_trial
+from scoring.models.trial_process import in_new_process
+from scoring.settings import SKLEARN_TYPES, Settings
+from tests.support.fakes import files_of_at_most
+from tests.support.model_folders import FolderRegistry, edit
+
+RANDOM = np.random.default_rng(5)
+FRAME = pd.DataFrame(RANDOM.normal(size=(200, 3)), columns=["c", "a", "b"])
+TARGET = FRAME["a"] - 0.3 * FRAME["b"] + 0.01 * FRAME["c"]
+VERSION = ModelVersion("m", 1)
+
+
+def saved(folder: Path, model: Any, frame: pd.DataFrame = FRAME, **save: Any) -> Path:
+    predict = getattr(model, save.get("pyfunc_predict_fn", "predict"))
+    options = {
+        "signature": infer_signature(frame, predict(frame)),
+        "pip_requirements": ["scikit-learn"],
+        "input_example": frame.head(5),
+        "skops_trusted_types": list(SKLEARN_TYPES),
+    }
+    mlflow.sklearn.save_model(model, folder / "model", **options | save)
+    return folder / "model"
+
+
+def files_in(folder: Path, version: ModelVersion = VERSION, **own: Any) -> ModelFiles:
+    return read_model_files(version, folder, Settings(model_name="m", **own))
+
+
+def refusal(folder: Path, **own: Any) -> str:
+    with pytest.raises(ModelRefused) as caught:
+        prove(files_in(folder, **own))
+    return str(caught.value)
+
+
+def table(model: Model, frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, schema=model.signature.schema, preserve_index=False)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ElasticNet(alpha=0.001),
+        make_pipeline(StandardScaler(), ElasticNet(alpha=0.001)),
+        RandomForestRegressor(5, random_state=0, n_jobs=2),
+        HistGradientBoostingRegressor(max_iter=5),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_what_takes_arrays_gets_them_and_predicts_the_same(tmp_path: Path, estimator: Any) -> None:
+    files = files_in(saved(tmp_path, estimator.fit(FRAME, TARGET)))
+    model, proof = prove(files)
+    assert (proof.source, proof.rows.num_rows) == ("input_example", 5)
+    assert model.as_array
+    assert proof.as_array
+    assert proof.same_in_any_batch
+    framed = load_model(files)
+    rows = table(model, FRAME)
+    assert model.predict(rows).tobytes() == framed.predict(rows).tobytes()
+
+
+def test_what_picks_columns_by_name_keeps_its_frames(tmp_path: Path) -> None:
+    columns = ColumnTransformer([("scaled", StandardScaler(), ["a", "c"])], remainder="passthrough")
+    model, proof = prove(files_in(saved(tmp_path, make_pipeline(columns, ElasticNet()).fit(FRAME, TARGET))))
+    assert not model.as_array
+    assert not proof.as_array
+
+
+def test_inputs_that_are_not_all_numbers_keep_their_frames(tmp_path: Path) -> None:
+    frame = FRAME.assign(b=FRAME["b"] > 0)
+    model, _ = prove(files_in(saved(tmp_path, ElasticNet().fit(frame, TARGET), frame)))
+    assert not model.as_array
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[Model, Model]:
+    """A linear model of 20 inputs, as array and on frames."""
+    import tempfile
+
+    frame = pd.DataFrame(RANDOM.normal(size=(300, 20)), columns=[f"c{i}" for i in range(20)])
+    estimator = ElasticNet(alpha=0.001).fit(frame, frame.sum(axis=1))
+    with tempfile.TemporaryDirectory() as folder:
+        files = files_in(saved(Path(folder), estimator, frame))
+        return load_model(files, as_array=True), load_model(files)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 400), data=st.data())
+def test_neither_the_batch_nor_the_way_changes_a_prediction(
+    wide: tuple[Model, Model], seed: int, rows: int, data: st.DataObject
+) -> None:
+    fast, framed = wide
+    frame = pd.DataFrame(np.random.default_rng(seed).normal(size=(rows, 20)), columns=list(fast.signature.names))
+    vectors = table(fast, frame)
+    together = fast.predict(vectors)
+    assert together.tobytes() == framed.predict(vectors).tobytes()
+    cuts = sorted(data.draw(st.sets(st.integers(0, rows), max_size=5)) | {0, rows})
+    parts = [fast.predict(vectors.slice(start, end - start)) for start, end in itertools.pairwise(cuts)]
+    assert np.concatenate(parts).tobytes() == together.tobytes()
+    alone = data.draw(st.integers(0, rows - 1))
+    assert framed.predict(vectors.slice(alone, 1))[0] == together[alone]
+
+
+def test_a_model_that_gives_no_finite_number_is_refused(tmp_path: Path) -> None:
+    estimator = ElasticNet().fit(FRAME, TARGET)
+    folder = saved(tmp_path, estimator)
+    estimator.coef_ = np.array([np.nan, 1, 1])
+    skops.io.dump(estimator, folder / "model.skops")
+    assert "no finite number for 5 of 5 golden rows (input_example)" in refusal(folder)
+
+
+def test_a_signature_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+    other = FRAME[["a", "b"]]
+    wrong = {"signature": infer_signature(other, TARGET), "input_example": other.head(3)}
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **wrong)
+    assert "ValueError on 3 rows" in refusal(folder)
+
+
+def test_an_example_that_lacks_an_input_is_refused_without_quoting_it(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "input_example.json").write_text('{"columns": ["a"], "data": [[123.456]]}')
+    text = refusal(folder)
+    assert "its input example does not fit its signature" in text
+    assert "123.456" not in text
+
+
+def test_an_example_outside_of_the_model_is_not_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "input_example.json").rename(tmp_path / "other.json")
+    edit(folder, lambda description: description["saved_input_example_info"].update(artifact_path="../other.json"))
+    assert "does not fit its signature" in refusal(folder)
+
+
+def test_incomplete_rows_of_an_example_are_no_golden_rows(tmp_path: Path) -> None:
+    frame = FRAME.head(4).copy()
+    frame.loc[1, "a"] = np.nan
+    _, proof = prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET), input_example=frame)))
+    assert proof.rows.num_rows == 3
+
+
+def test_probabilities_without_a_chosen_column_are_refused_with_what_to_set(tmp_path: Path) -> None:
+    model = LogisticRegression().fit(FRAME, TARGET > 0)
+    for example in (FRAME.head(2), None):
+        folder = saved(tmp_path / str(example is None), model, pyfunc_predict_fn="predict_proba", input_example=example)
+        assert "serving.output_column or SERVING_OUTPUT_COLUMN" in refusal(folder)
+        prove(files_in(folder, output_column=1))
+        prove(files_in(folder, ModelVersion("m", 1, {"serving.output_column": "0"})))
+
+
+def test_without_an_example_rows_of_the_store_prove_it_and_without_those_only_its_form(tmp_path: Path) -> None:
+    files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET), input_example=None))
+    known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
+    assert prove(files, known)[1].source == "online_store"
+    model, proof = prove(files)
+    assert proof.source == "made_up"
+    assert not model.as_array
+
+
+def test_a_model_that_raises_on_made_up_rows_alone_is_admitted(tmp_path: Path) -> None:
+    def only_known(frame: pd.DataFrame) -> pd.DataFrame:
+        if (frame["a"] == 0).any():
+            raise ValueError
+        return frame
+
+    estimator = make_pipeline(FunctionTransformer(only_known), ElasticNet()).fit(FRAME, TARGET)
+    options = {"serialization_format": "cloudpickle", "skops_trusted_types": None, "input_example": None}
+    _, proof = prove(files_in(saved(tmp_path, estimator, **options), model_formats=("cloudpickle",)))
+    assert proof.predictions is None
+
+
+def test_a_model_that_mlflow_would_score_otherwise_is_refused(tmp_path: Path) -> None:
+    class Moody(ElasticNet):
+        calls = 0
+
+        def predict(self, inputs: Any) -> Any:
+            self.calls += 1
+            return super().predict(inputs) + self.calls
+
+    options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
+    folder = saved(tmp_path, Moody().fit(FRAME, TARGET), **options)
+    assert "not those of MLflow's own pyfunc" in refusal(folder, model_formats=("cloudpickle",))
+
+
+def test_mlflow_may_be_forbidden_to_trust_what_a_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+def test_a_model_that_predicts_otherwise_where_it_serves_is_refused(tmp_path: Path) -> None:
+    model, proof = prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
+    confirm(model, proof)
+    assert proof.predictions is not None
+    other = Proof(proof.rows, proof.predictions + 1, proof.source, proof.as_array, proof.same_in_any_batch)
+    with pytest.raises(ModelRefused, match="does not predict here"):
+        confirm(model, other)
+
+
+def test_files_larger_than_allowed_are_refused_before_they_are_fetched(tmp_path: Path) -> None:
+    class Large(FolderRegistry):
+        def size(self, model: ModelVersion) -> int:
+            return 10**12
+
+        def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
+            raise AssertionError
+
+    with pytest.raises(ModelRefused, match="1000000000000 bytes, and SERVING_MAX_MODEL_BYTES allows 1073741824"):
+        fetch_model(Large(tmp_path), VERSION, tmp_path, Settings(model_name="m"))
+
+
+def test_files_larger_than_the_registry_said_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(ModelRefused, match="SERVING_MAX_MODEL_BYTES allows 1000"):
+        fetch_model(FolderRegistry(folder), VERSION, tmp_path / "copy", Settings(model_name="m", max_model_bytes=1000))
+
+
+def with_nodes(change: dict[str, int]) -> DecisionTreeRegressor:
+    """A tree whose root was tampered with."""
+    estimator = DecisionTreeRegressor(max_depth=3).fit(FRAME, TARGET)
+    state = estimator.tree_.__getstate__()
+    for field, value in change.items():
+        state["nodes"][field][0] = value
+    estimator.tree_ = Tree(3, np.array([1]), 1)
+    estimator.tree_.__setstate__(state)
+    return estimator
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"left_child": 10**9}, {"right_child": -7}, {"left_child": 0}, {"feature": 10**9}, {"feature": -3}],
+    ids=str,
+)
+def test_trees_that_lead_out_of_their_memory_or_round_in_a_circle_are_refused(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
+    folder = saved(tmp_path, DecisionTreeRegressor(max_depth=3).fit(FRAME, TARGET))
+    skops.io.dump(with_nodes(change), folder / "model.skops")
+    assert "a node of its trees" in refusal(folder)
+
+
+class OnLoad:
+    """An estimator that runs something of ours when it is loaded."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+FORKED_AHEAD = """
+import os, signal, sys, time
+from pathlib import Path
+from scoring import trial_process
+from scoring.models.trial_process import ForkedAhead
+trial = ForkedAhead()
+trial.split_off()
+{before}
+print("status", trial.run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))
+"""
+
+
+def forked_ahead(before: str = "") -> RunTrial:
+    """A trial in a process split off from one that has no threads, as this one may have."""
+
+    def run(model_folder: Path, folder: Path, within_s: float) -> int | None:
+        done = subprocess.run(
+            [sys.executable, "-c", FORKED_AHEAD.format(before=before), model_folder, folder, str(within_s)],
+            cwd=Path(__file__).resolve().parents[4],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        said, _, status = done.stdout.strip().partition(" ")
+        assert said == "status", done.stdout + done.stderr
+        return None if status == "None" else int(status)
+
+    return run
+
+
+def leave_a_process_behind(told: str) -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+    Path(told).write_text(str(os.getpgrp()))
+    os.abort()
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+def test_what_a_trial_leaves_behind_neither_holds_it_up_nor_outlives_it(tmp_path: Path, run: RunTrial) -> None:
+    options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **options)
+    estimator = OnLoad(leave_a_process_behind, str(tmp_path / "group"))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        (folder / "model.pkl").write_bytes(cloudpickle.dumps(estimator))
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    own: dict[str, Any] = {"model_formats": ("cloudpickle",)}
+    with pytest.raises(ModelRefused, match="SIGABRT"):
+        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+    group = int((tmp_path / "group").read_text())
+    until = time.monotonic() + 10
+    while is_there(group):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+@pytest.mark.parametrize(
+    ("estimator", "own", "expected"),
+    [
+        (OnLoad(ctypes.string_at, 0), {}, r"crashed while it was loaded on trial \(SIGSEGV\)"),
+        (OnLoad(os._exit, 3), {}, "crashed while it was loaded on trial"),
+        (OnLoad(os._exit, 0), {}, "crashed while it was loaded on trial"),
+        (OnLoad(sys.exit, 0), {}, "crashed while it was loaded on trial"),
+        (OnLoad(time.sleep, 600), {"load_timeout_s": 1.0}, "did not load and predict within SERVING_LOAD_TIMEOUT_S=1"),
+        (OnLoad(np.ones, 1 << 28), {"max_load_memory_bytes": 1 << 28}, "MemoryError"),
+    ],
+    ids=["crash", "exit", "exit as if well", "raise exit", "slow", "large"],
+)
+def test_what_crashes_hangs_or_grows_does_so_on_trial(
+    tmp_path: Path, run: RunTrial, estimator: OnLoad, own: dict[str, Any], expected: str
+) -> None:
+    options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **options)
+    (folder / "model.pkl").write_bytes(cloudpickle.dumps(estimator))
+    own = {"model_formats": ("cloudpickle",), **own}
+    began = time.monotonic()
+    with pytest.raises(ModelRefused, match=expected):
+        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_version(
+    tmp_path: Path, run: RunTrial
+) -> None:
+    def without_room(model_folder: Path, folder: Path, within_s: float) -> int | None:
+        with files_of_at_most(100):
+            return run(model_folder, folder, within_s)
+
+    files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET)))
+    with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"):
+        prove_on_trial(files, None, Settings(model_name="m"), without_room)
+    with pytest.raises(NoRoom), files_of_at_most(100):  # for the order already
+        prove_on_trial(files, None, Settings(model_name="m"), run)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        in_new_process,
+        forked_ahead(),
+        forked_ahead("os.kill(trial._waiting[0], signal.SIGKILL)"),
+        forked_ahead("os.kill(trial._waiting[0], signal.SIGSTOP); trial_process.BEGINS_WITHIN_S = 1.0"),
+        forked_ahead("trial._waiting = None"),
+    ],
+    ids=["new", "forked", "killed while it waited", "stopped while it waited", "forked and used up"],
+)
+def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -> None:
+    folder = saved(tmp_path, make_pipeline(StandardScaler(), ElasticNet()).fit(FRAME, TARGET), input_example=None)
+    files = files_in(folder)
+    known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
+    here, there = prove(files, known)[1], prove_on_trial(files, known, Settings(model_name="m"), run)
+    assert there.rows.equals(here.rows)
+    assert there.predictions is not None
+    assert here.predictions is not None
+    assert there.predictions.tobytes() == here.predictions.tobytes()
+    assert (there.source, there.as_array) == ("online_store", True)
+    confirm(load_model(files, there.as_array), there)

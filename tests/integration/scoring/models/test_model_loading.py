@@ -1,0 +1,173 @@
+"""Model files are code: only formats and types on our own list are loaded, and what is refused says why."""
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import skops.io
+from mlflow.models import infer_signature
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import ElasticNet, LogisticRegression
+
+from scoring.errors import ModelRefused, PredictionFailed
+from scoring.models.model import Model, load_model
+from scoring.models.model_files import fetch_model, load_signature
+from scoring.models.registry import ModelVersion
+from scoring.settings import SKLEARN_TYPES, Settings
+from tests.support.model_folders import VERSION, FolderRegistry, edit
+
+FRAME = pd.DataFrame({"b": [0.5, 1.5, 2.5, 3.5] * 10, "a": [1.0, 2.0, 4.0, 8.0] * 10})
+TARGET = FRAME["a"] - FRAME["b"]
+
+
+def saved(folder: Path, model: Any, **save: Any) -> Path:
+    predict = getattr(model, save.get("pyfunc_predict_fn", "predict"))
+    options = {"signature": infer_signature(FRAME, predict(FRAME)), "pip_requirements": ["scikit-learn"]} | save
+    mlflow.sklearn.save_model(model, folder / "model", **options)
+    return folder / "model"
+
+
+def load(folder: Path, version: ModelVersion = VERSION, **settings: Any) -> Model:
+    with tempfile.TemporaryDirectory() as copy:
+        files = fetch_model(FolderRegistry(folder), version, Path(copy), Settings(model_name="m", **settings))
+        return load_model(files)
+
+
+def refusal(folder: Path, **settings: Any) -> str:
+    with pytest.raises(ModelRefused) as caught:
+        load(folder, **settings)
+    text = str(caught.value)
+    assert text.startswith("Model version m/1 was refused: ")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "model", [ElasticNet(), RandomForestRegressor(5, random_state=0), HistGradientBoostingRegressor()], ids=repr
+)
+def test_the_registered_model_predicts_to_the_bit_as_its_pyfunc(tmp_path: Path, model: Any) -> None:
+    folder = saved(tmp_path, model.fit(FRAME, TARGET), skops_trusted_types=list(SKLEARN_TYPES))
+    loaded = load(folder)
+    assert loaded.signature.names == ("b", "a")
+    vectors = pa.Table.from_pandas(FRAME, schema=loaded.signature.schema, preserve_index=False)
+    expected = mlflow.pyfunc.load_model(str(folder)).predict(FRAME)
+    assert loaded.predict(vectors).tolist() == np.asarray(expected).tolist()
+
+
+def test_the_signature_is_read_without_the_model(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "model.skops").unlink()
+    assert load_signature(FolderRegistry(folder), VERSION).names == ("b", "a")
+
+
+def test_predict_proba_needs_a_chosen_column(tmp_path: Path) -> None:
+    model = LogisticRegression().fit(FRAME, TARGET > 1)
+    folder = saved(tmp_path, model, pyfunc_predict_fn="predict_proba")
+    tagged = load(folder, ModelVersion("m", 1, {"serving.output_column": "1"}))
+    vectors = pa.Table.from_pandas(FRAME, schema=tagged.signature.schema, preserve_index=False)
+    assert tagged.predict(vectors).tolist() == model.predict_proba(FRAME)[:, 1].tolist()
+    assert load(folder, output_column=0).predict(vectors).tolist() == model.predict_proba(FRAME)[:, 0].tolist()
+    with pytest.raises((ModelRefused, PredictionFailed), match=r"serving\.output_column"):
+        load(folder).predict(vectors)
+    with pytest.raises(ModelRefused, match="'first': a column counted from 0"):
+        load(folder, ModelVersion("m", 1, {"serving.output_column": "first"}))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "cloudpickle"])
+def test_pickles_are_loaded_only_where_the_setting_allows_them(tmp_path: Path, kind: Any) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), serialization_format=kind)
+    assert f"its format {kind} is not allowed (SERVING_MODEL_FORMATS is skops)" in refusal(folder)
+    assert load(folder, model_formats=("skops", kind)).signature.names == ("b", "a")
+
+
+class Dangerous:
+    """Unpickling it would leave a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def test_a_pickle_that_calls_itself_skops_is_not_executed(tmp_path: Path) -> None:
+    folder, mark = saved(tmp_path, ElasticNet().fit(FRAME, TARGET)), tmp_path / "mark"
+    (folder / "model.skops").write_bytes(pickle.dumps(Dangerous(mark)))
+    assert "can't be read as skops" in refusal(folder)
+    assert not mark.exists()
+
+
+def test_a_skops_file_is_held_against_our_list_not_its_own(tmp_path: Path) -> None:
+    folder, mark = saved(tmp_path, ElasticNet().fit(FRAME, TARGET)), tmp_path / "mark"
+    crafted = ElasticNet().fit(FRAME, TARGET)
+    crafted.callback = os.system
+    skops.io.dump(crafted, folder / "model.skops")
+    edit(folder, lambda description: description["flavors"]["sklearn"].update(skops_trusted_types=["posix.system"]))
+    assert "posix.system" in refusal(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "gone"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    file = folder / "model.skops"
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flipped":
+        # In the stored (compressed) bytes of the schema: a flip elsewhere may hit nothing that counts.
+        with zipfile.ZipFile(file) as archive:
+            offset = archive.getinfo("schema.json").header_offset + 60
+        content[offset] ^= 0xFF
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    refusal(folder)
+
+
+def test_what_is_no_scikit_learn_model_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    edit(folder, lambda description: description["flavors"]["python_function"].update(loader_module="os"))
+    assert "not a scikit-learn model (its loader is 'os')" in refusal(folder)
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise RuntimeError")
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), code_paths=[str(tmp_path / "own.py")])
+    assert "brings Python code of its own" in refusal(folder)
+
+
+def test_a_model_path_outside_the_model_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (tmp_path / "elsewhere.skops").write_bytes((folder / "model.skops").read_bytes())
+    edit(folder, lambda description: description["flavors"]["python_function"].update(model_path="../elsewhere.skops"))
+    assert "'../elsewhere.skops' is missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: [", "flavors: 7", "\x00"])
+def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "MLmodel").write_text(content)
+    refusal(folder)
+
+
+def test_a_damaged_signature_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    for inputs in ("not json", json.dumps({"a": 1}), 7):
+        edit(folder, lambda description, inputs=inputs: description["signature"].update(inputs=inputs))
+        refusal(folder)
+
+
+def test_a_model_without_a_signature_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), signature=None)
+    edit(folder, lambda description: description.pop("signature", None))
+    assert "without a signature" in refusal(folder)

@@ -1,0 +1,101 @@
+"""From an alias to one exact version; and what a person is told when the registry can't say."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable, VersionNotFound
+from scoring.models.model_files import version_folder
+from scoring.models.registry import MlflowRegistry, ModelVersion
+from tests.support.fakes import files_of_at_most
+from tests.support.servers import MlflowServer, free_port
+
+
+@pytest.fixture(params=["database", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "database":
+        return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    server: MlflowServer = request.getfixturevalue("mlflow_server")
+    return server.uri
+
+
+@pytest.fixture
+def model(uri: str) -> str:
+    """A registered model with two versions, named for this test alone."""
+    name = f"model-{time.monotonic_ns()}"
+    client = MlflowClient(uri)
+    client.create_registered_model(name)
+    run = client.create_run("0", tags={"feast.feature_service": "from_the_run"})
+    for _ in range(2):
+        client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    return name
+
+
+def test_an_alias_means_one_exact_version(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
+    client = MlflowClient(uri)
+    client.set_registered_model_alias(model, "champion", "2")
+    assert registry.resolve(model, "champion").uri == f"models:/{model}/2"
+    client.set_registered_model_alias(model, "champion", "1")
+    assert registry.resolve(model, "champion").version == 1
+    assert registry.version(model, 2).data_version == f"{model}:2"
+
+
+def test_the_service_is_the_versions_tag_else_its_training_runs(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
+    assert registry.version(model, 1).tags["feast.feature_service"] == "from_the_run"
+    MlflowClient(uri).set_model_version_tag(model, "1", "feast.feature_service", "from_the_version")
+    assert registry.version(model, 1).tags["feast.feature_service"] == "from_the_version"
+
+
+def test_what_is_not_there_is_named(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
+    with pytest.raises(AliasNotSet, match=f"'{model}' has no alias 'champion': set it on a version"):
+        registry.resolve(model, "champion")
+    with pytest.raises(ModelNotRegistered, match="No model named 'nobody' is registered in"):
+        registry.resolve("nobody", "champion")
+    with pytest.raises(VersionNotFound, match="has no version 7"):
+        registry.version(model, 7)
+    with pytest.raises(ModelNotRegistered):
+        registry.version("nobody", 1)
+
+
+def test_a_server_that_is_down_is_told_within_ten_seconds() -> None:
+    uri = f"http://user:secret@127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    with pytest.raises(RegistryUnreachable, match="check MLFLOW_TRACKING_URI and that the server is up") as caught:
+        MlflowRegistry(uri, uri).resolve("model", "champion")
+    assert time.monotonic() - start < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
+    with pytest.raises(RegistryUnreachable, match="gave no answer"):
+        MlflowRegistry(uri, uri).resolve("model", "champion")
+
+
+def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=f"{model}/1 .*no longer in the artifact store"):
+        MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
+
+
+def test_the_size_of_a_version_is_known_without_fetching_it(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    client, name = MlflowClient(mlflow_server.uri), f"model-{time.monotonic_ns()}"
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "MLmodel").write_bytes(bytes(100))
+    (tmp_path / "model" / "inner" / "data").write_bytes(bytes(2000))
+    run = client.create_run("0")
+    client.log_artifacts(run.info.run_id, str(tmp_path / "model"), "model")
+    client.create_registered_model(name)
+    client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    registry = MlflowRegistry(mlflow_server.uri, mlflow_server.uri)
+    assert registry.size(ModelVersion(name, 1)) == 2100
+    # Nor is it the registry's fault, or the version's, where this machine has no room for its files.
+    with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"), version_folder() as folder:  # noqa: SIM117
+        with files_of_at_most(1000):
+            registry.download(ModelVersion(name, 1), folder)

@@ -1,0 +1,391 @@
+"""The Spark engine gives what the local one gives for the same request: columns, order, values, manifest, checks.
+
+Spark is the real one, in local mode; executors are processes of their own.
+"""
+
+import datetime as dt
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scoring.batch.generations import read_parted_input
+from scoring.batch.manifest import Manifest, output_parts, read_manifest
+from scoring.engine import Engine, LocalEngine
+from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed
+from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.files.location import Location
+from scoring.files.parquet import ParquetFiles
+from scoring.predict import Policy
+from scoring.serving import ServingModel
+from scoring.settings import Settings
+from tests.support.java import java_home
+from tests.support.servers import S3Server
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    from scoring.spark.engine import SparkEngine
+
+# Starting Spark and importing everything in its workers is most of it.
+pytestmark = pytest.mark.timeout(600)
+
+REPOSITORY = Path(__file__).resolve().parents[4] / "tests" / "feature_repos" / "orders"
+START = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
+# Their texts, one after the other, are those of other pairs: c and 11, c1 and 1.
+CUSTOMERS, MERCHANTS = ["c", "c1", "b", "d"], [1, 11, 2]
+INPUTS = ["mean_amount", "orders", "trusted", "age", "tier", "ratio", "amount"]
+ROWS = 2500
+SPARK = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.driver.memory": "1g",
+    # For small data: most of the time would go into compiling what runs once.
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "333",
+}
+
+
+def write_features(folder: Path) -> None:
+    random = np.random.default_rng(4)
+    pairs = [(customer, merchant) for customer in CUSTOMERS for merchant in MERCHANTS][:-1]
+    seen = [START + dt.timedelta(hours=3 * hour) for hour in range(40)]
+    rows = pd.DataFrame(
+        [(*pair, moment) for pair in pairs for moment in seen], columns=["customer_id", "merchant_id", "seen"]
+    )
+    rows["created"] = rows["seen"] + pd.to_timedelta(random.integers(0, 600, len(rows)), "s")
+    rows["amount_mean"] = random.normal(50, 20, len(rows)).astype("float32")
+    rows["orders"] = pd.array(random.integers(0, 1 << 20, len(rows)), "Int32")
+    rows["trusted"] = pd.array(random.random(len(rows)) > 0.5, "boolean")
+    for column, share in [("amount_mean", 0.03), ("orders", 0.03), ("trusted", 0.03)]:
+        rows.loc[random.random(len(rows)) < share, column] = np.nan if column == "amount_mean" else pd.NA
+    # Later versions of a quarter of the rows; some were created at no known time, and those are older than any other.
+    again = rows.sample(frac=0.25, random_state=1).assign(orders=7)
+    again["created"] = (again["created"] + pd.to_timedelta(1, "h")).where(random.random(len(again)) < 0.5)
+    alone = rows.tail(40).assign(seen=START + dt.timedelta(hours=200), created=pd.NaT)
+    rows = pd.concat([rows, again, alone.drop_duplicates(["customer_id", "merchant_id"]), rows.head(100)])
+    # pandas' own default: nanoseconds, here without a zone.
+    rows["seen"] = rows["seen"].dt.tz_localize(None).astype("datetime64[ns]")
+    rows.sample(frac=1, random_state=2).to_parquet(folder / "habits.parquet", index=False)
+    pd.DataFrame(
+        {
+            "customer_id": CUSTOMERS,
+            "event_timestamp": pd.Series([START + dt.timedelta(hours=20)] * 4, dtype="datetime64[us, UTC]"),
+            "age": pd.array([2**53 - 1, 31, None, 47], "Int64"),
+            "tier": ["gold", "silver", "gold", None],
+        }
+    ).to_parquet(folder / "profile.parquet", index=False)
+
+
+def write_request(file: Path) -> Location:
+    """Known and unknown keys, moments before, between and after the features, repeated rows, types of all kinds."""
+    random = np.random.default_rng(5)
+    moments = START.timestamp() * 1e6 + random.integers(-(3600 * 10**6), 260 * 3600 * 10**6, ROWS)
+    moments[::7] = START.timestamp() * 1e6 + 3 * 3600 * 10**6 * (np.arange(len(moments[::7])) % 40)
+    table = pa.table(
+        {
+            "note": pa.array([f"ünï {i}" if i % 5 else None for i in range(ROWS)]).dictionary_encode(),
+            "merchant_id": pa.array(random.choice([*MERCHANTS, 999], ROWS), pa.int16()),
+            "customer_id": pa.array(random.choice([*CUSTOMERS, "nobody"], ROWS)),
+            "event_timestamp": pa.array(moments.astype("int64"), pa.timestamp("us", "Asia/Bangkok")),
+            "amount": pa.array(random.normal(50, 20, ROWS), mask=random.random(ROWS) < 0.02),
+            "big": pa.array(np.arange(ROWS, dtype="uint64") + (1 << 63)),
+            "price": pa.array([Decimal(i) / 100 for i in range(ROWS)], pa.decimal128(9, 2)),
+            "at": pa.array(np.arange(ROWS), pa.timestamp("ns")),
+            "tags": pa.array([["a"] * (i % 3) for i in range(ROWS)]),
+        }
+    )
+    pq.write_table(pa.concat_tables([table, table.slice(100, 50), table.slice(100, 50)]), file)
+    return Location(file)
+
+
+class World:
+    """The orders' repository, applied, and a model of theirs in files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        repository = folder / "feature_repo"
+        shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
+        (repository / "data").mkdir()
+        write_features(repository / "data")
+        self.store: FeatureStore = open_feature_store(Settings(model_name="orders", feature_repo=repository))
+        apply_definitions(self.store)
+        self.request = write_request(folder / "day1.parquet")
+        self.serving = self._model()
+
+    def _model(self) -> ServingModel:
+        import mlflow.sklearn
+        from mlflow.models import infer_signature
+        from sklearn.compose import make_column_transformer
+        from sklearn.impute import SimpleImputer
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import OneHotEncoder
+
+        from scoring.features.feature_service import link_features
+        from scoring.models.admission import prove
+        from scoring.models.model_files import read_model_files
+        from scoring.models.registry import ModelVersion
+
+        random = np.random.default_rng(6)
+        frame = pd.DataFrame(random.random((200, 7)), columns=INPUTS).assign(
+            orders=random.integers(0, 9, 200), trusted=random.random(200) > 0.5, age=random.integers(18, 90, 200)
+        )
+        frame["tier"] = random.choice(["gold", "silver"], 200)
+        numbers = [name for name in INPUTS if name != "tier"]
+        model = make_pipeline(
+            make_column_transformer(
+                (SimpleImputer(), numbers), (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["tier"])
+            ),
+            LinearRegression(),
+        ).fit(frame, random.random(200))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of integer inputs without a way to say "missing", which are meant
+            mlflow.sklearn.save_model(
+                model,
+                self.folder / "model",
+                signature=infer_signature(frame, model.predict(frame)),
+                input_example=frame.head(),
+                pip_requirements=["scikit-learn"],
+                skops_trusted_types=["numpy.dtype"],
+            )
+        settings = Settings(model_name="orders")
+        files = read_model_files(ModelVersion("orders", 1), self.folder / "model", settings)
+        features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
+        return ServingModel(prove(files)[0], features, files)
+
+    def run(self, engine: Engine, folder: Location, policy: Policy | None = None) -> Manifest:
+        engine.write_input(self.request, self.store, "orders/1", self.serving.features, folder)
+        return engine.write_output(folder, self.serving, policy or Policy())
+
+
+def table(folder: Location) -> pa.Table:
+    with ParquetFiles(output_parts(folder)) as files:
+        return pa.concat_tables([files.schema.empty_table(), *files.between(0, files.rows)]).combine_chunks()
+
+
+def without_places(manifest: Manifest) -> dict[str, Any]:
+    """What the manifests of both engines must say alike."""
+    said: dict[str, Any] = msgspec.to_builtins(manifest)
+    return {"origin": said["origin"], "outcome": {**said["outcome"], "batch_input": None}}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator["SparkEngine"]:
+    """Spark in a time zone far from UTC, beside an S3 of the tests' own."""
+    from pyarrow.fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JAVA_HOME", str(java_home(tmp_path_factory.mktemp("java"))))
+        environment.setenv("TZ", "America/New_York")
+        time.tzset()
+        for name, value in s3_server.environment.items():
+            environment.setenv(name, value)  # workers inherit it
+        S3FileSystem(endpoint_override=s3_server.endpoint_url, allow_bucket_creation=True).create_dir("spark")
+        from scoring.spark.engine import SparkEngine
+
+        engine = SparkEngine("local[1]", SPARK, rows_a_part=700)
+        yield engine
+        engine.stop()
+    time.tzset()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("orders"))
+
+
+@pytest.fixture(scope="module")
+def local(world: World) -> Location:
+    """A folder with the local engine's result."""
+    folder = Location(world.folder / "local")
+    world.run(LocalEngine(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spark(world: World, engine: "SparkEngine") -> Location:
+    """One with Spark's."""
+    folder = Location("s3://spark/artifacts/day1")
+    world.run(engine, folder)
+    return folder
+
+
+def test_a_file_system_that_spark_does_not_have_is_named(engine: "SparkEngine") -> None:
+    from scoring.spark.engine import _telling
+
+    with pytest.raises(FeatureStoreError) as caught, _telling("joining"):
+        engine._spark.read.parquet("s3://bucket/features.parquet")
+    assert str(caught.value) == (
+        'The feature store failed while joining: UnsupportedFileSystemException: No FileSystem for scheme "s3"'
+    )
+
+
+def manifest(folder: Location) -> Manifest:
+    return read_manifest(folder / "batch_output.parquet")
+
+
+def objects(folder: Location) -> dict[str, int]:
+    """Every file below a folder in S3, and when it was written."""
+    from pyarrow.fs import FileSelector
+
+    filesystem, path = folder.filesystem()
+    found = filesystem.get_file_info(FileSelector(path, recursive=True))
+    return {each.path.removeprefix(f"{path}/"): each.mtime_ns for each in found if each.is_file}
+
+
+def test_the_same_request_has_the_same_rows_to_the_last_bit(local: Location, spark: Location) -> None:
+    expected, found = table(local), table(spark)
+
+    assert found.schema.equals(expected.schema)
+    assert found.schema.metadata[b"serving.origin"] == expected.schema.metadata[b"serving.origin"]
+    for name in expected.column_names:
+        assert found[name].equals(expected[name]), name
+    bits = [each["prediction"].fill_null(0).to_numpy().tobytes() for each in (found, expected)]
+    assert bits[0] == bits[1]
+    # The request asked for something of everything.
+    assert set(found["reason"].to_pylist()) == {None, "not_found", "null_feature"}
+    assert len(set(found["orders"].to_pylist())) > 100
+    assert 7 in found["orders"].to_pylist()
+
+
+def test_the_manifest_says_the_same_and_names_the_parts(local: Location, spark: Location) -> None:
+    assert without_places(manifest(spark)) == without_places(manifest(local))
+    parts = manifest(spark).parts
+    assert [part.name.rpartition("/")[2] for part in parts] == [f"part-{i:05d}.parquet" for i in range(4)]
+    rows = []
+    for part in parts:
+        with ParquetFiles([spark / part.name]) as file:
+            rows.append(file.rows)
+    assert rows == [700, 700, 700, 500]
+    joined = [part.name for part in read_parted_input(spark).parts]
+    assert sorted(objects(spark)) == sorted(
+        [*joined, *(part.name for part in parts), "batch_input.json", "manifest.json"]
+    )
+
+
+def test_what_fails_leaves_the_older_result_and_no_litter(
+    world: World, engine: "SparkEngine", spark: Location, local: Location, tmp_path: Path
+) -> None:
+    before = objects(spark)
+
+    def refuse(*_: object) -> None:
+        raise BatchRequestError("day1", "a blocking check failed")
+
+    with pytest.raises(BatchRequestError, match="blocking"):
+        engine.write_output(spark, world.serving, Policy(), refuse)
+    with pytest.raises(FeaturesRejected) as rejected:
+        engine.write_output(spark, world.serving, Policy("reject"))
+    (tmp_path / "model").mkdir()
+    shutil.copy(world.folder / "model" / "MLmodel", tmp_path / "model")
+    broken = msgspec.structs.replace(world.serving.files, folder=tmp_path / "model")
+    with pytest.raises(PredictionFailed, match=r"orders/1 failed to predict: its model file 'model\.skops' is missing"):
+        engine.write_output(spark, msgspec.structs.replace(world.serving, files=broken), Policy())
+
+    assert objects(spark) == before
+    with pytest.raises(FeaturesRejected) as expected:
+        LocalEngine().write_output(local, world.serving, Policy("reject"))
+    assert str(rejected.value) == str(expected.value)
+
+
+def test_with_imputed_values_it_is_the_same_and_the_replaced_parts_stay_for_their_readers(
+    world: World, engine: "SparkEngine", local: Location, spark: Location, tmp_path: Path
+) -> None:
+    shutil.copytree(local.local, tmp_path / "local")
+    policy = Policy("impute", {"orders": 3, "trusted": True, "age": None, "mean_amount": None, "tier": "gold"})
+    before = manifest(spark)
+
+    LocalEngine().write_output(Location(tmp_path / "local"), world.serving, policy)
+    engine.write_output(spark, world.serving, policy)
+
+    assert without_places(manifest(spark)) == without_places(manifest(Location(tmp_path / "local")))
+    assert manifest(spark).outcome.reasons["imputed_null_feature"] > 0
+    assert table(spark).equals(table(Location(tmp_path / "local")))
+    assert {part.name for part in before.parts} < objects(spark).keys()
+
+
+def test_a_request_without_rows_has_a_result_without_rows(world: World, engine: "SparkEngine", tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(world.request.local).slice(0, 0), tmp_path / "none.parquet")
+    for name, each in [("local", LocalEngine()), ("spark", engine)]:
+        folder = Location(tmp_path / name)
+        each.write_input(Location(tmp_path / "none.parquet"), world.store, "orders/1", world.serving.features, folder)
+        assert each.write_output(folder, world.serving, Policy()).outcome.rows == 0
+    assert table(Location(tmp_path / "spark")).equals(table(Location(tmp_path / "local")))
+
+
+def test_an_engine_that_takes_over_leaves_no_older_result_to_be_taken_for_its_own(
+    world: World, engine: "SparkEngine", spark: Location, tmp_path: Path
+) -> None:
+    world.run(LocalEngine(), spark)
+
+    assert [place.name for place in output_parts(spark)] == ["batch_output.parquet"]
+    with pytest.raises(BatchRequestError, match=r"batch_input\.json: there is no such file: materialize batch_input"):
+        engine.read_input_model(spark)
+
+
+def test_dagster_shows_the_same_checks_and_metadata(
+    engine: "SparkEngine", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving_assets.definitions import definitions
+    from serving_assets.resources import Serving
+    from tests.support.worlds import build_driver_world
+
+    drivers = build_driver_world(tmp_path)
+    (tmp_path / "batch_requests").mkdir()
+    moments = [drivers.now - dt.timedelta(minutes=17 * i) for i in range(150)]
+    rows = pa.table({"driver_id": [1001 + i % 22 for i in range(150)], "event_timestamp": moments})
+    pq.write_table(rows, tmp_path / "batch_requests" / "now.parquet")
+    shown: list[dict[str, Any]] = []
+    for name, extra in [
+        ("local", {}),
+        ("spark", {"SERVING_BATCH_ENGINE": "spark", "SERVING_SPARK_MASTER": "local[1]",
+                   "SERVING_SPARK_ROWS_A_PART": "100"}),
+    ]:  # fmt: skip
+        environment = drivers.environment | extra | {"SERVING_ARTIFACTS": str(tmp_path / name)}
+        home = tmp_path / f"home_{name}"
+        home.mkdir()
+        with dg.DagsterInstance.local_temp(str(home)) as instance:
+            instance.add_dynamic_partitions("batch_requests", ["now"])
+            of_this_world = dg.Definitions(
+                assets=definitions.assets,
+                jobs=definitions.jobs,
+                executor=definitions.executor,
+                resources={"serving": Serving(environment)},
+            )
+            run = of_this_world.resolve_job_def("score_batch").execute_in_process(
+                instance=instance, partition_key="now"
+            )
+            assert run.success
+            shown.append(
+                {
+                    event.asset_key.to_user_string(): event.materialization.metadata
+                    for event in run.get_asset_materialization_events()
+                    if event.asset_key is not None
+                }
+                | {"checks": sorted((each.check_name, each.passed) for each in run.get_asset_check_evaluations())}
+            )
+    local, spark = shown
+    assert table(Location(tmp_path / "spark" / "now")).equals(table(Location(tmp_path / "local" / "now")))
+    assert spark["checks"] == local["checks"]
+    assert len(local["checks"]) == 9
+    for asset in ("batch_input", "batch_output"):
+        assert spark[asset].keys() == local[asset].keys()
+        for key in ("dagster/row_count", "dagster/column_schema", "preview", "model_version", "feature_service"):
+            assert spark[asset][key] == local[asset][key]
+    for key in ("reasons", "rows_scored", "rows_not_scored", "distributions"):
+        assert spark["batch_output"][key] == local["batch_output"][key]
+    assert str(spark["batch_output"]["dagster/uri"].value).endswith("now/manifest.json")
+    names = sorted(file.name for file in (tmp_path / "spark" / "now").iterdir())
+    assert names == ["batch_input", "batch_input.json", "batch_output", "manifest.json"]

@@ -1,0 +1,233 @@
+"""The asset checks of real runs: what blocks keeps the old file, what warns is told; runs over several requests."""
+
+import datetime as dt
+import hashlib
+
+import dagster as dg
+import msgspec
+import pytest
+
+from scoring.files.location import Location
+from serving_assets.definitions import definitions
+from serving_assets.records.history import RANGE_END, RANGE_START
+from serving_assets.records.observations import last_seen, seen_event
+from serving_assets.records.requests import list_requests
+from serving_assets.resources import Serving
+from tests.support.graph import Graph, driver_rows, failure, metadata
+from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
+
+
+def register_infinite_model(world: World) -> int:
+    """A version that answers infinity for each row; a made-up golden row does not refuse it for that."""
+    import numpy as np
+    import pandas as pd
+    from sklearn.linear_model import LinearRegression
+
+    stats = pd.read_parquet(world.folder / "feature_repo" / "data" / "driver_stats.parquet")
+    frame = stats[DRIVER_INPUTS].astype("float64")
+    model = LinearRegression().fit(frame, frame["conv_rate"])
+    model.intercept_ = np.inf
+    return world.register(model, frame, tags={"feast.feature_service": "driver_ranking"}, promote=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    built = build_driver_world(tmp_path_factory.mktemp("drivers"))
+    register_driver_model(built, alpha=0.1, promote=False)
+    return built
+
+
+@pytest.fixture
+def graph(world, tmp_path):
+    world.promote(1)
+    made = Graph(world, tmp_path)
+    made.write_request(driver_rows(world, [1001 + i % 20 for i in range(150)]))
+    return made
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    found = [
+        event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
+    return {f"{check.asset_key.to_user_string()}:{check.check_name}": check for check in found}
+
+
+def test_all_checks_of_a_good_run_pass_and_say_what_they_saw(graph):
+    found = checks(graph.run())
+
+    assert set(found) == {
+        "batch_input:rows_equal_request",
+        "batch_input:columns_match_signature",
+        "batch_input:null_features",
+        "batch_input:stale_features",
+        "batch_input:feature_source_fresh",
+        "batch_output:rows_equal_request",
+        "batch_output:columns_match_signature",
+        "batch_output:predictions_finite",
+        "batch_output:prediction_drift",
+    }
+    assert all(check.passed for check in found.values()), found
+    assert found["batch_output:rows_equal_request"].description == "150 rows in the request, 150 in the file"
+    assert "driver_stats: newest event" in found["batch_input:feature_source_fresh"].description
+
+
+def test_a_model_that_answers_infinity_publishes_nothing_and_its_check_says_so(graph):
+    graph.run()
+    before = graph.file("batch_output.parquet").read_bytes()
+    version = register_infinite_model(graph.world)
+
+    result = graph.run(version=version)
+
+    assert "was not published, and the old one stays" in failure(result)
+    assert "predictions_finite: 150 of 150 predictions are NaN or infinite" in failure(result)
+    check = checks(result)["batch_output:predictions_finite"]
+    assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
+    assert graph.file("batch_output.parquet").read_bytes() == before
+    assert result.asset_materializations_for_node("batch_output") == []
+
+
+def test_a_version_deleted_before_its_run_fails_it_clearly_and_keeps_the_old_output(graph):
+    graph.run()
+    before = graph.file("batch_output.parquet").read_bytes()
+    version = register_driver_model(graph.world, alpha=0.2, promote=False)
+    graph.world.client.delete_model_version("driver_ranker", str(version))
+
+    text = failure(graph.run(version=version))
+
+    assert text.startswith(f"Registered model 'driver_ranker' has no version {version}: pin one that exists")
+    assert graph.file("batch_output.parquet").read_bytes() == before
+
+
+def test_missing_and_stale_features_warn_each_by_name_and_the_output_is_published(graph):
+    world = graph.world
+    late = (world.now + dt.timedelta(days=3)).isoformat()
+    rows = [f"{1001 + i},{late},order-{i}" for i in range(4)] + [f"9999,{world.now.isoformat()},order-9"]
+    graph.write_request(
+        "\n".join(["driver_id,event_timestamp,order", *rows, driver_rows(world, [1001]).splitlines()[1]]) + "\n"
+    )
+
+    result = graph.run()
+
+    assert result.success
+    found = checks(result)
+    assert found["batch_input:null_features"].severity is dg.AssetCheckSeverity.WARN
+    assert "conv_rate 83.3%" in found["batch_input:null_features"].description
+    assert "conv_rate 66.7%" in found["batch_input:stale_features"].description
+    assert not found["batch_input:stale_features"].passed
+    assert len(graph.output()) == 6
+
+
+def test_thresholds_are_settings(graph):
+    graph.environment |= {"SERVING_MAX_NULL_RATE": "1", "SERVING_MAX_SOURCE_AGE_S": "0.001"}
+    graph.write_request(driver_rows(graph.world, [9999, 9998]))
+
+    found = checks(graph.run())
+
+    assert found["batch_input:null_features"].passed
+    assert not found["batch_input:feature_source_fresh"].passed
+
+
+def test_another_distribution_than_that_of_the_replaced_output_warns(graph):
+    graph.run(version=1)
+
+    same = checks(graph.run(version=1))["batch_output:prediction_drift"]
+    other = checks(graph.run(version=2))["batch_output:prediction_drift"]
+
+    assert same.passed
+    assert "index 0.000" in same.description
+    assert not other.passed
+    assert other.severity is dg.AssetCheckSeverity.WARN
+
+
+def test_the_first_output_of_a_request_is_compared_with_the_one_before(graph):
+    graph.run(key="day1")
+    graph.write_request(driver_rows(graph.world, [1001 + i % 20 for i in range(150)]), "day2")
+
+    check = checks(graph.run(key="day2"))["batch_output:prediction_drift"]
+
+    assert check.passed
+    assert "artifacts/day1/batch_output.parquet" in check.description
+
+
+def test_the_run_shows_a_picture_of_the_predictions_and_the_features(graph):
+    shown = metadata(graph.run(), "batch_output")
+
+    assert shown["distributions"].startswith("![Distributions](data:image/png;base64,iVBOR")
+    assert len(shown["distributions"]) < 60_000
+    assert shown["rows_per_second"] > 0
+    assert shown["feature_service"] == "driver_ranking"
+
+
+def test_requests_that_cannot_be_scored_are_named_and_the_others_are_not_half_recorded(graph):
+    graph.write_request("driver_id\n1001\n", "day2")
+    tags = {RANGE_START: "day1", RANGE_END: "day2"}
+
+    result = graph.run(tags=tags)
+
+    assert "1 of the run's 2 requests can't be scored. day2: Batch request" in failure(result)
+    assert "The sensor score_the_others has the others scored." in failure(result)
+    refused = [
+        event.event_specific_data.asset_observation
+        for event in result.all_events
+        if event.event_type_value == "ASSET_OBSERVATION"
+    ]
+    assert [(event.partition, "column is missing" in event.description) for event in refused if event.description] == [
+        ("day2", True)
+    ]
+
+
+def test_a_changed_request_file_shows_what_was_made_of_it_as_stale_until_it_is_scored(graph):
+    graph.run()
+    assert not graph.stale("batch_input", "day1")
+    (file,) = list_requests(Location(graph.requests))
+
+    graph.instance.report_runless_asset_event(seen_event(file, "0" * 64))
+    assert graph.stale("batch_input", "day1")
+    assert graph.run().success
+
+    assert not graph.stale("batch_input", "day1")
+    assert not graph.stale("batch_output", "day1")
+
+
+class ChangesAfterItWasRead(Location):
+    """A request folder in which the file gets other content as soon as a run has copied it."""
+
+    def __truediv__(self, name: str) -> Location:
+        return Rewritten(self.local / name)
+
+
+class Rewritten(Location):
+    looks = 0
+
+    def stamp(self) -> str:
+        found = super().stamp()
+        self.looks += 1
+        if self.looks == 2:
+            self.local.write_text(f"{self.local.read_text()}\n")
+        return found
+
+
+def test_a_file_that_changes_while_it_is_scored_is_remembered_as_it_was_read(graph):
+    content = (graph.requests / "day1.csv").read_bytes()
+    serving = Serving(graph.environment)
+    folder = ChangesAfterItWasRead(graph.requests)
+    serving.settings = msgspec.structs.replace(serving.settings, batch_requests=folder)
+
+    assert graph.run(serving=serving).success
+
+    assert (graph.requests / "day1.csv").read_bytes() != content
+    assert last_seen(graph.instance)["day1"].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_outputs_of_a_run_over_several_requests_are_not_stale(graph):
+    graph.write_request(driver_rows(graph.world, [1002]), "day2")
+    graph.run("serve_batch", tags={RANGE_START: "day1", RANGE_END: "day2"})
+
+    for key in ("day1", "day2"):
+        assert not graph.stale("batch_input", key)
+        assert not graph.stale("batch_output", key)
+
+
+def test_every_check_says_what_it_looks_at():
+    for key in definitions.resolve_asset_graph().asset_check_keys:
+        assert definitions.resolve_asset_graph().get(key).description, key

@@ -1,0 +1,340 @@
+"""The asset graph in this process, against real Feast stores and real MLflow registries on SQLite."""
+
+import datetime as dt
+import json
+
+import dagster as dg
+import pytest
+
+from scoring.engine import LocalEngine
+from serving_assets.assets.model_version import version_of_run
+from serving_assets.definitions import definitions
+from serving_assets.records.observations import refused_in_run
+from serving_assets.resources import Serving
+from tests.support.graph import Graph, driver_rows, failure, metadata
+from tests.support.worlds import build_customer_world, build_driver_world, register_driver_model
+
+
+@pytest.fixture(scope="module")
+def driver_world(tmp_path_factory):
+    world = build_driver_world(tmp_path_factory.mktemp("drivers"))
+    register_driver_model(world, alpha=0.1, promote=False)
+    return world
+
+
+@pytest.fixture
+def drivers(driver_world, tmp_path):
+    """Versions 1 (champion) and 2, and one request of three drivers, one of them unknown."""
+    driver_world.promote(1)
+    graph = Graph(driver_world, tmp_path)
+    graph.write_request(driver_rows(driver_world, [1003, 9999, 1001]))
+    return graph
+
+
+def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(drivers):
+    drivers.environment |= {
+        "SERVING_BATCH_REQUESTS": drivers.requests.as_uri(),
+        "SERVING_ARTIFACTS": drivers.artifacts.as_uri(),
+    }
+    result = drivers.run("serve_batch")
+
+    assert result.success
+    rows = drivers.output()
+    assert [(row["driver_id"], row["order"], row["reason"]) for row in rows] == [
+        (1003, "order-0", None),
+        (9999, "order-1", "not_found"),
+        (1001, "order-2", None),
+    ]
+    assert {(row["model_name"], row["model_version"], row["feature_service"]) for row in rows} == {
+        ("driver_ranker", 1, "driver_ranking")
+    }
+    shown = metadata(result, "batch_output")
+    assert (shown["dagster/row_count"], shown["rows_scored"], shown["rows_not_scored"]) == (3, 2, 1)
+    assert "not_found | 1" in shown["reasons"]
+    assert "order-0" in shown["preview"]
+    assert [column.name for column in shown["dagster/column_schema"].columns][-1] == "feature_service"
+    assert shown["dagster/uri"] == str(drivers.file("batch_output.parquet"))
+    (until,) = metadata(result, "online_store")["watermarks"].values()
+    assert dt.datetime.fromisoformat(until) >= drivers.world.now
+
+
+def test_a_world_with_text_keys_two_views_and_a_classifier_is_scored_without_a_code_change(tmp_path):
+    graph = Graph(build_customer_world(tmp_path / "world"), tmp_path)
+    now = graph.world.now.isoformat()
+    graph.write_request(f"customer_id,event_timestamp\nc-7,{now}\nnobody,{now}\nc-0,{now}\n")
+
+    assert graph.run("serve_batch").success
+
+    rows = graph.output()
+    assert [row["customer_id"] for row in rows] == ["c-7", "nobody", "c-0"]
+    assert [row["reason"] for row in rows] == [None, "not_found", None]
+    assert all(0 < row["prediction"] < 1 for row in rows if row["reason"] is None)
+
+
+def test_the_alias_is_resolved_once_and_written_down(drivers):
+    result = drivers.run()
+
+    written = json.loads((drivers.artifacts / "registered_model_version.json").read_text())
+    assert (written["name"], written["version"], written["alias"]) == ("driver_ranker", 1, "champion")
+    assert metadata(result, "registered_model_version")["chosen_by"] == "alias champion"
+
+
+def test_a_pinned_version_is_used_although_the_alias_names_another(drivers):
+    result = drivers.run(version=2)
+
+    assert {row["model_version"] for row in drivers.output()} == {2}
+    assert metadata(result, "registered_model_version")["chosen_by"] == "pinned by the run"
+    assert metadata(result, "batch_output")["chosen_by"] == "pinned by the run"
+
+
+def test_an_apply_that_changes_nothing_makes_nothing_stale(drivers):
+    drivers.run("serve_batch")
+
+    drivers.run("serve_batch", only=["feast_registry"])
+
+    assert not drivers.stale("online_store")
+    assert not drivers.stale("batch_input", "day1")
+    assert not drivers.stale("batch_output", "day1")
+
+
+def test_definitions_that_were_applied_outside_of_dagster_are_recorded_by_the_run_that_reads_them(drivers):
+    assert drivers.run().success
+
+    found = drivers.instance.get_latest_materialization_event(dg.AssetKey("feast_registry"))
+    assert found.asset_materialization.metadata["applied_by"].value == "outside of Dagster"
+    assert not drivers.stale("batch_input", "day1")
+    assert not drivers.stale("batch_output", "day1")
+
+    drivers.run("serve_batch")
+    drivers.run()
+    records = drivers.instance.fetch_materializations(dg.AssetKey("feast_registry"), limit=10).records
+    assert [each.asset_materialization.metadata["applied_by"].value for each in records] == [
+        "this asset",
+        "outside of Dagster",
+    ]
+
+    another = dg.AssetMaterialization("feast_registry", tags={"dagster/data_version": "0" * 64})
+    drivers.instance.report_runless_asset_event(another)
+    assert drivers.stale("batch_input", "day1")
+    assert drivers.run().success
+    assert not drivers.stale("batch_input", "day1")
+
+
+def test_the_same_run_again_writes_the_same_bytes_and_makes_nothing_stale(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    drivers.run(only=["registered_model_version", "batch_input"])
+    assert not drivers.stale("batch_output", "day1")
+    drivers.run()
+
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_new_version_makes_the_outputs_stale_until_they_are_scored_again(drivers):
+    drivers.run()
+    drivers.world.promote(2)
+
+    drivers.run(only=["registered_model_version"])
+    assert drivers.stale("batch_output", "day1")
+    drivers.run()
+
+    assert not drivers.stale("batch_output", "day1")
+
+
+def test_output_made_again_from_an_older_input_says_so_and_still_shows_as_stale(drivers):
+    drivers.run()
+    drivers.world.promote(2)
+    drivers.run(only=["registered_model_version"])
+
+    result = drivers.run(only=["batch_output"])
+
+    assert {row["model_version"] for row in drivers.output()} == {1}
+    chosen = "batch_input was made for it; alias champion names driver_ranker/2 now"
+    assert metadata(result, "batch_output")["chosen_by"] == chosen
+    assert drivers.stale("batch_output", "day1")
+
+
+def test_a_run_that_leaves_the_version_out_never_takes_another_runs_pin_or_what_the_alias_named_before(drivers):
+    drivers.run(version=2)
+    before = drivers.file("batch_output.parquet").read_bytes()
+    inputs_alone = ["batch_input", "batch_output"]
+
+    refused = failure(drivers.run(only=inputs_alone))
+    assert "last with driver_ranker/2 (pinned by a run), and alias champion names driver_ranker/1" in refused
+    assert "config: {version: 2}" in refused
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+    drivers.world.promote(2)
+    result = drivers.run(only=inputs_alone)
+    assert result.success
+    assert {row["model_version"] for row in drivers.output()} == {2}
+    chosen = "registered_model_version as materialized last, and alias champion"
+    assert metadata(result, "batch_input")["chosen_by"] == chosen
+
+    drivers.world.promote(1)
+    assert "pinned by a run" in failure(drivers.run(only=inputs_alone))
+    assert drivers.run(only=["batch_output"]).success  # as when a run is taken up again: its own inputs decide
+
+
+def test_two_runs_that_pin_different_versions_do_not_mix(drivers):
+    class Interrupted(Serving):
+        """Another run pins version 2 while the online store is materialized: between two steps of this run."""
+
+        opened = 0
+
+        def open_feature_store(self):
+            self.opened += 1
+            if self.opened == 2:
+                drivers.run(version=2, only=["registered_model_version"])
+            return super().open_feature_store()
+
+    serving = Interrupted(drivers.environment)
+    result = drivers.run("serve_batch", version=1, serving=serving)
+
+    assert result.success
+    assert serving.opened > 2
+    assert json.loads((drivers.artifacts / "registered_model_version.json").read_text())["version"] == 2
+    assert {row["model_version"] for row in drivers.output()} == {1}
+
+
+def test_an_input_that_another_run_made_for_another_version_is_refused(drivers):
+    drivers.run(version=1)
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    result = drivers.run(version=2, only=["registered_model_version", "batch_output"])
+
+    assert "was made for model version driver_ranker/1, and this run uses driver_ranker/2" in failure(result)
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_run_that_is_taken_up_again_after_a_failure_keeps_its_version(drivers):
+    (drivers.requests / "day1.csv").write_text("driver_id\n1001\n")
+    failed = drivers.run(version=2)
+    drivers.run(version=1, only=["registered_model_version"])
+    job = definitions.resolve_job_def("score_batch")
+
+    again = drivers.instance.create_run_for_job(job, parent_run_id=failed.run_id, root_run_id=failed.run_id)
+
+    kept = version_of_run(drivers.instance, again.run_id)
+    assert (kept.name, kept.version, kept.by) == ("driver_ranker", 2, "pinned by the run")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("driver,event_timestamp\n1001,2026-01-01\n", "column 'driver_id': this column is missing"),
+        ("driver_id,event_timestamp\n1001,2026-01-01\n1002,soon\n", "column 'event_timestamp', row 2: 'soon'"),
+        ("driver_id,event_timestamp\nabc,2026-01-01\n", "column 'driver_id', row 1: 'abc' is not int64"),
+    ],
+)
+def test_a_bad_request_fails_in_one_line_and_leaves_the_old_files_as_they_were(drivers, rows, told):
+    drivers.run()
+    before = {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")}
+    (drivers.requests / "day1.csv").write_text(rows)
+
+    text = failure(drivers.run())
+
+    assert told in text
+    assert str(drivers.requests / "day1.csv") in text
+    assert "\n" not in text
+    assert {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")} == before
+
+
+def test_a_bad_first_request_writes_nothing(drivers):
+    (drivers.requests / "day1.csv").write_text("driver_id\n1001\n")
+
+    failure(drivers.run())
+
+    assert [file.name for file in drivers.artifacts.rglob("*")] == ["registered_model_version.json"]
+
+
+class BreaksFor(LocalEngine):
+    """An engine that meets a value nobody thought of in one request."""
+
+    def write_input(self, request, *others):
+        if request.name == "day6.csv":
+            raise OverflowError("a value nobody thought of")
+        return super().write_input(request, *others)
+
+
+def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_others_inputs_are_made(drivers):
+    drivers.write_request("driver_id\n1001\n", "day2")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day3")
+    drivers.write_request("driver_id,event_timestamp\n1001,soon\n", "day4")
+    drivers.write_request(driver_rows(drivers.world, []), "day5")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day6")
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day7")
+    drivers.artifacts.mkdir()
+    (drivers.artifacts / "day7").write_text("somebody's file")
+    drivers.write_request(driver_rows(drivers.world, [1003]), "day8")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day8"}
+    serving = Serving(drivers.environment)
+    serving.engine = BreaksFor()
+
+    result = drivers.run(tags=tags, serving=serving)
+
+    text = failure(result)
+    assert "4 of the run's 8 requests can't be scored. day2: Batch request" in text
+    assert "day2.csv, column 'event_timestamp': this column is missing" in text
+    assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
+    assert "day6: OverflowError was raised (a value nobody thought of)" in text
+    assert "day7: what lies there is in the way" in text.replace("'", "")
+    assert "\n" not in text
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    refused = event.step_failure_data.user_failure_data.metadata["refused"].value
+    assert [line.split(" | ")[0] for line in refused.splitlines()[2:]] == ["| day2", "| day4", "| day6", "| day7"]
+    assert refused_in_run(drivers.instance, result.run_id) == {"day2", "day4", "day6", "day7"}
+    assert all(drivers.file("batch_input.parquet", key).exists() for key in ("day1", "day3", "day5", "day8"))
+    (stale,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "stale_features"]
+    assert "day5 | passed | past their time to live" in stale.metadata["found"].value
+
+
+def test_many_requests_are_scored_by_one_run_each_with_its_own_numbers(drivers):
+    drivers.write_request(driver_rows(drivers.world, [1002, 1004]), "day2")
+    tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day2"}
+
+    result = drivers.run(tags=tags)
+
+    assert result.success
+    events = result.asset_materializations_for_node("batch_output")
+    rows = {event.partition: event.metadata["dagster/row_count"].value for event in events}
+    assert rows == {"day1": 3, "day2": 2}
+
+
+def test_a_version_that_needs_features_nobody_serves_is_refused_and_named(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+    version = register_driver_model(drivers.world, inputs=["acc_rate", "speed", "mood"], promote=False)
+
+    text = failure(drivers.run(version=version))
+
+    assert "does not serve its inputs speed, mood" in text
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_version_that_does_not_exist_fails_clearly_and_keeps_the_old_output(drivers):
+    drivers.run()
+    before = drivers.file("batch_output.parquet").read_bytes()
+
+    text = failure(drivers.run(version=99))
+
+    assert text == (
+        "Registered model 'driver_ranker' has no version 99: pin one that exists, or none to follow the alias."
+    )
+    assert drivers.file("batch_output.parquet").read_bytes() == before
+
+
+def test_a_wrong_setting_fails_the_run_with_the_variable_and_what_is_allowed(drivers):
+    drivers.environment["SERVING_MISSING_FEATURES"] = "guess"
+
+    text = failure(drivers.run())
+
+    assert text.startswith("SERVING_MISSING_FEATURES is 'guess'")
+    assert "exclude | reject | impute" in text
+
+
+def test_without_a_resolved_version_batch_input_says_what_to_do(drivers):
+    text = failure(drivers.run(only=["batch_input"]))
+
+    assert "registered_model_version.json does not exist: materialize registered_model_version first" in text

@@ -1,0 +1,23 @@
+"""A test client of the API on a fake model."""
+
+import time
+from typing import Any
+
+from litestar.testing import TestClient
+
+from api.app import create_app
+from scoring.settings import Settings
+from tests.support.fakes import FakeLoader, FakeScorer
+
+
+def api(scorer: FakeScorer | None = None, **fields: Any) -> TestClient[Any]:
+    given_settings = Settings(model_name="ranker", poll_interval_s=0.1, **{"deadline_s": 5.0, **fields})
+    return TestClient(create_app(given_settings, FakeLoader(scorer)), raise_server_exceptions=False)
+
+
+def when_ready(client: TestClient[Any]) -> TestClient[Any]:
+    deadline = time.monotonic() + 10
+    while client.get("/ready").status_code != 200:
+        assert time.monotonic() < deadline, client.get("/ready").text
+        time.sleep(0.005)
+    return client

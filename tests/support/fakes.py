@@ -1,0 +1,109 @@
+"""Stand-ins for what the API depends on, as classes."""
+
+import contextlib
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import pyarrow as pa
+
+from api.model.loading import Target
+from api.model.scorer import EntityRows, Scorer
+from scoring.arrow.signature import ModelInput, Signature
+from scoring.feast_plugins.join_keys import JoinKey
+from scoring.features.model_features import ModelFeatures
+from scoring.models.registry import ModelVersion
+from scoring.online.lookup import OnlineVectors
+from scoring.predict import Scores
+
+ScoreFunction = Callable[[EntityRows], list[tuple[float | None, str | None]]]
+
+DRIVER = (JoinKey("driver_id", "int64"),)
+
+
+def features(*join_keys: JoinKey, request_inputs: dict[str, pa.DataType] | None = None) -> ModelFeatures:
+    """A link to a feature store that is not there."""
+    inputs = tuple(ModelInput(name, dtype) for name, dtype in (request_inputs or {}).items())
+    return ModelFeatures(
+        service="service",
+        join_keys=join_keys or DRIVER,
+        features=(),
+        views=(),
+        request_inputs=tuple(request_inputs or {}),
+        signature=Signature(inputs),
+    )
+
+
+def id_as_score(entity_rows: EntityRows) -> list[tuple[float | None, str | None]]:
+    """Each entity's first key as its score; negative ones are unknown."""
+    ids = next(iter(entity_rows.values()))
+    return [(None, "not_found") if key < 0 else (float(key), None) for key in ids]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """In place of a full disk: this process and those that it starts meanwhile write no file beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FakeScorer:
+    """A `Scorer` that needs no model and no store."""
+
+    def __init__(
+        self, version: int = 1, *, link: ModelFeatures | None = None, function: ScoreFunction = id_as_score
+    ) -> None:
+        self.version = ModelVersion("ranker", version)
+        self.features = link or features()
+        self.function = function
+        self.mergeable = True
+        self.store_error: Exception | None = None
+        self.lookup_error: Exception | None = None
+
+    def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
+        if self.lookup_error is not None:
+            raise self.lookup_error
+        rows = len(next(iter(entity_rows.values())))
+        return OnlineVectors(pa.table({}), pa.nulls(rows, pa.string()), now.timestamp() - 60)
+
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+        rows = self.function(entity_rows)
+        return Scores(
+            pa.array([value for value, _ in rows], pa.float64()), pa.array([reason for _, reason in rows], pa.string())
+        )
+
+    def check_store(self) -> None:
+        if self.store_error is not None:
+            raise self.store_error
+
+
+class FakeLoader:
+    """A `Loader` whose alias is moved by `point_to`; `look_error` and `load_error` are raised while they are set."""
+
+    def __init__(self, scorer: Scorer | None = None) -> None:
+        self.look_error: Exception | None = None
+        self.load_error: Exception | None = None
+        self.loads: list[int] = []
+        self.may_load = threading.Event()
+        self.may_load.set()
+        self.point_to(scorer or FakeScorer())
+
+    def point_to(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def look(self) -> Target:
+        if self.look_error is not None:
+            raise self.look_error
+        return Target(self.scorer.version, "definitions")
+
+    def load(self, target: Target, current: Scorer | None) -> Scorer:
+        self.loads.append(target.version.version)
+        self.may_load.wait(10)
+        if self.load_error is not None:
+            raise self.load_error
+        return self.scorer

@@ -1,0 +1,41 @@
+"""A registry whose versions are folders, and changes to their files."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scoring.models.registry import ModelVersion
+
+VERSION = ModelVersion("m", 1)
+
+
+class FolderRegistry:
+    """A registry whose one version lies in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resolve(self, name: str, alias: str) -> ModelVersion:
+        return VERSION
+
+    def version(self, name: str, version: int) -> ModelVersion:
+        return VERSION
+
+    def size(self, model: ModelVersion) -> int:
+        return 0  # as of an artifact store that does not tell
+
+    def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
+        if file:
+            return Path(shutil.copy(self.folder / file, destination / file))
+        return Path(shutil.copytree(self.folder, destination / "files"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    file = folder / "MLmodel"
+    description = yaml.safe_load(file.read_text())
+    change(description)
+    file.write_text(yaml.safe_dump(description))
+    return folder

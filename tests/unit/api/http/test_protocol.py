@@ -1,0 +1,136 @@
+"""An answer leaves in one piece, whatever uvicorn writes it in."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+
+from api.http.protocol import OneWrite, OneWriteProtocol
+
+
+class RecordingTransport(asyncio.Transport):
+    """Remembers what is sent, and whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+        self.sent.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def after(scenario: Callable[[RecordingTransport, OneWrite], Awaitable[None]]) -> RecordingTransport:
+    """The transport after the scenario, and a turn of the event loop more."""
+    below = RecordingTransport()
+
+    async def run() -> None:
+        await scenario(below, OneWrite(below, asyncio.get_running_loop()))
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    return below
+
+
+def test_what_is_written_in_one_turn_is_sent_together_and_in_order() -> None:
+    async def scenario(_: RecordingTransport, transport: OneWrite) -> None:
+        transport.write(b"headers ")
+        transport.write(b"body")
+        await asyncio.sleep(0)
+        transport.write(b"next")
+
+    assert after(scenario).sent == [b"headers body", b"next"]
+
+
+def test_closing_sends_what_was_written_before() -> None:
+    async def scenario(_: RecordingTransport, transport: OneWrite) -> None:
+        transport.write(b"answer")
+        transport.close()
+
+    closed = after(scenario)
+    assert (closed.sent, closed.closed) == ([b"answer"], True)
+
+
+def test_nothing_is_sent_to_a_client_that_left_meanwhile() -> None:
+    async def scenario(below: RecordingTransport, transport: OneWrite) -> None:
+        transport.write(b"answer")
+        below.close()
+
+    assert after(scenario).sent == []
+
+
+def test_all_else_is_the_transports_own() -> None:
+    async def scenario(below: RecordingTransport, transport: OneWrite) -> None:
+        below.close()
+        assert transport.is_closing()
+
+    after(scenario)
+
+
+async def _answer(scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def _send(port: int, *pieces: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        answer = await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return answer
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"
+LENGTH = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n"
+PIECE = b"a" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([GET, b"\r\n"], b"200"),
+        ([GET, b"X: ", PIECE, b"\r\n", b"Y: ", PIECE, b"\r\n\r\n"], b"200"),
+        ([LENGTH, *[PIECE] * 50], b"200"),
+        ([GET, b"X: ", *[PIECE] * 50], b"431"),
+        ([GET, *[b"X: " + PIECE + b"\r\n"] * 5], b"431"),
+        ([b"GET /", *[PIECE] * 50], b"431"),
+        ([POST, b"0\r\nX: ", *[PIECE] * 50], b"431"),
+    ],
+    ids=["plain", "long", "body", "endless header", "many headers", "endless path", "endless trailer"],
+)
+def test_headers_have_a_limit_and_bodies_are_not_counted(pieces: list[bytes], status: bytes) -> None:
+    async def scenario() -> bytes:
+        config = uvicorn.Config(_answer, http=OneWriteProtocol, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.create_task(server.serve([listening]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            answer = await _send(listening.getsockname()[1], *pieces)
+            server.should_exit = True
+            await serving
+        return answer
+
+    answer = asyncio.run(scenario())
+    # Who still sends when the connection is closed may be reset before the answer is read.
+    assert answer.split(b" ")[1:2] == [status] or (status == b"431" and answer == b"")

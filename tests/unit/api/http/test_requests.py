@@ -1,0 +1,331 @@
+"""What the API answers to requests, good and odd ones, on a fake model."""
+
+import gzip
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from litestar.testing import TestClient
+
+from api.http.bodies import headers_of
+from api.model.breaker import OPENS_AFTER
+from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
+from scoring.feast_plugins.join_keys import JoinKey
+from tests.support.api_client import api, when_ready
+from tests.support.fakes import FakeScorer, features
+
+CORPUS = sorted((Path(__file__).resolve().parents[4] / "tests" / "corpus").glob("[0-9]*/*"))
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient[Any]]:
+    with api() as started:
+        yield when_ready(started)
+
+
+def assert_problem(response: Any, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["status"] == status
+    assert problem["type"].startswith("urn:model-serving:problem:")
+    assert problem["instance"].startswith("urn:uuid:")
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=lambda file: f"{file.parent.name}-{file.name}")
+@pytest.mark.parametrize("path", ["/inference", "/scores"])
+def test_each_body_of_the_corpus_gets_its_documented_status(client: TestClient[Any], file: Path, path: str) -> None:
+    response = client.post(path, content=file.read_bytes(), headers=JSON)
+    status = int(file.parent.name)
+    if status == 200:
+        assert response.status_code == 200, response.text
+        assert "X-Evil" not in response.headers
+    else:
+        assert_problem(response, status)
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml"])
+def test_another_content_type_is_refused(client: TestClient[Any], content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    body = b'{"request_id":"r","driver_ids":[1]}'
+    assert_problem(client.post("/inference", content=body, headers=headers), 415)
+
+
+def test_a_charset_beside_the_content_type_is_fine(client: TestClient[Any]) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    body = b'{"request_id":"r","driver_ids":[1]}'
+    assert client.post("/inference", content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "identity, gzip", "x-unknown"])
+def test_a_compressed_body_is_refused_with_what_is_taken(client: TestClient[Any], encoding: str) -> None:
+    body = gzip.compress(b'{"request_id":"r","driver_ids":[1]}')
+    answer = client.post("/inference", content=body, headers={**JSON, "Content-Encoding": encoding})
+    problem = assert_problem(answer, 415)
+    assert problem["type"].endswith(":body-encoded")
+    assert answer.headers["Accept-Encoding"] == "identity"
+
+
+def test_a_body_that_is_said_to_be_as_it_is_is_taken(client: TestClient[Any]) -> None:
+    headers = {**JSON, "Content-Encoding": "Identity"}
+    assert client.post("/inference", content=b'{"request_id":"r","driver_ids":[1]}', headers=headers).status_code == 200
+
+
+def test_a_body_past_the_limit_is_refused_also_where_its_length_is_not_announced() -> None:
+    with api(max_body_bytes=64) as small:
+        when_ready(small)
+        assert_problem(small.post("/inference", content=b"1" * 65, headers=JSON), 413)
+        parts = iter([b"1" * 40, b"1" * 40])
+        assert_problem(small.post("/inference", content=parts, headers=JSON), 413)
+
+
+def test_unknown_addresses_and_methods_are_problems_too(client: TestClient[Any]) -> None:
+    assert_problem(client.get("/nothing"), 404)
+    assert_problem(client.get("/static/swagger-ui/nothing.js"), 404)
+    assert_problem(client.get("/inference"), 405)
+    assert set(client.get("/inference").headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
+
+
+@pytest.mark.parametrize("name", ["%00", "a" * 300, "a/" * 3000, "swagger-ui/swagger-ui.css%00.html", "../app.py", ""])
+def test_the_page_has_no_other_files(client: TestClient[Any], name: str) -> None:
+    assert client.get(f"/static/{name}").status_code == 404
+    assert client.get("/static/swagger-ui/swagger-ui.css").status_code == 200
+
+
+def test_the_first_of_equal_drivers_wins_and_the_excluded_are_named() -> None:
+    with api(FakeScorer(function=lambda rows: [(None, "stale"), (0.5, None), (0.7, None), (0.7, None)])) as client:
+        answer = when_ready(client).post("/inference", json={"request_id": "r", "driver_ids": [4, 3, 2, 1]})
+    assert answer.json() == {
+        "request_id": "r",
+        "prediction": 2,
+        "score": 0.7,
+        "model": {"name": "ranker", "version": 1},
+        "excluded": [{"driver_id": 4, "reason": "stale"}],
+        "error": None,
+    }
+    assert answer.headers["X-Request-Id"] == "r"
+    assert answer.headers["X-Model-Version"] == "ranker/1"
+
+
+def test_when_all_are_excluded_it_is_a_problem_that_says_why(client: TestClient[Any]) -> None:
+    response = client.post("/inference", json={"request_id": "r-7", "driver_ids": [-1, -2]})
+    problem = assert_problem(response, 422)
+    assert problem["excluded"] == [
+        {"driver_id": -1, "reason": "not_found"},
+        {"driver_id": -2, "reason": "not_found"},
+    ]
+    assert problem["request_id"] == response.headers["X-Request-Id"] == "r-7"
+    scores = client.post("/scores", json={"request_id": "r", "driver_ids": [-1]})
+    assert scores.json()["scores"] == [{"driver_id": -1, "score": None, "reason": "not_found"}]
+
+
+def test_imputed_entities_are_told_under_that_policy() -> None:
+    scorer = FakeScorer(function=lambda rows: [(0.5, "imputed_stale"), (0.4, None)])
+    with api(scorer, missing_features="impute") as client:
+        body = {"request_id": "r", "driver_ids": [1, 2]}
+        answer = when_ready(client).post("/inference", json=body).json()
+        scores = client.post("/scores", json=body).json()
+    assert answer["imputed"] == scores["imputed"] == [{"driver_id": 1, "reason": "stale"}]
+    assert scores["scores"][0] == {"driver_id": 1, "score": 0.5, "reason": None}
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(-50, 1000), min_size=1, max_size=20), data=st.data())
+def test_the_winner_has_the_highest_of_the_scores_and_order_changes_none(
+    client: TestClient[Any], ids: list[int], data: st.DataObject
+) -> None:
+    rows = client.post("/scores", json={"request_id": "r", "driver_ids": ids}).json()["scores"]
+    assert [row["driver_id"] for row in rows] == ids
+    shuffled = data.draw(st.permutations(rows))
+    again = client.post("/scores", json={"request_id": "r", "driver_ids": [row["driver_id"] for row in shuffled]})
+    assert again.json()["scores"] == shuffled
+    answer = client.post("/inference", json={"request_id": "r", "driver_ids": ids})
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    if scores:
+        assert answer.json()["score"] == max(scores)
+        assert answer.json()["prediction"] == next(row for row in rows if row["score"] == max(scores))["driver_id"]
+    else:
+        assert answer.status_code == 422
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=st.binary(max_size=200))
+def test_no_bytes_at_all_make_it_fail(client: TestClient[Any], body: bytes) -> None:
+    assert client.post("/inference", content=body, headers=JSON).status_code in {200, 400, 422}
+
+
+def test_several_keys_and_request_inputs_are_asked_for_by_entity_rows() -> None:
+    link = features(
+        JoinKey("customer_id", "string"), JoinKey("merchant_id", "int32"), request_inputs={"amount": pa.float32()}
+    )
+    rows = [
+        {"customer_id": "a", "merchant_id": 1, "amount": 2},
+        {"customer_id": "b", "merchant_id": 2, "amount": None},
+    ]
+    scorer = FakeScorer(link=link, function=lambda rows: [(a or 0.0, None) for a in rows["amount"]])
+    with api(scorer) as client:
+        when_ready(client)
+        answer = client.post("/inference", json={"request_id": "r", "entity_rows": rows})
+        assert answer.json()["prediction"] == {"customer_id": "a", "merchant_id": 1}
+        wrong: list[Any] = [
+            [],
+            [{}],
+            [{"customer_id": "a", "merchant_id": 1}],
+            [rows[0] | {"merchant_id": 2**31}],
+            [rows[0] | {"amount": 1e39}],
+            [rows[0] | {"amount": "2"}],
+            [rows[0] | {"customer_id": ""}],
+            [rows[0] | {"more": 1}],
+        ]
+        for entity_rows in wrong:
+            assert_problem(client.post("/scores", json={"request_id": "r", "entity_rows": entity_rows}), 422)
+        row = b'{"customer_id":"a","customer_id":"b","merchant_id":1,"amount":1}'
+        repeated = b'{"request_id":"r","entity_rows":[' + row + b"]}"
+        assert_problem(client.post("/scores", content=repeated, headers=JSON), 422)
+
+
+def test_a_join_key_need_not_be_a_python_name() -> None:
+    with api(FakeScorer(link=features(JoinKey("driver-id", "int64")))) as client:
+        answer = when_ready(client).post("/inference", json={"request_id": "r", "driver-ids": [3, 5]})
+    assert answer.json()["prediction"] == 5
+
+
+def failing(error: Exception) -> FakeScorer:
+    def fail(rows: Any) -> Any:
+        raise error
+
+    return FakeScorer(function=fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FeatureStoreError("reading the online store", "Error 111 connecting to secret-host:6379"), 503),
+        (PredictionFailed("ranker/1", "ValueError on 1 rows, secret"), 500),
+        (RuntimeError("secret"), 500),
+        (FeaturesRejected([("driver_id 1", "stale")], 1), 422),
+    ],
+)
+def test_failures_are_problems_that_tell_nothing_of_our_insides(error: Exception, status: int) -> None:
+    with api(failing(error)) as client:
+        response = when_ready(client).post("/inference", json={"request_id": "r", "driver_ids": [1]})
+    assert_problem(response, status)
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert ("Retry-After" in response.headers) == (status == 503)
+
+
+def test_a_model_that_hangs_costs_one_deadline_and_never_more_threads() -> None:
+    hang = threading.Event()
+
+    def wait(rows: Any) -> Any:
+        hang.wait(20)
+        return [(1.0, None)]
+
+    before = threading.active_count()
+    with api(FakeScorer(function=wait), deadline_s=0.05, max_concurrent_requests=2, max_waiting_requests=1) as client:
+        when_ready(client)
+        with_threads = threading.active_count()
+        kinds = []
+        for _ in range(6):
+            started = time.monotonic()
+            response = client.post("/inference", json={"request_id": "r", "driver_ids": [1]})
+            assert time.monotonic() - started < 1
+            assert int(response.headers["Retry-After"]) >= 1
+            kinds.append(assert_problem(response, 503)["type"].rpartition(":")[2])
+        assert kinds == ["deadline-exceeded"] * 6  # each may wait: a thread may become free in time
+        assert threading.active_count() <= with_threads
+        hang.set()
+        deadline = time.monotonic() + 5
+        while client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code != 200:
+            assert time.monotonic() < deadline
+    assert threading.active_count() <= before + 4
+
+
+def test_a_value_that_can_not_be_used_fails_its_request_and_is_no_reason_not_to_ask_the_store() -> None:
+    scorer = FakeScorer()
+    with api(scorer) as client:
+        when_ready(client)
+        scorer.lookup_error = UnusableFeature(
+            "reading the online store", "a feature declared int64 was written as text."
+        )
+        for _ in range(2 * OPENS_AFTER):
+            answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1]})
+            assert assert_problem(answer, 500)["type"].endswith(":unusable-feature")
+            assert "Retry-After" not in answer.headers
+        scorer.lookup_error = None
+        assert client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code == 200
+
+
+def test_the_page_and_all_that_it_loads_come_from_here(client: TestClient[Any]) -> None:
+    page = client.get("/")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "http" not in page.text
+    vendored = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
+    for name in ("start.js", *(f"swagger-ui/{file}" for file in vendored)):
+        assert f"static/{name}" in page.text
+        assert client.get(f"/static/{name}").status_code == 200
+
+
+SCORING_METHODS = ("POST", "OPTIONS")
+
+
+@pytest.mark.parametrize("path", ["/inference", "/scores"])
+def test_who_asks_for_the_methods_of_a_route_is_told(client: TestClient[Any], path: str) -> None:
+    answer = client.options(path)
+    assert (answer.status_code, answer.content, answer.headers["Allow"]) == (204, b"", ", ".join(SCORING_METHODS))
+
+
+def test_the_document_describes_every_route_and_the_body_that_is_asked_for(client: TestClient[Any]) -> None:
+    document = client.get("/openapi.json").json()
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    routes = {
+        (route.path, method.lower())
+        for route in client.app.routes
+        for method in route.methods or SCORING_METHODS
+        if method not in {"OPTIONS", "HEAD"} and not route.path.startswith("/static")
+    }
+    assert described == routes - {("/", "get"), ("/openapi.json", "get")}
+    request = document["components"]["schemas"]["Request"]
+    assert request["properties"]["driver_ids"]["items"] == {
+        "type": "integer",
+        "minimum": -(2**63),
+        "maximum": 2**63 - 1,
+    }
+    body = document["paths"]["/inference"]["post"]["requestBody"]["content"]["application/json"]
+    assert client.post("/inference", json=body["example"]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/inference", "/inference/"])
+@pytest.mark.parametrize("host", ["testserver", "api.example.org:8172", "[::1]:8172", "a_b", "x,y", ""])
+def test_a_request_that_is_answered_directly_is_answered_as_litestar_would(
+    client: TestClient[Any], path: str, host: str
+) -> None:
+    body = {"request_id": "uuid-1", "driver_ids": [1, 7, -3]}
+    response = client.post(path, json=body, headers={"Host": host})
+    assert response.status_code == 200, response.text
+    assert response.json()["prediction"] == 7
+    assert response.json()["excluded"] == [{"driver_id": -3, "reason": "not_found"}]
+    assert response.headers["X-Request-Id"] == "uuid-1"
+    assert response.headers["X-Model-Version"] == "ranker/1"
+    assert response.headers["Content-Type"] == "application/json"
+
+
+def test_a_host_that_litestar_refuses_is_refused(client: TestClient[Any]) -> None:
+    body = {"request_id": "uuid-1", "driver_ids": [1]}
+    assert_problem(client.post("/inference", json=body, headers={"Host": "a/b"}), 400)
+
+
+def test_the_first_of_two_headers_of_one_name_counts() -> None:
+    sent = [(b"a", b"first"), (b"b", b"only"), (b"a", b"second")]
+    assert headers_of({"headers": sent}) == {b"a": b"first", b"b": b"only"}  # type: ignore[typeddict-item]

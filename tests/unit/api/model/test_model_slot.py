@@ -1,0 +1,252 @@
+"""How the API follows the alias: what is swapped, what is refused, and what is told meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import structlog
+from litestar.testing import TestClient
+
+from api.app import create_app
+from api.errors import NoModel
+from api.http.readiness import readiness
+from api.http.stopping import Stopping
+from api.model.model_slot import FIRST_RETRY_S, LONGEST_RETRY_S, AliasFollower, ModelSlot
+from api.model.store_probe import StoreProbe
+from scoring.errors import AliasNotSet, FeatureStoreError, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable
+from scoring.feast_plugins.join_keys import JoinKey
+from scoring.settings import Settings
+from tests.support.fakes import FakeLoader, FakeScorer, features
+
+SETTINGS = Settings(model_name="ranker")
+ADDRESS = "http://mlflow.inside:5000"
+DETAILS = "Error 111 connecting as user ann"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def following(
+    story: Callable[[AliasFollower, ModelSlot, FakeLoader, Clock], Awaitable[None]],
+) -> None:
+    async def run() -> None:
+        clock, loader, probe = Clock(), FakeLoader(), StoreProbe()
+        slot = ModelSlot(clock)
+        follower = AliasFollower(SETTINGS, loader, slot, probe)
+        follower.start()
+        probe.start()
+        try:
+            await story(follower, slot, loader, clock)
+        finally:
+            follower.stop()
+            probe.stop()
+
+    asyncio.run(run())
+
+
+def served_version(slot: ModelSlot) -> int:
+    return slot.current().scorer.version.version
+
+
+def test_another_version_is_loaded_once_and_swapped_in() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        for version in (1, 2, 1):
+            loader.point_to(FakeScorer(version))
+            await follower.look()
+            await follower.look()
+            assert served_version(slot) == version
+        assert loader.loads == [1, 2, 1]
+
+    following(story)
+
+
+def test_a_version_that_is_taken_back_while_it_loads_never_serves() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        old = FakeScorer(1)
+        loader.point_to(old)
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.may_load.clear()
+        looking = asyncio.create_task(follower.look())
+        while loader.loads != [1, 2]:
+            await asyncio.sleep(0.001)
+        loader.point_to(old)
+        loader.may_load.set()
+        await looking
+        assert served_version(slot) == slot.swaps == 1
+        await follower.look()
+        assert loader.loads == [1, 2]
+
+    following(story)
+
+
+def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.load_error = ModelRefused("ranker/2", "no signature")
+        waits = []
+        for _ in range(8):
+            await follower.look()
+            assert slot.refusal is not None
+            waits.append(slot.refusal.retry_at - clock.now)
+            clock.now = slot.refusal.retry_at - 0.1
+            await follower.look()
+            clock.now += 0.2
+        assert loader.loads == [1] + [2] * 8
+        assert waits[:2] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S]
+        assert waits[-1] == LONGEST_RETRY_S
+        assert served_version(slot) == 1
+        assert "no signature" in slot.refusal.reason
+
+    following(story)
+
+
+def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.load_error = NoRoom("/var/tmp", "No space left on device")
+        with structlog.testing.capture_logs() as lines:
+            await follower.look()
+            await follower.look()
+        assert [line["event"] for line in lines] == ["model_not_tried"]
+        assert slot.refusals == 0
+        assert loader.loads == [1, 2]
+        told = readiness(SETTINGS, slot, StoreProbe(), Stopping())["refused"]
+        assert told["fault_of"] == "this_machine"
+        assert "/var/tmp failed: No space left on device" in told["reason"]
+        assert told["next_attempt_in_s"] == FIRST_RETRY_S
+        loader.load_error = None
+        clock.now += FIRST_RETRY_S
+        await follower.look()
+        assert served_version(slot) == 2
+        assert slot.refusal is None
+
+    following(story)
+
+
+def test_a_version_after_the_refused_one_is_loaded_at_once() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        loader.load_error = ModelRefused("ranker/1", "no signature")
+        await follower.look()
+        with pytest.raises(NoModel, match="no signature"):
+            slot.current()
+        loader.load_error = None
+        loader.point_to(FakeScorer(2))
+        await follower.look()
+        assert served_version(slot) == 2
+        assert slot.refusal is None
+
+    following(story)
+
+
+def test_the_alias_moved_back_clears_the_refusal() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        await follower.look()
+        loader.point_to(FakeScorer(2))
+        loader.load_error = MemoryError()
+        await follower.look()
+        assert slot.refusal is not None
+        loader.point_to(FakeScorer(1))
+        await follower.look()
+        assert slot.refusal is None
+        assert served_version(slot) == 1
+
+    following(story)
+
+
+def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        await follower.look()
+        loader.look_error = RegistryUnreachable("http://mlflow", OSError("refused"))
+        clock.now += 60
+        await follower.look()
+        assert served_version(slot) == 1
+        assert slot.look_age_s() == 60
+        assert slot.look_problem is not None
+        loader.look_error = None
+        loader.point_to(FakeScorer(2))
+        loader.load_error = RegistryUnreachable("http://mlflow", OSError("refused"))
+        await follower.look()
+        assert slot.refusal is None
+        loader.load_error = None
+        await follower.look()
+        assert served_version(slot) == 2
+        assert slot.look_problem is None
+
+    following(story)
+
+
+def test_a_join_key_that_the_answers_could_not_name_is_refused() -> None:
+    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+        loader.point_to(FakeScorer(link=features(JoinKey("reason", "int64"))))
+        await follower.look()
+        assert slot.refusal is not None
+        assert "'reason'" in slot.refusal.reason
+
+    following(story)
+
+
+def test_before_a_model_is_there_the_process_is_live_and_says_why_it_is_not_ready() -> None:
+    loader = FakeLoader()
+    loader.look_error = AliasNotSet("ranker", "champion")
+    with TestClient(create_app(Settings(model_name="ranker", poll_interval_s=0.1), loader)) as client:
+        assert client.get("/live").json() == {"live": True}
+        for method, path in (("POST", "/inference"), ("POST", "/scores"), ("GET", "/version"), ("GET", "/ready")):
+            answer: Any = client.request(method, path, json={} if method == "POST" else None)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert "No model version serves yet" in answer.json()["detail"]
+        assert client.get("/openapi.json").json()["paths"]["/inference"]["post"]["requestBody"]["required"] is True
+
+
+def test_a_store_that_fails_is_told_by_ready_and_not_by_live() -> None:
+    scorer = FakeScorer()
+    scorer.store_error = FeatureStoreError(
+        "reading the online store", ConnectionRefusedError("10.0.0.7:6379, user ann")
+    )
+    with TestClient(create_app(Settings(model_name="ranker", poll_interval_s=0.1), FakeLoader(scorer))) as client:
+        while client.get("/version").status_code != 200:
+            pass
+        answer = client.get("/ready")
+        assert answer.status_code == 503
+        assert answer.json()["feature_store"]["usable"] is False
+        assert "it refused the connection" in answer.json()["detail"]
+        assert "ann" not in answer.text
+        assert "10.0.0.7" not in answer.text
+        assert client.get("/live").status_code == 200
+
+
+@pytest.mark.parametrize("of", ["look", "load"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FeatureStoreError("reading its registry", OSError(DETAILS)),
+        RegistryUnreachable(ADDRESS, OSError(DETAILS)),
+        OSError(DETAILS),
+        ModelNotRegistered("ranker", ADDRESS),
+    ],
+)
+def test_what_another_server_said_is_told_by_the_log_alone(error: Exception, of: str) -> None:
+    loader = FakeLoader()
+    setattr(loader, f"{of}_error", error)
+    settings = Settings(model_name="ranker", poll_interval_s=0.05)
+    with structlog.testing.capture_logs() as lines, TestClient(create_app(settings, loader)) as client:
+        while "being loaded" in client.get("/ready").text:
+            time.sleep(0.005)
+        time.sleep(0.2)
+        answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "ann" not in answer.text
+    assert "mlflow.inside" not in answer.text
+    told = [line["reason"] for line in lines if "reason" in line]
+    assert len(told) == 1
+    assert "ann" in told[0] or "mlflow.inside" in told[0]

@@ -1,0 +1,83 @@
+"""A log that can't be written, or whatever else nobody foresaw, stops nothing."""
+
+import asyncio
+import io
+import time
+from typing import BinaryIO, cast
+
+from api.model.model_slot import AliasFollower, ModelSlot
+from api.model.store_probe import StoreProbe
+from api.telemetry.log import NeverFailing
+from scoring.settings import Settings
+from tests.support.fakes import FakeLoader, FakeScorer
+
+
+class FullDisk(io.RawIOBase):
+    """Takes nothing."""
+
+    def write(self, _data: object) -> int:
+        raise OSError(27, "File too large")
+
+    def flush(self) -> None:
+        raise OSError(27, "File too large")
+
+
+class Surprise:
+    """A clock that fails a few times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> float:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(27, "File too large")
+        return time.monotonic()
+
+
+def test_a_line_that_can_not_be_written_is_dropped() -> None:
+    file = NeverFailing(cast("BinaryIO", FullDisk()))
+    file.write(b"line")
+    file.flush()
+
+
+def test_the_alias_is_still_followed_after_what_nobody_foresaw() -> None:
+    async def follow() -> int | None:
+        slot = ModelSlot(Surprise(3))
+        settings = Settings(model_name="ranker", poll_interval_s=0.01)
+        follower = AliasFollower(settings, FakeLoader(FakeScorer(7)), slot, StoreProbe())
+        follower.start()
+        task = asyncio.create_task(follower.run())
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if slot.served is not None:
+                break
+        task.cancel()
+        follower.stop()
+        return slot.served.scorer.version.version if slot.served else None
+
+    assert asyncio.run(follow()) == 7
+
+
+def test_the_store_is_still_asked_after_what_nobody_foresaw() -> None:
+    surprises = iter([OSError(27, "File too large"), RuntimeError("again")])
+
+    def scorer() -> FakeScorer:
+        for error in surprises:
+            raise error
+        return FakeScorer()
+
+    async def probe() -> bool:
+        asked = StoreProbe()
+        asked.breaker.failures = 1  # so that it asks at short intervals
+        asked.start()
+        task = asyncio.create_task(asked.run(scorer))
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if asked.state.usable:
+                break
+        task.cancel()
+        asked.stop()
+        return asked.state.usable
+
+    assert asyncio.run(probe())

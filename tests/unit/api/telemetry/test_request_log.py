@@ -1,0 +1,54 @@
+"""Each request's line of the log, as all other lines are written."""
+
+import asyncio
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+from api.telemetry.request_log import RequestLog
+
+
+class Recording(io.BytesIO):
+    """Remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: object) -> int:
+        self.writes.append(bytes(data))  # type: ignore[call-overload]
+        return len(self.writes[-1])
+
+
+def test_the_lines_of_one_turn_of_the_event_loop_are_written_together_and_in_order() -> None:
+    file = Recording()
+
+    async def scenario() -> None:
+        log = RequestLog(file)
+        for number in range(3):
+            log.tell({"status": 200, "request_id": f"r{number} \n€"})
+        assert not file.writes
+        await asyncio.sleep(0)
+        log.tell({"status": 503})
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert [write.count(b"\n") for write in file.writes] == [3, 1]
+    lines = [json.loads(line) for write in file.writes for line in write.splitlines()]
+    assert [line.get("request_id") for line in lines] == ["r0 \n€", "r1 \n€", "r2 \n€", None]
+    assert {line["event"] for line in lines} == {"request"}
+    assert {line["level"] for line in lines} == {"info"}
+    for line in lines:
+        moment = datetime.fromisoformat(line["timestamp"])
+        assert timedelta(0) <= datetime.now(UTC) - moment < timedelta(minutes=1)
+
+
+def test_a_log_that_can_not_be_written_fails_no_request() -> None:
+    file = Recording()
+    file.close()
+
+    async def scenario() -> None:
+        RequestLog(file).tell({"status": 200})
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())

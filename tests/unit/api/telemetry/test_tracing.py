@@ -1,0 +1,52 @@
+"""Traces: made from what a request noted, going on from its caller's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from api.inference.stages import Asked, Run
+from api.telemetry.request_context import Note
+from api.telemetry.tracing import Tracing, tracing_to
+from tests.support.fakes import FakeScorer
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    asked = Asked(FakeScorer(), {"driver_id": [1]}, 1)
+    began = asked.queued_at
+    Run([asked])()
+    scope = {"headers": [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]}
+    note = Note(request_id="r", model="ranker/1", asked=asked)
+    trace_id = Tracing(provider).record(scope, "/scores", 200, began, began + 1, note)  # type: ignore[arg-type]
+    assert trace_id == "0af7651916cd43dd8448eb211c80319c"
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"POST /scores", "queue", "lookup", "predict"}
+    request = spans["POST /scores"]
+    assert f"{request.parent.span_id:x}" == "b7ad6b7169203331"
+    assert request.end_time - request.start_time == 1_000_000_000
+    assert request.attributes["serving.model"] == "ranker/1"
+    assert all(spans[name].parent.span_id == request.context.span_id for name in ("queue", "lookup", "predict"))
+    assert spans["queue"].end_time <= spans["lookup"].start_time
+
+
+def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
+    assert tracing_to(None) is None
+    program = (
+        "import sys, api.app; from api.telemetry.tracing import tracing_to; tracing_to(None);"
+        "sys.exit('opentelemetry' in {name.partition('.')[0] for name in sys.modules})"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_collector_that_is_not_there_costs_no_error() -> None:
+    tracing = tracing_to("http://127.0.0.1:9/")
+    assert tracing is not None
+    tracing.stop()

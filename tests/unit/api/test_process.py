@@ -1,0 +1,71 @@
+"""`python -m api` as a process: what it imports, and what it says when it can't start."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_importing_the_app_loads_no_dagster_and_nothing_slow() -> None:
+    program = (
+        "import sys, api.__main__; print(*sorted({'api.process', 'litestar'} & sys.modules.keys())); "
+        "import api.app, api.process; "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} & "
+        "{'dagster', 'feast', 'mlflow', 'sklearn', 'pandas', 'scipy', 'serving_assets', 'demo'}))"
+    )
+    result = run("-c", program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_told_to_stop_while_it_imports_it_ends_at_once_and_without_a_word(stop: signal.Signals, status: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "api"],  # which tells on stderr how far it is
+        cwd=ROOT,
+        env=os.environ | {"SERVING_MODEL_NAME": "m"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.endswith(" pyarrow.lib\n"))
+        process.send_signal(stop)
+        told = process.stderr.read()
+    assert process.returncode == status
+    assert [line for line in told.splitlines() if not line.startswith("import time:")] == []
+    assert "api.process" not in told
+
+
+def test_a_wrong_setting_is_one_line_that_names_the_variable() -> None:
+    result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_PORT="eighty")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "SERVING_PORT" in result.stderr
+
+
+def test_a_busy_port_is_one_line_that_names_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_PORT=str(port))
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "SERVING_PORT" in result.stderr

@@ -1,0 +1,27 @@
+"""`python -m demo.stack` where it can't work."""
+
+from pathlib import Path
+
+import pytest
+
+from demo import stack
+from tests.support.servers import HOST, free_port
+
+
+def test_a_registry_that_is_down_is_one_clear_line_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    environment = {
+        "MLFLOW_TRACKING_URI": f"http://user:s3cret@{HOST}:{port}",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+        "SERVING_MODEL_NAME": "driver_ranker",
+        "FEATURE_DATA": str(tmp_path),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert stack.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"demo: MLflow at http://{HOST}:{port} can't be used")
+    assert "s3cret" not in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""The documentation says what the code does: every setting, its default and its meaning; every make target."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import scoring.settings
+from scoring.settings import Settings, variable_names
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def documented_settings() -> dict[str, str]:
+    """Variable → the default that docs/settings.md gives it."""
+    return dict(re.findall(r"^### `(\w+)`\n\nDefault: (.+)$", SETTINGS_PAGE, re.MULTILINE))
+
+
+def default_as_documented(field: str) -> str:
+    found = next(each for each in msgspec.structs.fields(Settings) if each.name == field)
+    if found.required:
+        return "none, it is required"
+    value = found.default if found.default_factory is msgspec.NODEFAULT else found.default_factory()
+    if value in (None, (), {}):
+        return "not set"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{value}`"
+
+
+def docstrings() -> dict[str, str]:
+    """Field → its docstring in the code, on one line."""
+    tree = ast.parse(Path(scoring.settings.__file__).read_text(encoding="utf-8"))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+def test_every_setting_is_documented_and_nothing_else_is() -> None:
+    assert set(documented_settings()) == set(variable_names().values())
+
+
+@pytest.mark.parametrize(("field", "variable"), variable_names().items())
+def test_the_documented_default_is_the_codes(field: str, variable: str) -> None:
+    assert documented_settings()[variable] == default_as_documented(field)
+
+
+@pytest.mark.parametrize(("field", "variable"), variable_names().items())
+def test_the_page_says_of_a_setting_what_its_docstring_says(field: str, variable: str) -> None:
+    section = SETTINGS_PAGE.split(f"### `{variable}`\n")[1].split("\n### ")[0]
+    assert docstrings()[field] in " ".join(section.split())
+
+
+def test_the_readme_names_every_make_target() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [target for target in targets if f"`make {target}" not in README] == []
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []

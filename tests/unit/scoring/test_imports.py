@@ -1,0 +1,59 @@
+"""How libraries are imported: the garbage collector rests meanwhile, and MLflow is told how to behave."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scoring.imports import collector_paused
+
+
+def test_the_collector_works_again_after_the_last_block() -> None:
+    assert gc.isenabled()
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_the_collector_works_again_after_an_error() -> None:
+    with pytest.raises(ImportError), collector_paused():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_mlflows_client_fetches_files_from_the_server_alone_and_not_where_it_points_to() -> None:
+    # In a process of its own: what other tests have set is none of the test's business.
+    program = (
+        "from scoring.imports import import_mlflow; import_mlflow()\n"
+        "from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository as Files\n"
+        "Files._fetch_server_capabilities = lambda self: {'multipart_downloads_enabled': True}\n"
+        "files = Files('mlflow-artifacts://127.0.0.1:1/model', tracking_uri='http://127.0.0.1:1')\n"
+        "print(files._is_multipart_download_enabled())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).resolve().parents[3],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,226 @@
+"""One call scores batch and online; what is incomplete is never scored in silence."""
+
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring.arrow.signature import ModelInput, Signature
+from scoring.errors import FeaturesRejected, PredictionFailed
+from scoring.features.model_features import missing_reasons
+from scoring.models.model import Model, one_number_a_row, unchecked_linear
+from scoring.models.registry import ModelVersion
+from scoring.predict import Policy, Scores, score
+
+SIGNATURE = Signature((ModelInput("a", pa.float64()), ModelInput("n", pa.int64())))
+VALUE = st.floats(-1e6, 1e6) | st.none()
+ROWS = st.lists(st.tuples(VALUE, st.integers(-1000, 1000) | st.none()), max_size=30)
+
+
+class WeightedSum:
+    """A stand-in for an estimator: it refuses what a linear model refuses."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+        """The distinct values of `a` in each call; a row may be repeated to fill a block."""
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        assert list(frame.columns) == ["a", "n"]
+        assert frame["n"].dtype == np.int64
+        assert not frame.isna().to_numpy().any()
+        self.seen.append(frame["a"].unique().tolist())
+        return (2 * frame["a"] + frame["n"]).to_numpy()
+
+
+def model_of(predict_fn: object) -> Model:
+    return Model(ModelVersion("m", 1), SIGNATURE, None, predict_fn)  # type: ignore[arg-type]
+
+
+def vectors_of(rows: list[tuple[float | None, int | None]]) -> pa.Table:
+    return pa.table(
+        [pa.array([r[0] for r in rows], pa.float64()), pa.array([r[1] for r in rows], pa.int64())],
+        SIGNATURE.schema,
+    )
+
+
+def scored(rows: list[tuple[float | None, int | None]], policy: Policy | None = None) -> Scores:
+    vectors = vectors_of(rows)
+    reasons = missing_reasons(vectors, {}, {})
+    return score(model_of(WeightedSum().predict), vectors, reasons, policy or Policy(), lambda i: f"row {i + 1}")
+
+
+@given(ROWS)
+def test_every_row_gets_a_prediction_or_a_reason_and_never_both(
+    rows: list[tuple[float | None, int | None]],
+) -> None:
+    result = scored(rows)
+    assert len(result.predictions) == len(result.reasons) == len(rows)
+    for (a, n), prediction, reason in zip(
+        rows, result.predictions.to_pylist(), result.reasons.to_pylist(), strict=True
+    ):
+        if a is None or n is None:
+            assert (prediction, reason) == (None, "null_feature")
+        else:
+            assert (prediction, reason) == (2 * a + n, None)
+
+
+@given(ROWS, st.randoms())
+def test_row_order_never_changes_a_prediction(rows: list[tuple[float | None, int | None]], random: object) -> None:
+    order = list(range(len(rows)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    straight, shuffled = (
+        scored(rows).predictions.to_pylist(),
+        scored([rows[i] for i in order]).predictions.to_pylist(),
+    )
+    assert shuffled == [straight[i] for i in order]
+
+
+@given(ROWS, st.integers(1, 7))
+def test_chunk_size_never_changes_a_prediction(rows: list[tuple[float | None, int | None]], size: int) -> None:
+    parts = [scored(rows[start : start + size]).predictions.to_pylist() for start in range(0, len(rows), size)]
+    assert [value for part in parts for value in part] == scored(rows).predictions.to_pylist()
+
+
+def test_the_model_sees_only_complete_rows_and_is_not_called_for_none() -> None:
+    estimator = WeightedSum()
+    vectors = vectors_of([(None, 1), (2.0, 3), (1.0, None)])
+    score(model_of(estimator.predict), vectors, missing_reasons(vectors, {}, {}), Policy(), str)
+    nothing = vectors_of([(None, None)])
+    score(model_of(estimator.predict), nothing, missing_reasons(nothing, {}, {}), Policy(), str)
+    assert estimator.seen == [[2.0]]
+
+
+def test_reject_names_the_rows_and_their_reasons() -> None:
+    with pytest.raises(FeaturesRejected, match=r"^2 entity rows lack usable features .* \(row 1: null_feature; row 3"):
+        scored([(None, 1), (1.0, 1), (1.0, None)], Policy("reject"))
+
+
+def test_impute_fills_what_was_declared_and_says_so() -> None:
+    result = scored([(None, 1), (1.0, None), (1.0, 1)], Policy("impute", {"a": 0.5}))
+    assert result.predictions.to_pylist() == [2.0, None, 3.0]
+    assert result.reasons.to_pylist() == ["imputed_null_feature", "null_feature", None]
+
+
+def test_impute_with_null_leaves_the_gap_to_the_model() -> None:
+    seen: list[pd.DataFrame] = []
+
+    def predict(frame: pd.DataFrame) -> np.ndarray:
+        seen.append(frame)
+        return frame["a"].fillna(7).to_numpy()
+
+    vectors = vectors_of([(None, 1)])
+    result = score(model_of(predict), vectors, missing_reasons(vectors, {}, {}), Policy("impute", {"a": None}), str)
+    assert result.predictions.to_pylist() == [7.0]
+    assert np.isnan(seen[0]["a"][0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_prediction_that_is_no_number_is_null_with_a_reason(bad: float) -> None:
+    vectors = vectors_of([(1.0, 1), (2.0, 2)])
+    result = score(
+        model_of(lambda frame: np.where(frame["n"] == 1, bad, 1.0)),
+        vectors,
+        missing_reasons(vectors, {}, {}),
+        Policy(),
+        str,
+    )
+    assert result.predictions.to_pylist() == [None, 1.0]
+    assert result.reasons.to_pylist() == ["not_finite", None]
+
+
+def test_not_found_goes_before_stale_and_that_before_null() -> None:
+    vectors = vectors_of([(None, 1), (None, 1), (None, 1), (1.0, 1)])
+    absent = {"v": pa.array([True, False, False, False])}
+    stale = {"v": pa.array([True, True, False, False])}
+    assert missing_reasons(vectors, absent, stale).to_pylist() == ["not_found", "stale", "null_feature", None]
+
+
+def test_a_model_that_raises_tells_its_kind_but_no_values() -> None:
+    def predict(frame: pd.DataFrame) -> np.ndarray:
+        raise ValueError(f"bad input {frame.to_dict()}")
+
+    vectors = vectors_of([(123.456, 1)])
+    with pytest.raises(PredictionFailed, match="ValueError on 1 rows") as caught:
+        score(model_of(predict), vectors, missing_reasons(vectors, {}, {}), Policy(), str)
+    assert "123.456" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "output", [np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), pd.DataFrame({"p": [1.0, 2.0]}), [1, 2]]
+)
+def test_one_number_a_row_comes_in_several_shapes(output: object) -> None:
+    assert one_number_a_row("m/1", output, 2, None).tolist() == [1.0, 2.0]
+
+
+def test_several_columns_need_a_choice() -> None:
+    output = np.array([[0.1, 0.9], [0.4, 0.6]])
+    with pytest.raises(PredictionFailed, match=r"shape \(2, 2\).*SERVING_OUTPUT_COLUMN"):
+        one_number_a_row("m/1", output, 2, None)
+    assert one_number_a_row("m/1", output, 2, 1).tolist() == [0.9, 0.6]
+    with pytest.raises(PredictionFailed, match="2 columns and column 2"):
+        one_number_a_row("m/1", output, 2, 2)
+
+
+@pytest.mark.parametrize("output", [np.array([1.0]), np.array(["a", "b"]), 1.0, np.zeros((2, 2, 2))])
+def test_anything_else_is_refused(output: object) -> None:
+    with pytest.raises(PredictionFailed):
+        one_number_a_row("m/1", output, 2, None)
+
+
+LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegressor", "LassoLarsCV")
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@settings(deadline=None)  # the first example fits the model
+@given(rows=st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(-1000, 1000)), min_size=1, max_size=40))
+def test_a_linear_model_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
+    estimator = fitted(name)
+    unchecked = unchecked_linear(estimator)
+    assert unchecked is not None
+    inputs = np.asfortranarray(np.array(rows, np.float64))
+    assert unchecked(inputs).tobytes() == estimator.predict(inputs).tobytes()
+
+
+@pytest.mark.parametrize("name", ["PoissonRegressor", "LogisticRegression", "RANSACRegressor", "SGDClassifier"])
+def test_only_what_is_a_sum_of_products_goes_without_its_checks(name: str) -> None:
+    assert unchecked_linear(fitted(name)) is None
+
+
+def test_several_outputs_and_somebodys_own_kind_of_linear_model_keep_their_checks() -> None:
+    from sklearn.linear_model import ElasticNet, LinearRegression
+
+    class Doubled(ElasticNet):
+        def predict(self, inputs: np.ndarray) -> np.ndarray:
+            return 2 * super().predict(inputs)
+
+    inputs, _ = learned()
+    assert unchecked_linear(Doubled().fit(*learned())) is None
+    assert unchecked_linear(LinearRegression().fit(inputs, inputs)) is None
+
+
+def test_a_linear_model_refuses_an_unknown_value_as_it_does_with_its_checks() -> None:
+    estimator = fitted("ElasticNet")
+    model = Model(ModelVersion("m", 1), SIGNATURE, None, estimator.predict, True, unchecked_linear(estimator))
+    assert model.predict(vectors_of([(0.5, 1)])).shape == (1,)
+    with pytest.raises(PredictionFailed, match="ValueError"):
+        model.predict(vectors_of([(0.5, 1), (None, 2)]))
+
+
+def learned() -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.random.default_rng(7).normal(size=(80, 2))
+    return inputs, (inputs @ [1.0, -2.0] > 0).astype(float)
+
+
+@functools.cache
+def fitted(name: str) -> Any:
+    import sklearn.linear_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(sklearn.linear_model, name)().fit(*learned())

@@ -1,0 +1,106 @@
+import datetime as dt
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scoring.batch.manifest import Outcome
+from scoring.batch.quality import SourceAge
+from scoring.files.transfer import Content
+from serving_assets.assets.checks import DRIFT, FINITE, NULLS, ROWS, Finding, NotPublished, results, stop_if_blocked
+from serving_assets.assets.inspection import (
+    columns_finding,
+    drift_finding,
+    finite_finding,
+    fresh_finding,
+    rates_finding,
+    rows_finding,
+)
+from tests.support.fakes import features
+
+NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
+INPUTS = features(request_inputs={"speed": pa.float64(), "age": pa.int32()})
+
+
+def outcome(reasons):
+    return Outcome(Content("batch_input.parquet", 1, "0"), "exclude", {}, 10, 8, reasons, {})
+
+
+def test_a_lost_row_is_found():
+    assert not rows_finding(10, 9).passed
+    assert rows_finding(10, 9).told == "10 rows in the request, 9 in the file"
+
+
+def test_missing_and_mistyped_inputs_are_named():
+    found = columns_finding(pa.schema([("age", pa.int64())]), INPUTS)
+
+    assert not found.passed
+    assert found.told == "speed is missing; age is int64, not int32"
+    assert columns_finding(INPUTS.signature.schema, INPUTS).passed
+
+
+def test_a_model_that_answers_nan_is_found_and_excluded_rows_are_not_held_against_it():
+    assert finite_finding(outcome({"not_found": 2})).passed
+    assert finite_finding(outcome({"not_finite": 2})).told == "2 of 10 predictions are NaN or infinite"
+    assert not finite_finding(outcome({"not_finite": 2})).passed
+
+
+def test_features_over_the_limit_are_named_with_their_share():
+    found = rates_finding(NULLS, {"speed": 30, "age": 5}, 100, 0.1, "missing")
+
+    assert not found.passed
+    assert found.told == "missing: speed 30.0% of 100 rows (10.0% allowed)"
+    assert rates_finding(NULLS, {"speed": 10}, 100, 0.1, "missing").passed
+    assert rates_finding(NULLS, {"speed": 0}, 0, 0.1, "missing").passed
+
+
+def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_goes_before_it():
+    ages = [SourceAge("stats", NOW - dt.timedelta(hours=30), ttl_s=86400.0)]
+
+    assert not fresh_finding(ages, None, NOW).passed
+    told = "stats: newest event 2026-11-21T06:00:00+00:00, 30.0 h old (24.0 h allowed)"
+    assert fresh_finding(ages, None, NOW).told == told
+    assert fresh_finding(ages, 40 * 3600, NOW).passed
+    assert fresh_finding([SourceAge("stats", None, 1.0)], None, NOW).passed
+
+
+def test_drift_is_told_with_what_it_was_compared_with():
+    values = np.random.default_rng(1).normal(0, 1, 500)
+
+    assert drift_finding(None, values, 0.25).passed
+    assert "too few" in drift_finding(("old", values[:10]), values, 0.25).told
+    shifted = drift_finding(("old/batch_output.parquet", values), values + 2, 0.25)
+    assert (shifted.check, shifted.passed) == (DRIFT, False)
+    assert "old/batch_output.parquet" in shifted.told
+
+
+def test_only_blocking_checks_keep_a_file_from_being_published():
+    stop_if_blocked("day1", [Finding(ROWS, True, "same"), Finding(NULLS, False, "many")])
+
+    with pytest.raises(NotPublished, match=r"day1 was not published, and the old one stays.*finite: 2 are NaN"):
+        stop_if_blocked("day1", [Finding(FINITE, False, "2 are NaN"), Finding(NULLS, False, "many")])
+
+
+def test_a_result_over_several_requests_names_those_that_failed_first():
+    found = {
+        "day1": [Finding(NULLS, True, "few")],
+        "day2": [Finding(NULLS, False, "many"), Finding(ROWS, True, "same")],
+        "day3": [Finding(NULLS, False, "all")],
+    }
+
+    rows, nulls = results("batch_input", (ROWS, NULLS, FINITE), found)
+
+    assert (nulls.passed, nulls.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert nulls.description == "failed in 2, passed in 1 of 3 requests. day2: many; day3: all"
+    table = ["| day2 | failed | many |", "| day3 | failed | all |", "| day1 | passed | few |"]
+    assert nulls.metadata["found"].value.splitlines()[2:] == table
+    assert (rows.passed, rows.severity, rows.description) == (True, dg.AssetCheckSeverity.ERROR, "same")
+
+
+def test_a_result_over_a_whole_run_shows_every_request_and_tells_a_few_in_its_line():
+    (nulls,) = results("batch_input", (NULLS,), {f"r{i:03}": [Finding(NULLS, True, "few")] for i in range(250)})
+
+    assert nulls.description.startswith("passed in 250 of 250 requests. r000: few; r001: few")
+    assert nulls.description.endswith("; and 245 more")
+    assert len(nulls.metadata["found"].value.splitlines()) == 252

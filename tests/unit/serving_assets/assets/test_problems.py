@@ -1,0 +1,87 @@
+"""Whose problem is it? One request's, or that of all."""
+
+import logging
+import re
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from scoring.errors import BatchRequestError, FeatureStoreError, ModelRefused, RegistryUnreachable, StorageError
+from scoring.files.location import Location
+from serving_assets.assets.problems import RequestProblems
+
+DOWN = FeatureStoreError("joining", "no answer")
+
+
+class FakeContext:
+    """What `RequestProblems` uses of a step's context."""
+
+    def __init__(self, keys: str) -> None:
+        self.partition_keys = list(keys)
+        self.log = logging.getLogger("test")
+        self.refused: list[str] = []
+
+    def log_event(self, event: dg.AssetObservation) -> None:
+        self.refused.append(event.partition + ("?" if "again" in event.metadata else ""))
+
+
+def work(**raised: Exception | None) -> tuple[FakeContext, str]:
+    """Work on requests that raise these; returns which were refused (`?`: for now) and what the failed step says."""
+    context = FakeContext("".join(raised))
+    problems = RequestProblems(context, Location("requests"))
+    for key, error in raised.items():
+        with problems.of(key):
+            if error is not None:
+                raise error
+    with pytest.raises(dg.Failure) as caught:
+        problems.fail()
+    return context, str(caught.value.description)
+
+
+def blocked(folder: Path) -> StorageError:
+    folder.write_text("somebody's file")
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        problem = StorageError("writing", str(folder / "batch_input.parquet"), error)
+        problem.__cause__ = error
+    return problem
+
+
+def test_what_nobody_expected_and_a_blocked_folder_are_one_requests_and_the_others_are_worked_on(tmp_path):
+    context, told = work(
+        a=None,
+        b=ZeroDivisionError("by zero"),
+        c=blocked(tmp_path / "c"),
+        d=BatchRequestError("d.csv", "is bad."),
+        e=None,
+    )
+
+    assert context.refused == ["b?", "c", "d"]  # b may be scored at another attempt
+    assert "3 of the run's 5 requests can't be scored." in told
+    assert "Batch request requests/b: ZeroDivisionError was raised (by zero)" in told
+    assert "what lies there is in the way of its results" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("store", [DOWN, StorageError("reading", "s3://bucket/b", OSError("access denied"))])
+def test_a_store_that_fails_for_one_of_many_refuses_that_one_for_now(store):
+    assert work(a=None, b=store, c=None)[0].refused == ["b?"]
+    assert work(a=None, b=None, c=store)[0].refused == ["c?"]
+    assert work(a=store, b=BatchRequestError("b.csv", "is bad."), c=None)[0].refused == ["b", "a?"]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        {"a": None, "b": DOWN, "c": DOWN},
+        {"a": DOWN},
+        {"a": DOWN, "b": BatchRequestError("b.csv", "is bad.")},
+        {"a": RegistryUnreachable("http://registry", "refused")},
+        {"a": ModelRefused("ranker/1", "it is too large.")},
+    ],
+)
+def test_an_outage_and_a_bad_version_are_everybodys_problem(raised):
+    with pytest.raises((FeatureStoreError, RegistryUnreachable, ModelRefused), match=re.compile("failed|gave|refused")):
+        work(**raised)

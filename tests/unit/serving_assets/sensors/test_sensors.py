@@ -1,0 +1,717 @@
+"""The real sensors over a real Dagster instance and a request folder; only the registry is a fake."""
+
+import os
+import time
+
+import dagster as dg
+import msgspec
+import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+
+from scoring.errors import StorageError
+from scoring.files.location import Location
+from serving_assets import history
+from serving_assets.sensors.jobs import REQUESTS_A_RUN
+from tests.support.daemon import Daemon, _ended
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    requests = tmp_path / "requests"
+    requests.mkdir()
+    return Daemon(requests, tmp_path / "home")
+
+
+@pytest.fixture
+def scored_by_version_1(daemon):
+    """One request, scored by version 1, and both sensors at rest."""
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    assert len(daemon.runs) == 1
+    daemon.runs.clear()
+    return daemon
+
+
+def test_the_first_version_and_a_new_request_at_the_same_moment_lead_to_one_run(daemon):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    for _ in range(3):
+        daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_a_new_version_scores_the_newest_request_once_and_pins_it(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    daemon.both()
+
+    (run,) = daemon.runs
+    assert daemon.partitions(run) == ["day1"]
+    assert run.run_config == {"ops": {"registered_model_version": {"config": {"version": 2}}}}
+    assert run.tags["serving/model_version"] == "ranker:2"
+
+
+def test_two_versions_between_two_ticks_lead_to_one_run_of_the_newer(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+    daemon.serving.registry.champion = 3
+
+    daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:3"]
+
+
+def test_a_version_that_comes_while_a_run_is_in_flight_waits_for_it_and_runs_after_it(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.serving.registry.champion = 3
+    daemon.both()
+    assert len(daemon.runs) == 1
+
+    daemon.finish_all()
+    daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:3"]
+
+
+def test_rollback_scores_again_with_the_older_version(scored_by_version_1):
+    daemon = scored_by_version_1
+    for version in (2, 1, 2, 1):
+        daemon.serving.registry.champion = version
+        daemon.both()
+        daemon.finish_all()
+        daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:1"] * 2
+
+
+def test_a_model_deleted_and_registered_anew_under_the_same_number_scores_again_once(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.created_ms += 60_001
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    daemon.cursors.clear()  # whoever remembers nothing sees it in the output
+    for _ in range(3):
+        daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:1"]
+
+
+def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs_once(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.up = False
+    before = dict(daemon.cursors)
+    for _ in range(3):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
+            daemon.tick("new_model_version")
+        assert "gave no answer" in str(caught.value.__cause__ or caught.value)
+    assert daemon.cursors == before
+
+    daemon.serving.registry.up = True
+    daemon.serving.registry.champion = 2
+    for _ in range(3):
+        daemon.both()
+
+    assert len(daemon.runs) == 1
+
+
+def test_an_alias_removed_and_set_again_to_the_same_version_runs_nothing(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = None
+    assert "has no alias 'champion'" in daemon.tick("new_model_version")
+
+    daemon.serving.registry.champion = 1
+    daemon.both()
+
+    assert daemon.runs == []
+
+
+def test_an_idle_registry_and_folder_run_nothing(scored_by_version_1):
+    for _ in range(5):
+        scored_by_version_1.both()
+
+    assert scored_by_version_1.runs == []
+
+
+@pytest.mark.parametrize("lost", [None, "", "not json", '{"handled": 7}'])
+def test_a_lost_cursor_runs_nothing(scored_by_version_1, lost):
+    daemon = scored_by_version_1
+    daemon.cursors = dict.fromkeys(daemon.cursors, lost)
+
+    for _ in range(3):
+        daemon.both()
+
+    assert daemon.runs == []
+
+
+def test_a_cursor_lost_while_the_run_is_in_flight_or_after_it_failed_runs_nothing_more(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.cursors.clear()
+    daemon.both()
+    daemon.fail(daemon.runs[0])
+    daemon.cursors.clear()
+    for _ in range(3):
+        daemon.both()
+
+    assert len(daemon.runs) == 1
+
+
+def test_a_rollback_after_a_lost_cursor_still_runs(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.finish_all()
+    daemon.cursors.clear()
+    daemon.both()
+    daemon.serving.registry.champion = 1
+    daemon.both()
+
+    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:1"]
+
+
+def test_a_failed_run_is_not_repeated_in_a_loop(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.fail(daemon.runs[0])
+    for _ in range(5):
+        daemon.both()
+
+    assert len(daemon.runs) == 1
+
+
+def test_a_version_without_any_request_is_scored_when_the_first_request_comes(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.both()
+    assert daemon.runs == []
+
+    daemon.write_request("day1")
+    for _ in range(3):
+        daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_a_partition_added_by_hand_is_scored_by_the_first_version(daemon):
+    daemon.write_request("day1")
+    daemon.instance.add_dynamic_partitions("batch_requests", ["day1"])
+    daemon.serving.registry.champion = 1
+
+    for _ in range(4):
+        daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_requests_wait_for_the_first_version_and_are_then_scored_once(daemon):
+    daemon.write_request("day1")
+    assert "1 batch requests wait" in daemon.tick("new_batch_request")
+    daemon.both()
+
+    daemon.serving.registry.champion = 1
+    for _ in range(3):
+        daemon.both()
+
+    assert len(daemon.runs) == 1
+
+
+def test_many_new_files_are_one_run(daemon):
+    for i in range(60):
+        daemon.write_request(f"r{i:02}")
+    daemon.serving.registry.champion = 1
+
+    daemon.both()
+    daemon.both()
+
+    (run,) = daemon.runs
+    assert sorted(daemon.partitions(run)) == [f"r{i:02}" for i in range(60)]
+
+
+def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon):
+    for i in range(1000):
+        daemon.write_request(f"r{i:04}")
+    daemon.serving.registry.champion = 1
+    started = time.monotonic()
+
+    daemon.tick("new_batch_request")
+    assert time.monotonic() - started < 20  # a tick may take 60
+
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+    daemon.cursors.clear()
+    assert "1000 new or changed files are being scored" in daemon.tick("new_batch_request")
+    started = time.monotonic()
+    assert "waiting for it" in daemon.tick("new_model_version")
+    assert time.monotonic() - started < 2  # every five seconds, as long as the runs take
+    for run in daemon.runs:
+        daemon.fail(run)
+    daemon.tick("new_batch_request")  # asks once more, under the same keys, and Dagster starts nothing
+    assert len(daemon.runs) == 1000 / REQUESTS_A_RUN
+    assert sorted(key for run in daemon.runs for key in daemon.partitions(run)) == [f"r{i:04}" for i in range(1000)]
+
+    started = time.monotonic()
+    daemon.tick("new_model_version")  # the newest one's run failed: it looks for one that has a result
+    assert time.monotonic() - started < 2
+
+
+def test_a_file_with_other_content_is_scored_again(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", text="driver_id,event_timestamp\n1001,2026-01-01\n")
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    for _ in range(3):
+        daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_content_that_comes_back_after_another_one_is_scored_again(scored_by_version_1):
+    daemon = scored_by_version_1
+    file = daemon.folder / "day1.csv"
+    first = file.read_text(), file.stat().st_mtime_ns
+    daemon.write_request("day1", text="other\n")
+    daemon.both()
+    daemon.finish_all()
+    file.write_text(first[0])
+    os.utime(file, ns=(first[1], first[1]))  # as cp -p does: also the time comes back
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+
+
+def test_a_touched_file_is_not_scored_again_nor_read_at_every_tick(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", age_s=30)
+    for _ in range(3):
+        daemon.both()
+    assert daemon.runs == []
+
+    (daemon.folder / "day1.csv").chmod(0)  # whoever reads it now fails, but for root
+    daemon.write_request("day2")
+    daemon.both()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
+
+
+def test_a_file_that_changes_while_its_run_is_in_flight_is_scored_after_it(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.write_request("day1", age_s=50, text="second\n")
+    daemon.both()
+    daemon.read(daemon.runs[0])
+    daemon.write_request("day1", age_s=40, text="third\n")
+    assert "are being scored" in daemon.tick("new_batch_request")
+    assert len(daemon.runs) == 1
+
+    daemon.instance.handle_new_event(_ended(daemon.runs[0], dg.DagsterEventType.RUN_SUCCESS))
+    daemon.both()
+    assert len(daemon.runs) == 2
+
+
+def test_a_removed_file_leaves_its_partition_and_its_output_as_they_were(scored_by_version_1):
+    daemon = scored_by_version_1
+    (daemon.folder / "day1.csv").unlink()
+    for _ in range(3):
+        daemon.both()
+
+    assert daemon.runs == []
+    assert list(daemon.instance.get_dynamic_partitions("batch_requests")) == ["day1"]
+    assert daemon.instance.get_latest_materialization_event(dg.AssetKey("batch_output")) is not None
+
+
+def test_the_requests_beside_a_bad_one_get_a_run_of_their_own_once(daemon):
+    for key in ("a", "b", "c", "d"):
+        daemon.write_request(key)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "b")
+
+    daemon.tick_after_failure(daemon.runs[0])
+    for _ in range(2):
+        daemon.both()
+    daemon.finish_all()
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["a"], ["c", "d"]]
+
+
+def test_what_comes_in_goes_before_the_requests_between_refused_ones(daemon):
+    for key in ("a", "b", "c", "d", "e"):
+        daemon.write_request(key)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "b", "d")
+    daemon.tick_after_failure(daemon.runs[0])
+    daemon.write_request("new")
+    daemon.tick("new_batch_request")
+
+    runs = daemon.runs[1:]
+    assert [daemon.partitions(run) for run in runs] == [["a"], ["c"], ["e"], ["new"]]
+    assert [int(run.tags.get("dagster/priority", 0)) for run in runs] == [-1, -1, -1, 0]
+
+
+def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_by_version_1):
+    daemon = scored_by_version_1
+    for key in ("a", "b"):
+        daemon.write_request(key)
+    daemon.tick("new_batch_request")
+    daemon.fail(daemon.runs[0])
+
+    assert daemon.tick_after_failure(daemon.runs[0]) is not None
+    for _ in range(3):
+        daemon.both()
+    assert len(daemon.runs) == 1
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["after it was read", "before it was read"])
+def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_scored_or_refused(daemon, seen):
+    for key in ("a", "b", "c"):
+        daemon.write_request(key, age_s=9000)
+    daemon.serving.registry.champion = 1
+    for failed_ago_s in (4000, 3900, 0):
+        daemon.tick("new_batch_request")
+        if seen:
+            daemon.read(daemon.runs[-1])
+        daemon.fail(daemon.runs[-1], failed_ago_s)
+        if failed_ago_s:
+            daemon.cursors.clear()  # as time goes by
+    assert len(daemon.runs) == 3
+    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+    daemon.cursors.clear()
+    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+
+    daemon.fail(daemon.runs[-1], 3800)  # as more time goes by
+    daemon.cursors.clear()
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["a", "b", "c"]] * 4
+    assert "dagster/priority" not in daemon.runs[0].tags
+    assert daemon.runs[-1].tags["dagster/priority"] == "-1"  # new ones go first
+    daemon.refuse(daemon.runs[-1], "b")
+    daemon.tick_after_failure(daemon.runs[-1])
+    daemon.finish_all()
+    daemon.cursors.clear()
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs[4:]] == [["a"], ["c"]]
+
+
+def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_gone(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1")
+    (daemon.folder / "day1.tsv").write_text("other\n")
+    os.utime(daemon.folder / "day1.tsv", (time.time() - 50,) * 2)
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "day1")
+    daemon.write_request("day2")
+    for _ in range(2):
+        daemon.tick("new_batch_request")
+        daemon.finish_all()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day2"]]
+
+    (daemon.folder / "day1.tsv").unlink()
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs[2:]] == [["day1"]]
+
+
+def test_a_file_from_the_future_is_named_and_taken_when_it_stays_as_it_is(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1", age_s=-86_400)
+    assert "1 new or changed files were written in the future" in (told := daemon.tick("new_batch_request"))
+    assert "(day1.csv)" in told
+    daemon.write_request("day1", age_s=-86_400, text="longer than before\n")
+    assert "(day1.csv)" in daemon.tick("new_batch_request")
+
+    for _ in range(2):
+        daemon.tick("new_batch_request")
+        daemon.finish_all()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+
+
+@pytest.mark.parametrize(("setting", "scored"), [("newest", [["day3"]]), ("all", [["day1", "day2", "day3"]])])
+def test_a_new_version_scores_what_the_setting_says_in_one_run(daemon, setting, scored):
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=setting)
+    daemon.serving.registry.champion = 1
+    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
+        daemon.write_request(key, age_s)
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.runs.clear()
+
+    daemon.serving.registry.champion = 2
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == scored
+
+
+def test_a_refused_file_as_the_newest_request_keeps_no_older_one_from_being_scored_again(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1", 90)
+    daemon.both()
+    daemon.finish_all()
+    daemon.write_request("day2", 80)
+    daemon.both()
+    daemon.refuse(daemon.runs[-1], "day2")
+    daemon.runs.clear()
+
+    daemon.serving.registry.champion = 2
+    for _ in range(2):
+        daemon.both()
+
+    assert {key for run in daemon.runs for key in daemon.partitions(run)} == {"day1", "day2"}
+
+
+def test_scoring_all_again_leaves_out_requests_whose_file_is_gone(daemon):
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
+    daemon.serving.registry.champion = 1
+    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
+        daemon.write_request(key, age_s)
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.runs.clear()
+    (daemon.folder / "day2.csv").unlink()
+
+    daemon.serving.registry.champion = 2
+    daemon.both()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day3"]]
+
+
+def test_an_idle_tick_takes_no_time_and_asks_neither_registry_nor_folder_for_content(scored_by_version_1):
+    daemon = scored_by_version_1
+    daemon.both()
+    started = time.monotonic()
+    for _ in range(5):
+        daemon.both()
+
+    assert time.monotonic() - started < 5
+
+
+def test_a_file_written_a_moment_ago_waits(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day1", age_s=0)
+
+    assert "still being written" in daemon.tick("new_batch_request")
+    assert daemon.runs == []
+
+
+class OneCannotBeRead(Location):
+    """A request folder on a disk that fails for one of its files."""
+
+    def __truediv__(self, name: str) -> Location:
+        return Broken(self.local / name) if name == "broken.csv" else super().__truediv__(name)
+
+
+class Broken(Location):
+    def open(self):
+        raise StorageError("opening", str(self), OSError("Input/output error"))
+
+
+def test_a_file_that_cannot_be_read_is_told_and_keeps_no_other_from_being_scored(daemon):
+    daemon.serving.registry.champion = 1
+    folder = OneCannotBeRead(daemon.folder)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=folder)
+    daemon.write_request("broken")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
+        daemon.tick("new_batch_request")
+    assert "broken.csv failed: Input/output error" in str(caught.value.__cause__ or caught.value)
+
+    daemon.write_request("day1")
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+    daemon.write_request("broken", text="mended\n")
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=Location(daemon.folder))
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["broken"]]
+
+
+def test_a_name_that_is_no_text_stops_nobody(daemon):
+    daemon.serving.registry.champion = 1
+    (daemon.folder / os.fsdecode(b"bad\xff.csv")).write_text("x")
+    daemon.write_request("day1")
+
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_a_file_whose_name_is_no_key_is_told_and_left(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.write_request("day 1")
+
+    assert "day 1.csv" in daemon.tick("new_batch_request")
+    assert "day 1.csv" not in daemon.tick("new_batch_request")  # once, not at every tick for ever
+    assert daemon.runs == []
+
+
+def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(daemon):
+    daemon.serving.registry.champion = 1
+    daemon.folder.rmdir()
+
+    for _ in range(2):
+        for sensor in ("new_batch_request", "new_model_version"):
+            told = f"{daemon.folder}: there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
+            assert told in daemon.tick(sensor)
+    assert not daemon.folder.exists()
+
+    daemon.folder.mkdir()
+    daemon.write_request("day1")
+    daemon.both()
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+
+
+def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
+    from serving_assets.resources import Serving
+
+    daemon.serving = Serving({"SERVING_MODEL_NAME": "ranker", "SERVING_PORT": "many"})
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster wraps what a sensor raises
+        daemon.tick("new_model_version")
+    assert "SERVING_PORT" in str(caught.value.__cause__ or caught.value)
+
+
+def test_the_good_files_of_a_first_drop_with_a_bad_one_are_scored_once(daemon):
+    for day in (1, 2, 3):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.refuse(daemon.runs[0], "day2")
+    daemon.tick("new_model_version")
+    assert daemon.tick_after_failure(daemon.runs[0]) is None
+    for _ in range(3):
+        daemon.both()
+        daemon.finish_all()
+
+    assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["day1"], ["day3"]]
+
+
+def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, monkeypatch):
+    monkeypatch.setattr(history, "FAILED_RUNS", 5)
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+
+    def others_fail() -> None:
+        for _ in range(6):
+            other = dg.DagsterRun(job_name="refresh", asset_selection=frozenset({dg.AssetKey("online_store")}))
+            daemon.fail(daemon.instance.add_run(other.with_status(dg.DagsterRunStatus.STARTED)))
+
+    others_fail()  # while it waits in the queue
+    daemon.read(daemon.runs[0])
+    daemon.fail(daemon.runs[0])
+    others_fail()
+    later = time.time() + 100
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    daemon.tick("new_batch_request")
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+
+
+def test_a_run_that_was_cancelled_is_not_asked_for_again(daemon):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    daemon.instance.handle_new_event(_ended(daemon.runs[0], dg.DagsterEventType.RUN_CANCELED))
+    daemon.both()
+    daemon.tick("new_batch_request")
+    assert len([run for run in daemon.runs if run.tags["dagster/sensor_name"] == "new_batch_request"]) == 1
+
+
+def promoted_after_scoring(daemon: Daemon, days: int, rescore: str) -> None:
+    """Each day's request is scored with version 1, and a run with version 2 is asked for."""
+    for day in range(1, days + 1):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
+    daemon.serving.registry.champion = 1
+    daemon.both()
+    daemon.finish_all()
+    daemon.both()
+    daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+
+
+def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_names_then(daemon):
+    promoted_after_scoring(daemon, days=3, rescore="all")
+    pinned = daemon.runs[-1]
+    assert pinned.run_config
+    daemon.serving.registry.champion = 1  # taken back while it was at work
+    daemon.refuse(pinned, "day2")
+    daemon.tick("new_model_version")
+    assert daemon.tick_after_failure(pinned) is None
+    assert [run.run_config for run in daemon.runs[-2:]] == [{}, {}]
+
+
+@pytest.mark.parametrize("rescore", ["newest", "all"])
+@pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
+def test_a_rollback_scores_again_what_a_run_that_did_not_succeed_may_have_replaced(daemon, rescore, end):
+    promoted_after_scoring(daemon, days=2, rescore=rescore)
+    time.sleep(0.01)  # the run's end is known to a millisecond
+    # It published the output of a request, and never came to tell.
+    daemon.instance.handle_new_event(_ended(daemon.runs[-1], end))
+    scored = daemon.partitions(daemon.runs[-1])
+
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_model_version")
+
+    assert daemon.partitions(daemon.runs[-1]) == scored
+    assert daemon.runs[-1].run_config["ops"]["registered_model_version"]["config"] == {"version": 1}
+    daemon.finish_all()
+    before = len(daemon.runs)
+    daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+    daemon.finish_all()
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_model_version")
+    assert len(daemon.runs) == before + 2
+
+
+def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
+    """What Dagster's storage says of a run that is in another state from now on."""
+    if status is dg.DagsterRunStatus.QUEUED:
+        server = GrpcServerCodeLocationOrigin(host="127.0.0.1", port=1, location_name="here")
+        origin = RemoteJobOrigin(RemoteRepositoryOrigin(server, "repository"), run.job_name)
+        daemon.instance.delete_run(run.run_id)
+        daemon.instance.add_run(run._replace(remote_job_origin=origin).with_status(status))
+    else:
+        daemon.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_START))
+
+
+@pytest.mark.parametrize(
+    ("status", "hours_ago", "runs"),
+    [
+        (dg.DagsterRunStatus.QUEUED, 30, 1),  # it waits for others
+        (dg.DagsterRunStatus.STARTED, 0.9, 1),
+        (dg.DagsterRunStatus.STARTED, 1.1, 2),  # whoever ran it was killed
+    ],
+)
+def test_a_run_is_abandoned_an_hour_after_it_began_however_long_it_waited(daemon, monkeypatch, status, hours_ago, runs):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    _become(daemon, daemon.runs[0], status)
+    later = time.time() + hours_ago * 3600 + 100  # and the wait after a failed run
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    daemon.tick("new_batch_request")
+
+    assert len(daemon.runs) == runs

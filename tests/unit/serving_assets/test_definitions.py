@@ -1,0 +1,100 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from serving_assets.definitions import definitions, owners
+
+ROOT = Path(__file__).resolve().parents[3]
+SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
+
+
+def test_importing_the_code_location_loads_none_of_the_slow_libraries_and_warns_of_nothing():
+    program = (
+        f"import sys, serving_assets.definitions\nprint([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_settings_that_dagster_takes_from_a_file_in_the_working_directory_are_told(tmp_path):
+    (tmp_path / ".env").write_text("SERVING_MODEL_NAME=another\nPOSTGRES_PASSWORD=secret\n")
+
+    program = "import serving_assets.definitions"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path,
+        env=environment,
+    )  # fmt: skip
+
+    assert f"{tmp_path / '.env'} sets SERVING_MODEL_NAME: " in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_the_code_location_can_be_loaded():
+    dg.Definitions.validate_loadable(definitions)
+
+
+@pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
+def test_no_instance_that_the_project_describes_tells_dagsters_makers_of_its_use(place):
+    described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
+
+    assert (described["telemetry"], described["nux"]) == ({"enabled": False}, {"enabled": False})
+
+
+def test_the_documented_instance_for_one_machine_can_be_opened(tmp_path):
+    shutil.copy(ROOT / "serving_assets" / "dagster.yaml", tmp_path)
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 1
+    for page in ("README.md", "docs/batch.md"):
+        assert "cp -n serving_assets/dagster.yaml $DAGSTER_HOME/" in (ROOT / page).read_text()
+
+
+def test_every_asset_says_what_it_is_and_whose():
+    assets = definitions.resolve_asset_graph()
+
+    for key in assets.materializable_asset_keys:
+        node = assets.get(key)
+        assert node.description, key
+        assert node.owners, key
+        assert node.kinds, key
+        assert node.group_name != "default", key
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        (
+            {"SERVING_MODEL_NAME": "m", "SERVING_BATCH_OWNERS": "team:risk, ann@bank.example"},
+            ("team:risk", "ann@bank.example"),
+        ),
+        ({"SERVING_MODEL_NAME": "m"}, ("team:ml-serving",)),
+        ({"SERVING_MODEL_NAME": "m", "SERVING_BATCH_OWNERS": "ann"}, ("team:ml-serving",)),
+        ({}, ("team:ml-serving",)),
+    ],
+)
+def test_owners_are_a_setting_and_a_wrong_one_does_not_keep_the_code_location_from_loading(environment, shown):
+    assert owners(environment) == shown
+
+
+def test_sensors_run_unless_somebody_stops_them():
+    for name in ("new_model_version", "new_batch_request", "score_the_others"):
+        assert definitions.resolve_sensor_def(name).default_status is dg.DefaultSensorStatus.RUNNING
+
+
+def test_the_online_store_has_a_schedule_which_somebody_must_start():
+    schedule = definitions.resolve_schedule_def("hourly_online_store")
+
+    assert schedule.cron_schedule == "5 * * * *"
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
