@@ -15,9 +15,9 @@ from api.http.request_scoring import RequestScoring
 from api.http.routes import STATIC, Description, Health, page_file
 from api.http.scoring_routes import DirectRoutes, answering, scoring_routes
 from api.http.stopping import Stopping
-from api.http.traffic import Traffic
+from api.http.traffic import ObservabilityMiddleware
 from api.http.webhooks import mlflow_webhook
-from api.inference.merging import Merger
+from api.inference.merging import MicroBatcher
 from api.model.loading import Loader, RegistryLoader
 from api.model.model_slot import AliasFollower, ModelSlot
 from api.model.store_probe import StoreProbe
@@ -46,7 +46,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     stopping = stopping or Stopping()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
-    merger = Merger(settings.max_concurrent_requests, settings.max_waiting_requests)
+    merger = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
     scoring = RequestScoring(slot, merger, probe.breaker, metrics, settings.deadline_s)
     answers = answering(settings, keys, scoring)
     tracing = tracing_to(settings.otlp_endpoint)
@@ -102,7 +102,9 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     )
     lines = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
     routes = frozenset(route.path for route in app.routes)
-    app.asgi_handler = Traffic(DirectRoutes(app.asgi_handler, answers), routes, metrics, stopping, tracing, lines)
+    app.asgi_handler = ObservabilityMiddleware(
+        DirectRoutes(app.asgi_handler, answers), routes, metrics, stopping, tracing, lines
+    )
     return app
 
 

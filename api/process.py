@@ -13,8 +13,8 @@ from api.model.settled_loader import SettledLoader
 from api.telemetry.log import configure_logging
 from scoring.errors import SettingsError
 from scoring.models.registry import MlflowRegistry
-from scoring.models.trial_load import prove_on_trial
-from scoring.models.trial_process import ForkedAhead
+from scoring.models.trial_load import validate_in_trial
+from scoring.models.trial_process import PreforkedTrial
 from scoring.settings import Settings
 
 BACKLOG = 2048
@@ -22,16 +22,16 @@ BACKLOG = 2048
 
 def serve() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a wrong setting, 1 for an address that is taken."""
-    stopping, trial = Stopping(), ForkedAhead()
+    stopping, trial = Stopping(), PreforkedTrial()
     try:
         settings = Settings.from_environment(os.environ)
         registry = MlflowRegistry.from_settings(settings)
-        loader = RegistryLoader(settings, registry, functools.partial(prove_on_trial, run=trial.run))
+        loader = RegistryLoader(settings, registry, functools.partial(validate_in_trial, run=trial.run))
         app = create_app(settings, SettledLoader(loader), stopping)
         _listen(settings).close()  # whoever took the address is told of before the imports, which take seconds
         configure_logging(settings.log_level)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have threads already
-            trial.split_off()
+            trial.fork()
         listener = _listen(settings)  # now that there is somebody to answer who connects
     except SettingsError as error:
         print(f"api: {error}", file=sys.stderr)

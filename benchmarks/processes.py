@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def tree(root: int) -> list[int]:
@@ -27,7 +27,7 @@ def cpu_s(root: int) -> float:
         fields = _stat(process)
         # utime, stime, and the same of children that ended and were waited for.
         ticks += sum(int(each) for each in fields[11:15])
-    return ticks / TICKS_A_SECOND
+    return ticks / TICKS_PER_SECOND
 
 
 def memory_mib(root: int) -> float:

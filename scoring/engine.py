@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from scoring.batch.generations import INPUT, PARTED_INPUT, remove_file
-from scoring.batch.manifest import OUTPUT, Manifest
+from scoring.batch.manifest import OUTPUT_NAME, Manifest
 from scoring.batch.pipeline import (
     InspectInput,
     InspectOutput,
@@ -64,7 +64,7 @@ class LocalEngine:
 
     def output_place(self, folder: Location) -> Location:
         """batch_output.parquet."""
-        return folder / OUTPUT
+        return folder / OUTPUT_NAME
 
     def write_input(
         self,
@@ -88,7 +88,9 @@ class LocalEngine:
         self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
     ) -> Manifest:
         """See `Engine`."""
-        return write_batch_output(folder / INPUT, serving.model, serving.features, policy, folder / OUTPUT, inspect)
+        return write_batch_output(
+            folder / INPUT, serving.model, serving.features, policy, folder / OUTPUT_NAME, inspect
+        )
 
 
 def choose_engine(settings: Settings) -> Engine:

@@ -285,7 +285,7 @@ def first_line(cause: BaseException | str, limit: int = 200) -> str:
 
 
 def _public(cause: BaseException | str) -> str:
-    return cause if isinstance(cause, str) else f"{in_our_words(cause)}; the log says more"
+    return cause if isinstance(cause, str) else f"{safe_description(cause)}; the log says more"
 
 
 def without_secrets(uri: str) -> str:
@@ -314,7 +314,7 @@ KINDS: dict[str, frozenset[str]] = {
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def in_our_words(error: BaseException) -> str:
+def safe_description(error: BaseException) -> str:
     """What kind of failure an error, or what led to it, tells of; of another kind than known ones, its type."""
     names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     for words, kinds in KINDS.items():

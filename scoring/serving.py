@@ -10,7 +10,7 @@ from scoring.arrow.signature import Signature
 from scoring.errors import ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
-from scoring.models.admission import prove
+from scoring.models.admission import validate
 from scoring.models.model import Model
 from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
 from scoring.models.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
@@ -57,7 +57,7 @@ def load_serving_model(
     with version_folder() as folder:
         files = fetch_model(registry, version, keep or folder, settings)
         features = link_version(store, version, files.signature, settings)
-        model, _ = prove(files)
+        model, _ = validate(files)
     return ServingModel(model, features, files if keep else None)
 
 

@@ -28,7 +28,7 @@ from api.errors import (
     UpgradeAsked,
 )
 from api.model.header_text import header_text
-from api.telemetry.request_context import Note
+from api.telemetry.request_context import RequestContext
 from scoring.errors import (
     EntityRowsError,
     FeaturesRejected,
@@ -115,13 +115,13 @@ def to_problem(request: Request[Any, Any, Any], error: Exception) -> Response[An
         headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
     if isinstance(error, BodyTooSlow | UpgradeAsked):  # what is still to come of it must not be read as a request
         headers["Connection"] = "close"
-    note = Note.of(request.scope["state"])
-    note.problem, note.instance = kind.name, instance
-    if note.request_id is not None:
-        members["request_id"] = note.request_id
-        headers["X-Request-Id"] = header_text(note.request_id)
-    if note.model is not None:
-        headers["X-Model-Version"] = header_text(note.model)
+    context = RequestContext.of(request.scope["state"])
+    context.problem, context.instance = kind.name, instance
+    if context.request_id is not None:
+        members["request_id"] = context.request_id
+        headers["X-Request-Id"] = header_text(context.request_id)
+    if context.model is not None:
+        headers["X-Model-Version"] = header_text(context.model)
     _log(kind, instance, request, error)
     return problem_response(kind, _detail(kind, error), instance, members, headers)
 

@@ -25,7 +25,7 @@ def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: 
         problem = f"No model version serves yet: {slot.why_empty()}"
     elif not store.usable:
         problem = store.problem
-    age_s = slot.look_age_s()
+    age_s = slot.poll_age_s()
     return {
         "ready": problem is None,
         "problem": problem,

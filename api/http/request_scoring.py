@@ -5,15 +5,15 @@ import time
 import msgspec
 
 from api.errors import DeadlineExceeded, Overloaded
-from api.inference.merging import Merger
-from api.inference.stages import Asked, RowScores
+from api.inference.merging import MicroBatcher
+from api.inference.stages import PendingRequest, RowScores
 from api.inference.timers import Timers
 from api.model.breaker import Breaker
 from api.model.model_slot import ModelSlot, Served
 from api.model.request_schema import EntityRequest
 from api.model.store_probe import NO_ANSWER
 from api.telemetry.metrics import Metrics
-from api.telemetry.request_context import Note
+from api.telemetry.request_context import RequestContext
 from scoring.errors import FeatureStoreError, UnusableFeature
 
 
@@ -28,7 +28,9 @@ class Scored(msgspec.Struct, frozen=True):
 class RequestScoring:
     """Scores requests with what serves now."""
 
-    def __init__(self, slot: ModelSlot, merger: Merger, breaker: Breaker, metrics: Metrics, deadline_s: float) -> None:
+    def __init__(
+        self, slot: ModelSlot, merger: MicroBatcher, breaker: Breaker, metrics: Metrics, deadline_s: float
+    ) -> None:
         """Args: what serves, who works, whether the store answers, who counts, and the seconds that it may take."""
         self._slot = slot
         self._merger = merger
@@ -46,8 +48,8 @@ class RequestScoring:
         if self._merger.full:
             raise Overloaded
 
-    async def score(self, body: bytes, note: Note) -> Scored:
-        """The scores that `body` asks for; `note` is told who asked for what.
+    async def score(self, body: bytes, context: RequestContext) -> Scored:
+        """The scores that `body` asks for; `context` is told who asked for what.
 
         Raises:
             RequestError, EntityRowsError, FeaturesRejected: the request can't be answered.
@@ -56,11 +58,11 @@ class RequestScoring:
         """
         # Taken once: a swap meanwhile changes nothing for this request.
         served = self._slot.current()
-        note.model = str(served.scorer.version)
+        context.model = str(served.scorer.version)
         entities = served.form.decode(body)
-        note.request_id = entities.request_id
+        context.request_id = entities.request_id
         self._breaker.check()
-        asked = note.asked = Asked(served.scorer, entities.entity_rows, entities.rows)
+        asked = context.asked = PendingRequest(served.scorer, entities.entity_rows, entities.rows)
         try:
             scores = await self._merger.score(asked, self._deadlines)
         except TimeoutError:
@@ -79,7 +81,7 @@ class RequestScoring:
         self._metrics.scored(scores)
         return Scored(served, entities, scores)
 
-    def _blame_store(self, asked: Asked, problem: str, reason: str | None = None) -> None:
+    def _blame_store(self, asked: PendingRequest, problem: str, reason: str | None = None) -> None:
         if asked.run is not None and not asked.run.blamed:
             asked.run.blamed = True
             self._breaker.failed(problem, reason)

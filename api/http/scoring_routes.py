@@ -29,7 +29,7 @@ from api.inference.stages import RowScores
 from api.model.header_text import header_text
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest
-from api.telemetry.request_context import Note
+from api.telemetry.request_context import RequestContext
 from scoring.settings import MissingFeaturesPolicy, Settings
 
 MakeAnswer = Callable[[Served, EntityRequest, RowScores, MissingFeaturesPolicy], dict[str, Any]]
@@ -68,7 +68,7 @@ def answering(settings: Settings, keys: Keys, scoring: RequestScoring) -> dict[s
             if not _is_plain(headers.get(b"content-encoding")):
                 raise BodyEncoded
             body = await bodies.read(headers, receive)
-            scored = await scoring.score(body, Note.of(scope["state"]))
+            scored = await scoring.score(body, RequestContext.of(scope["state"]))
             content = make_answer(scored.served, scored.entities, scored.scores, settings.missing_features)
             described = [
                 (b"x-request-id", header_text(scored.entities.request_id).encode("ascii")),

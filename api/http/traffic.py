@@ -9,19 +9,19 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api.http.stopping import Stopping
 from api.telemetry.metrics import Metrics
-from api.telemetry.request_context import Note
+from api.telemetry.request_context import RequestContext
 from api.telemetry.request_log import RequestLog
 from api.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# Asked every few seconds by machines: not worth a line each.
+# PendingRequest every few seconds by machines: not worth a line each.
 ASKED_BY_MACHINES = frozenset(("/live", "/ready", "/metrics"))
 UNKNOWN = "other"
 
 
-class Traffic:
+class ObservabilityMiddleware:
     """ASGI middleware outside Litestar's router, which answers 404 and 405 before its own middleware begins."""
 
     def __init__(
@@ -73,11 +73,11 @@ class Traffic:
         route = self._route(scope)
         method = method if method in METHODS else UNKNOWN
         self._metrics.answered(route, method, status, ended - began)
-        note = Note.of(scope["state"])
+        context = RequestContext.of(scope["state"])
         facts = {"method": method, "route": route, "status": status, "duration_ms": round((ended - began) * 1e3, 2)}
-        facts |= note.facts()
-        if self._tracing is not None and note.asked is not None:
-            facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, note)
+        facts |= context.facts()
+        if self._tracing is not None and context.asked is not None:
+            facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, context)
         if route in ASKED_BY_MACHINES:
             log.debug("request", **facts)
         elif self._lines is not None:

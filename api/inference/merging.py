@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from api.errors import Overloaded
-from api.inference.stages import Asked, Outcome, RowScores, Run
+from api.inference.stages import MicroBatch, PendingRequest, RowScores, Settlement
 from api.inference.timers import Timers
 
 # Entities worked on together at most, which takes some milliseconds: a larger request goes alone, and delays no other.
@@ -23,7 +23,7 @@ MOST_ROWS = 2000
 # them, so that a store or a model that is stuck on one request does not hold up the others. A run of a slow model is
 # not stuck: two at once would take turns with the interpreter, each half as large. So a run may take half as long again
 # as runs usually do, up to a limit.
-PATIENCE_S, MOST_PATIENCE_S = 0.01, 0.05
+MAX_BATCH_AGE_S, MOST_BATCH_AGE_S = 0.01, 0.05
 OF_USUAL = 1.5
 # Clients that got their answers together ask again together. After a run of several requests the next one waits while
 # they come in, or they would fall into two groups that take turns, each half as large: until as many are there as may
@@ -32,10 +32,10 @@ SEVERAL = 4
 TURNS_WITHOUT_MORE = 4
 COMING_BACK_S = 0.003
 
-Waiting = tuple[Asked, "asyncio.Future[RowScores]"]
+Waiting = tuple[PendingRequest, "asyncio.Future[RowScores]"]
 
 
-class Merger:
+class MicroBatcher:
     """Works off requests for one event loop: a fixed number of threads, a bounded number of requests.
 
     A caller may give up waiting (a deadline, a cancelled task): a request that was not begun is then dropped, one that
@@ -54,9 +54,9 @@ class Merger:
         self._unfinished = 0
         self._running: list[list[Waiting]] = []
         # Of the runs, those for which nobody waits any more.
-        self._forsaken = 0
+        self._abandoned = 0
         self._last_began = 0.0
-        self._patience_s = PATIENCE_S
+        self._patience_s = MAX_BATCH_AGE_S
         self._will_begin = self._will_look = False
         # Whether requests are coming back: how many may wait then, and until when.
         self._gathering = False
@@ -78,9 +78,9 @@ class Merger:
     @property
     def full(self) -> bool:
         """Whether `score` would raise Overloaded now."""
-        return self._unfinished + self._forsaken >= self._most
+        return self._unfinished + self._abandoned >= self._most
 
-    async def score(self, asked: Asked, deadlines: Timers) -> RowScores:
+    async def score(self, asked: PendingRequest, deadlines: Timers) -> RowScores:
         """The scores of one request.
 
         Raises:
@@ -123,7 +123,7 @@ class Merger:
             self._count_forsaken()
 
     def _count_forsaken(self) -> None:
-        self._forsaken = sum(all(outcome.done() for _, outcome in run) for run in self._running)
+        self._abandoned = sum(all(outcome.done() for _, outcome in run) for run in self._running)
 
     def _begin_soon(self) -> None:
         """Begin a run once the event loop has come to all that arrived at the same time."""
@@ -192,18 +192,18 @@ class Merger:
                 loop.call_soon_threadsafe(self._store_is_free, sum(asked.rows for asked, _ in wanted))
 
         try:
-            outcomes = Run([asked for asked, _ in wanted])(looked_up) if wanted else []
+            outcomes = MicroBatch([asked for asked, _ in wanted])(looked_up) if wanted else []
         except BaseException as error:  # whatever it is, the thread lives on
             outcomes = [error] * len(wanted)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             loop.call_soon_threadsafe(self._deliver, together, wanted, outcomes, time.monotonic() - began)
 
     def _deliver(
-        self, run: list[Waiting], wanted: Sequence[Waiting], outcomes: Sequence[Outcome], took_s: float
+        self, run: list[Waiting], wanted: Sequence[Waiting], outcomes: Sequence[Settlement], took_s: float
     ) -> None:
         finished = len(run)
         self._running = [each for each in self._running if each is not run]
-        allowed = min(max(PATIENCE_S, OF_USUAL * took_s), MOST_PATIENCE_S)
+        allowed = min(max(MAX_BATCH_AGE_S, OF_USUAL * took_s), MOST_BATCH_AGE_S)
         self._patience_s += (allowed - self._patience_s) / 8
         for (_, future), outcome in zip(wanted, outcomes, strict=True):
             if future.done():
@@ -213,7 +213,7 @@ class Merger:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-        if self._forsaken:
+        if self._abandoned:
             self._count_forsaken()
         self._expected = finished + len(self._waiting)
         if finished > 1 and self._expected >= SEVERAL:

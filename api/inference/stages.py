@@ -23,7 +23,7 @@ class RowScores(msgspec.Struct, frozen=True):
     """(n,). As in `Scores.reasons`."""
 
 
-class Asked:
+class PendingRequest:
     """One request from the moment that it waits. Times are `time.perf_counter` in seconds."""
 
     __slots__ = ("entity_rows", "over", "queued_at", "rows", "run", "scorer")
@@ -34,7 +34,7 @@ class Asked:
         self.entity_rows = entity_rows
         self.rows = rows
         self.queued_at = time.perf_counter()
-        self.run: Run | None = None
+        self.run: MicroBatch | None = None
         """With which others it is worked on; None before that."""
         self.over = False
         """Whether nobody waits for it any more."""
@@ -55,15 +55,15 @@ class Asked:
             yield name, began, ended
 
 
-Outcome = RowScores | BaseException
+Settlement = RowScores | BaseException
 
 
-class Run:
+class MicroBatch:
     """One lookup and one prediction for some requests of the same version. Made and called in a worker thread."""
 
     __slots__ = ("asked", "blamed", "counted", "looked_up_at", "online", "predicted_at", "started_at")
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: Sequence[PendingRequest]) -> None:
         """Args: at least one request, all for one scorer."""
         self.asked = asked
         self.online: OnlineVectors | None = None
@@ -75,7 +75,7 @@ class Run:
         for each in asked:
             each.run = self
 
-    def __call__(self, looked_up: Callable[[], None] = lambda: None) -> list[Outcome]:
+    def __call__(self, looked_up: Callable[[], None] = lambda: None) -> list[Settlement]:
         """What each request gets, in their order. Where it fails for all, each is tried by itself.
 
         So a request that the store or the model can't digest fails alone, as if it had come alone.
@@ -92,7 +92,7 @@ class Run:
             store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
             if store_failed or len(self.asked) == 1:
                 return [error] * len(self.asked)
-            return [outcome for each in self.asked for outcome in ([GAVE_UP] if each.over else Run([each])())]
+            return [outcome for each in self.asked for outcome in ([GAVE_UP] if each.over else MicroBatch([each])())]
         self.looked_up_at = time.perf_counter()
         looked_up()
         outcomes = _score(scorer, self.asked, online)
@@ -100,11 +100,11 @@ class Run:
         return outcomes
 
 
-GAVE_UP: Outcome = TimeoutError()
+GAVE_UP: Settlement = TimeoutError()
 """For a request whose caller does not wait any more."""
 
 
-def _score(scorer: Scorer, asked: Sequence[Asked], online: OnlineVectors) -> list[Outcome]:
+def _score(scorer: Scorer, asked: Sequence[PendingRequest], online: OnlineVectors) -> list[Settlement]:
     """What each request gets from one prediction for all; where that fails, from one for each."""
     try:
         return _apart(scorer.score(_together(asked), online), asked)
@@ -113,7 +113,7 @@ def _score(scorer: Scorer, asked: Sequence[Asked], online: OnlineVectors) -> lis
             return [error]
     parts = _parts(asked, online)
     complete = [place for place, part in enumerate(parts) if part.reasons.null_count == len(part.reasons)]
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, Settlement] = {}
     if 0 < len(complete) < len(asked):
         # Under the policy `reject` it is the others that fail, without a prediction.
         together = OnlineVectors(
@@ -128,7 +128,7 @@ def _score(scorer: Scorer, asked: Sequence[Asked], online: OnlineVectors) -> lis
     return [outcomes[place] for place in range(len(asked))]
 
 
-def _parts(asked: Sequence[Asked], online: OnlineVectors) -> list[OnlineVectors]:
+def _parts(asked: Sequence[PendingRequest], online: OnlineVectors) -> list[OnlineVectors]:
     starts = itertools.accumulate((each.rows for each in asked[:-1]), initial=0)
     return [
         OnlineVectors(online.vectors.slice(start, each.rows), online.reasons.slice(start, each.rows))
@@ -136,7 +136,7 @@ def _parts(asked: Sequence[Asked], online: OnlineVectors) -> list[OnlineVectors]
     ]
 
 
-def _together(asked: Sequence[Asked]) -> EntityRows:
+def _together(asked: Sequence[PendingRequest]) -> EntityRows:
     if len(asked) == 1:
         return asked[0].entity_rows
     names = asked[0].entity_rows
@@ -147,11 +147,11 @@ def _texts(column: pa.Array) -> list[str | None]:
     return [None] * len(column) if column.null_count == len(column) else column.to_pylist()
 
 
-def _apart(scores: Scores, asked: Sequence[Asked]) -> list[Outcome]:
+def _apart(scores: Scores, asked: Sequence[PendingRequest]) -> list[Settlement]:
     values, reasons = scores.predictions.to_pylist(), _texts(scores.reasons)
     if len(asked) == 1:
         return [RowScores(values, reasons)]
-    outcomes: list[Outcome] = []
+    outcomes: list[Settlement] = []
     start = 0
     for each in asked:
         end = start + each.rows

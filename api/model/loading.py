@@ -15,11 +15,11 @@ from api.model.timed_registry import TimedRegistry
 from scoring.errors import FeatureStoreError, ServingError
 from scoring.features.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features.model_features import ModelFeatures
-from scoring.models.admission import GOLDEN_ROWS, Proof, confirm
+from scoring.models.admission import GOLDEN_ROWS, ValidationReport, verify_loaded
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, version_folder
 from scoring.models.registry import ModelVersion, Registry
-from scoring.models.trial_load import prove_on_trial
+from scoring.models.trial_load import validate_in_trial
 from scoring.online.lookup import fastest_lookup, read_online_vectors
 from scoring.predict import Policy
 from scoring.serving import ServingModel, link_version, resolve_version
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ProveFiles = Callable[[ModelFiles, pa.Table | None, Settings], Proof]
+ValidateFiles = Callable[[ModelFiles, pa.Table | None, Settings], ValidationReport]
 
 REMEMBERED = 16
 
@@ -46,7 +46,7 @@ class Target(msgspec.Struct, frozen=True):
 class Loader(Protocol):
     """Where scorers come from. Called from one thread at a time."""
 
-    def look(self) -> Target:
+    def poll(self) -> Target:
         """What should serve now.
 
         Raises:
@@ -66,23 +66,25 @@ class Loader(Protocol):
 class RegistryLoader:
     """A `Loader` that follows the alias in a model registry and the definitions in a Feast registry."""
 
-    def __init__(self, settings: Settings, registry: Registry, prove_files: ProveFiles = prove_on_trial) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, validate_files: ValidateFiles = validate_in_trial
+    ) -> None:
         """Remember where to look; nothing is opened before the first look.
 
         Args:
             settings: all of them.
             registry: where versions and their files come from.
-            prove_files: how a version's files are admitted.
+            validate_files: how a version's files are admitted.
         """
         self._settings = settings
         self._registry = TimedRegistry(registry, settings.load_timeout_s)
         self._policy = Policy.from_settings(settings)
         self._watched: FeatureStore | None = None
-        self._prove_files = prove_files
-        self._proven: dict[str, Proof] = {}
+        self._validate_files = validate_files
+        self._proven: dict[str, ValidationReport] = {}
 
-    def look(self) -> Target:
-        """See `Loader.look`."""
+    def poll(self) -> Target:
+        """See `Loader.poll`."""
         version = resolve_version(self._registry, self._settings)
         store = self._open()
         try:
@@ -108,16 +110,16 @@ class RegistryLoader:
         features = link_version(store, target.version, files.signature, self._settings)
         proof = self._prove(files, lambda: _known_rows(store, features, current))
         model = load_model(files, proof.as_array)
-        confirm(model, proof)
+        verify_loaded(model, proof)
         _tell(model, proof)
         independent = proof.same_in_any_batch and proof.source != "made_up"
         return OnlineScorer(ServingModel(model, features), store, self._policy, independent_rows=independent)
 
-    def _prove(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> Proof:
+    def _prove(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> ValidationReport:
         # A rollback goes to files that were proven already, and need not wait for another trial.
         digest = files.digest()
         if digest not in self._proven:
-            proof = self._prove_files(files, known_rows(), self._settings)
+            proof = self._validate_files(files, known_rows(), self._settings)
             if len(self._proven) == REMEMBERED:
                 del self._proven[next(iter(self._proven))]
             self._proven[digest] = proof
@@ -141,7 +143,7 @@ def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer 
     return online.vectors.filter(pc.is_null(online.reasons))
 
 
-def _tell(model: Model, proof: Proof) -> None:
+def _tell(model: Model, proof: ValidationReport) -> None:
     facts = {"model": str(model.version), "golden_rows": proof.source, "rows": proof.rows.num_rows}
     if proof.source == "made_up":
         log.warning("model_not_proven", hint="Log it with an input_example; see docs/security.md.", **facts)

@@ -83,7 +83,7 @@ class ModelSlot:
             return self.refusal.public
         return self.look_problem or "the first one is being loaded."
 
-    def look_age_s(self) -> float | None:
+    def poll_age_s(self) -> float | None:
         """Seconds since the registries last said what should serve; None if they never did."""
         return None if self.looked_at is None else self.clock() - self.looked_at
 
@@ -110,7 +110,7 @@ class AliasFollower:
         """Follow until cancelled."""
         while True:
             try:
-                await self.look()
+                await self.poll()
             except Exception:  # what is not foreseen must not end the following
                 log.exception("look_failed")
             with contextlib.suppress(TimeoutError):
@@ -125,11 +125,11 @@ class AliasFollower:
         """Let its thread end."""
         self._workers.stop()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Look once, and load what should serve if that is another. Raises nothing: the slot tells the outcome."""
         slot = self._slot
         try:
-            target = await self._workers.run(self._loader.look)
+            target = await self._workers.run(self._loader.poll)
         except Exception as error:
             self._registry_failed(error)
             return
@@ -175,7 +175,7 @@ class AliasFollower:
     async def _moved_on(self, target: Target) -> bool:
         """Whether something else should serve by now: a version that was taken back while it was tried never serves."""
         try:
-            return await self._workers.run(self._loader.look) != target
+            return await self._workers.run(self._loader.poll) != target
         except Exception:  # the next look says so
             return False
 

@@ -24,10 +24,10 @@ class SettledLoader:
         self._loader = loader
         self._settled = False
 
-    def look(self) -> Target:
-        """See `Loader.look`."""
+    def poll(self) -> Target:
+        """See `Loader.poll`."""
         with self._unless_settled():
-            return self._loader.look()
+            return self._loader.poll()
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
         """See `Loader.load`."""

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Hi
 from prometheus_client import ProcessCollector as ProcessFacts
 from prometheus_client.registry import Collector
 
-from api.inference.stages import Asked, RowScores
+from api.inference.stages import PendingRequest, RowScores
 from api.telemetry.tallies import Distribution, Tally
 from scoring.predict import IMPUTED
 
@@ -86,7 +86,7 @@ class Metrics:
         self._answered.add(route, method, str(status))
         self._took.add(duration_s, route)
 
-    def worked_on(self, asked: Asked, now_s: float) -> None:
+    def worked_on(self, asked: PendingRequest, now_s: float) -> None:
         """A scoring request ended, well or not; `now_s` is the time in seconds since 1970."""
         run = asked.run
         if run is None:

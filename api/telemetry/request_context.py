@@ -5,27 +5,27 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from api.inference.stages import Asked
+    from api.inference.stages import PendingRequest
 
 KEY = "serving_note"
 
 
-class Note(msgspec.Struct):
+class RequestContext(msgspec.Struct):
     """Filled in on the way. Holds no body and no header."""
 
     request_id: str | None = None
     model: str | None = None
     problem: str | None = None
     instance: str | None = None
-    asked: "Asked | None" = None
+    asked: "PendingRequest | None" = None
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Note":
-        """The note of the request with this ASGI state; a new one where there is none yet."""
-        note: Note | None = state.get(KEY)
-        if note is None:
-            note = state[KEY] = cls()
-        return note
+    def of(cls, state: dict[str, Any]) -> "RequestContext":
+        """The context of the request with this ASGI state; a new one where there is none yet."""
+        context: RequestContext | None = state.get(KEY)
+        if context is None:
+            context = state[KEY] = cls()
+        return context
 
     def facts(self) -> dict[str, object]:
         """What is known, by its name in the log."""

@@ -35,7 +35,7 @@ class ServingState(Collector):
         age = GaugeMetricFamily(
             PREFIX + "registry_last_answer_age_seconds", "Since the registries last said what should serve."
         )
-        if (age_s := slot.look_age_s()) is not None:
+        if (age_s := slot.poll_age_s()) is not None:
             age.add_metric((), age_s)
         yield age
         yield GaugeMetricFamily(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from litestar.types import Scope
 
-from api.telemetry.request_context import Note
+from api.telemetry.request_context import RequestContext
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -27,7 +27,7 @@ class Tracing:
         self._tracer = provider.get_tracer(SERVICE)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, scope: Scope, route: str, status: int, began: float, ended: float, note: Note) -> str:
+    def record(self, scope: Scope, route: str, status: int, began: float, ended: float, context: RequestContext) -> str:
         """One span for the request and one a stage; `began` and `ended` are perf_counter. Returns the trace's id."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 
@@ -50,13 +50,13 @@ class Tracing:
                 "http.request.method": "POST",
                 "http.route": route,
                 "http.response.status_code": status,
-                "serving.model": note.model or "",
-                "serving.request_id": note.request_id or "",
+                "serving.model": context.model or "",
+                "serving.request_id": context.request_id or "",
             },
         )
         if status >= 500:
-            span.set_status(Status(StatusCode.ERROR, note.problem))
-        for name, from_, until in note.asked.finished() if note.asked else ():
+            span.set_status(Status(StatusCode.ERROR, context.problem))
+        for name, from_, until in context.asked.finished() if context.asked else ():
             stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=at(from_))
             stage.end(at(until))
         span.end(at(ended))

@@ -99,13 +99,13 @@ class DecodeEncode(Prediction):
     def predict(self, source: Path) -> None:
         from scoring.batch.scored_rows import CONSTANTS
         from scoring.files.encodings import encodings
-        from scoring.files.parquet import ROWS_A_BATCH
+        from scoring.files.parquet import ROWS_PER_BATCH
 
         with pq.ParquetFile(source, pre_buffer=False) as opened, contextlib.ExitStack() as stack:
-            constants = _constants(ROWS_A_BATCH)
+            constants = _constants(ROWS_PER_BATCH)
             schema = _scored_schema(opened.schema_arrow, [each.type for each in constants])
             writer: pq.ParquetWriter | None = None
-            for batch in opened.iter_batches(batch_size=ROWS_A_BATCH):
+            for batch in opened.iter_batches(batch_size=ROWS_PER_BATCH):
                 columns = [*batch.columns, *(each.slice(0, batch.num_rows) for each in constants)]
                 rows = pa.Table.from_arrays(columns, schema=schema)
                 if writer is None:

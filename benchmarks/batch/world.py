@@ -28,7 +28,7 @@ SERVICE = "driver_ranking"
 OFFLINE_STORES = {"file": {"type": "file"}, "duckdb": {"type": "duckdb"}}
 FEW = 1000
 """Rows on which a contender warms up."""
-ROWS_A_PIECE = 1_000_000
+ROWS_PER_PIECE = 1_000_000
 
 
 def open_batch_world() -> World:
@@ -89,8 +89,8 @@ def request_of(world: World, rows: int) -> Path:
 def _request_rows(now: dt.datetime, rows: int) -> Iterator[pa.Table]:
     random = np.random.default_rng(11)
     newest = np.datetime64(now.replace(tzinfo=None), "us")
-    for start in range(0, rows, ROWS_A_PIECE):
-        count = min(ROWS_A_PIECE, rows - start)
+    for start in range(0, rows, ROWS_PER_PIECE):
+        count = min(ROWS_PER_PIECE, rows - start)
         moments = pa.array(newest - random.integers(0, 86_400, count).astype("timedelta64[s]"))
         yield pa.table(
             {

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from scoring.batch.manifest import FILE, OUTPUT, Manifest, Origin
+from scoring.batch.manifest import MANIFEST_NAME, OUTPUT_NAME, Manifest, Origin
 from scoring.errors import BatchRequestError, StorageError
 from scoring.files.location import Location
 from scoring.files.transfer import Content, publishing
@@ -78,9 +78,9 @@ def publish_output(folder: Location, manifest: Manifest) -> None:
     Raises:
         StorageError: that can't be written; the earlier ones are still named.
     """
-    with publishing(folder / FILE) as part:
+    with publishing(folder / MANIFEST_NAME) as part:
         part.write_bytes(_json(manifest))
-    remove_file(folder / OUTPUT)
+    remove_file(folder / OUTPUT_NAME)
     _forget_replaced(folder, OUTPUT_PARTS, manifest.parts)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ORIGIN_KEY = "serving.origin"
 OUTCOME_KEY = "serving.outcome"
-FILE = "manifest.json"
-OUTPUT = "batch_output.parquet"
+MANIFEST_NAME = "manifest.json"
+OUTPUT_NAME = "batch_output.parquet"
 SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
 
 
@@ -42,7 +42,7 @@ class Origin(msgspec.Struct, frozen=True):
     """Of the Feast registry's definitions (`AppliedDefinitions.hash`)."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class ScoringSummary(msgspec.Struct, frozen=True):
     """How a batch_output.parquet was made, and what came out."""
 
     batch_input: Content
@@ -61,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     batch_output: Content
     origin: Origin
-    outcome: Outcome
+    outcome: ScoringSummary
     parts: tuple[Content, ...] = ()
     """The files that hold the rows, in their order, named from the manifest's folder: where the Spark engine wrote it.
     None where batch_output.parquet holds them all."""
@@ -116,7 +116,7 @@ def settle_manifest(output: Location, ours: Manifest) -> Manifest:
     manifest = ours
     while not _is_of(manifest, output):
         manifest = _read_back(output)
-        with publishing(output.parent / FILE) as part:
+        with publishing(output.parent / MANIFEST_NAME) as part:
             part.write_bytes(as_bytes(manifest))
     return manifest
 
@@ -128,7 +128,7 @@ def read_manifest(output: Location) -> Manifest:
         FileNotFoundError: there is none.
         StorageError: it can't be read.
     """
-    return msgspec.json.decode((output.parent / FILE).read_bytes(), type=Manifest)
+    return msgspec.json.decode((output.parent / MANIFEST_NAME).read_bytes(), type=Manifest)
 
 
 def output_parts(folder: Location) -> list[Location]:
@@ -138,10 +138,10 @@ def output_parts(folder: Location) -> list[Location]:
         StorageError: the manifest can't be read.
     """
     try:
-        parts = read_manifest(folder / OUTPUT).parts
+        parts = read_manifest(folder / OUTPUT_NAME).parts
     except FileNotFoundError:
         parts = ()
-    return [folder / part.name for part in parts] or [folder / OUTPUT]
+    return [folder / part.name for part in parts] or [folder / OUTPUT_NAME]
 
 
 def _is_of(manifest: Manifest, output: Location) -> bool:
@@ -161,5 +161,5 @@ def _manifest(content: Content, footer: pq.FileMetaData) -> Manifest:
     return Manifest(
         content,
         msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),
-        msgspec.json.decode(said[OUTCOME_KEY.encode()], type=Outcome),
+        msgspec.json.decode(said[OUTCOME_KEY.encode()], type=ScoringSummary),
     )

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Small blocks cost what Feast and pandas take at each call, large ones memory, above all in Python mode, which makes an
 # object of each value: 400,000 rows in blocks of 4096, 32,768 and 131,072 took a batch run 1.6, 1.4 and 1.1 s with two
 # features in pandas mode, 2.7, 3.1 and 4.4 s (445, 457 and 487 MiB) with the same in Python mode.
-ROWS_A_BLOCK = 32_768
+ROWS_PER_BLOCK = 32_768
 # Rows of the first block on which it is tried what other rows change, and column by column, what a null changes.
 ROWS_TRIED, ROWS_WITH_NULLS = 8192, 1024
 # So many of them follow each other in the request, too.
@@ -48,7 +48,7 @@ def with_on_demand_features(
     views: OnDemandViews,
     batches: Iterator[pa.RecordBatch],
     marks: Sequence[str] = (),
-    rows_a_block: int = ROWS_A_BLOCK,
+    rows_a_block: int = ROWS_PER_BLOCK,
 ) -> Iterator[pa.Table]:
     """Joined rows with their views' on-demand features, in blocks of one size (`OnDemandViews.add`).
 

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from scoring.allocation import give_back_memory
 from scoring.batch.joined_request import write_joined
 from scoring.batch.manifest import (
-    FILE,
+    MANIFEST_NAME,
     ORIGIN_KEY,
     OUTCOME_KEY,
     Manifest,
     Origin,
-    Outcome,
+    ScoringSummary,
     as_bytes,
     read_origin,
     settle_manifest,
@@ -28,7 +28,7 @@ from scoring.features.feature_store import read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
-from scoring.files.parquet import ROWS_A_BATCH, ParquetFiles, no_rows, write_tables
+from scoring.files.parquet import ROWS_PER_BATCH, ParquetFiles, no_rows, write_tables
 from scoring.files.transfer import Content, Held, fetch, hashing, holding, publishing
 from scoring.models.model import Model
 from scoring.predict import Policy
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # of the request's rows and, view → rows, for how many the view's row was too old (empty where the store does not tell).
 InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
 # The same for what was scored: the table and what came out.
-InspectOutput = Callable[[ParquetFiles, Outcome], None]
+InspectOutput = Callable[[ParquetFiles, ScoringSummary], None]
 
 
 def accept(*_: object) -> None:
@@ -117,7 +117,7 @@ def write_batch_output(
     give_back_memory()
     # The manifest's place is taken first: whatever keeps it from being written keeps the output from being replaced.
     with (
-        publishing(destination.parent / FILE) as manifest,
+        publishing(destination.parent / MANIFEST_NAME) as manifest,
         publishing(destination) as part,
         hashing(part) as written,
         scratch_folder() as scratch,
@@ -136,7 +136,7 @@ def _write_scored(
     part: Path,
     scratch: Path,
     inspect: InspectOutput,
-) -> tuple[Origin, Outcome]:
+) -> tuple[Origin, ScoringSummary]:
     try:
         with contextlib.ExitStack() as stack:
             held = _hold(stack, source, scratch / source.name)
@@ -165,7 +165,7 @@ def _write_scored(
 def _tables(opened: pq.ParquetFile, source: Location) -> Iterator[pa.Table]:
     if opened.metadata.num_rows == 0:
         yield no_rows(opened.schema_arrow)
-    batches = opened.iter_batches(batch_size=ROWS_A_BATCH)
+    batches = opened.iter_batches(batch_size=ROWS_PER_BATCH)
     while True:
         try:
             batch = next(batches, None)

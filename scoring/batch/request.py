@@ -18,7 +18,7 @@ from scoring.batch.typed_request import entity_columns, request_types
 from scoring.errors import BatchRequestError, first_line
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures
-from scoring.files.parquet import ROWS_A_BATCH
+from scoring.files.parquet import ROWS_PER_BATCH
 
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -33,7 +33,7 @@ READ_BYTES = 1 << 16
 
 
 def read_batch_request(file: Path, features: ModelFeatures, origin: str | None = None) -> Iterator[pa.Table]:
-    """The request's rows in the file's order, with all of its columns, ROWS_A_BATCH or so at a time; at least once.
+    """The request's rows in the file's order, with all of its columns, ROWS_PER_BATCH or so at a time; at least once.
 
     Join keys get the type that Feast declares, request-time inputs the model's type, `event_timestamp` becomes
     timestamp[us, UTC] (a time without a zone is UTC). Other columns stay as the file has them: text from a CSV file.
@@ -97,7 +97,7 @@ def _read_parquet(file: Path, shown: str) -> Iterator[pa.Table]:
         _names(source.schema_arrow, shown)
         if source.metadata.num_rows == 0:
             yield pa.Table.from_batches([], source.schema_arrow)
-        for batch in source.iter_batches(batch_size=ROWS_A_BATCH, use_threads=False):
+        for batch in source.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 

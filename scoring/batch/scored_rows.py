@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.batch.manifest import Outcome, software_versions
+from scoring.batch.manifest import ScoringSummary, software_versions
 from scoring.errors import PredictionFailed
 from scoring.features.model_features import ModelFeatures, reasons_from_nulls
 from scoring.files.encodings import constant
@@ -71,9 +71,9 @@ class Scoring:
             return True
         return False
 
-    def outcome(self, batch_input: Content) -> Outcome:
+    def outcome(self, batch_input: Content) -> ScoringSummary:
         """What came out so far."""
-        return Outcome(
+        return ScoringSummary(
             batch_input=batch_input,
             missing_features=self._policy.kind,
             impute_values=dict(sorted(self._policy.impute_values.items())),

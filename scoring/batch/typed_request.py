@@ -10,7 +10,7 @@ from scoring.features.model_features import ModelFeatures
 
 EVENT_TIMESTAMP = "event_timestamp"
 # A reader takes a row group at a time: larger ones would take memory that grows with the request (pyarrow's default).
-ROWS_A_GROUP = 1 << 20
+ROWS_PER_GROUP = 1 << 20
 
 
 def entity_columns(features: ModelFeatures) -> list[str]:
@@ -39,7 +39,7 @@ def is_typed(file: Path, features: ModelFeatures) -> bool:
             schema, metadata = source.schema_arrow, source.metadata
             types = request_types(features)
             places = {name: schema.get_all_field_indices(name) for name in entity_columns(features)}
-            small = all(metadata.row_group(each).num_rows <= ROWS_A_GROUP for each in range(metadata.num_row_groups))
+            small = all(metadata.row_group(each).num_rows <= ROWS_PER_GROUP for each in range(metadata.num_row_groups))
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return False
     return small and all(

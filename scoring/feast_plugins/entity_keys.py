@@ -32,7 +32,7 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
     return [b"".join((head, *values, behind)) for values in zip(*parts, strict=True)]
 
 
-def agree_with_feast(keys: Keys) -> bool:
+def match_feast(keys: Keys) -> bool:
     """Whether Feast's own function serializes some keys of these types as `entity_keys` does."""
     samples: dict[str, list[Any]] = {
         key.name: ["", "aé-1"] if key.dtype == "string" else [0, -(2**31)] for _, key in keys

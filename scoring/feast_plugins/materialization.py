@@ -35,12 +35,12 @@ from scoring.feast_plugins.offline_query import SourceRetrievalJob
 from scoring.feast_plugins.offline_sql import quote
 from scoring.feast_plugins.offline_store import AsofOfflineStore
 from scoring.feast_plugins.online_writers import writer_for
-from scoring.feast_plugins.row_encoding import layout_is_feasts, row_encoding
-from scoring.feast_plugins.value_encoder import NotAlike
+from scoring.feast_plugins.row_encoding import matches_feast_layout, row_encoding
+from scoring.feast_plugins.value_encoder import UnsupportedEncoding
 
 logger = logging.getLogger(__name__)
 
-ROWS_A_SLICE, VALUES_A_SLICE = 8192, 200_000
+ROWS_PER_SLICE, VALUES_PER_SLICE = 8192, 200_000
 
 
 class StreamingComputeEngineConfig(LocalComputeEngineConfig):
@@ -157,7 +157,7 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
     writer, columns = writer_for(config, view, store), row_encoding(view, first.schema)
     if writer is None or columns is None:
         return False
-    if not layout_is_feasts(writer, columns, first.schema):
+    if not matches_feast_layout(writer, columns, first.schema):
         logger.warning(
             "Feature view %r is materialized by Feast's own, slower code: what it writes to %s is not what is known.",
             view.name,
@@ -168,7 +168,7 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
         for rows in _slices(itertools.chain([first], batches), len(columns.encoders)):
             try:
                 encoded = columns.encode(rows)
-            except NotAlike:
+            except UnsupportedEncoding:
                 store.online_write_batch(config, view, columns.as_feast(rows), None)
             else:
                 writer.write(encoded)
@@ -178,7 +178,7 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
 
 
 def _slices(batches: Iterable[pa.RecordBatch], features: int) -> Iterator[pa.RecordBatch]:
-    step = max(1, min(ROWS_A_SLICE, VALUES_A_SLICE // features))
+    step = max(1, min(ROWS_PER_SLICE, VALUES_PER_SLICE // features))
     for batch in batches:
         for start in range(0, batch.num_rows, step):
             yield batch.slice(start, step)

@@ -36,7 +36,7 @@ from scoring.files.atomic import scratch_folder
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
-ROWS_A_BATCH = 65_536
+ROWS_PER_BATCH = 65_536
 # What of the store's memory limit DuckDB may keep for its buffers: it takes some more beside them (DuckDB 2.0).
 OF_LIMIT = 0.97
 # The name under which a key's newest moment is found.
@@ -64,10 +64,10 @@ class QueryRetrievalJob(RetrievalJob):
             # Absolute, since functions of on-demand views work from inside the feature repository meanwhile.
             spill_to = str(Path(options.temp_directory or spill).absolute()).replace("'", "''")
             connection.execute(f"SET temp_directory = '{spill_to}'")
-            yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_A_BATCH)
+            yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_PER_BATCH)
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """The result, at most ROWS_A_BATCH rows at a time.
+        """The result, at most ROWS_PER_BATCH rows at a time.
 
         Memory stays within the store's limit and one batch.
         """

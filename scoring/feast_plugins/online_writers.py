@@ -1,6 +1,6 @@
 """Rows written to Feast's Redis and SQLite online stores many at a time, as Feast itself leaves them there.
 
-A writer knows a store's layout. Its `agrees` holds that against what Feast's own class would write, before any row is.
+A writer knows a store's layout. Its `matches_feast` compares it with what Feast's own class would write.
 """
 
 import sqlite3
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from redis import Redis
 
 # Redis serves nobody else during a call: these take it about 2 ms.
-ROWS_A_CALL = 500
+ROWS_PER_CALL = 500
 # What Redis takes in one command, and what Lua can unpack.
-VALUES_A_CALL, MOST_FEATURES = 200_000, 2000
+VALUES_PER_CALL, MOST_FEATURES = 200_000, 2000
 # After that a transaction of SQLite ends. Each costs several waits for the disk, and nobody reads while it lasts: the
 # API waits for a second (`scoring.online.sqlite_reader`).
 TRANSACTION_S = 0.3
@@ -103,7 +103,7 @@ FeastRows = Sequence[tuple[Any, dict[str, Any], datetime, datetime | None]]
 class Writer(Protocol):
     """Writes rows of one feature view to one online store."""
 
-    def agrees(self, rows: EncodedRows, feasts: FeastRows) -> bool:
+    def matches_feast(self, rows: EncodedRows, feasts: FeastRows) -> bool:
         """Whether this writer would leave these rows in the store as Feast's own class does. Writes nothing there."""
 
     def write(self, rows: EncodedRows) -> None:
@@ -126,7 +126,7 @@ class RedisWriter:
         self._fields = [f"_ts:{name}".encode(), *(_mmh3(f"{name}:{feature}") for feature in self._features)]
         self._project = config.project.encode()
 
-    def agrees(self, rows: EncodedRows, feasts: FeastRows) -> bool:
+    def matches_feast(self, rows: EncodedRows, feasts: FeastRows) -> bool:
         """See `Writer`."""
         recorder = _RecordingRedis()
         store = RedisOnlineStore()
@@ -145,7 +145,7 @@ class RedisWriter:
         client: Redis = self._store._get_client(options)
         script = client.register_script(SCRIPT)
         head = [options.key_ttl_seconds or 0, int(options.skip_dedup), len(self._fields), *self._fields]
-        step = max(1, min(ROWS_A_CALL, VALUES_A_CALL // len(self._fields)))
+        step = max(1, min(ROWS_PER_CALL, VALUES_PER_CALL // len(self._fields)))
         for start in range(0, len(rows.keys), step):
             keys, *columns = zip(*self._rows_of(rows, slice(start, start + step)), strict=True)
             script(keys=keys, args=[*head, *chain.from_iterable(zip(*columns, strict=True))])
@@ -203,7 +203,7 @@ class SqliteWriter:
         self._features = [feature.name for feature in view.features]
         self._began: float | None = None
 
-    def agrees(self, rows: EncodedRows, feasts: FeastRows) -> bool:
+    def matches_feast(self, rows: EncodedRows, feasts: FeastRows) -> bool:
         """See `Writer`."""
         found = (
             self._store._get_conn(self._config)

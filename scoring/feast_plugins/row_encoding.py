@@ -13,7 +13,7 @@ from feast.utils import _convert_arrow_to_proto, _get_feature_view_vector_field_
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey
 from scoring.feast_plugins.online_writers import EncodedRows, Writer
-from scoring.feast_plugins.value_encoder import Encode, NotAlike, encoder, stored_text, to_microseconds
+from scoring.feast_plugins.value_encoder import Encode, UnsupportedEncoding, encoder, stored_text, to_microseconds
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class RowEncoding(msgspec.Struct, frozen=True):
         """Encode rows of the view's columns.
 
         Raises:
-            NotAlike: they hold something of which it is not known how Feast would write it.
+            UnsupportedEncoding: they hold something of which it is not known how Feast would write it.
         """
         source = self.view.batch_source
         created = rows[source.created_timestamp_column] if source.created_timestamp_column else None
@@ -56,11 +56,11 @@ class RowEncoding(msgspec.Struct, frozen=True):
         for key in self.keys:
             column = rows[key.name]
             if column.null_count:
-                raise NotAlike("a join key is null")
+                raise UnsupportedEncoding("a join key is null")
             try:
                 values[key.name] = column.cast(key.arrow_type).to_pylist()
             except pa.ArrowInvalid:
-                raise NotAlike("a join key is out of its type's range") from None
+                raise UnsupportedEncoding("a join key is out of its type's range") from None
         return values
 
 
@@ -99,11 +99,11 @@ def _with_absent(moments: pa.Array) -> np.ndarray:
     return np.where(absent, np.iinfo(np.int64).min, filled)
 
 
-def layout_is_feasts(writer: Writer, columns: RowEncoding, schema: pa.Schema) -> bool:
+def matches_feast_layout(writer: Writer, columns: RowEncoding, schema: pa.Schema) -> bool:
     """Whether rows of these columns, with the values that are most likely to differ, come out as Feast's own."""
     rows = _trying(schema, columns)
     try:
-        return writer.agrees(columns.encode(rows), columns.as_feast(rows))
+        return writer.matches_feast(columns.encode(rows), columns.as_feast(rows))
     except Exception as error:  # Feast's functions are not the ones known here any more
         logger.warning("Checking how Feast writes feature view %r: %s", columns.view.name, error)
         return False

@@ -26,7 +26,7 @@ EMPTY = b""
 Encode = Callable[[pa.Array], list[bytes]]
 
 
-class NotAlike(ValueError):
+class UnsupportedEncoding(ValueError):
     """These values are not of the kind that is known to come out as Feast's; its own code must write them."""
 
 
@@ -63,10 +63,10 @@ def to_microseconds(moments: pa.Array) -> np.ndarray:
     """Microseconds since 1970, int64 (n,), of timestamps; finer ones are cut, one without a zone is UTC.
 
     Raises:
-        NotAlike: no timestamps, or a null among them.
+        UnsupportedEncoding: no timestamps, or a null among them.
     """
     if not pa.types.is_timestamp(moments.type) or moments.null_count:
-        raise NotAlike("an event timestamp is null or no timestamp")
+        raise UnsupportedEncoding("an event timestamp is null or no timestamp")
     unit = pa.timestamp("us", moments.type.tz)
     if moments.type.unit != "ns":
         return _numbers(moments.cast(unit).cast(pa.int64()))
@@ -128,7 +128,7 @@ def _whole_numbers(field: int, lowest: int, highest: int) -> Encode:
     def encode(column: pa.Array) -> list[bytes]:
         values = _numbers(column)
         if len(values) and not (lowest <= int(values.min()) and int(values.max()) <= highest):
-            raise NotAlike("a value is out of the declared type's range")
+            raise UnsupportedEncoding("a value is out of the declared type's range")
         return _with_nulls(column, _varints(tag, values))
 
     return encode
@@ -185,7 +185,7 @@ def _feasts_own(declared: ValueType) -> Encode:
 
     def encode(column: pa.Array) -> list[bytes]:
         if pa.types.is_list(column.type) and column.flatten().null_count:
-            raise NotAlike("a list holds a null")
+            raise UnsupportedEncoding("a list holds a null")
         # Feast's materialization sends all columns through a pandas frame.
         column = pa.Array.from_pandas(column.to_pandas())
         values = python_values_to_proto_values(column.to_numpy(zero_copy_only=False), declared)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from scoring.files.encodings import encodings
 from scoring.files.location import Location
 
-ROWS_A_BATCH = 65_536
+ROWS_PER_BATCH = 65_536
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:
@@ -122,14 +122,14 @@ def write_tables(
     A row group is written while the next one is made: three of them are in memory at most.
 
     Args:
-        tables: at least one, in any pieces; each row group of the file has ROWS_A_BATCH rows but the last one.
+        tables: at least one, in any pieces; each row group of the file has ROWS_PER_BATCH rows but the last one.
         file: where to write.
         schema_metadata: what the file says of itself from the start, in its Arrow schema.
         closing_metadata: what it says of itself once all rows are written, in its footer; asked for then.
         constants: columns that `scoring.files.encodings.constant` made. In the file they are of their values' type.
     """
     rows = 0
-    pieces = _rows_at_a_time(tables, ROWS_A_BATCH)
+    pieces = _rows_at_a_time(tables, ROWS_PER_BATCH)
     first = next(pieces)
     schema = first.schema.with_metadata(schema_metadata)
     told = pa.schema([_of_values(field) if field.name in constants else field for field in schema], schema_metadata)

@@ -31,7 +31,7 @@ RowSource = Literal["input_example", "online_store", "made_up"]
 Predict = Callable[[pa.Table], np.ndarray]
 
 
-class Proof(msgspec.Struct, frozen=True):
+class ValidationReport(msgspec.Struct, frozen=True):
     """What a version has shown."""
 
     rows: pa.Table
@@ -45,7 +45,7 @@ class Proof(msgspec.Struct, frozen=True):
     """Whether each row's prediction is the same alone as among others, to the bit."""
 
 
-def prove(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model, Proof]:
+def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model, ValidationReport]:
     """Load a version in this process and have it predict its golden rows, our way and MLflow's.
 
     Args:
@@ -61,7 +61,7 @@ def prove(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model,
     model = load_model(files)
     predictions = _predict_golden(model, rows, source)
     if predictions is None:
-        return model, Proof(rows, None, source, as_array=False, same_in_any_batch=True)
+        return model, ValidationReport(rows, None, source, as_array=False, same_in_any_batch=True)
     batches = [rows, rows.slice(0, 1), rows.take(np.resize(np.arange(rows.num_rows), LARGE_BATCH))]
     expected = [model.predict(batch) for batch in batches]
     _check_against_mlflow(files, batches, expected)
@@ -69,11 +69,11 @@ def prove(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model,
     if source != "made_up" and array_dtype(files.signature) is not None:
         fast = load_model(files, as_array=True)
         if _agrees(fast.predict, batches, expected):
-            return fast, Proof(rows, predictions, source, True, same_in_any_batch)
-    return model, Proof(rows, predictions, source, False, same_in_any_batch)
+            return fast, ValidationReport(rows, predictions, source, True, same_in_any_batch)
+    return model, ValidationReport(rows, predictions, source, False, same_in_any_batch)
 
 
-def confirm(model: Model, proof: Proof) -> None:
+def verify_loaded(model: Model, proof: ValidationReport) -> None:
     """Nothing, if a model loaded here predicts what was proven elsewhere; that also warms it.
 
     Raises:

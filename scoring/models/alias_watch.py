@@ -34,7 +34,7 @@ ONLY_THE_CLIENT_KNOWS = (
 SETTLED_AFTER_S = 2.0
 
 
-class Look(msgspec.Struct, frozen=True):
+class AliasTarget(msgspec.Struct, frozen=True):
     """What one look at the alias has shown."""
 
     version: int
@@ -44,7 +44,7 @@ class Look(msgspec.Struct, frozen=True):
     """Names the state of the registry in which this was so: while `unchanged` gives the same, so is the answer."""
 
 
-def look(registry: Registry, settings: Settings, environment: Mapping[str, str]) -> Look:
+def resolve_alias(registry: Registry, settings: Settings, environment: Mapping[str, str]) -> AliasTarget:
     """Which version the alias names now.
 
     Args:
@@ -61,7 +61,7 @@ def look(registry: Registry, settings: Settings, environment: Mapping[str, str])
             return found
     state = unchanged(settings)  # before the question: what changes meanwhile must show at the next look
     version = registry.resolve(settings.model_name, settings.model_alias)
-    return Look(version.version, version.created_ms, state)
+    return AliasTarget(version.version, version.created_ms, state)
 
 
 def unchanged(settings: Settings) -> str | None:
@@ -95,7 +95,7 @@ def _answers_rest(uri: str, environment: Mapping[str, str]) -> bool:
     return uri.startswith(("http://", "https://")) and not credentials.exists()
 
 
-def _ask(settings: Settings, environment: Mapping[str, str]) -> Look | None:
+def _ask(settings: Settings, environment: Mapping[str, str]) -> AliasTarget | None:
     """What the server says; None where the server says that there is none: the client knows to tell why."""
     uri, authorization = _address(settings.registry_uri, environment)
     query = urllib.parse.urlencode({"name": settings.model_name, "alias": settings.model_alias})
@@ -105,7 +105,7 @@ def _ask(settings: Settings, environment: Mapping[str, str]) -> Look | None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_tls(uri, environment)) as answer:  # noqa: S310
             found = json.load(answer)["model_version"]
-            return Look(int(found["version"]), int(found.get("creation_timestamp") or 0))
+            return AliasTarget(int(found["version"]), int(found.get("creation_timestamp") or 0))
     except urllib.error.HTTPError as error:
         code = _error_code(error)
         if code == "INVALID_PARAMETER_VALUE":  # the model is there, the alias is not (mlflow 3.17)

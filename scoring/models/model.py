@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Predictions are made in multiples of so many rows. Linear algebra libraries take other instructions, which round
 # otherwise, for the rows that do not fill a vector register, so that a row's last bit would depend on how many rows it
 # is predicted with (OpenBLAS 0.3; up to a quarter of a linear model's rows). Column-major order has no other such case.
-ROWS_A_BLOCK = 16
+ROWS_PER_BLOCK = 16
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ class Model(msgspec.Struct, frozen=True):
         rows = vectors.num_rows
         if rows == 0:
             return np.empty(0, dtype=np.float64)
-        blocks = rows + -rows % ROWS_A_BLOCK
+        blocks = rows + -rows % ROWS_PER_BLOCK
         inputs = _as_array(vectors, blocks) if self.as_array else fill_block(vectors).to_pandas()
         complete = self.unchecked_fn is not None and not any(column.null_count for column in vectors.columns)
         predict_fn = self.unchecked_fn if complete and self.unchecked_fn else self.predict_fn
@@ -98,8 +98,8 @@ def array_dtype(signature: Signature) -> np.dtype[Any] | None:
 
 
 def fill_block(vectors: pa.Table) -> pa.Table:
-    """The vectors, the last one repeated until their number is a multiple of ROWS_A_BLOCK."""
-    missing = -vectors.num_rows % ROWS_A_BLOCK
+    """The vectors, the last one repeated until their number is a multiple of ROWS_PER_BLOCK."""
+    missing = -vectors.num_rows % ROWS_PER_BLOCK
     if not missing:
         return vectors
     last = vectors.slice(vectors.num_rows - 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from scoring.errors import ModelRefused, first_line
-from scoring.models.admission import Proof
+from scoring.models.admission import ValidationReport
 from scoring.models.model_files import ModelFiles, version_folder
 from scoring.models.trial_process import (
     GOLDEN_ROWS,
@@ -23,7 +23,7 @@ from scoring.models.trial_process import (
     OUTCOME,
     PREDICTION,
     Order,
-    Outcome,
+    TrialResult,
     in_new_process,
     read_rows,
     write_rows,
@@ -33,10 +33,10 @@ from scoring.settings import Settings
 RunTrial = Callable[[Path, Path, float], int | None]
 
 
-def prove_on_trial(
+def validate_in_trial(
     files: ModelFiles, known_rows: pa.Table | None, settings: Settings, run: RunTrial = in_new_process
-) -> Proof:
-    """`admission.prove` in a process of its own, within the settings' limits of memory and time.
+) -> ValidationReport:
+    """`admission.validate` in a process of its own, within the settings' limits of memory and time.
 
     Args:
         files: the version's.
@@ -45,7 +45,7 @@ def prove_on_trial(
         run: `trial_process.in_new_process`, or another way to such a process.
 
     Raises:
-        ModelRefused: what `prove` refuses, and what crashes, takes too long or too much memory.
+        ModelRefused: what `validate` refuses, and what crashes, takes too long or too much memory.
         NoRoom: this machine has none for what a trial writes.
     """
     order = Order(
@@ -71,18 +71,18 @@ def prove_on_trial(
         if status != 0 or not (folder / OUTCOME).exists():  # a model's code may end the process as if all were well
             how = _how(status, (folder / LAST_WORDS).read_text(errors="replace"))
             raise ModelRefused(str(files.version), f"it crashed while it was loaded on trial ({how}).")
-        return _read_proof(files, folder)
+        return _read_report(files, folder)
 
 
-def _read_proof(files: ModelFiles, folder: Path) -> Proof:
-    outcome = msgspec.json.decode((folder / OUTCOME).read_bytes(), type=Outcome)
+def _read_report(files: ModelFiles, folder: Path) -> ValidationReport:
+    outcome = msgspec.json.decode((folder / OUTCOME).read_bytes(), type=TrialResult)
     if outcome.refused is not None:
         raise ModelRefused(str(files.version), outcome.refused)
     rows, predictions = read_rows(folder / GOLDEN_ROWS), None
     if outcome.predicted:
         predictions = np.array(rows[PREDICTION])
         rows = rows.drop_columns(PREDICTION)
-    return Proof(rows, predictions, outcome.source, outcome.as_array, outcome.same_in_any_batch)
+    return ValidationReport(rows, predictions, outcome.source, outcome.as_array, outcome.same_in_any_batch)
 
 
 def _how(status: int, words: str) -> str:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from scoring.allocation import use_few_arenas
 from scoring.errors import ModelRefused, why_no_room
 from scoring.imports import import_what_predicts
-from scoring.models.admission import RowSource, prove
+from scoring.models.admission import RowSource, validate
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
 from scoring.settings import ModelFormat, Settings
@@ -59,7 +59,7 @@ class Order(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class TrialResult(msgspec.Struct, frozen=True):
     """What the trial leaves behind, as JSON, beside the golden rows in an Arrow file."""
 
     refused: str | None = None
@@ -104,7 +104,7 @@ def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | N
             _kill_group(trial.pid)
 
 
-class ForkedAhead:
+class PreforkedTrial:
     """A process split off from this one, with all that is imported, which waits for the first trial.
 
     The imports are most of what a trial costs, and this process needs them too. Later trials start from nothing. Linux
@@ -115,7 +115,7 @@ class ForkedAhead:
         """Nothing is split off yet: all trials would start from nothing."""
         self._waiting: tuple[int, Connection] | None = None
 
-    def split_off(self) -> None:
+    def fork(self) -> None:
         """Import what a trial needs, and split off.
 
         Only before this process has threads and connections: its copy has one of the threads, the locks of all, and
@@ -233,8 +233,10 @@ def _prove(model_folder: Path, folder: Path) -> None:
     known = folder / KNOWN_ROWS
     try:
         files = read_model_files(order.version, model_folder, settings)
-        _, proof = prove(files, read_rows(known) if known.exists() else None)
-        outcome = Outcome(None, proof.source, proof.predictions is not None, proof.as_array, proof.same_in_any_batch)
+        _, proof = validate(files, read_rows(known) if known.exists() else None)
+        outcome = TrialResult(
+            None, proof.source, proof.predictions is not None, proof.as_array, proof.same_in_any_batch
+        )
         rows = proof.rows
         if proof.predictions is not None:
             rows = rows.append_column(PREDICTION, pa.array(proof.predictions))
@@ -242,9 +244,11 @@ def _prove(model_folder: Path, folder: Path) -> None:
     except ModelRefused as error:
         if why_no_room(error) is not None:
             raise
-        outcome = Outcome(refused=error.reason)
+        outcome = TrialResult(refused=error.reason)
     except MemoryError:
-        outcome = Outcome(refused=f"it needs more than SERVING_MAX_LOAD_MEMORY_BYTES={order.memory_bytes} to predict.")
+        outcome = TrialResult(
+            refused=f"it needs more than SERVING_MAX_LOAD_MEMORY_BYTES={order.memory_bytes} to predict."
+        )
     (folder / OUTCOME).write_bytes(msgspec.json.encode(outcome))
 
 

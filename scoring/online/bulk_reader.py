@@ -8,7 +8,7 @@ differ, or a service needs what it can't do, there is no reader, and Feast's own
 import logging
 from typing import TYPE_CHECKING, Any
 
-from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, agree_with_feast
+from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, match_feast
 from scoring.feast_plugins.value_decoder import VALUE_FIELDS
 from scoring.features.model_features import ModelFeatures
 from scoring.online.reading import Column, StoreReader, ViewColumns
@@ -41,7 +41,7 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
     views = view_columns(store, features)
     if versioned or config.entity_key_serialization_version != SERIALIZATION_VERSION or views is None:
         return None
-    reader = make(store, views) if all(agree_with_feast(view.keys) for view in views) else None
+    reader = make(store, views) if all(match_feast(view.keys) for view in views) else None
     if reader is None:
         log.warning("The online store is read by Feast itself, which is slower: its layout is not the known one.")
     return reader

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 KEYS_AT_ONCE = 2000
 # Packed, sent and decoded at a time: Redis works on the first while the next are packed, and on the last while the
 # first are decoded.
-KEYS_A_PIECE = 400
+KEYS_PER_PIECE = 400
 RESP2 = 2
 """The protocol in which a reply is all that a server sends."""
 NO_REDIS = "what its address answers is not what a Redis answers: look at what listens there"
@@ -104,7 +104,7 @@ class RedisReader:
     def _ask(
         self, group: Group, columns: Sequence[Column], command: "ReadHashes", keys: Sequence[bytes]
     ) -> "list[Decoded]":
-        pieces = [keys[start : start + KEYS_A_PIECE] for start in range(0, len(keys), KEYS_A_PIECE)]
+        pieces = [keys[start : start + KEYS_PER_PIECE] for start in range(0, len(keys), KEYS_PER_PIECE)]
         connection = self._pool.get_connection()
         failed: Exception | None = None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 # SQLite takes more (32 766), with a query plan that is made anew for each number of them.
-KEYS_A_QUERY = 500
+KEYS_PER_QUERY = 500
 WAIT_FOR_WRITER_S = 1.0
 
 
@@ -104,7 +104,7 @@ def sqlite_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> Sqlite
 
 
 def _slices(keys: list[bytes]) -> Iterator[list[bytes]]:
-    return (keys[start : start + KEYS_A_QUERY] for start in range(0, len(keys), KEYS_A_QUERY))
+    return (keys[start : start + KEYS_PER_QUERY] for start in range(0, len(keys), KEYS_PER_QUERY))
 
 
 def _marks(values: Sequence[Any]) -> str:

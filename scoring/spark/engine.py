@@ -30,7 +30,7 @@ from scoring.batch.generations import (
     remove_file,
     whole,
 )
-from scoring.batch.manifest import FILE, ORIGIN_KEY, Manifest, Origin, Outcome, software_versions
+from scoring.batch.manifest import MANIFEST_NAME, ORIGIN_KEY, Manifest, Origin, ScoringSummary, software_versions
 from scoring.batch.pipeline import InspectInput, InspectOutput, accept, check_made_for, fetch_file
 from scoring.batch.request import read_batch_request
 from scoring.errors import (
@@ -89,7 +89,7 @@ class SparkEngine:
 
     def output_place(self, folder: Location) -> Location:
         """manifest.json, which names the parts."""
-        return folder / FILE
+        return folder / MANIFEST_NAME
 
     def write_input(
         self,
@@ -177,11 +177,11 @@ class SparkEngine:
             return read_written(scored.mapInArrow(write, WRITTEN).collect())
 
 
-def _outcome(joined: PartedInput, policy: Policy, written: list[Written]) -> Outcome:
+def _outcome(joined: PartedInput, policy: Policy, written: list[Written]) -> ScoringSummary:
     reasons: Counter[str] = Counter()
     for each in written:
         reasons.update(each.reasons)
-    return Outcome(
+    return ScoringSummary(
         batch_input=joined.batch_input,
         missing_features=policy.kind,
         impute_values=dict(sorted(policy.impute_values.items())),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoring.errors import EngineError
-from scoring.files.parquet import ROWS_A_BATCH
+from scoring.files.parquet import ROWS_PER_BATCH
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,7 +25,7 @@ DEFAULTS = {
     "spark.ui.enabled": "false",  # it would listen on every address, without a password
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_A_BATCH),
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_PER_BATCH),
 }
 ON_THIS_MACHINE = {
     "spark.driver.bindAddress": "127.0.0.1",

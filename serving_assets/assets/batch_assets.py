@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.batch.manifest import Outcome
+from scoring.batch.manifest import ScoringSummary
 from scoring.batch.quality import source_ages
 from scoring.errors import BatchRequestError
 from scoring.features.feature_store import read_definitions
@@ -47,7 +47,7 @@ from serving_assets.records.requests import (
 from serving_assets.resources import Serving
 
 # A picture takes a tenth of a second: a run over many requests draws those of the first ones.
-PICTURES_A_RUN = 10
+PICTURES_PER_RUN = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
@@ -132,7 +132,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
             started = time.monotonic()
             file = engine.output_place(folder)
             earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
-            drawn = drawing if place < PICTURES_A_RUN else None
+            drawn = drawing if place < PICTURES_PER_RUN else None
             inspection = OutputInspection(file, features, settings, earlier, drawn)
             with problems.of(key):
                 manifest = engine.write_output(folder, serving_model, policy, inspection)
@@ -164,7 +164,7 @@ def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen
     return version_of_inputs(serving, name, int(number))
 
 
-def _outcome(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
+def _outcome(outcome: ScoringSummary, seconds: float) -> dict[str, dg.MetadataValue]:
     return {
         "rows_scored": dg.MetadataValue.int(outcome.scored),
         "rows_not_scored": dg.MetadataValue.int(outcome.rows - outcome.scored),

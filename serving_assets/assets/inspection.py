@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from scoring.batch.manifest import Outcome, output_parts
+from scoring.batch.manifest import ScoringSummary, output_parts
 from scoring.batch.quality import ROWS_TO_TELL_DRIFT, SourceAge, drift, predictions
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
@@ -107,7 +107,7 @@ class OutputInspection:
             picture = f"could not be drawn ({type(error).__name__}: {first_line(error)})"
         return self._metadata | {"distributions": dg.MetadataValue.md(picture)}
 
-    def __call__(self, table: ParquetFiles, outcome: Outcome) -> None:
+    def __call__(self, table: ParquetFiles, outcome: ScoringSummary) -> None:
         """Look at the finished table.
 
         Raises:
@@ -152,7 +152,7 @@ def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
     return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(features.signature.inputs)} inputs are there")
 
 
-def finite_finding(outcome: Outcome) -> Finding:
+def finite_finding(outcome: ScoringSummary) -> Finding:
     """Whether the model gave a finite number for each row that it was asked about."""
     broken = outcome.reasons.get(NOT_FINITE, 0)
     return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite")

@@ -13,7 +13,7 @@ from scoring.models.registry import FEATURE_SERVICE_TAG, ModelVersion
 from scoring.serving import resolve_version
 from scoring.settings import Settings
 from serving_assets.assets.failures import failing_in_one_line
-from serving_assets.records.requests import OUR_FILE
+from serving_assets.records.requests import VERSION_FILE_NAME
 from serving_assets.resources import Serving
 
 KEY = dg.AssetKey("registered_model_version")
@@ -97,7 +97,7 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
             registry=without_secrets(settings.registry_uri),
             resolved_at_s=time.time(),
         )
-        with publishing(settings.artifacts / OUR_FILE) as part:
+        with publishing(settings.artifacts / VERSION_FILE_NAME) as part:
             part.write_bytes(msgspec.json.format(msgspec.json.encode(resolved)))
     return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
 
@@ -160,7 +160,7 @@ def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
 
 
 def _read_version_file(settings: Settings) -> VersionFile:
-    file = settings.artifacts / OUR_FILE
+    file = settings.artifacts / VERSION_FILE_NAME
     try:
         found = msgspec.json.decode(file.read_bytes(), type=VersionFile)
     except FileNotFoundError:

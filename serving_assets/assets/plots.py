@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BINS = 30
-PANELS_A_ROW = 4
+PANELS_PER_ROW = 4
 # Dagit shows a picture from inside an event: it must stay small.
 MOST_PANELS = 12
 MOST_WORDS = 8
@@ -41,8 +41,8 @@ def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(shown) / PANELS_A_ROW)
-    across = min(len(shown), PANELS_A_ROW)
+    rows = math.ceil(len(shown) / PANELS_PER_ROW)
+    across = min(len(shown), PANELS_PER_ROW)
     with mpl.rc_context({"font.size": 7}):
         # Fixed margins: layout="tight" draws everything twice to find them.
         figure = Figure(figsize=(2.4 * across, 1.7 * rows))

@@ -10,7 +10,7 @@ import msgspec
 
 from scoring.batch.quality import ROWS_TO_TELL_DRIFT
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor
-from serving_assets.records.observations import BATCH_OUTPUT, RECORDS_A_QUERY
+from serving_assets.records.observations import BATCH_OUTPUT, RECORDS_PER_QUERY
 from serving_assets.records.requests import batch_requests
 
 PARTITION = "dagster/partition"
@@ -172,8 +172,8 @@ def _outputs(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, _Ou
     latest = _latest_outputs(instance, keys)
     events = sorted(latest.values())
     found: dict[str, _Output] = {}
-    for start in range(0, len(events), RECORDS_A_QUERY):
-        ids = events[start : start + RECORDS_A_QUERY]
+    for start in range(0, len(events), RECORDS_PER_QUERY):
+        ids = events[start : start + RECORDS_PER_QUERY]
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=BATCH_OUTPUT, storage_ids=ids), limit=len(ids)
         ).records

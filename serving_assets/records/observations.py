@@ -16,14 +16,14 @@ BATCH_OUTPUT = dg.AssetKey("batch_output")
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_POINTER_TAG = f"dagster/input_event_pointer/{batch_request.key.to_user_string()}"
 LOOK, SINCE, REFUSED, AGAIN = "look", "since", "refused", "again"
-RECORDS_A_QUERY = 500
+RECORDS_PER_QUERY = 500
 
 
 class Seen(msgspec.Struct, frozen=True):
     """One state of a request file."""
 
-    look: str
-    """`RequestFile.look` when it was read."""
+    fingerprint: str
+    """`RequestFile.fingerprint` when it was read."""
     sha256: str
     event: int = 0
     """Where in Dagster's log it stands; later ones have higher numbers."""
@@ -33,7 +33,7 @@ class Seen(msgspec.Struct, frozen=True):
     """When it was read, in seconds since 1970."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class RequestResult(msgspec.Struct, frozen=True):
     """That a request was scored, or refused until somebody changes something."""
 
     event: int
@@ -51,27 +51,27 @@ def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None)
     for record in _observations(instance, batch_request.key, latest.values()):
         event = record.asset_observation
         if event is not None and event.partition is not None and LOOK in event.metadata:
-            look, sha256 = str(event.metadata[LOOK].value), event.tags.get(DATA_VERSION_TAG, "")
+            fingerprint, sha256 = str(event.metadata[LOOK].value), event.tags.get(DATA_VERSION_TAG, "")
             since = event.metadata[SINCE].value if SINCE in event.metadata else record.storage_id
-            found[event.partition] = Seen(look, sha256, record.storage_id, int(str(since)), record.timestamp)
+            found[event.partition] = Seen(fingerprint, sha256, record.storage_id, int(str(since)), record.timestamp)
     return found
 
 
-def outcomes(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, Outcome]:
+def outcomes(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, RequestResult]:
     """How these requests were scored or refused last; those that never were are left out."""
     wanted = set(keys)
-    found: dict[str, Outcome] = {}
+    found: dict[str, RequestResult] = {}
     refusals = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_OBSERVATION)
     for record in _observations(instance, BATCH_OUTPUT, [refusals[key] for key in wanted & refusals.keys()]):
         event = record.asset_observation
         if event is None or event.partition is None or REFUSED not in event.metadata or AGAIN in event.metadata:
             continue
-        found[event.partition] = Outcome(record.storage_id, record.timestamp, record.run_id)
+        found[event.partition] = RequestResult(record.storage_id, record.timestamp, record.run_id)
     outputs = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_MATERIALIZATION)
     for ids in _in_queries([outputs[key] for key in wanted & outputs.keys()]):
         made = dg.AssetRecordsFilter(asset_key=BATCH_OUTPUT, storage_ids=ids)
         for record in instance.fetch_materializations(made, limit=len(ids)).records:
-            key, made_by = record.partition_key, Outcome(record.storage_id, record.timestamp, record.run_id)
+            key, made_by = record.partition_key, RequestResult(record.storage_id, record.timestamp, record.run_id)
             if key is not None and (key not in found or found[key].event < made_by.event):
                 found[key] = made_by
     return found
@@ -97,8 +97,8 @@ def _observations(
 
 def _in_queries(events: Collection[int]) -> Iterator[list[int]]:
     ids = sorted(events)
-    for start in range(0, len(ids), RECORDS_A_QUERY):
-        yield ids[start : start + RECORDS_A_QUERY]
+    for start in range(0, len(ids), RECORDS_PER_QUERY):
+        yield ids[start : start + RECORDS_PER_QUERY]
 
 
 def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg.AssetObservation:
@@ -107,7 +107,7 @@ def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg
     return dg.AssetObservation(
         batch_request.key,
         partition=file.key,
-        metadata={LOOK: file.look, "bytes": file.size, **since},
+        metadata={LOOK: file.fingerprint, "bytes": file.size, **since},
         tags={DATA_VERSION_TAG: sha256},
     )
 

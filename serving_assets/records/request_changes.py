@@ -35,7 +35,7 @@ class Known(msgspec.Struct, frozen=True):
     def failures(self, file: RequestFile) -> tuple[float, ...]:
         """When runs over this content failed, in seconds since 1970."""
         tried, before = self.attempts.get(file.key, NEVER_FAILED), self.seen.get(file.key)
-        if before is not None and before.look == file.look:
+        if before is not None and before.fingerprint == file.fingerprint:
             return tried.ends
         return tried.of_content(file.modified_ns / 1e9, time.time())
 
@@ -70,7 +70,7 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
     broken: list[StorageError] = []
     for file in files:
         before, tried = known.seen.get(file.key), known.attempts.get(file.key, NEVER_FAILED)
-        if before is not None and before.look == file.look and (not tried.open or file.key in known.busy):
+        if before is not None and before.fingerprint == file.fingerprint and (not tried.open or file.key in known.busy):
             continue
         due_s = again_at(known.failures(file))
         if reason := _wait_for(file, known, until):
@@ -92,7 +92,7 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
     told = [f"{len(names)} new or changed files {reason}{_named(reason, names)}" for reason, names in waiting.items()]
     if broken:
         told.append(f"{len(broken)} new or changed files can't be read ({broken[0]})")
-    ahead = tuple(file.look for file in files if _is_ahead(file))
+    ahead = tuple(file.fingerprint for file in files if _is_ahead(file))
     return Changes(tuple(found), tuple(touched), tuple(told), ahead, tuple(again))
 
 
@@ -102,9 +102,9 @@ FROM_THE_FUTURE = "were written in the future by their time, and are taken if th
 def _wait_for(file: RequestFile, known: Known, until: float) -> str | None:
     """Why this file is not looked at yet."""
     before = known.seen.get(file.key)
-    if before is None or before.look != file.look:
+    if before is None or before.fingerprint != file.fingerprint:
         if _is_ahead(file):
-            if file.look not in known.ahead:
+            if file.fingerprint not in known.ahead:
                 return FROM_THE_FUTURE
         elif file.modified_ns / 1e9 > time.time() - SETTLED_AFTER_S:
             return "are still being written"

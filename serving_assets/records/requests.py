@@ -31,7 +31,7 @@ batch_request = dg.AssetSpec(
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
 # A file of ours lies under this name where the request's own folder would. In capitals it is the same on some disks.
-OUR_FILE = "registered_model_version.json"
+VERSION_FILE_NAME = "registered_model_version.json"
 
 
 def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -65,7 +65,7 @@ class RequestFile(msgspec.Struct, frozen=True):
     """Whether these are several files that would share one result. They are refused together, whatever they hold."""
 
     @property
-    def look(self) -> str:
+    def fingerprint(self) -> str:
         """What tells a changed file from an unchanged one without reading it."""
         return f"{self.name} {self.size} {self.modified_ns}"
 
@@ -87,25 +87,25 @@ class Folder(msgspec.Struct, frozen=True):
         more = f" and {len(self.others) - 10} more" if len(self.others) > 10 else ""
         return (
             f"Not taken: {shown}{more}. A request's name needs {SAFE_KEY_TEXT}, and ends in {', '.join(SUFFIXES)}; "
-            f"{OUR_FILE} is the name of a file of ours."
+            f"{VERSION_FILE_NAME} is the name of a file of ours."
         )
 
 
 def is_safe_key(key: str) -> bool:
     """Whether a partition key can be the name of a file and of a folder of ours."""
-    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != OUR_FILE
+    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != VERSION_FILE_NAME
 
 
 def list_requests(folder: Location) -> tuple[RequestFile, ...]:
     """Every file in the folder that can be a batch request, oldest first.
 
     Raises:
-        NoRequestFolder, StorageError: as `look_into`.
+        NoRequestFolder, StorageError: as `read_request_folder`.
     """
-    return look_into(folder).requests
+    return read_request_folder(folder).requests
 
 
-def look_into(folder: Location) -> Folder:
+def read_request_folder(folder: Location) -> Folder:
     """What lies in the request folder. Folders in it are not looked into.
 
     Raises:
@@ -143,7 +143,9 @@ def find_request(folder: Location, key: str) -> Location:
         StorageError: the folder can't be reached.
     """
     if not is_safe_key(key):
-        raise BatchRequestError(repr(key), f"a request's name needs {SAFE_KEY_TEXT}, and not to be {OUR_FILE}.")
+        raise BatchRequestError(
+            repr(key), f"a request's name needs {SAFE_KEY_TEXT}, and not to be {VERSION_FILE_NAME}."
+        )
     found = [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").exists()]
     if not found:
         raise BatchRequestError(str(folder / key), f"there is no such file with an ending {', '.join(SUFFIXES)}.")
@@ -161,7 +163,7 @@ def read_hash(folder: Location, request: RequestFile) -> str:
         StorageError: it can't be read.
     """
     if request.shared:
-        return hashlib.sha256(request.look.encode()).hexdigest()
+        return hashlib.sha256(request.fingerprint.encode()).hexdigest()
     file = folder / request.name
     try:
         with file.open() as opened:

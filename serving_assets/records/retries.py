@@ -6,7 +6,7 @@ import dagster as dg
 import msgspec
 
 from serving_assets.records.history import failed_runs
-from serving_assets.records.observations import Outcome, Seen, outcomes, unsettled
+from serving_assets.records.observations import RequestResult, Seen, outcomes, unsettled
 
 # How long after the first, second, … failed run in a row a request is taken again; from then on at the last interval.
 AGAIN_AFTER_S = (60, 300, 1800, 3600)
@@ -15,7 +15,7 @@ AGAIN_AFTER_S = (60, 300, 1800, 3600)
 TOGETHER = (250, 250, 250, 32, 4, 1)
 # Of such runs, so many are asked for at once, and the next ones when none of them is left.
 RUNS_AT_ONCE = 8
-NEVER = Outcome(0, 0.0, "")
+NEVER = RequestResult(0, 0.0, "")
 
 
 class Attempts(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ EXECUTOR = dg.in_process_executor
 
 # Dagster plans each asset of each request of a run by an event of its own, 25 ms of CPU a request on SQLite: a run of
 # 1000 takes 24 s until it starts. Much smaller ones would import everything more often.
-REQUESTS_A_RUN = 250
+REQUESTS_PER_RUN = 250
 
 score_batch = dg.define_asset_job(
     name="score_batch",

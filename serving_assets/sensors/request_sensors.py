@@ -10,7 +10,7 @@ import dagster as dg
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
-from scoring.models.alias_watch import look
+from scoring.models.alias_watch import resolve_alias
 from serving_assets.assets.model_version import registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
@@ -26,10 +26,10 @@ from serving_assets.records.history import (
 )
 from serving_assets.records.observations import last_seen, refused_in_run, seen_event
 from serving_assets.records.request_changes import Changes, Known, find_changes
-from serving_assets.records.requests import NoRequestFolder, RequestFile, batch_requests, look_into
+from serving_assets.records.requests import NoRequestFolder, RequestFile, batch_requests, read_request_folder
 from serving_assets.records.retries import RUNS_AT_ONCE, failed_attempts, together
 from serving_assets.resources import Serving
-from serving_assets.sensors.jobs import REQUESTS_A_RUN, score_batch
+from serving_assets.sensors.jobs import REQUESTS_PER_RUN, score_batch
 
 INTERVAL_S = 5
 # Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none.
@@ -59,7 +59,7 @@ class _Cursor(msgspec.Struct, frozen=True):
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=INTERVAL_S,
     description="Adds a partition for each new file in the request folder and scores it; scores a file again when its "
-    f"content changes. Up to {REQUESTS_A_RUN} files share a run.",
+    f"content changes. Up to {REQUESTS_PER_RUN} files share a run.",
 )
 def new_batch_request(
     context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
@@ -69,8 +69,8 @@ def new_batch_request(
     changes = Changes()
     try:
         place = serving.settings.batch_requests
-        folder = look_into(place)
-        listing, others = _digest(file.look for file in folder.requests), _digest(folder.others)
+        folder = read_request_folder(place)
+        listing, others = _digest(file.fingerprint for file in folder.requests), _digest(folder.others)
         if (cursor.listing, cursor.told) == (listing, others) and not _overdue(context.instance, cursor):
             return dg.SkipReason(NOTHING_NEW)
         now = time.time()
@@ -78,7 +78,7 @@ def new_batch_request(
         known = _known(context.instance, partitions, folder.requests, cursor)
         changes = find_changes(place, folder.requests, known)
         if changes.files:
-            look(serving.registry, serving.settings, os.environ)
+            resolve_alias(serving.registry, serving.settings, os.environ)
     except NoRequestFolder as error:
         return dg.SkipReason(str(error))
     except (AliasNotSet, ModelNotRegistered) as error:
@@ -136,7 +136,7 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
     return dg.SensorResult(
         run_requests=[
             run_request(first, last, f"{run.run_id}:{first}", run_config=_score_config(run), tags=tags)
-            for first, last in adjacent_ranges(others, known, REQUESTS_A_RUN)
+            for first, last in adjacent_ranges(others, known, REQUESTS_PER_RUN)
         ]
     )
 
@@ -164,7 +164,7 @@ def _ranges(changes: Changes, known: Known, order: Sequence[str]) -> tuple[Range
     by_failures: dict[int, list[str]] = {}
     for file, _ in changes.files:
         by_failures.setdefault(len(known.failures(file)), []).append(file.key)
-    ranges = adjacent_ranges(by_failures.pop(0, []), order, REQUESTS_A_RUN)
+    ranges = adjacent_ranges(by_failures.pop(0, []), order, REQUESTS_PER_RUN)
     if known.busy & known.attempts.keys():
         return ranges, []  # one after the other: they may fail again
     repeated = [

@@ -6,7 +6,7 @@ import dagster as dg
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
-from scoring.models.alias_watch import look, unchanged
+from scoring.models.alias_watch import resolve_alias, unchanged
 from scoring.models.registry import ModelVersion
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
 from serving_assets.records.history import (
@@ -21,7 +21,7 @@ from serving_assets.records.history import (
 )
 from serving_assets.records.requests import NoRequestFolder, list_requests
 from serving_assets.resources import Serving
-from serving_assets.sensors.jobs import REQUESTS_A_RUN, pinned, score_batch
+from serving_assets.sensors.jobs import REQUESTS_PER_RUN, pinned, score_batch
 
 INTERVAL_S = 5
 
@@ -43,7 +43,7 @@ def new_model_version(
         settings = serving.settings
         if cursor.state is not None and cursor.state == unchanged(settings):
             return _skip(f"The registry is unchanged: the alias still names {cursor.handled}.", cursor)
-        seen = look(serving.registry, settings, os.environ)
+        seen = resolve_alias(serving.registry, settings, os.environ)
         version = Registered(ModelVersion(settings.model_name, seen.version).data_version, seen.created_ms)
         requests = [] if version == cursor.handled else _requests(context.instance, serving)
     except (AliasNotSet, ModelNotRegistered, NoRequestFolder) as error:
@@ -55,7 +55,7 @@ def new_model_version(
         at_rest = decision.cursor.handled == version
         return _skip(decision.reason, msgspec.structs.replace(decision.cursor, state=seen.state if at_rest else None))
     sequence = str(decision.cursor.sequence)
-    ranges = adjacent_ranges(decision.score, known_requests(context.instance), REQUESTS_A_RUN)
+    ranges = adjacent_ranges(decision.score, known_requests(context.instance), REQUESTS_PER_RUN)
     runs = [
         run_request(
             *each,

@@ -61,7 +61,7 @@ def online_scorer(applied_world: World) -> Scorer:
     with pytest.MonkeyPatch.context() as environment:
         set_stores(applied_world, environment)
         loader = RegistryLoader(applied_world.settings, MlflowRegistry.from_settings(applied_world.settings))
-        return loader.load(loader.look(), None)
+        return loader.load(loader.poll(), None)
 
 
 def set_stores(world: World, environment: pytest.MonkeyPatch) -> None:

@@ -154,4 +154,4 @@ def test_no_error_of_a_store_tells_one(
 
 def load_and_look_up(world: World, current: Scorer) -> None:
     loader = RegistryLoader(world.settings, MlflowRegistry.from_settings(world.settings))
-    loader.load(loader.look(), current).look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
+    loader.load(loader.poll(), current).look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))

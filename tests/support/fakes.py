@@ -96,7 +96,7 @@ class FakeLoader:
     def point_to(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
-    def look(self) -> Target:
+    def poll(self) -> Target:
         if self.look_error is not None:
             raise self.look_error
         return Target(self.scorer.version, "definitions")

@@ -14,7 +14,7 @@ from litestar.testing import TestClient
 from api.app import create_app
 from api.model.loading import RegistryLoader
 from scoring.features.feature_store import apply_definitions, open_feature_store
-from scoring.models.admission import prove
+from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 from tests.support.worlds import (
@@ -59,7 +59,7 @@ def serving(settings: Settings) -> Iterator[TestClient[Any]]:
 def loader(settings: Settings) -> RegistryLoader:
     """As the API's own, but models are admitted in this process: a trial process takes seconds to start."""
     return RegistryLoader(
-        settings, MlflowRegistry.from_settings(settings), lambda files, rows, _: prove(files, rows)[1]
+        settings, MlflowRegistry.from_settings(settings), lambda files, rows, _: validate(files, rows)[1]
     )
 
 

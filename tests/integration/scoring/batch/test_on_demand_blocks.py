@@ -14,7 +14,7 @@ import pytest
 
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.join import with_point_in_time_features
-from scoring.batch.on_demand_blocks import CARRIED, ROWS_A_BLOCK, with_on_demand_features
+from scoring.batch.on_demand_blocks import CARRIED, ROWS_PER_BLOCK, with_on_demand_features
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.features.feature_service import link_features
 from scoring.features.feature_store import apply_definitions, open_feature_store
@@ -265,13 +265,13 @@ def test_feasts_own_store_answers_the_same(world):
 
 
 def test_a_views_function_never_gets_more_rows_than_a_block(world, caplog):
-    job = world.ask("both", world.request(shops_in_turn(2 * ROWS_A_BLOCK + 1000)))
+    job = world.ask("both", world.request(shops_in_turn(2 * ROWS_PER_BLOCK + 1000)))
     calls = counting(job)
 
-    joined = streamed(job, ROWS_A_BLOCK)
+    joined = streamed(job, ROWS_PER_BLOCK)
 
     assert caplog.messages == []
-    assert max(calls) == ROWS_A_BLOCK + CARRIED
+    assert max(calls) == ROWS_PER_BLOCK + CARRIED
     assert_same(joined, typed_as_declared(job, job.to_arrow()))
 
 
@@ -320,7 +320,7 @@ def test_the_size_of_blocks_never_changes_a_feature(world, service):
 
 @pytest.mark.parametrize("service", ["both", "centred"])
 def test_rows_past_their_time_to_live_are_counted_with_on_demand_views_too(world, service):
-    shops = shops_in_turn(ROWS_A_BLOCK + 1)
+    shops = shops_in_turn(ROWS_PER_BLOCK + 1)
     inputs = {"both": {"stats__rate": pa.float64(), "expected": pa.float64(), "label": pa.string()}}
     signature = inputs.get(service, {"centred": pa.float64()})
     features = link_features(

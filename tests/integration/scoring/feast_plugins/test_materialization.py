@@ -329,7 +329,7 @@ def test_another_layout_than_the_known_one_is_found_out(
     world: World, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from scoring.feast_plugins.online_writers import writer_for
-    from scoring.feast_plugins.row_encoding import layout_is_feasts, row_encoding
+    from scoring.feast_plugins.row_encoding import matches_feast_layout, row_encoding
 
     world.write("plain", plain_rows(3, 1))
     store = world.open(f"layout_{kind}", kind, ENGINE)
@@ -338,11 +338,11 @@ def test_another_layout_than_the_known_one_is_found_out(
     assert columns is not None
     writer = writer_for(store.config, view, store.provider.online_store)
     assert writer is not None
-    assert layout_is_feasts(writer, columns, PLAIN)
+    assert matches_feast_layout(writer, columns, PLAIN)
     rate, encode = columns.encoders["rate"]
     columns.encoders["rate"] = (rate, lambda column: [each[::-1] for each in encode(column)])
-    assert not layout_is_feasts(writer, columns, PLAIN)
+    assert not matches_feast_layout(writer, columns, PLAIN)
     columns.encoders.pop("rate")
     with caplog.at_level(logging.WARNING):
-        assert not layout_is_feasts(writer, columns, PLAIN)
+        assert not matches_feast_layout(writer, columns, PLAIN)
     assert "plain" in caplog.text

@@ -47,7 +47,7 @@ from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 settings = Settings.from_environment(os.environ)
 loader = RegistryLoader(settings, MlflowRegistry.from_settings(settings))
-scorer = loader.load(loader.look(), None)
+scorer = loader.load(loader.poll(), None)
 rows = {"driver_id": [1001, 9999]}
 print(scorer.score(rows, scorer.look_up(rows, dt.datetime.now(dt.UTC))).reasons.to_pylist())
 """
@@ -68,13 +68,13 @@ def test_requests_are_answered_while_the_registry_is_down(
     world_on_servers: World, online_scorer: Scorer, postgres_server: PostgresServer
 ) -> None:
     loader = RegistryLoader(world_on_servers.settings, MlflowRegistry.from_settings(world_on_servers.settings))
-    assert loader.look().version == online_scorer.version
+    assert loader.poll().version == online_scorer.version
     with postgres_server.stopped():
         online = online_scorer.look_up({"driver_id": [1001]}, dt.datetime.now(dt.UTC))
         assert online.reasons.to_pylist() == [None]
         with pytest.raises(FeatureStoreError, match="reading its registry"):
-            loader.look()
-    assert loader.look().definitions
+            loader.poll()
+    assert loader.poll().definitions
 
 
 def test_each_database_has_a_user_who_may_use_no_other(postgres_server: PostgresServer) -> None:

@@ -29,11 +29,11 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
 from scoring.errors import ModelRefused, NoRoom
-from scoring.models.admission import Proof, confirm, prove
+from scoring.models.admission import ValidationReport, validate, verify_loaded
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.models.registry import ModelVersion
-from scoring.models.trial_load import RunTrial, prove_on_trial
+from scoring.models.trial_load import RunTrial, validate_in_trial
 from scoring.models.trial_process import in_new_process
 from scoring.settings import SKLEARN_TYPES, Settings
 from tests.support.fakes import files_of_at_most
@@ -63,7 +63,7 @@ def files_in(folder: Path, version: ModelVersion = VERSION, **own: Any) -> Model
 
 def refusal(folder: Path, **own: Any) -> str:
     with pytest.raises(ModelRefused) as caught:
-        prove(files_in(folder, **own))
+        validate(files_in(folder, **own))
     return str(caught.value)
 
 
@@ -83,7 +83,7 @@ def table(model: Model, frame: pd.DataFrame) -> pa.Table:
 )
 def test_what_takes_arrays_gets_them_and_predicts_the_same(tmp_path: Path, estimator: Any) -> None:
     files = files_in(saved(tmp_path, estimator.fit(FRAME, TARGET)))
-    model, proof = prove(files)
+    model, proof = validate(files)
     assert (proof.source, proof.rows.num_rows) == ("input_example", 5)
     assert model.as_array
     assert proof.as_array
@@ -95,14 +95,14 @@ def test_what_takes_arrays_gets_them_and_predicts_the_same(tmp_path: Path, estim
 
 def test_what_picks_columns_by_name_keeps_its_frames(tmp_path: Path) -> None:
     columns = ColumnTransformer([("scaled", StandardScaler(), ["a", "c"])], remainder="passthrough")
-    model, proof = prove(files_in(saved(tmp_path, make_pipeline(columns, ElasticNet()).fit(FRAME, TARGET))))
+    model, proof = validate(files_in(saved(tmp_path, make_pipeline(columns, ElasticNet()).fit(FRAME, TARGET))))
     assert not model.as_array
     assert not proof.as_array
 
 
 def test_inputs_that_are_not_all_numbers_keep_their_frames(tmp_path: Path) -> None:
     frame = FRAME.assign(b=FRAME["b"] > 0)
-    model, _ = prove(files_in(saved(tmp_path, ElasticNet().fit(frame, TARGET), frame)))
+    model, _ = validate(files_in(saved(tmp_path, ElasticNet().fit(frame, TARGET), frame)))
     assert not model.as_array
 
 
@@ -168,7 +168,7 @@ def test_an_example_outside_of_the_model_is_not_read(tmp_path: Path) -> None:
 def test_incomplete_rows_of_an_example_are_no_golden_rows(tmp_path: Path) -> None:
     frame = FRAME.head(4).copy()
     frame.loc[1, "a"] = np.nan
-    _, proof = prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET), input_example=frame)))
+    _, proof = validate(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET), input_example=frame)))
     assert proof.rows.num_rows == 3
 
 
@@ -177,15 +177,15 @@ def test_probabilities_without_a_chosen_column_are_refused_with_what_to_set(tmp_
     for example in (FRAME.head(2), None):
         folder = saved(tmp_path / str(example is None), model, pyfunc_predict_fn="predict_proba", input_example=example)
         assert "serving.output_column or SERVING_OUTPUT_COLUMN" in refusal(folder)
-        prove(files_in(folder, output_column=1))
-        prove(files_in(folder, ModelVersion("m", 1, {"serving.output_column": "0"})))
+        validate(files_in(folder, output_column=1))
+        validate(files_in(folder, ModelVersion("m", 1, {"serving.output_column": "0"})))
 
 
 def test_without_an_example_rows_of_the_store_prove_it_and_without_those_only_its_form(tmp_path: Path) -> None:
     files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET), input_example=None))
     known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
-    assert prove(files, known)[1].source == "online_store"
-    model, proof = prove(files)
+    assert validate(files, known)[1].source == "online_store"
+    model, proof = validate(files)
     assert proof.source == "made_up"
     assert not model.as_array
 
@@ -198,7 +198,7 @@ def test_a_model_that_raises_on_made_up_rows_alone_is_admitted(tmp_path: Path) -
 
     estimator = make_pipeline(FunctionTransformer(only_known), ElasticNet()).fit(FRAME, TARGET)
     options = {"serialization_format": "cloudpickle", "skops_trusted_types": None, "input_example": None}
-    _, proof = prove(files_in(saved(tmp_path, estimator, **options), model_formats=("cloudpickle",)))
+    _, proof = validate(files_in(saved(tmp_path, estimator, **options), model_formats=("cloudpickle",)))
     assert proof.predictions is None
 
 
@@ -217,17 +217,17 @@ def test_a_model_that_mlflow_would_score_otherwise_is_refused(tmp_path: Path) ->
 
 def test_mlflow_may_be_forbidden_to_trust_what_a_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
+    validate(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 def test_a_model_that_predicts_otherwise_where_it_serves_is_refused(tmp_path: Path) -> None:
-    model, proof = prove(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
-    confirm(model, proof)
+    model, proof = validate(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
+    verify_loaded(model, proof)
     assert proof.predictions is not None
-    other = Proof(proof.rows, proof.predictions + 1, proof.source, proof.as_array, proof.same_in_any_batch)
+    other = ValidationReport(proof.rows, proof.predictions + 1, proof.source, proof.as_array, proof.same_in_any_batch)
     with pytest.raises(ModelRefused, match="does not predict here"):
-        confirm(model, other)
+        verify_loaded(model, other)
 
 
 def test_files_larger_than_allowed_are_refused_before_they_are_fetched(tmp_path: Path) -> None:
@@ -287,9 +287,9 @@ FORKED_AHEAD = """
 import os, signal, sys, time
 from pathlib import Path
 from scoring import trial_process
-from scoring.models.trial_process import ForkedAhead
-trial = ForkedAhead()
-trial.split_off()
+from scoring.models.trial_process import PreforkedTrial
+trial = PreforkedTrial()
+trial.fork()
 {before}
 print("status", trial.run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))
 """
@@ -333,7 +333,7 @@ def test_what_a_trial_leaves_behind_neither_holds_it_up_nor_outlives_it(tmp_path
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     own: dict[str, Any] = {"model_formats": ("cloudpickle",)}
     with pytest.raises(ModelRefused, match="SIGABRT"):
-        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+        validate_in_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
     group = int((tmp_path / "group").read_text())
     until = time.monotonic() + 10
     while is_there(group):
@@ -371,7 +371,7 @@ def test_what_crashes_hangs_or_grows_does_so_on_trial(
     own = {"model_formats": ("cloudpickle",), **own}
     began = time.monotonic()
     with pytest.raises(ModelRefused, match=expected):
-        prove_on_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+        validate_in_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
     assert time.monotonic() - began < 60
 
 
@@ -385,9 +385,9 @@ def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_versi
 
     files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET)))
     with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"):
-        prove_on_trial(files, None, Settings(model_name="m"), without_room)
+        validate_in_trial(files, None, Settings(model_name="m"), without_room)
     with pytest.raises(NoRoom), files_of_at_most(100):  # for the order already
-        prove_on_trial(files, None, Settings(model_name="m"), run)
+        validate_in_trial(files, None, Settings(model_name="m"), run)
 
 
 @pytest.mark.parametrize(
@@ -405,10 +405,10 @@ def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -
     folder = saved(tmp_path, make_pipeline(StandardScaler(), ElasticNet()).fit(FRAME, TARGET), input_example=None)
     files = files_in(folder)
     known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
-    here, there = prove(files, known)[1], prove_on_trial(files, known, Settings(model_name="m"), run)
+    here, there = validate(files, known)[1], validate_in_trial(files, known, Settings(model_name="m"), run)
     assert there.rows.equals(here.rows)
     assert there.predictions is not None
     assert here.predictions is not None
     assert there.predictions.tobytes() == here.predictions.tobytes()
     assert (there.source, there.as_array) == ("online_store", True)
-    confirm(load_model(files, there.as_array), there)
+    verify_loaded(load_model(files, there.as_array), there)

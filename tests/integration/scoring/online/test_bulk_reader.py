@@ -30,7 +30,7 @@ from scoring.features.model_features import ModelFeatures
 from scoring.online.bulk_reader import bulk_reader, view_columns
 from scoring.online.lookup import Lookup
 from scoring.online.reading import StoreReader
-from scoring.online.redis_reader import KEYS_A_PIECE, Group, ReadHashes, RedisReader
+from scoring.online.redis_reader import KEYS_PER_PIECE, Group, ReadHashes, RedisReader
 from scoring.settings import Settings
 from tests.support.servers import HOST, RedisServer
 
@@ -515,14 +515,14 @@ def test_what_a_killed_writer_left_half_way_is_rolled_back_by_whoever_reads_firs
 
 
 @pytest.mark.parametrize("world", ["redis"], indirect=True)
-@pytest.mark.parametrize("place", [0, KEYS_A_PIECE - 1, KEYS_A_PIECE, 2 * KEYS_A_PIECE + 7])
+@pytest.mark.parametrize("place", [0, KEYS_PER_PIECE - 1, KEYS_PER_PIECE, 2 * KEYS_PER_PIECE + 7])
 def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
     world: World, redis_server: RedisServer, place: int
 ) -> None:
     from feast.infra.online_stores.helpers import _mmh3
     from redis import Redis
 
-    shops = list(range(20_000, 20_000 + 2 * KEYS_A_PIECE + 8))
+    shops = list(range(20_000, 20_000 + 2 * KEYS_PER_PIECE + 8))
     row = {"rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}
     world.write("bulk", "stats", [{"shop_id": shop, **row, "rate": shop / 8} for shop in shops])
     features = link(world.stores["bulk"], "everything", {"rate": pa.float32()})

@@ -135,7 +135,7 @@ class World:
         from sklearn.preprocessing import OneHotEncoder
 
         from scoring.features.feature_service import link_features
-        from scoring.models.admission import prove
+        from scoring.models.admission import validate
         from scoring.models.model_files import read_model_files
         from scoring.models.registry import ModelVersion
 
@@ -164,7 +164,7 @@ class World:
         settings = Settings(model_name="orders")
         files = read_model_files(ModelVersion("orders", 1), self.folder / "model", settings)
         features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
-        return ServingModel(prove(files)[0], features, files)
+        return ServingModel(validate(files)[0], features, files)
 
     def run(self, engine: Engine, folder: Location, policy: Policy | None = None) -> Manifest:
         engine.write_input(self.request, self.store, "orders/1", self.serving.features, folder)

@@ -78,9 +78,9 @@ class CountingLoader(FakeLoader):
         super().__init__()
         self.looked = threading.Semaphore(0)
 
-    def look(self) -> Target:
+    def poll(self) -> Target:
         self.looked.release()
-        return super().look()
+        return super().poll()
 
 
 @pytest.fixture

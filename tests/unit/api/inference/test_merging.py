@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from api.errors import Overloaded
-from api.inference.merging import MOST_ROWS, PATIENCE_S, Merger
-from api.inference.stages import Asked, RowScores
+from api.inference.merging import MAX_BATCH_AGE_S, MOST_ROWS, MicroBatcher
+from api.inference.stages import PendingRequest, RowScores
 from api.inference.timers import Timers
 from api.model.scorer import EntityRows
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
@@ -41,8 +41,8 @@ class CountingScorer(FakeScorer):
 
 
 @asynccontextmanager
-async def merger(threads: int = 1, waiting: int = 100) -> AsyncIterator[Merger]:
-    started = Merger(threads, waiting)
+async def merger(threads: int = 1, waiting: int = 100) -> AsyncIterator[MicroBatcher]:
+    started = MicroBatcher(threads, waiting)
     started.start()
     try:
         yield started
@@ -50,11 +50,11 @@ async def merger(threads: int = 1, waiting: int = 100) -> AsyncIterator[Merger]:
         started.stop()
 
 
-def asked(scorer: FakeScorer, *ids: int) -> Asked:
-    return Asked(scorer, {"driver_id": list(ids)}, len(ids))
+def asked(scorer: FakeScorer, *ids: int) -> PendingRequest:
+    return PendingRequest(scorer, {"driver_id": list(ids)}, len(ids))
 
 
-async def outcomes(merger: Merger, requests: Sequence[Asked]) -> list[Any]:
+async def outcomes(merger: MicroBatcher, requests: Sequence[PendingRequest]) -> list[Any]:
     return await asyncio.gather(*(merger.score(each, Timers(LONG_S)) for each in requests), return_exceptions=True)
 
 
@@ -141,7 +141,7 @@ def test_clients_that_ask_again_at_once_are_merged_with_those_that_waited_meanwh
     scorer = CountingScorer()
     scorer.may_look_up.clear()
 
-    async def client(merging: Merger, ids: Sequence[int]) -> None:
+    async def client(merging: MicroBatcher, ids: Sequence[int]) -> None:
         for each in ids:
             await merging.score(asked(scorer, each), Timers(LONG_S))
 
@@ -175,18 +175,18 @@ def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
             await first
             return took_s
 
-    assert asyncio.run(scenario()) >= PATIENCE_S / 2
+    assert asyncio.run(scenario()) >= MAX_BATCH_AGE_S / 2
 
 
 def test_what_comes_during_a_run_of_a_model_that_is_always_slow_waits_for_its_end_and_is_merged() -> None:
     class SlowScorer(CountingScorer):
         def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
-            time.sleep(3 * PATIENCE_S)
+            time.sleep(3 * MAX_BATCH_AGE_S)
             return super().look_up(entity_rows, now)
 
     scorer = SlowScorer()
 
-    async def later(merging: Merger, after_s: float, entity: int) -> None:
+    async def later(merging: MicroBatcher, after_s: float, entity: int) -> None:
         await asyncio.sleep(after_s)
         await merging.score(asked(scorer, entity), Timers(LONG_S))
 
@@ -194,7 +194,7 @@ def test_what_comes_during_a_run_of_a_model_that_is_always_slow_waits_for_its_en
         async with merger(threads=2) as merging:
             for entity in range(20):
                 await merging.score(asked(scorer, entity), Timers(LONG_S))
-            await asyncio.gather(*(later(merging, place * PATIENCE_S * 0.7, 100 + place) for place in range(4)))
+            await asyncio.gather(*(later(merging, place * MAX_BATCH_AGE_S * 0.7, 100 + place) for place in range(4)))
 
     asyncio.run(scenario())
     assert scorer.lookups[20:] == [[100], [101, 102, 103]]

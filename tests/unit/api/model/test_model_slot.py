@@ -59,8 +59,8 @@ def test_another_version_is_loaded_once_and_swapped_in() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         for version in (1, 2, 1):
             loader.point_to(FakeScorer(version))
-            await follower.look()
-            await follower.look()
+            await follower.poll()
+            await follower.poll()
             assert served_version(slot) == version
         assert loader.loads == [1, 2, 1]
 
@@ -71,17 +71,17 @@ def test_a_version_that_is_taken_back_while_it_loads_never_serves() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         old = FakeScorer(1)
         loader.point_to(old)
-        await follower.look()
+        await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.may_load.clear()
-        looking = asyncio.create_task(follower.look())
+        looking = asyncio.create_task(follower.poll())
         while loader.loads != [1, 2]:
             await asyncio.sleep(0.001)
         loader.point_to(old)
         loader.may_load.set()
         await looking
         assert served_version(slot) == slot.swaps == 1
-        await follower.look()
+        await follower.poll()
         assert loader.loads == [1, 2]
 
     following(story)
@@ -89,16 +89,16 @@ def test_a_version_that_is_taken_back_while_it_loads_never_serves() -> None:
 
 def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.look()
+        await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = ModelRefused("ranker/2", "no signature")
         waits = []
         for _ in range(8):
-            await follower.look()
+            await follower.poll()
             assert slot.refusal is not None
             waits.append(slot.refusal.retry_at - clock.now)
             clock.now = slot.refusal.retry_at - 0.1
-            await follower.look()
+            await follower.poll()
             clock.now += 0.2
         assert loader.loads == [1] + [2] * 8
         assert waits[:2] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S]
@@ -111,12 +111,12 @@ def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() 
 
 def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.look()
+        await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = NoRoom("/var/tmp", "No space left on device")
         with structlog.testing.capture_logs() as lines:
-            await follower.look()
-            await follower.look()
+            await follower.poll()
+            await follower.poll()
         assert [line["event"] for line in lines] == ["model_not_tried"]
         assert slot.refusals == 0
         assert loader.loads == [1, 2]
@@ -126,7 +126,7 @@ def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version()
         assert told["next_attempt_in_s"] == FIRST_RETRY_S
         loader.load_error = None
         clock.now += FIRST_RETRY_S
-        await follower.look()
+        await follower.poll()
         assert served_version(slot) == 2
         assert slot.refusal is None
 
@@ -136,12 +136,12 @@ def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version()
 def test_a_version_after_the_refused_one_is_loaded_at_once() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         loader.load_error = ModelRefused("ranker/1", "no signature")
-        await follower.look()
+        await follower.poll()
         with pytest.raises(NoModel, match="no signature"):
             slot.current()
         loader.load_error = None
         loader.point_to(FakeScorer(2))
-        await follower.look()
+        await follower.poll()
         assert served_version(slot) == 2
         assert slot.refusal is None
 
@@ -150,13 +150,13 @@ def test_a_version_after_the_refused_one_is_loaded_at_once() -> None:
 
 def test_the_alias_moved_back_clears_the_refusal() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.look()
+        await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = MemoryError()
-        await follower.look()
+        await follower.poll()
         assert slot.refusal is not None
         loader.point_to(FakeScorer(1))
-        await follower.look()
+        await follower.poll()
         assert slot.refusal is None
         assert served_version(slot) == 1
 
@@ -165,20 +165,20 @@ def test_the_alias_moved_back_clears_the_refusal() -> None:
 
 def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.look()
+        await follower.poll()
         loader.look_error = RegistryUnreachable("http://mlflow", OSError("refused"))
         clock.now += 60
-        await follower.look()
+        await follower.poll()
         assert served_version(slot) == 1
-        assert slot.look_age_s() == 60
+        assert slot.poll_age_s() == 60
         assert slot.look_problem is not None
         loader.look_error = None
         loader.point_to(FakeScorer(2))
         loader.load_error = RegistryUnreachable("http://mlflow", OSError("refused"))
-        await follower.look()
+        await follower.poll()
         assert slot.refusal is None
         loader.load_error = None
-        await follower.look()
+        await follower.poll()
         assert served_version(slot) == 2
         assert slot.look_problem is None
 
@@ -188,7 +188,7 @@ def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> N
 def test_a_join_key_that_the_answers_could_not_name_is_refused() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         loader.point_to(FakeScorer(link=features(JoinKey("reason", "int64"))))
-        await follower.look()
+        await follower.poll()
         assert slot.refusal is not None
         assert "'reason'" in slot.refusal.reason
 

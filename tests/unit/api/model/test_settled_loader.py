@@ -12,7 +12,7 @@ from tests.support.fakes import FakeLoader
 loader = SettledLoader(FakeLoader())
 counts = [gc.get_freeze_count()]
 for _ in range(2):
-    loader.load(loader.look(), None)
+    loader.load(loader.poll(), None)
     counts.append(gc.get_freeze_count())
 print(*counts)
 """

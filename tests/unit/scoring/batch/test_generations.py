@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scoring.batch.generations import KEPT_S, generation, publish_input, publish_output, read_parted_input, whole
-from scoring.batch.manifest import Manifest, Origin, Outcome, output_parts, read_manifest
+from scoring.batch.manifest import Manifest, Origin, ScoringSummary, output_parts, read_manifest
 from scoring.errors import BatchRequestError
 from scoring.files.location import Location
 from scoring.files.transfer import Content
@@ -27,7 +27,7 @@ def write(folder: Path, kind: str, texts: list[str]) -> list[Content]:
 
 def manifest(parts: list[Content]) -> Manifest:
     content = whole("batch_output", parts)
-    return Manifest(content, ORIGIN, Outcome(content, "exclude", {}, 2, 2, {}, {}), tuple(parts))
+    return Manifest(content, ORIGIN, ScoringSummary(content, "exclude", {}, 2, 2, {}, {}), tuple(parts))
 
 
 def names(folder: Path, kind: str) -> set[str]:

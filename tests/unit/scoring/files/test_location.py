@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring.batch.manifest import ORIGIN_KEY, OUTCOME_KEY, Manifest, Origin, Outcome, read_manifest, settle_manifest
+from scoring.batch.manifest import (
+    ORIGIN_KEY,
+    OUTCOME_KEY,
+    Manifest,
+    Origin,
+    ScoringSummary,
+    read_manifest,
+    settle_manifest,
+)
 from scoring.errors import SettingsError, StorageError
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
@@ -135,7 +143,7 @@ def test_the_hashing_of_a_file_that_is_not_finished_ends_with_the_block(tmp_path
 def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tmp_path: Path) -> None:
     output = Location(tmp_path / "batch_output.parquet")
     origin = Origin(Content("day1.csv", 1, "00"), "m/1", "service", "hash")
-    outcome = Outcome(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
+    outcome = ScoringSummary(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
     said = {ORIGIN_KEY: msgspec.json.encode(origin), OUTCOME_KEY: msgspec.json.encode(outcome)}
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(said), output.local)
     theirs = Manifest(content_of(output.local, output.name), origin, outcome)

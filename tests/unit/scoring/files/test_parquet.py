@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.files.encodings import constant
-from scoring.files.parquet import ROWS_A_BATCH, write_tables
+from scoring.files.parquet import ROWS_PER_BATCH, write_tables
 
-ROWS = 2 * ROWS_A_BATCH + 1000
+ROWS = 2 * ROWS_PER_BATCH + 1000
 RANDOM = np.random.default_rng(5)
 TABLE = pa.table(
     {

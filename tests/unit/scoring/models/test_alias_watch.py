@@ -7,7 +7,7 @@ import time
 import pytest
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, RegistryUnreachable
-from scoring.models.alias_watch import Look, look, unchanged
+from scoring.models.alias_watch import AliasTarget, resolve_alias, unchanged
 from scoring.settings import Settings
 from tests.support.rest_registry import Client, Server
 from tests.support.servers import free_port
@@ -27,7 +27,7 @@ def settings(uri, model="ranker"):
 def test_a_server_is_asked_once_and_the_client_not_at_all(server):
     client = Client()
 
-    assert look(client, settings(server.uri, "my ranker"), {}) == Look(7, 1_700_000_000_000)
+    assert resolve_alias(client, settings(server.uri, "my ranker"), {}) == AliasTarget(7, 1_700_000_000_000)
     assert server.paths == ["/api/2.0/mlflow/registered-models/alias?name=my+ranker&alias=champion"]
     assert client.asked == 0
 
@@ -44,13 +44,13 @@ def test_a_server_is_asked_once_and_the_client_not_at_all(server):
     ],
 )
 def test_credentials_go_as_the_client_would_send_them(server, environment, header):
-    look(Client(), settings(server.uri), environment)
+    resolve_alias(Client(), settings(server.uri), environment)
 
     assert server.headers.get("Authorization") == header
 
 
 def test_credentials_in_the_address_become_a_header(server):
-    look(Client(), settings(server.uri.replace("//", "//ann:p%40w@")), {})
+    resolve_alias(Client(), settings(server.uri.replace("//", "//ann:p%40w@")), {})
 
     assert server.headers["Authorization"] == "Basic " + base64.b64encode(b"ann:p@w").decode()
 
@@ -59,14 +59,14 @@ def test_an_alias_that_is_not_set_is_told(server):
     server.status, server.body = 400, {"error_code": "INVALID_PARAMETER_VALUE"}
 
     with pytest.raises(AliasNotSet):
-        look(Client(), settings(server.uri), {})
+        resolve_alias(Client(), settings(server.uri), {})
 
 
 def test_a_missing_model_is_told_by_the_client(server):
     server.status, server.body = 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
 
     with pytest.raises(ModelNotRegistered):
-        look(Client(ModelNotRegistered("ranker", server.uri)), settings(server.uri), {})
+        resolve_alias(Client(ModelNotRegistered("ranker", server.uri)), settings(server.uri), {})
 
 
 @pytest.mark.parametrize(
@@ -85,21 +85,23 @@ def test_any_other_answer_is_no_answer(server, status, body):
     server.status, server.body = status, body
 
     with pytest.raises(RegistryUnreachable, match="gave no answer"):
-        look(Client(), settings(server.uri), {})
+        resolve_alias(Client(), settings(server.uri), {})
 
 
 def test_a_server_that_is_down_is_told_at_once():
     started = time.monotonic()
 
     with pytest.raises(RegistryUnreachable):
-        look(Client(), settings(f"http://127.0.0.1:{free_port()}"), {})
+        resolve_alias(Client(), settings(f"http://127.0.0.1:{free_port()}"), {})
     assert time.monotonic() - started < 5
 
 
 def test_where_requests_must_be_signed_the_client_is_asked(server):
     client = Client()
 
-    assert look(client, settings(server.uri), {"MLFLOW_TRACKING_AWS_SIGV4": "true"}) == Look(3, 1_600_000_000_000)
+    assert resolve_alias(client, settings(server.uri), {"MLFLOW_TRACKING_AWS_SIGV4": "true"}) == AliasTarget(
+        3, 1_600_000_000_000
+    )
     assert (client.asked, server.paths) == (1, [])
 
 
@@ -113,7 +115,7 @@ def database(tmp_path):
 
 def test_an_untouched_database_is_unchanged_and_a_written_one_not(database):
     asked = settings(f"sqlite:///{database}")
-    first = look(Client(), asked, {}).state
+    first = resolve_alias(Client(), asked, {}).state
 
     assert first is not None
     assert unchanged(asked) == first
@@ -134,7 +136,7 @@ def test_a_write_ahead_log_counts(database):
 def test_a_database_written_a_moment_ago_is_asked_again_at_the_next_look(database):
     os.utime(database)
 
-    assert look(Client(), settings(f"sqlite:///{database}"), {}).state is None
+    assert resolve_alias(Client(), settings(f"sqlite:///{database}"), {}).state is None
 
 
 def test_another_alias_is_another_state(database):
@@ -148,5 +150,5 @@ def test_another_alias_is_another_state(database):
 def test_other_registries_are_asked_every_time(uri):
     client = Client()
 
-    assert look(client, settings(uri), {}).state is None
+    assert resolve_alias(client, settings(uri), {}).state is None
     assert client.asked == 1

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scoring.batch.manifest import Outcome
+from scoring.batch.manifest import ScoringSummary
 from scoring.batch.quality import SourceAge
 from scoring.files.transfer import Content
 from serving_assets.assets.checks import DRIFT, FINITE, NULLS, ROWS, Finding, NotPublished, results, stop_if_blocked
@@ -24,7 +24,7 @@ INPUTS = features(request_inputs={"speed": pa.float64(), "age": pa.int32()})
 
 
 def outcome(reasons):
-    return Outcome(Content("batch_input.parquet", 1, "0"), "exclude", {}, 10, 8, reasons, {})
+    return ScoringSummary(Content("batch_input.parquet", 1, "0"), "exclude", {}, 10, 8, reasons, {})
 
 
 def test_a_lost_row_is_found():

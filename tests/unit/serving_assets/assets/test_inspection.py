@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scoring.batch.manifest import Outcome
+from scoring.batch.manifest import ScoringSummary
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.files.transfer import Content
@@ -30,7 +30,9 @@ def test_a_picture_that_can_not_be_drawn_is_told_and_stops_nothing(tmp_path: Pat
     file = tmp_path / "batch_output.parquet"
     pq.write_table(pa.table({"prediction": [1.0, 2.0], "a": [0.5, 1.5]}), file)
     link = features(request_inputs={"a": pa.float64()})
-    outcome = Outcome(Content("batch_input.parquet", 1, ""), "exclude", {}, rows=2, scored=2, reasons={}, software={})
+    outcome = ScoringSummary(
+        Content("batch_input.parquet", 1, ""), "exclude", {}, rows=2, scored=2, reasons={}, software={}
+    )
     with ParquetFiles([file]) as table:
         inspection = OutputInspection(Location(file), link, Settings(model_name="m"), None, WithoutMemory())
         inspection(table, outcome)

@@ -4,7 +4,7 @@ import pytest
 
 from scoring.errors import BatchRequestError
 from scoring.files.location import Location
-from serving_assets.records.requests import find_request, is_safe_key, list_requests, look_into
+from serving_assets.records.requests import find_request, is_safe_key, list_requests, read_request_folder
 
 
 @pytest.mark.parametrize("key", ["day1", "2026-11-22", "a.b", "Région_7", "_x", "x" * 100])
@@ -69,7 +69,7 @@ def test_whatever_lies_in_the_folder_the_requests_in_it_are_found_and_the_rest_i
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "link.csv").symlink_to(tmp_path / "a..b.tsv")
 
-    folder = look_into(Location(tmp_path))
+    folder = read_request_folder(Location(tmp_path))
 
     assert sorted(file.name for file in folder.requests) == sorted([*fine, "link.csv"])
     assert sorted(folder.others) == sorted(set(odd) - {"...csv"})

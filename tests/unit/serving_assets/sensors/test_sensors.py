@@ -10,8 +10,8 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobO
 
 from scoring.errors import StorageError
 from scoring.files.location import Location
-from serving_assets import history
-from serving_assets.sensors.jobs import REQUESTS_A_RUN
+from serving_assets.records import history
+from serving_assets.sensors.jobs import REQUESTS_PER_RUN
 from tests.support.daemon import Daemon, _ended
 
 
@@ -261,7 +261,7 @@ def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon)
     for run in daemon.runs:
         daemon.fail(run)
     daemon.tick("new_batch_request")  # asks once more, under the same keys, and Dagster starts nothing
-    assert len(daemon.runs) == 1000 / REQUESTS_A_RUN
+    assert len(daemon.runs) == 1000 / REQUESTS_PER_RUN
     assert sorted(key for run in daemon.runs for key in daemon.partitions(run)) == [f"r{i:04}" for i in range(1000)]
 
     started = time.monotonic()
