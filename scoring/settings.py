@@ -1,4 +1,4 @@
-"""The settings: read once from the environment at start, passed on as a value, never read again."""
+"""The settings: read from the environment once, at startup, and passed on as a value."""
 
 import difflib
 import types
@@ -19,11 +19,11 @@ ModelFormat = Literal["skops", "cloudpickle", "pickle"]
 Rescore = Literal["newest", "all"]
 BatchEngine = Literal["local", "spark"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-# What Dagster takes for an owner (1.13).
+# The owners that Dagster 1.13 accepts.
 OWNER = r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,})$"
 
 PREFIX = "SERVING_"
-# Variables of the tools themselves, read under the names that their own users know.
+# Variables of other tools, read under those tools' own names.
 TOOL_VARIABLES = {
     "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
     "mlflow_registry_uri": "MLFLOW_REGISTRY_URI",
@@ -51,165 +51,168 @@ SKLEARN_TYPES = (
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set, with its default. Make one with `Settings.from_environment`.
+    """Every setting with its default. Create an instance with `Settings.from_environment`.
 
-    A field `x` is read from SERVING_X, but for those in TOOL_VARIABLES. Relative paths: from the working directory.
+    A field `x` is read from SERVING_X, except for those in TOOL_VARIABLES. Paths are relative to the working directory.
     """
 
     model_name: Annotated[str, Meta(min_length=1)]
-    """Registered model to serve. Required: nothing can be served without it."""
+    """Registered model to serve. Required."""
 
     model_alias: Annotated[str, Meta(min_length=1)] = "champion"
-    """Alias of the registered model that both ways of serving follow."""
+    """Alias of the registered model that batch and online follow."""
 
     mlflow_tracking_uri: Annotated[str, Meta(min_length=1)] = "sqlite:///mlflow.db"
-    """MLflow tracking server (`http(s)://…`) or database that holds runs and artifacts."""
+    """MLflow tracking server (`http(s)://…`) or database that stores runs and artifacts."""
 
     mlflow_registry_uri: str | None = None
-    """MLflow model registry, where it is not the tracking server."""
+    """MLflow model registry, if it differs from the tracking server."""
 
     feature_repo: Path = Path("feature_repo")
     """Folder of the Feast repository: the definitions and feature_store.yaml."""
 
     feature_store_yaml: Annotated[str, Meta(min_length=1)] = "feature_store.yaml"
-    """Name, inside the feature repository, of the Feast configuration to use."""
+    """File name of the Feast configuration to use, inside the feature repository."""
 
     feature_service: str | None = None
-    """Feature service for model versions without the tag `feast.feature_service`. None: such versions are refused."""
+    """Feature service of model versions without the tag `feast.feature_service`. If not set, such versions are
+    refused."""
 
     request_inputs: tuple[str, ...] = ()
-    """Model inputs that come with the request instead of the feature store, for versions without the tag
+    """Model inputs that come with the request instead of from the feature store, for versions without the tag
     `serving.request_inputs`. Comma-separated."""
 
     output_column: Annotated[int, Meta(ge=0)] | None = None
-    """Which column of the model's output is the prediction, where it has several (predict_proba), for versions without
-    the tag `serving.output_column`. Counted from 0."""
+    """Column of the model's output that is the prediction, counted from 0, if the output has several columns
+    (predict_proba). For versions without the tag `serving.output_column`."""
 
     missing_features: MissingFeaturesPolicy = "exclude"
-    """What happens to an entity row with a missing, stale or null feature: `exclude` it with a reason, `reject` the
-    whole request, or `impute` what `impute_values` declares."""
+    """Policy for an entity row with a missing, stale or null feature: `exclude` the row with a reason, `reject` the
+    whole request, or `impute` the values of `SERVING_IMPUTE_VALUES`."""
 
     impute_values: dict[str, float | int | bool | str | None] = {}
-    """JSON object, model input → value to put in its place under policy `impute`. null leaves it to the model's own
-    imputer. An input that is not named here is not imputed: its row is excluded."""
+    """JSON object, model input → value to use under the policy `impute`. null leaves the value to the model's own
+    imputer. Inputs that are not listed are not imputed: their rows are excluded."""
 
     model_formats: tuple[ModelFormat, ...] = ("skops",)
-    """Serialization formats that may be loaded. Pickle and cloudpickle run whatever code the file holds.
+    """Serialization formats that may be loaded. Pickle and cloudpickle execute code from the model file.
     Comma-separated."""
 
     skops_trusted_types: tuple[str, ...] = SKLEARN_TYPES
-    """Types beyond the defaults of skops that a model file may hold. The list in the model's own file is not consulted.
-    Comma-separated."""
+    """Types that a model file may contain in addition to those that skops trusts by default. The list in the model's
+    own files is ignored. Comma-separated."""
 
     max_model_bytes: Annotated[int, Meta(ge=1)] = 1 << 30
-    """Largest size of one version's files together, in bytes. Larger ones are not fetched."""
+    """Maximum total size of a version's files, in bytes. Larger versions are not downloaded."""
 
     max_load_memory_bytes: Annotated[int, Meta(ge=1 << 20)] = 2 << 30
-    """Address space, in bytes, that a version may take while it is loaded and predicts on trial, beyond what the
-    libraries take."""
+    """Address space, in bytes, that a version may use during its trial (loading and predicting), beyond what the
+    libraries use."""
 
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
-    """Seconds that a version may take to load and predict on trial. The registry's answers may take as long, and its
-    files one second more for each megabyte."""
+    """Seconds that a version may take during its trial (loading and predicting). The registry's responses have the same
+    limit; downloads get one more second per megabyte."""
 
     batch_requests: Location = Location("batch_requests")
     """Folder of batch request files (`<request>.csv`, `.tsv` or `.parquet`), or `s3://bucket/prefix`."""
 
     artifacts: Location = Location("artifacts")
-    """Folder, or `s3://bucket/prefix`, of registered_model_version.json and `<request>/batch_input.parquet`,
+    """Folder, or `s3://bucket/prefix`, for registered_model_version.json and `<request>/batch_input.parquet`,
     `<request>/batch_output.parquet`, `<request>/manifest.json`."""
 
     batch_engine: BatchEngine = "local"
-    """What joins and scores batch requests: `local`, the run's own process, or `spark` (docs/scaling.md)."""
+    """Engine that joins and scores batch requests: `local` (in the run's own process) or `spark` (docs/scaling.md)."""
 
     spark_master: Annotated[str, Meta(min_length=1)] = "local[*]"
-    """Where Spark runs, with batch engine `spark`: this machine (`local[*]`), or `k8s://…`, `spark://…`, `yarn`."""
+    """Spark master for the batch engine `spark`: `local[*]` (this machine), `k8s://…`, `spark://…` or `yarn`."""
 
     spark_conf: dict[str, str] = {}
-    """JSON object of further Spark configuration, as {"spark.driver.memory": "8g"}."""
+    """JSON object of additional Spark configuration, for example {"spark.driver.memory": "8g"}."""
 
     spark_rows_a_part: Annotated[int, Meta(ge=1)] = 1_000_000
-    """Rows in each file that Spark writes: the work of one task, which holds a part of them in memory at a time."""
+    """Rows per file that Spark writes. One task writes one file and holds a part of its rows in memory at a time."""
 
     rescore: Rescore = "newest"
-    """Which batch requests a new model version scores again: the `newest`, or `all` whose files are still there."""
+    """Batch requests that a new model version scores again: the `newest`, or `all` whose files still exist."""
 
     batch_owners: tuple[Annotated[str, Meta(pattern=OWNER)], ...] = ("team:ml-serving",)
-    """Whom Dagit shows as the owners of the assets: `team:name`, or an e-mail address. Comma-separated."""
+    """Owners of the assets in Dagit: `team:name`, or an e-mail address. Comma-separated."""
 
     max_null_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of a batch request's rows that may lack a feature before Dagit shows a warning."""
+    """Fraction of a batch request's rows that may lack a feature. Above it, Dagit shows a warning."""
 
     max_stale_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of a batch request's rows whose feature may be past its time to live before Dagit shows a warning."""
+    """Fraction of a batch request's rows that may have a feature past its view's TTL. Above it, Dagit shows a
+    warning."""
 
     max_prediction_drift: Annotated[float, Meta(gt=0)] = 0.25
-    """Population stability index of the predictions against the previous ones above which Dagit shows a warning."""
+    """Population stability index of the predictions relative to the previous ones. Above it, Dagit shows a warning."""
 
     max_source_age_s: Annotated[float, Meta(gt=0)] | None = None
-    """Seconds since the newest event of a feature view's source above which Dagit shows a warning. None: the view's
-    time to live."""
+    """Age in seconds of the newest event in a feature view's source. Above it, Dagit shows a warning. If not set, the
+    view's TTL applies."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
-    """Address that the API listens on. Loopback unless set otherwise."""
+    """Address that the API listens on."""
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 8172
     """Port that the API listens on."""
 
     deadline_s: Annotated[float, Meta(gt=0, le=60)] = 0.3
-    """Seconds that one request may take from its body's arrival to its answer."""
+    """Seconds that a request may take, from the arrival of its body to the response."""
 
     max_entities: Annotated[int, Meta(ge=1, le=100_000)] = 1000
-    """Most entities that one request may ask for."""
+    """Maximum number of entities per request."""
 
     max_body_bytes: Annotated[int, Meta(ge=64)] = 1_048_576
-    """Largest request body, in bytes."""
+    """Maximum size of a request body, in bytes."""
 
     body_timeout_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
-    """Seconds that the body of one request may take to arrive."""
+    """Seconds that a request's body may take to arrive."""
 
     max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 2
-    """Threads that look up and predict. Requests that wait at the same time are worked on together by one of them; the
-    others step in when it takes longer than 10 ms and than usual. More help only where the feature store is far
-    away."""
+    """Threads that look up features and predict. One thread processes all requests that wait at the same time together;
+    another joins in if that takes longer than 10 ms and longer than usual. More threads help only if the feature store
+    is far away."""
 
     max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 128
-    """Requests that may be unfinished beyond the number of those threads; further ones are answered 503 at once."""
+    """Unfinished requests allowed in addition to the number of those threads. Further requests get 503 at once."""
 
     drain_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
-    """Seconds from SIGTERM, after which /ready answers 503, to the end of accepting connections: as long as a load
-    balancer needs to notice."""
+    """Seconds that the API keeps accepting connections after SIGTERM, while /ready responds with 503. Set it to the time
+    that a load balancer needs to notice."""
 
     api_keys: tuple[Secret, ...] = ()
-    """Keys that may ask for scores, each at least 16 characters, sent as `Authorization: Bearer <key>`. Several for
-    rotation. Required where the API listens beyond loopback. Comma-separated."""
+    """API keys for the scoring routes, each at least 16 characters, sent as `Authorization: Bearer <key>`. Set several
+    to rotate them. Required if the API listens beyond loopback. Comma-separated."""
 
     api_keys_file: Path | None = None
-    """File with further such keys, one a line; read at start."""
+    """File with additional API keys, one per line. Read at startup."""
 
     allow_anonymous: bool = False
-    """`true` lets the API listen beyond loopback without keys: whoever reaches the port may ask for scores."""
+    """`true` lets the API listen beyond loopback without keys: anyone who can reach the port can request scores."""
 
     log_level: LogLevel = "info"
-    """Least serious level of the API's log. Each request is one line at `info`; health checks are at `debug`."""
+    """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""
 
     otlp_endpoint: str | None = None
-    """OpenTelemetry collector (`http://host:4318`) that gets a trace of each scoring request. None: no traces."""
+    """OpenTelemetry collector (`http://host:4318`) that receives a trace of each scoring request. If not set, there are
+    no traces."""
 
     webhook_secret: Secret | None = None
-    """Secret of an MLflow registry webhook to `POST /webhooks/mlflow`, which lets the API look at the alias at once. At
-    least 16 characters. None: there is no such address."""
+    """Secret of an MLflow registry webhook to `POST /webhooks/mlflow`, which makes the API check the alias at once. At
+    least 16 characters. If not set, the route does not exist."""
 
     poll_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
-    """Seconds between two looks of the API at the alias; also how old its copy of the Feast registry may get."""
+    """Seconds between two polls of the alias by the API. Also the maximum age of its copy of the Feast registry."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Read every setting from `environment` (as os.environ).
+        """Read every setting from `environment`, for example os.environ. An empty value counts as not set.
 
         Raises:
-            SettingsError: a value does not fit, a required one is missing, or a SERVING_ variable is unknown. The text
-                names the variable and what is allowed.
+            SettingsError: a value is invalid, a required one is missing, or a SERVING_ variable is unknown. The message
+                names the variable and the allowed values.
         """
         variables = variable_names()
         unknown = [name for name in environment if name.startswith(PREFIX) and name not in variables.values()]
@@ -223,25 +226,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[field] = _parse(variable, text, hints[field])
         if "model_name" not in values:
             raise SettingsError(
-                variables["model_name"], "is not set: name the registered model to serve, as in my_ranker."
+                variables["model_name"], "is not set: name the registered model to serve, for example my_ranker."
             )
         return cls(**values)
 
     def __repr__(self) -> str:
-        """Without what only its reader may know: passwords in addresses, and the values of SERVING_SPARK_CONF."""
-        hidden = msgspec.structs.asdict(self) | {"spark_conf": dict.fromkeys(self.spark_conf, "***")}
-        told = {name: without_secrets(value) if isinstance(value, str) else value for name, value in hidden.items()}
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in told.items())})"
+        """Omits passwords in URLs and the values of SERVING_SPARK_CONF."""
+        values = msgspec.structs.asdict(self) | {"spark_conf": dict.fromkeys(self.spark_conf, "***")}
+        safe = {name: without_secrets(value) if isinstance(value, str) else value for name, value in values.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in safe.items())})"
 
     @property
     def registry_uri(self) -> str:
-        """URI of the model registry: its own setting, else the tracking server's."""
+        """URI of the model registry; the tracking server's unless set."""
         return self.mlflow_registry_uri or self.mlflow_tracking_uri
 
 
 def variable_names() -> dict[str, str]:
-    """Field of `Settings` → the environment variable that it is read from."""
+    """Field of `Settings` → its environment variable."""
     return {field: TOOL_VARIABLES.get(field, PREFIX + field.upper()) for field in Settings.__struct_fields__}
+
+
+_KINDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    Secret: "a secret",
+    Location: ALLOWED,
+}
 
 
 def _parse(variable: str, text: str, hint: Any) -> Any:
@@ -256,8 +269,8 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
             return msgspec.json.decode(text, type=plain)
         return msgspec.convert(text, plain, strict=False, dec_hook=_own_type)
     except msgspec.MsgspecError as error:
-        shown = "holds what" if Secret in (plain, *typing.get_args(plain)) else f"is {without_secrets(text)!r}, which"
-        raise SettingsError(variable, f"{shown} is not allowed: {_allowed(plain)} ({error}).") from None
+        value = "invalid" if Secret in (plain, *typing.get_args(plain)) else repr(without_secrets(text))
+        raise SettingsError(variable, f"is {value}: it must be {_allowed(plain)} ({error}).") from None
 
 
 def _own_type(kind: type, text: str) -> Any:
@@ -277,16 +290,12 @@ def _bare(hint: Any) -> Any:
 def _allowed(hint: Any) -> str:
     bare = _bare(hint)
     if typing.get_origin(bare) is tuple:
-        return "a comma-separated list of " + _allowed(typing.get_args(bare)[0])
+        return f"a comma-separated list, each item {_allowed(typing.get_args(bare)[0])}"
     if typing.get_origin(bare) is Literal:
         return " | ".join(str(option) for option in typing.get_args(bare))
     if typing.get_origin(bare) is dict:
-        return 'a JSON object such as {"input": 0.5} is'
-    if bare is Location:
-        return f"{ALLOWED} is"
-    return {int: "a whole number", float: "a number", str: "a text", Secret: "keys"}.get(
-        bare, str(bare)
-    ) + " within its bounds is"
+        return 'a JSON object such as {"input": 0.5}'
+    return _KINDS.get(bare, str(bare))
 
 
 def _unknown_problem(variable: str, known: list[str]) -> str:

@@ -51,7 +51,7 @@ def test_values_are_converted_to_their_types() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
-        ("SERVING_PORT", "eighty", "a whole number"),
+        ("SERVING_PORT", "eighty", "an integer"),
         ("SERVING_PORT", "70000", "65535"),
         ("SERVING_DEADLINE_S", "-1", "> 0"),
         ("SERVING_MISSING_FEATURES", "ignore", "exclude | reject | impute"),
