@@ -179,8 +179,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Unfinished requests allowed in addition to the number of those threads. Further requests get 503 at once."""
 
     drain_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
-    """Seconds that the API keeps accepting connections after SIGTERM, while /ready responds with 503. Set it to the time
-    that a load balancer needs to notice."""
+    """Seconds that the API keeps accepting connections after SIGTERM, while /ready responds with 503. Set it to the
+    time that a load balancer needs to notice."""
 
     api_keys: tuple[Secret, ...] = ()
     """API keys for the scoring routes, each at least 16 characters, sent as `Authorization: Bearer <key>`. Set several
