@@ -80,7 +80,7 @@ def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | N
     Returns:
         Its status, -n where signal n ended it; None where it was killed because the time was up.
     """
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     # Feast, imported in the calling process, leaves a variable behind that would move Prometheus clients elsewhere.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))

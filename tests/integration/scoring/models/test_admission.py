@@ -286,7 +286,7 @@ class OnLoad:
 FORKED_AHEAD = """
 import os, signal, sys, time
 from pathlib import Path
-from scoring import trial_process
+from scoring.models import trial_process
 from scoring.models.trial_process import PreforkedTrial
 trial = PreforkedTrial()
 trial.fork()
