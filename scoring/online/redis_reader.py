@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
+from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisType
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from redis import RedisError
@@ -231,13 +231,14 @@ def _argument(value: bytes) -> bytes:
 
 
 def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisReader | None:
-    """A reader of the store's Redis; None for a cluster, for sentinels, and for a key that is not the known one.
+    """A reader of the store's Redis; None for a cluster, sentinels or the GLIDE client, and for an unknown key layout.
 
     Raises:
         FeatureStoreError: its connection string is not one.
     """
     online = store.config.online_store
-    if online.redis_type is not RedisType.redis or not _project_stands_behind(store.project):
+    plain = online.redis_type is RedisType.redis and online.client is RedisClient.redis
+    if not plain or not _project_stands_behind(store.project):
         return None
     by_keys: dict[Keys, list[ViewColumns]] = {}
     for view in views:

@@ -289,7 +289,8 @@ def test_a_run_that_was_killed_midway_is_completed_by_the_next(world: World, tmp
         store.registry.delete_feature_view(view, store.project)
     code = (
         "import datetime as dt; from pathlib import Path; from scoring.settings import Settings\n"
-        "from scoring.features.feature_store import materialize_online_store, open_feature_store\n"
+        "from scoring.features.feature_store import open_feature_store\n"
+        "from scoring.features.materialize import materialize_online_store\n"
         f"settings = Settings(model_name='m', feature_repo=Path({str(world.folder)!r}), "
         "feature_store_yaml='killed.yaml')\n"
         f"materialize_online_store(open_feature_store(settings), dt.datetime.fromisoformat({NOW.isoformat()!r}))"

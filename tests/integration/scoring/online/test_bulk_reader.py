@@ -275,9 +275,14 @@ def test_keys_are_feasts_own(rows: list[tuple[int, str, int]]) -> None:
     assert ours == theirs
 
 
-def test_feasts_own_redis_store_has_no_bulk_reader(world: World) -> None:
-    features = link(world.stores["feast"], "everything", {"rate": pa.float32()})
-    assert (bulk_reader(world.stores["feast"], features) is None) == (world.layout == "redis")
+@pytest.mark.parametrize("options", ["redis_type: redis_cluster", "redis_type: redis_sentinel", "client: glide"])
+@pytest.mark.parametrize("world", ["redis"], indirect=True)
+def test_clusters_sentinels_and_other_clients_are_left_to_feast(world: World, options: str) -> None:
+    online = f'{{type: redis, connection_string: "{HOST}:1", {options}}}'
+    (world.folder / "other.yaml").write_text(CONFIGURATION.format(online=online))
+    chosen = Settings(model_name="m", feature_repo=world.folder, feature_store_yaml="other.yaml")
+    store = open_feature_store(chosen)
+    assert bulk_reader(store, link(store, "everything", {"rate": pa.float32()})) is None
 
 
 def test_vectors_and_reasons_are_the_same_by_either_way(world: World) -> None:
