@@ -1,1 +1,1 @@
-"""Measurements of the running services. Nothing imports this; its worlds and servers are those of the tests."""
+"""Benchmarks of the running services. Nothing imports this package; it reuses the worlds and servers of the tests."""

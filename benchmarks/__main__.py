@@ -1,7 +1,8 @@
-"""`make bench`: measure us and our peers on the same work in one run, and write docs/benchmarks.md.
+"""`make bench`: measure model-serving and its peers on the same work in one run, and write docs/benchmarks.md.
 
-A section that was measured on the code as it is now is not measured again, so that a run can be resumed; naming it with
---only measures it anyway. A quick run, or one of some servers, keeps its results apart and leaves the page as it is.
+Sections that have already been measured on the current code are skipped, so an interrupted run can be resumed. --only
+measures the named sections in any case. A quick run, or a run of selected servers, stores its results separately and
+does not change the page.
 """
 
 import argparse
@@ -22,52 +23,61 @@ from benchmarks.online.answers import AnswersDiffer
 from benchmarks.online.contestants import UnexpectedAnswer
 from benchmarks.online.wrk import WrkMissing
 from benchmarks.page import SECTIONS, table_of, title_of, write_page
-from benchmarks.place import PAGE, RESULTS, VAR
+from benchmarks.paths import PAGE, RESULTS, VAR
 from benchmarks.results import Result
 from benchmarks.scale import QUICK, WHOLE, Scale
 from tests.support.servers import ServerDidNotStart
 
 
-class AnotherRuns(RuntimeError):
-    """Two runs at once would measure each other, and write into the same folders."""
+class AlreadyRunning(RuntimeError):
+    """Another run is in progress. Two runs would distort each other's results and write to the same folders."""
 
     def __init__(self) -> None:
-        super().__init__(f"another run of the benchmarks uses {VAR}: wait until it has ended.")
+        super().__init__(f"another benchmark run is using {VAR}: wait until it ends.")
 
 
-TOLD = (AnotherRuns, WrkMissing, WrongVersion, UnexpectedAnswer, AnswersDiffer, ContenderFailed, ServerDidNotStart)
+EXPECTED_ERRORS = (
+    AlreadyRunning,
+    WrkMissing,
+    WrongVersion,
+    UnexpectedAnswer,
+    AnswersDiffer,
+    ContenderFailed,
+    ServerDidNotStart,
+)
+"""Errors that are reported in one line, without a traceback."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 1 where something is missing, or where a peer is not what it should be."""
+    """Run the benchmarks. Return the exit status: 1 after one of EXPECTED_ERRORS."""
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _end)  # so that servers are stopped whoever ends this
+    signal.signal(signal.SIGTERM, _end)  # so that servers are stopped on SIGTERM too
     partial = options.quick or bool(options.servers)
     folder = RESULTS / "partial" if partial else RESULTS
     wanted = options.only or [name for name in SECTIONS if partial or _out_of_date(name)]
     try:
-        with _alone():
+        with _locked():
             for result in _measure(wanted, QUICK if options.quick else WHOLE, options.servers):
                 results.save(folder, result)
                 print(f"\n{result.section}: {title_of(result.section)} (took {result.took_s:.0f} s)\n")
                 print(table_of(result), flush=True)
-    except TOLD as error:
+    except EXPECTED_ERRORS as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     if not partial:
         write_page(RESULTS, PAGE)
-        print(f"\nWritten: {PAGE}")
+        print(f"\nWrote {PAGE}")
     return 0
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _locked() -> Iterator[None]:
     VAR.mkdir(parents=True, exist_ok=True)
     with (VAR / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AnotherRuns from None
+            raise AlreadyRunning from None
         yield
 
 
@@ -89,10 +99,13 @@ def _measure(wanted: Sequence[str], scale: Scale, servers: Sequence[str]) -> Ite
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", type=_names(SECTIONS), default=[], help=f"comma-separated, of {', '.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="few and short rounds, small batches")
+    parser.add_argument(
+        "--only", type=_names(SECTIONS), default=[], help=f"comma-separated list of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="few short rounds, small batches")
     servers = tuple(online.SERVER_NAMES)
-    parser.add_argument("--servers", type=_names(servers), default=[], help=f"comma-separated, of {', '.join(servers)}")
+    servers_help = f"comma-separated list of {', '.join(servers)}"
+    parser.add_argument("--servers", type=_names(servers), default=[], help=servers_help)
     return parser.parse_args(arguments)
 
 
@@ -101,7 +114,7 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
         names = text.split(",")
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is not one of {', '.join(known)}")
         return names
 
     return parse

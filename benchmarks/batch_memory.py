@@ -1,8 +1,8 @@
-"""Peak memory and time of one batch run, by its rows and by the offline store's own limit.
+"""Peak memory and duration of one batch run, by number of rows and by the offline store's memory limit.
 
 `python -m benchmarks.batch_memory [rows ...]`: 10,000 entities with 30 feature rows each, three features, a linear
-model, and files of Parquet in and out on this machine's disk. Each line is a process of its own, which scored 1000 rows
-before it counted.
+model, Parquet input and output on the local disk. Each line comes from a separate process, which has scored 1000 rows
+before the measurement starts.
 """
 
 import json
@@ -38,7 +38,7 @@ def main(rows: tuple[int, ...]) -> None:
 
 
 def run(folder: Path, request: Path | None) -> dict[str, float]:
-    """What `tests.support.batch_job` says of this request."""
+    """Run `tests.support.batch_job` on this request and return its figures."""
     command = [sys.executable, "-m", "tests.support.batch_job", str(folder), str(request)]
     done = subprocess.run(command, env=dict(os.environ), stdout=subprocess.PIPE, text=True, check=True)
     took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Clients of the API that take little CPU themselves: the server needs it, and they would measure their own queue."""
+"""API clients that use little CPU: the server needs it, and slow clients would measure their own queue."""
 
 import asyncio
 import random
@@ -24,73 +24,73 @@ REQUEST = b"\r\n".join(
 )
 
 
-class Taken(NamedTuple):
-    """One answer."""
+class Response(NamedTuple):
+    """One response."""
 
     status: int
     took_s: float
 
 
 class Load(NamedTuple):
-    """What clients do, each over its own connection; each waits for its answer before it asks again."""
+    """Closed-loop load: each client has its own connection and waits for a response before its next request."""
 
     clients: int
     seconds: float
     pause_s: float = 0.0
-    """What a client waits after a 503: a half of it to one and a half, or all refused ones would come in step."""
+    """Pause after a 503, times a random factor from 0.5 to 1.5, so that refused clients do not return in step."""
     rate: float | None = None
-    """Requests a second of all clients together; None: as many as they can."""
+    """Requests per second of all clients together. None: as many as possible."""
 
 
-async def put_on(port: int, load: Load) -> list[Taken]:
-    """What the clients got, each asking for the best of five drivers.
+async def apply_load(port: int, load: Load) -> list[Response]:
+    """Send requests for the best of five drivers and return the responses.
 
     Raises:
-        ConnectionError: the server closed a connection before its answer.
+        ConnectionError: the server closed a connection before its response.
     """
     loop = asyncio.get_running_loop()
-    taken: list[Taken] = []
+    responses: list[Response] = []
     until = time.monotonic() + load.seconds
-    clients = [_Client(load, number, until, taken) for number in range(load.clients)]
+    clients = [_Client(load, number, until, responses) for number in range(load.clients)]
     for client in clients:
-        await loop.create_connection(partial(_itself, client), HOST, port)
+        await loop.create_connection(partial(_identity, client), HOST, port)
     await asyncio.gather(*(each.ended for each in clients))
-    return taken
+    return responses
 
 
-def load(port: int, clients: int, seconds: float, pause_s: float = 0.0, rate: float | None = None) -> list[Taken]:
-    """`put_on` by an event loop of its own."""
-    return uvloop.run(put_on(port, Load(clients, seconds, pause_s, rate)))
+def load(port: int, clients: int, seconds: float, pause_s: float = 0.0, rate: float | None = None) -> list[Response]:
+    """Run `apply_load` in a new event loop."""
+    return uvloop.run(apply_load(port, Load(clients, seconds, pause_s, rate)))
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, load: Load, number: int, until: float, taken: list[Taken]) -> None:
-        self._load, self._until, self._taken = load, until, taken
+    def __init__(self, load: Load, number: int, until: float, responses: list[Response]) -> None:
+        self._load, self._until, self._responses = load, until, responses
         self._interval_s = load.clients / load.rate if load.rate else 0.0
         self._due = time.monotonic() + self._interval_s * number / load.clients
         self._loop = asyncio.get_running_loop()
         self._random = random.Random(number)  # noqa: S311 - spreads clients
-        self._answer = b""
+        self._received = b""
         self._began = 0.0
         self._transport: asyncio.WriteTransport
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by inheritance
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's class does not inherit from it
         self._next(0.0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended.done():
-            self.ended.set_exception(exc or ConnectionError("the server closed the connection before its answer"))
+            self.ended.set_exception(exc or ConnectionError("the server closed the connection before its response"))
 
     def data_received(self, data: bytes) -> None:
-        self._answer += data
-        head, found, body = self._answer.partition(END_OF_HEAD)
+        self._received += data
+        head, found, body = self._received.partition(END_OF_HEAD)
         if not found or len(body) < _length(head):
             return
-        status = int(self._answer[9:12])
-        self._taken.append(Taken(status, time.perf_counter() - self._began))
-        self._answer = b""
+        status = int(self._received[9:12])
+        self._responses.append(Response(status, time.perf_counter() - self._began))
+        self._received = b""
         self._next(self._load.pause_s * self._random.uniform(0.5, 1.5) if status == 503 else 0.0)
 
     def _next(self, pause_s: float) -> None:
@@ -100,11 +100,11 @@ class _Client(asyncio.Protocol):
         if begin >= self._until:
             self._end()
         elif begin > now:
-            self._loop.call_later(begin - now, self._ask)
+            self._loop.call_later(begin - now, self._send)
         else:
-            self._ask()
+            self._send()
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         self._began = time.perf_counter()
         self._transport.write(REQUEST)
 
@@ -113,7 +113,7 @@ class _Client(asyncio.Protocol):
         self._transport.close()
 
 
-def _itself(client: _Client) -> _Client:
+def _identity(client: _Client) -> _Client:
     return client
 
 

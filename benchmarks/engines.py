@@ -1,7 +1,8 @@
-"""The two batch engines on the same requests: `python -m benchmarks.engines 100000 1000000`. docs/scaling.md has a run.
+"""Compare both batch engines on the same requests: `python -m benchmarks.engines 100000 1000000`.
 
-Spark runs in local mode, so both have the same cores. Each engine has done the work once on few rows before, which
-starts Spark and imports everything in its workers. Processor time is that of all processes, ended ones included.
+docs/scaling.md shows a result. Spark runs in local mode, so both engines use the same cores. Each engine first does the
+work once on few rows, which starts Spark and imports everything in its workers. CPU time includes all processes, even
+those that have exited.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from scoring.spark.engine import SparkEngine
 FEW = 10_000
 
 
-def main(rows: list[int], memory: str, rows_a_part: int) -> None:
-    """Print a line for each engine and number of rows: what joining and scoring took."""
+def main(rows: list[int], memory: str, rows_per_part: int) -> None:
+    """Print one line per engine and number of rows: the time of join and scoring."""
     world = open_batch_world()
     settings, store = world.settings, world.store()
     registry = MlflowRegistry.from_settings(settings)
@@ -33,22 +34,22 @@ def main(rows: list[int], memory: str, rows_a_part: int) -> None:
         serving = load_serving_model(registry, store, version, settings, Path(folder) / "model")
 
         def run(engine: Engine, count: int) -> str:
-            place = Path(folder) / "artifacts"
-            shutil.rmtree(place, ignore_errors=True)
+            artifacts = Path(folder) / "artifacts"
+            shutil.rmtree(artifacts, ignore_errors=True)
             request = Location(request_of(world, count))
             figures = []
             for step in (
-                lambda: engine.write_input(request, store, str(version), serving.features, Location(place)),
-                lambda: engine.write_output(Location(place), serving, Policy()),
+                lambda: engine.write_input(request, store, str(version), serving.features, Location(artifacts)),
+                lambda: engine.write_output(Location(artifacts), serving, Policy()),
             ):
                 cpu, began = cpu_s(os.getpid()), time.perf_counter()
                 step()
-                figures.append(f"{time.perf_counter() - began:.1f} s ({cpu_s(os.getpid()) - cpu:.1f} s of CPU)")
+                figures.append(f"{time.perf_counter() - began:.1f} s ({cpu_s(os.getpid()) - cpu:.1f} CPU s)")
             return "join {}, scoring {}".format(*figures)
 
-        spark = SparkEngine("local[*]", {"spark.driver.memory": memory}, rows_a_part)
+        spark = SparkEngine("local[*]", {"spark.driver.memory": memory}, rows_per_part)
         for name, engine in (("local", LocalEngine()), ("spark", spark)):
-            print(f"{name}: {FEW} rows, start included: {run(engine, FEW)}", flush=True)
+            print(f"{name}: {FEW} rows, including startup: {run(engine, FEW)}", flush=True)
             for count in rows:
                 print(f"{name}: {count} rows: {run(engine, count)}; {memory_mib(os.getpid()):.0f} MiB", flush=True)
         spark.stop()
@@ -58,6 +59,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--memory", default="6g", help="spark.driver.memory")
-    parser.add_argument("--rows-a-part", type=int, default=250_000)
+    parser.add_argument("--rows-per-part", type=int, default=250_000)
     given = parser.parse_args()
-    main(given.rows, given.memory, given.rows_a_part)
+    main(given.rows, given.memory, given.rows_per_part)

@@ -1,8 +1,10 @@
-"""An environment for each peer, from the hashed requirements beside its code; and which versions are really in it.
+"""Build one environment per peer from the hashed requirements beside its code, and check the installed versions.
 
-We run in two of our own, too: what the images of the API and of batch are made of, without the tools of development.
+model-serving itself also runs in two separate environments, with the packages of the API and batch images and without
+development tools.
 
-Beside our own packages a peer would silently resolve to an old version of itself, or of Feast: see `check_versions`.
+If installed beside our own packages, a peer would silently resolve to an old version of itself or of Feast: see
+`check_versions`.
 """
 
 import hashlib
@@ -13,21 +15,22 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.place import PEERS, ROOT, VAR
+from benchmarks.paths import PEERS, ROOT, VAR
 
-# The peer itself, and what must be in the same version as ours for the work to be the same.
 DISTRIBUTION = {"bentoml": "bentoml", "fastapi": "fastapi", "mlserver": "mlserver"}
+"""Peer → its package."""
 SHARED = ("feast", "scikit-learn", "pandas", "numpy", "redis", "hiredis")
+"""Packages that must have the same version as ours, so that all peers do the same work."""
 _SHOW = "import sys,json;from importlib.metadata import version as v;print(json.dumps({n:v(n) for n in sys.argv[1:]}))"
 
 
 class WrongVersion(RuntimeError):
-    """A peer's environment holds another version than the comparison is about."""
+    """A peer's environment has a different version than the one to compare."""
 
     def __init__(self, peer: str, package: str, found: str, expected: str) -> None:
         super().__init__(
-            f"the environment of {peer} has {package} {found}, and {expected} is to be compared: "
-            f"make lock, and remove {folder_of(peer)}."
+            f"the environment of {peer} has {package} {found} instead of {expected}: "
+            f"run make lock and remove {folder_of(peer)}."
         )
 
 
@@ -36,29 +39,29 @@ OUR_REQUIREMENTS = {OURS: "api.txt", OURS_BATCH: "batch.txt"}
 
 
 def requirements_of(peer: str) -> Path:
-    """What the peer's environment is made of."""
+    """Return the peer's requirements file."""
     own = OUR_REQUIREMENTS.get(peer)
     return ROOT / "requirements" / own if own else PEERS / peer / "requirements.txt"
 
 
 def folder_of(peer: str) -> Path:
-    """The peer's environment."""
+    """Return the folder of the peer's environment."""
     return VAR / "peers" / peer
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of the peer's environment."""
+    """Return the interpreter of the peer's environment."""
     return folder_of(peer) / "bin" / "python"
 
 
 def build(peer: str) -> None:
-    """Make or renew the environment, unless it is what the requirements say; compiled, as ours is."""
+    """Build the environment unless it matches the requirements. Bytecode is compiled, as in ours."""
     requirements = requirements_of(peer)
     stamp, wanted = folder_of(peer) / ".requirements", hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     print(f"Building the environment of {peer} in {folder_of(peer)} (once) ...", file=sys.stderr, flush=True)
-    # sync installs what the file lists and resolves nothing: MLServer and Feast contradict each other.
+    # sync installs the listed packages without resolving, because MLServer's and Feast's requirements conflict.
     install = ["sync", "--quiet", "--require-hashes", "--compile-bytecode", "--python", str(python_of(peer))]
     _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder_of(peer)))
     _uv("pip", *install, str(requirements))
@@ -66,10 +69,10 @@ def build(peer: str) -> None:
 
 
 def check_versions(peer: str) -> dict[str, str]:
-    """Package → version, of the peer and of what it shares with us.
+    """Return package → version for the peer and the shared packages.
 
     Raises:
-        WrongVersion: the peer is not what its requirements say, or something shared is not what we have.
+        WrongVersion: the peer does not match its requirements, or a shared package has another version than ours.
     """
     own = DISTRIBUTION[peer]
     command = [str(python_of(peer)), "-c", _SHOW, own, *SHARED]
@@ -85,7 +88,7 @@ def _pinned(peer: str, package: str) -> str:
     text = (PEERS / peer / "requirements.txt").read_text()
     match = re.search(rf"^{package}==(\S+)", text, re.MULTILINE)
     if match is None:
-        raise WrongVersion(peer, package, "no version", "a pinned one")
+        raise WrongVersion(peer, package, "without a pin", "a pinned version")
     return match.group(1)
 
 

@@ -1,6 +1,6 @@
-"""A thousand request files at once, a daemon, one run at a time: how long the tick takes, and until all are scored.
+"""Duration of the sensor tick and of the scoring of a thousand request files, with one run at a time.
 
-`python -m benchmarks.many_requests [files]`: 20 rows each, an ElasticNet, all state in SQLite files.
+`python -m benchmarks.many_requests [files]`: 20 rows per file, an ElasticNet, all state in SQLite files.
 """
 
 import shutil
@@ -27,7 +27,7 @@ telemetry:
 
 
 def main(count: int) -> None:
-    """Print what happened, in seconds since the daemon was up."""
+    """Print the progress in seconds since the daemon started."""
     folder = Path(tempfile.mkdtemp(prefix="many-requests-"))
     world = build_driver_world(folder / "world")
     requests = folder / "world" / "batch_requests"
@@ -42,28 +42,28 @@ def main(count: int) -> None:
     try:
         with dg.DagsterInstance.from_config(str(home)) as instance:
             wait_until(lambda: runs(instance), "the first run", within_s=120)
-            print(f"first run asked for after {time.monotonic() - started:.0f} s")
+            print(f"first run requested after {time.monotonic() - started:.0f} s")
             outputs = world.folder / "artifacts"
             wait_until(lambda: len(list(outputs.glob("*/manifest.json"))) == count, "all outputs", within_s=1800)
             wait_until(lambda: all(run.is_finished for run in runs(instance)), "the end of all runs", within_s=120)
-            print(f"all {count} scored after {time.monotonic() - started:.0f} s")
+            print(f"all {count} files scored after {time.monotonic() - started:.0f} s")
             wait_for_ticks(instance, "new_batch_request", "new_model_version")
-            tell(instance)
+            print_runs(instance)
     finally:
         daemon.stop()
     shutil.rmtree(folder)
 
 
 def write_requests(world: World, folder: Path, count: int) -> None:
-    """Files of 20 rows each, all in one moment, as an export would leave them."""
+    """Write files of 20 rows each with the same timestamp, as an export would."""
     rows = "".join(f"{1001 + number % 20},{world.now.isoformat()}\n" for number in range(20))
     for number in range(count):
         (folder / f"r{number:04}.csv").write_text(f"driver_id,event_timestamp\n{rows}")
-    time.sleep(4)  # until they count as complete
+    time.sleep(4)  # until the sensor treats them as complete
 
 
-def tell(instance: dg.DagsterInstance) -> None:
-    """The runs, and how long the longest tick was."""
+def print_runs(instance: dg.DagsterInstance) -> None:
+    """Print each run and the duration of the longest tick."""
     for run in runs(instance):
         stats = instance.get_run_stats(run.run_id)
         took_s = (stats.end_time or 0) - (stats.start_time or 0)
@@ -75,7 +75,7 @@ def tell(instance: dg.DagsterInstance) -> None:
             f"run of {run.tags['dagster/asset_partition_range_start']}...: {run.status.value}, {took_s:.0f} s ({steps})"
         )
     longest = max(tick.end_timestamp - tick.timestamp for tick in ticks(instance, "new_batch_request"))
-    print(f"longest tick, with the runs that it asked for: {longest:.1f} s")
+    print(f"longest tick, including its run requests: {longest:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The API as a process over a real Redis."""
+"""The API as a separate process, with a real Redis."""
 
 import contextlib
 import tempfile
@@ -12,7 +12,7 @@ from tests.support.worlds import build_driver_world
 
 @contextlib.contextmanager
 def serving(**environment: str) -> Iterator[ApiServer]:
-    """The API, ready, on 20 drivers and an ElasticNet, with these settings; gone with its Redis after the block."""
+    """Start the API with these settings on 20 drivers and an ElasticNet. It is ready in the block and stopped after."""
     with tempfile.TemporaryDirectory(prefix="serving-benchmark-") as name, contextlib.ExitStack() as stack:
         folders = [Path(name) / each for each in ("redis", "world", "api")]
         for folder in folders:
@@ -28,6 +28,6 @@ def serving(**environment: str) -> Iterator[ApiServer]:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that this share of them does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

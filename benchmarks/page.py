@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, made from the kept results."""
+"""Write docs/benchmarks.md from the stored results."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,13 +10,13 @@ from benchmarks.results import Result, read
 from benchmarks.tables import table
 from benchmarks.targets import targets
 
-NOTES = Path(__file__).with_name("page.md").read_text()
-"""The page's own words, with a place for each part that is made from results."""
+TEMPLATE = Path(__file__).with_name("page.md").read_text()
+"""The page's prose, with a placeholder comment for each generated part."""
 SECTIONS = (*online.WORKLOADS, start.SECTION, *batch.WORKS)
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write the page from the results in a folder; a section that never ran is named as not measured."""
+    """Write the page from the results in a folder. A section without a result reads "Not measured."."""
     results = {name: result for name in SECTIONS if (result := read(folder, name)) is not None}
     parts = {
         "TARGETS": _targets(results),
@@ -26,7 +26,7 @@ def write_page(folder: Path, page: Path) -> None:
         "RUN": _run(results),
         "VERSIONS": _versions(results),
     }
-    text = NOTES
+    text = TEMPLATE
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -34,14 +34,14 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def title_of(section: str) -> str:
-    """What a section measures, in words."""
+    """The heading of a section."""
     if section == start.SECTION:
         return start.TITLE
     return online.title(section) if section in online.WORKLOADS else batch.title(section)
 
 
 def table_of(result: Result) -> str:
-    """A section's figures."""
+    """A section's figures as a Markdown table."""
     if result.section == start.SECTION:
         return start.as_table(result)
     return online.as_table(result) if result.section in online.WORKLOADS else batch.as_table(result)
@@ -70,7 +70,8 @@ def _run(results: Mapping[str, Result]) -> str:
         began, ended = min(each.began for each in of_code), max(each.began for each in of_code)
         busiest = max(each.machine.load_before for each in of_code)
         lines.append(
-            f"Commit {code}: {len(of_code)} sections, {began} to {ended}; load before a section at most {busiest:g}."
+            f"Commit {code}: {len(of_code)} sections, {began[:16]} to {ended[:16]} UTC, "
+            f"load before each up to {busiest:g}."
         )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.profiles [graph join predict start]`: where the time and the memory go of which targets speak.
+"""`python -m benchmarks.profiles [graph join predict start]`: break down the time and memory behind the targets.
 
-Each stage by itself, with everything else left out, beside the whole; medians of ROUNDS, on the files of `make bench`.
+Each stage is measured alone, beside the whole. Figures are medians of ROUNDS, on the files of `make bench`.
 """
 
 import collections
@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from benchmarks.batch.task import OUTPUT
 from benchmarks.environments import OURS, OURS_BATCH, build, python_of
-from benchmarks.place import ROOT
+from benchmarks.paths import ROOT
 from benchmarks.quietly import quietly
 
 ROWS, ROUNDS = 10_000_000, 3
 WORK = ("graph", "join", "predict", "start")
-# In this order, each with what it brings that the ones before have not loaded.
+# Imported in this order: the memory of each excludes what the previous ones have already loaded.
 IMPORTED = (
     "numpy",
     "pyarrow.compute",
@@ -39,7 +39,7 @@ IMPORTED = (
     "feast",
     "api.process",
 )
-_TELL_MEMORY = """
+_PRINT_MEMORY = """
 import importlib, sys, warnings
 warnings.simplefilter("ignore")
 def mib():
@@ -56,7 +56,7 @@ for name in sys.argv[1:]:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds and processor seconds."""
+    """Return the median seconds and CPU seconds."""
     taken = []
     for _ in range(ROUNDS):
         began, cpu = time.perf_counter(), time.process_time()
@@ -65,19 +65,19 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return statistics.median(each for each, _ in taken), statistics.median(each for _, each in taken)
 
 
-def tell(name: str, work: Callable[[], object]) -> None:
-    """Print a line."""
+def print_time(name: str, work: Callable[[], object]) -> None:
+    """Time the work and print a line."""
     seconds, cpu_s = timed(work)
     print(f"{name:44} {seconds:6.2f} s {cpu_s:6.2f} CPU s", flush=True)
 
 
 def exhaust(items: Iterator[Any]) -> None:
-    """Take all of them, and keep none."""
+    """Consume all items without keeping them."""
     collections.deque(items, maxlen=0)
 
 
 def join() -> None:
-    """The join: its parts, the product, the floor."""
+    """Time the join: its stages, the product and the floor."""
     from benchmarks.batch.joins import BareAsof, BatchInput
     from scoring.batch.join import with_point_in_time_features
     from scoring.batch.request import read_batch_request
@@ -91,24 +91,24 @@ def join() -> None:
         checked = read_batch_request(request, whole.features)
         return with_point_in_time_features(whole.store, whole.features, request, {}, checked)
 
-    tell("check the request", lambda: exhaust(read_batch_request(request, whole.features)))
-    tell("check, ASOF join and compare, not written", lambda: exhaust(joined()))
-    tell("write", functools.partial(_write, list(itertools.islice(joined(), 8))))
-    tell("hash the request, and the result", lambda: (_hash(request), _hash(whole.output)))
-    tell("the product", whole.run)
-    tell("the floor", floor.run)
+    print_time("check the request", lambda: exhaust(read_batch_request(request, whole.features)))
+    print_time("check, ASOF join and compare, without writing", lambda: exhaust(joined()))
+    print_time("write", functools.partial(_write, list(itertools.islice(joined(), 8))))
+    print_time("hash the request and the result", lambda: (_hash(request), _hash(whole.output)))
+    print_time("the product", whole.run)
+    print_time("the floor", floor.run)
 
 
 def predict() -> None:
-    """The prediction: its parts, the product, the course's way."""
-    from benchmarks.batch.predictions import BatchOutput, Course
+    """Time the prediction: its stages, the product and the baseline."""
+    from benchmarks.batch.predictions import Baseline, BatchOutput
     from scoring.batch.pipeline import _tables
     from scoring.batch.scored_rows import Scoring
     from scoring.files.location import Location
 
-    whole, course = BatchOutput(ROWS), Course(ROWS)
+    whole, baseline = BatchOutput(ROWS), Baseline(ROWS)
     whole.prepare()
-    course.prepare()
+    baseline.prepare()
 
     def opened() -> pq.ParquetFile:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
@@ -118,16 +118,16 @@ def predict() -> None:
             _tables(opened(), Location(whole.input))
         )
 
-    tell("decode", lambda: exhaust(_tables(opened(), Location(whole.input))))
-    tell("decode and score", lambda: exhaust(scored()))
-    tell("encode", functools.partial(_write, list(itertools.islice(scored(), 8))))
-    tell("hash the input, and the result", lambda: (_hash(whole.input), _hash(whole.output)))
-    tell("the product", whole.run)
-    tell("the course's way", course.run)
+    print_time("decode", lambda: exhaust(_tables(opened(), Location(whole.input))))
+    print_time("decode and score", lambda: exhaust(scored()))
+    print_time("encode", functools.partial(_write, list(itertools.islice(scored(), 8))))
+    print_time("hash the input and the result", lambda: (_hash(whole.input), _hash(whole.output)))
+    print_time("the product", whole.run)
+    print_time("the baseline", baseline.run)
 
 
 def graph() -> None:
-    """The graph through Dagster: what is inside and outside of the functions that its parts are."""
+    """Time the graph through Dagster, inside and outside the functions that form its parts."""
     from dagster._core.instance.methods.event_methods import EventMethods
     from dagster._core.instance.runs.run_domain import RunDomain
 
@@ -144,25 +144,25 @@ def graph() -> None:
             for name, owner, function in (
                 ("batch_input, with its checks", LocalEngine, "write_input"),
                 ("batch_output, with its checks", LocalEngine, "write_output"),
-                ("  the picture, drawn meanwhile", plots, "_picture"),
-                ("Dagster: the run is written down", RunDomain, "create_run_for_job"),
-                ("Dagster: its events are written down", EventMethods, "handle_new_event"),
+                ("  the plot, drawn concurrently", plots, "_picture"),
+                ("Dagster: storing the run", RunDomain, "create_run_for_job"),
+                ("Dagster: storing its events", EventMethods, "handle_new_event"),
             )
         }
         with quietly():
             seconds, cpu_s = timed(whole.run)
-        print(f"{'the job score_batch':44} {seconds:6.2f} s {cpu_s:6.2f} CPU s")
+        print(f"{'job score_batch':44} {seconds:6.2f} s {cpu_s:6.2f} CPU s")
     for name, taken in clocks.items():
         print(f"{name:44} {sum(taken) / ROUNDS:6.2f} s, {len(taken) // ROUNDS} times")
 
 
 def start() -> None:
-    """Memory of the API's imports, in the API's own environment."""
+    """Measure the memory of the API's imports, in the API's environment."""
     build(OURS)
-    command = [str(python_of(OURS)), "-c", _TELL_MEMORY, *IMPORTED]
+    command = [str(python_of(OURS)), "-c", _PRINT_MEMORY, *IMPORTED]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ARROW_DEFAULT_MEMORY_POOL": "system"}
-    told = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-    for line in told.stdout.splitlines():
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
         name, mib = line.split()
         print(f"{name:44} {mib:>6} MiB")
 
@@ -202,7 +202,7 @@ def _hash(file: Path) -> str:
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or list(WORK)
-    if len(wanted) > 1:  # each in a process of its own, in the environment of the image of batch
+    if len(wanted) > 1:  # each in a separate process, in the environment of the batch image
         build(OURS_BATCH)
         for work in wanted:
             print(f"\n{work}, {ROWS:,} rows" if work != "start" else "\nstart", flush=True)

@@ -1,4 +1,4 @@
-"""Libraries that tell of their progress while a world is built."""
+"""Silence libraries that report progress while a world is built."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """What is printed, logged and warned of in this block is not shown; what is raised is."""
+    """Suppress output, logs and warnings in this block. Exceptions propagate."""
     with (
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.redirect_stdout(io.StringIO()),

@@ -1,4 +1,4 @@
-"""What each section measured, kept as JSON: a run can be resumed, and the page is made from the files."""
+"""Results of each section, stored as JSON. They allow a run to be resumed, and the page is generated from them."""
 
 import datetime as dt
 import os
@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.place import ROOT
+from benchmarks.paths import ROOT
 
-# The code whose speed is measured. A commit that touches none of it leaves results as they are.
+# The code whose speed is measured. Results stay valid after a commit that does not change it.
 OURS = (
     "scoring",
     "api",
@@ -26,7 +26,7 @@ MEASURED_CODE = (*OURS, "benchmarks/batch", "benchmarks/online", "benchmarks/pee
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where a section ran."""
+    """The machine that a section ran on."""
 
     processor: str
     cores: int
@@ -34,27 +34,27 @@ class Machine(msgspec.Struct, frozen=True):
     system: str
     python: str
     load_before: float
-    """Processes that wanted to run in the minute before: what else the machine did."""
+    """Load average of the minute before the section: other work on the machine."""
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One section's figures and where they come from."""
+    """One section's figures and their provenance."""
 
     section: str
     code: str
-    """Commit of the code that was measured; with `+` where files had been changed since."""
+    """Commit of the measured code, with `+` if there were uncommitted changes."""
     began: str
-    """UTC."""
+    """Start time, UTC."""
     took_s: float
     machine: Machine
     versions: dict[str, dict[str, str]]
     """Peer → package → version."""
     rows: list[dict[str, Any]]
-    """What the section's own module makes of them."""
+    """Rounds, in the format of the section's own module."""
 
 
 def save(folder: Path, result: Result) -> None:
-    """Keep a result under its section's name, in place of an older one."""
+    """Store a result under its section's name, replacing an older one."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{result.section}.json"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -62,7 +62,7 @@ def save(folder: Path, result: Result) -> None:
 
 
 def read(folder: Path, section: str) -> Result | None:
-    """What was kept of a section; None where it never ran."""
+    """Return the stored result of a section, or None if there is none."""
     try:
         return msgspec.json.decode((folder / f"{section}.json").read_bytes(), type=Result)
     except FileNotFoundError:
@@ -70,13 +70,13 @@ def read(folder: Path, section: str) -> Result | None:
 
 
 def code_version() -> str:
-    """The last commit that touched the measured code, with `+` where it has been changed since."""
+    """Return the last commit that changed the measured code, with `+` if there are uncommitted changes."""
     commit = _git("log", "-1", "--format=%h", "--", *MEASURED_CODE)
     return commit + ("+" if _git("status", "--porcelain", "--", *MEASURED_CODE) else "")
 
 
 def this_machine() -> Machine:
-    """The machine that this process runs on."""
+    """Describe the machine that this process runs on."""
     processor = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     return Machine(
         processor=processor.group(1) if processor else platform.machine(),
@@ -89,7 +89,7 @@ def this_machine() -> Machine:
 
 
 def now() -> str:
-    """This moment, UTC, to the second."""
+    """Return the current time, UTC, to the second."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 

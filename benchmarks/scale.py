@@ -1,15 +1,15 @@
-"""How much of everything is measured."""
+"""Number of rounds, duration of load and size of batches."""
 
 import msgspec
 
 
 class Scale(msgspec.Struct, frozen=True):
-    """A whole run, or a quick one for trying."""
+    """The scale of a full or a quick run."""
 
     rounds: int
-    """How often each figure is taken; the median is told."""
+    """Measurements per figure; the median is reported."""
     seconds: float
-    """Of load, in each online round."""
+    """Duration of load in each online round."""
     largest_rows: int
     """Rows of the largest batch."""
 

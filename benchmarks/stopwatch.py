@@ -1,15 +1,15 @@
-"""How long something takes."""
+"""Measure elapsed time."""
 
 import time
 
 
 class Stopwatch:
-    """Runs from when it is made."""
+    """Starts when it is created."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds so far."""
+        """Seconds since the start."""
         return time.monotonic() - self._began

@@ -1,4 +1,4 @@
-"""What the project wants to reach, held against what was measured."""
+"""The project's performance targets, compared with the measured results."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from benchmarks.results import Result
 from benchmarks.tables import number
 
 PEERS = ("bentoml", "bentoml-batching", "mlserver", "fastapi")
-# The offline store's memory_limit in feature_repo/feature_store.yaml, 1 GB, in MiB.
 MEMORY_LIMIT_MIB = 10**9 / 2**20
+"""The offline store's memory_limit in feature_repo/feature_store.yaml: 1 GB."""
 
 
 class Target(NamedTuple):
-    """One target and how it came out."""
+    """A target and its result."""
 
     what: str
     wanted: str
@@ -26,7 +26,7 @@ class Target(NamedTuple):
 
 
 def targets(results: Mapping[str, Result]) -> Iterator[Target]:
-    """Every target whose sections were measured."""
+    """The targets whose sections were measured."""
     yield from _online({name: online.by_server(results[name].rows) for name in online.WORKLOADS if name in results})
     if start.SECTION in results:
         yield from _start(start.by_server(results[start.SECTION]))
@@ -43,13 +43,13 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
             yield _below_peers(f"{online.title(section)}: p99", sections[section], "p99_ms")
     if "online-5" in sections:
         ours, floor = (_median(sections["online-5"], server, "cpu_us") for server in ("ours", "constant"))
-        yield _at_most(f"{online.title('online-5')}: CPU a request, x constant route", 2, ours / floor)
+        yield _at_most(f"{online.title('online-5')}: CPU per request, x constant route", 2, ours / floor)
     if {"online-5", "online-5-crowd"} <= sections.keys():
         many, few = (_median(sections[section], "ours", "p99_ms") for section in ("online-5-crowd", "online-5"))
         yield _at_most("5 ids: p99 at 64 connections, x p99 at 16", 5, many / few)
     if sections:
         failed = sum(each.failed for servers in sections.values() for each in servers["ours"])
-        yield Target("Online: requests without a 200, all sections", "0", str(failed), failed == 0)
+        yield Target("Online: requests without a 200 response, all sections", "0", str(failed), failed == 0)
     if "online-5-alone" in sections:
         yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
 
@@ -57,7 +57,7 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
 def _start(servers: dict[str, list[start.Start]]) -> Iterator[Target]:
     for figure, name in (("cpu_s", "CPU"), ("memory_mib", "memory")):
         share = start.median(servers["ours"], figure) / start.median(servers["bentoml-registry"], figure)
-        yield _at_most(f"{start.TITLE}: {name}, x BentoML with its model from the registry", 0.5, share)
+        yield _at_most(f"{start.TITLE}: {name}, x BentoML with a model from the registry", 0.5, share)
 
 
 def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Target]:
@@ -78,17 +78,17 @@ def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Targ
         yield _rows("Join of 10,000,000 rows: every row, in order", sections["join-10m"]["join-product"])
     if "predict-10m" in sections:
         ours = "predict-product"
-        ratio = faster("predict-10m", "predict-course", ours)
-        yield _at_least("Prediction of 10,000,000 rows: speed, x the course's way", 2, ratio)
+        ratio = faster("predict-10m", "predict-baseline", ours)
+        yield _at_least("Prediction of 10,000,000 rows: speed, x the baseline", 2, ratio)
         ratio = faster("predict-10m", "predict-floor", ours)
         yield _at_most("Prediction of 10,000,000 rows: time, x decode + encode", 1.15, 1 / ratio)
         yield _at_most("Prediction of 10,000,000 rows: peak MiB", 450, peak("predict-10m", ours))
         if "predict-1m" in sections:
             growth = peak("predict-10m", ours) / peak("predict-1m", ours)
-            yield _at_most("Prediction: peak memory of 10,000,000 rows, x that of 1,000,000", 1.1, growth)
+            yield _at_most("Prediction: peak memory at 10,000,000 rows, x that at 1,000,000", 1.1, growth)
     if "graph-10m" in sections:
         ratio = faster("graph-10m", "graph-checked", "graph-dagster")
-        yield _at_most("The whole graph at 10,000,000 rows through Dagster: time, x its parts", 1.1, 1 / ratio)
+        yield _at_most("The whole graph for 10,000,000 rows through Dagster: time, x its parts", 1.1, 1 / ratio)
     for store in ("redis", "sqlite"):
         section = f"materialize-{store}"
         if section in sections:

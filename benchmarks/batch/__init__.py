@@ -1,1 +1,1 @@
-"""Joins, predictions, whole runs and materializations of many rows, ours and others', each in a process of its own."""
+"""Joins, predictions, whole runs and materializations of many rows. Each contender has its own process."""

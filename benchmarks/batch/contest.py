@@ -1,4 +1,4 @@
-"""Rounds that go from contender to contender, each in a process that stays alive between its rounds."""
+"""Run rounds that alternate between contenders. Each contender's process stays alive between its rounds."""
 
 import contextlib
 import json
@@ -9,53 +9,53 @@ from typing import Any
 import msgspec
 
 from benchmarks.environments import OURS_BATCH, build, python_of
-from benchmarks.place import ROOT, VAR
+from benchmarks.paths import ROOT, VAR
 from tests.support.servers import environment_for_servers
 
 
 class BatchRound(msgspec.Struct, frozen=True):
-    """One contender's work once."""
+    """One contender's measurements in one round."""
 
     contender: str
     seconds: float
     cpu_s: float
     before_mib: float
-    """Memory of the process when it began: imports and what is left of its last round."""
+    """Memory of the process before the round: imports and what its last round left."""
     peak_mib: float
-    """The most memory of the process meanwhile."""
+    """Peak memory of the process during the round."""
     outcome: dict[str, Any]
-    """What came out; the same in all rounds of a contender."""
+    """The task's result, the same in all rounds of a contender."""
 
 
 class ContenderFailed(RuntimeError):
-    """A contender's process ended."""
+    """A contender's process exited."""
 
     def __init__(self, name: str, log: str) -> None:
         super().__init__(f"{name} failed:\n{log}")
 
 
 def contest(names: Sequence[str], rows: int, rounds: int, environment: Mapping[str, str]) -> list[BatchRound]:
-    """Have each do its work once a round, in an order that turns from round to round.
+    """Run each contender's task once per round, in an order that rotates from round to round.
 
     Args:
-        names: contenders, of TASKS.
-        rows: how many they work on.
-        rounds: how often.
-        environment: what they get beside this process's.
+        names: contenders, keys of TASKS.
+        rows: the number of rows to process.
+        rounds: the number of rounds.
+        environment: variables for the contenders, in addition to this process's.
 
     Raises:
-        ContenderFailed: one raised; the text is the end of its log.
+        ContenderFailed: a contender's process exited; the message is the end of its log.
     """
     build(OURS_BATCH)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(name, rows, environment)) for name in names]
         for worker in workers:
-            worker.answer()  # it is ready
+            worker.answer()  # wait until it is ready
         figures: list[tuple[_Worker, dict[str, Any]]] = []
         for number in range(rounds):
             turn = number % len(workers)
             figures += [(worker, worker.ask("run")) for worker in workers[turn:] + workers[:turn]]
-        # At last: to look at what came out takes memory, some of which the process keeps.
+        # Last, because inspecting the results takes memory, some of which the process keeps.
         outcomes = {worker.name: worker.ask("outcome") for worker in workers}
     return [BatchRound(contender=worker.name, outcome=outcomes[worker.name], **each) for worker, each in figures]
 

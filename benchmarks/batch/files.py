@@ -1,4 +1,4 @@
-"""`python -m benchmarks.batch.files SECTION ROWS`: write what contenders read."""
+"""`python -m benchmarks.batch.files SECTION ROWS`: write the contenders' input files."""
 
 import sys
 
@@ -7,7 +7,7 @@ from benchmarks.batch.world import FEW, joined_rows, open_batch_world, request_o
 
 
 def main(section: str, rows: int) -> None:
-    """Write the requests of few and of so many rows and, for `predict`, what the product as it is makes of them."""
+    """Write requests of FEW and of `rows` rows and, for `predict`, the files that the product joins from them."""
     world = open_batch_world()
     for count in (FEW, rows):
         request_of(world, count)

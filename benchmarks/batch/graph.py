@@ -1,4 +1,4 @@
-"""The whole way of a batch request, once through Dagster and once as the sum of its parts."""
+"""The whole path of a batch request, through Dagster and as a sequence of its parts."""
 
 import shutil
 from collections.abc import Callable
@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 
 from benchmarks.batch.task import OUTPUT
 from benchmarks.batch.world import FEW, open_batch_world, request_of
-from benchmarks.place import ROOT
+from benchmarks.paths import ROOT
 from scoring.files.location import Location
 
 if TYPE_CHECKING:
     from scoring.batch.pipeline import InspectInput, InspectOutput
     from scoring.features.model_features import ModelFeatures
 
-    # Given the model's features, and the places of input and output.
+    # Arguments: the model's features, and the locations of input and output.
     Inspections = Callable[[ModelFeatures, Location, Location], tuple[InspectInput, InspectOutput]]
 
 
 class Graph:
-    """What both share: a folder with the request in it, and one for artifacts."""
+    """Base class: a folder with the requests, and one for artifacts."""
 
     name = "graph"
 
@@ -42,7 +42,7 @@ class Graph:
         self.score("few")
 
     def reset(self) -> None:
-        """Nothing but the output, which each run replaces."""
+        """Do nothing: each run replaces the output."""
 
     def run(self) -> None:
         """Score all rows."""
@@ -53,14 +53,14 @@ class Graph:
         raise NotImplementedError
 
     def outcome(self) -> dict[str, object]:
-        """How many rows were written."""
+        """Return the number of rows written."""
         return {"rows": pq.read_metadata(self.artifacts / "all" / "batch_output.parquet").num_rows}
 
 
 class ThroughDagster(Graph):
-    """The job `score_batch`, from its start to its end, as a run does it once it has imported everything.
+    """The job `score_batch` from start to end, as in a run after its imports.
 
-    The instance is configured as README.md says.
+    The Dagster instance uses serving_assets/dagster.yaml.
     """
 
     name = "graph-dagster"
@@ -93,7 +93,7 @@ class ThroughDagster(Graph):
 
 
 class Parts(Graph):
-    """What the assets call, one after the other: resolve, load, join, score. Without their checks."""
+    """The functions that the assets call, in sequence: resolve, load, join, score. Without their checks."""
 
     name = "graph-parts"
 
@@ -103,7 +103,7 @@ class Parts(Graph):
         self.score_with(key, lambda *_: (accept, accept))
 
     def score_with(self, key: str, inspections: "Inspections") -> None:
-        """Score one of the requests, and look at what came out."""
+        """Score one of the requests and inspect input and output."""
         from scoring.batch.pipeline import write_batch_input, write_batch_output
         from scoring.models.registry import MlflowRegistry
         from scoring.predict import Policy
@@ -123,7 +123,7 @@ class Parts(Graph):
 
 
 class CheckedParts(Parts):
-    """The same with what the assets look at, for their checks and for people: nulls, freshness, drift, a picture."""
+    """The parts with the assets' checks and metadata: nulls, freshness, drift, a plot."""
 
     name = "graph-checked"
 
@@ -138,8 +138,8 @@ class CheckedParts(Parts):
         )
 
         request, settings = self.requests / f"{key}.parquet", self.world.settings
-        content_of(request, request.name)  # what is observed of a request
-        with ThreadPoolExecutor(1, "picture") as drawing:
+        content_of(request, request.name)  # the observation of a request
+        with ThreadPoolExecutor(1, "plot") as drawing:
 
             def inspections(
                 features: "ModelFeatures", joined: Location, scored: Location

@@ -1,4 +1,4 @@
-"""The point-in-time join of a request with its features, from a parquet file to a parquet file."""
+"""Join a request with its features point-in-time, from parquet file to parquet file."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from scoring.files.location import Location
 
 
 class Join:
-    """What the ways to join share: the request, the place for the output, and how to look at it."""
+    """Base class: the request, the output file and its inspection."""
 
     name = "join"
 
@@ -29,7 +29,7 @@ class Join:
         self.request = request_of(self.world, self.rows)
 
     def reset(self) -> None:
-        """Nothing but the output, which each run replaces."""
+        """Do nothing: each run replaces the output."""
 
     def run(self) -> None:
         """Join all rows."""
@@ -40,7 +40,7 @@ class Join:
         raise NotImplementedError
 
     def outcome(self) -> dict[str, object]:
-        """Whether rows were kept and in order, and a hash of the features in the request's order."""
+        """Return the number of rows, whether they are in order, and a hash of the features in the request's order."""
         names = pq.read_schema(self.output).names
         columns = {each: each if each in names else f"driver_stats__{each}" for each in FEATURES}
         table = pq.read_table(self.output, columns=["ride", *columns.values()])
@@ -56,7 +56,7 @@ class Join:
 
 
 class BatchInput(Join):
-    """The product: the asset's own function, from checking the request to the published, synced and hashed file."""
+    """The product: the asset's function, from checking the request to the published, synced and hashed file."""
 
     name = "join-product"
 
@@ -104,7 +104,7 @@ class OurStore(Join):
 
 
 class FeastStore(Join):
-    """One of Feast's own stores, as its documentation uses it: a frame in, a frame out."""
+    """One of Feast's own stores, used as documented: a frame in, a frame out."""
 
     offline_store: str
 
@@ -128,7 +128,7 @@ class FeastStore(Join):
 
 
 class FeastFileStore(FeastStore):
-    """The course's: dask."""
+    """The baseline: Feast's store over dask."""
 
     name, offline_store = "join-feast-file", "file"
 
@@ -140,7 +140,7 @@ class FeastDuckdbStore(FeastStore):
 
 
 class BareAsof(Join):
-    """The floor: one statement of DuckDB, which knows neither Feast's times to live nor ties by created timestamp."""
+    """The floor: one DuckDB statement, without Feast's times to live and without ties by created timestamp."""
 
     name = "join-floor"
 
@@ -152,11 +152,11 @@ class BareAsof(Join):
         with duckdb.connect(config={"threads": 2}) as connection:
             connection.execute("SET TimeZone='UTC'")
             connection.execute(
-                f"COPY (SELECT e.* EXCLUDE place, {features} FROM"
-                f" (SELECT *, row_number() OVER () AS place FROM read_parquet('{request}')) e"
+                f"COPY (SELECT e.* EXCLUDE position, {features} FROM"
+                f" (SELECT *, row_number() OVER () AS position FROM read_parquet('{request}')) e"
                 f" ASOF LEFT JOIN read_parquet('{source}') f"
                 " ON e.driver_id = f.driver_id AND e.event_timestamp >= f.event_timestamp"
-                f" ORDER BY place) TO '{self.output}' (FORMAT parquet)"
+                f" ORDER BY position) TO '{self.output}' (FORMAT parquet)"
             )
 
 

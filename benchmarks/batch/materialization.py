@@ -1,4 +1,4 @@
-"""Feast's offline store copied to its online store: 200,000 drivers, into Redis and into SQLite, from nothing."""
+"""Materialize 200,000 drivers from Feast's offline store into an empty online store: Redis and SQLite."""
 
 import contextlib
 import datetime as dt
@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 
 from benchmarks.batch.world import feature_rows
-from benchmarks.place import ROOT, VAR
+from benchmarks.paths import ROOT, VAR
 
 if TYPE_CHECKING:
     from feast import FeatureStore
     from redis import Redis
 
 REDIS_PORT = "BENCH_REDIS_PORT"
-"""Variable with the port of the Redis to write to, on loopback."""
-MOMENT = "BENCH_MOMENT"
-"""Variable with the moment up to which all contenders materialize."""
+"""Environment variable with the port of the Redis to write to, on loopback."""
+MATERIALIZE_UNTIL = "BENCH_MATERIALIZE_UNTIL"
+"""Environment variable with the timestamp up to which all contenders materialize."""
 
 
 class Materialization:
-    """A repository whose registry and online store are as after `feast apply` before each run."""
+    """A repository whose registry and online store are reset to their state after `feast apply` before each run."""
 
     name: str
     others: ClassVar[dict[str, Any]]
-    """What else feature_store.yaml says."""
+    """Further sections of feature_store.yaml."""
 
     @property
     def online_store(self) -> dict[str, str]:
-        """What feature_store.yaml says under online_store."""
+        """The section online_store of feature_store.yaml."""
         raise NotImplementedError
 
     def __init__(self, rows: int) -> None:
@@ -43,7 +43,7 @@ class Materialization:
         self.data = self.repository / "data"
 
     def prepare(self) -> None:
-        """Make the repository, apply it, and materialize few drivers."""
+        """Create the repository, apply it, and materialize few drivers."""
         from scoring.features.feature_store import apply_definitions
 
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -52,9 +52,9 @@ class Materialization:
         self._configure()
         apply_definitions(self.open())
         shutil.copytree(self.data, self.folder / "applied")
-        self.until = dt.datetime.fromisoformat(os.environ[MOMENT])
+        self.until = dt.datetime.fromisoformat(os.environ[MATERIALIZE_UNTIL])
         for drivers in (1000, self.drivers):
-            # Three rows each, of which only the latest counts.
+            # Three rows per driver, of which only the latest is materialized.
             stats = feature_rows(self.until - dt.timedelta(minutes=1), drivers, 3)
             stats.to_parquet(self.data / "driver_stats.parquet", coerce_timestamps="us", index=False)
             if drivers < self.drivers:
@@ -62,40 +62,40 @@ class Materialization:
                 self.run()
 
     def reset(self) -> None:
-        """The registry and the online store as they were when the definitions had been applied."""
+        """Restore the registry and the online store as of `feast apply`."""
         for file in (self.folder / "applied").iterdir():
             shutil.copy(file, self.data / file.name)
         self.empty()
         self.store = self.open()
 
     def run(self) -> None:
-        """Copy everything up to now."""
+        """Materialize everything up to `self.until`."""
         with contextlib.redirect_stdout(io.StringIO()):
             self.materialize(self.store)
 
     def outcome(self) -> dict[str, object]:
-        """A hash of what is in the online store, and how far Feast's registry says that it is filled."""
+        """Return a hash of the online store's content, and whether Feast's watermarks match `self.until`."""
         self.store.refresh_registry()
         (view,) = self.store.list_batch_feature_views()
         ends = [end.isoformat() for _, end in view.materialization_intervals]
         return {"content": self.content(), "watermarks": [end == self.until.isoformat() for end in ends]}
 
     def open(self) -> "FeatureStore":
-        """The repository's feature store."""
+        """Open the repository's feature store."""
         from scoring.features.feature_store import open_feature_store
         from scoring.settings import Settings
 
         return open_feature_store(Settings(model_name="none", feature_repo=self.repository))
 
     def materialize(self, store: "FeatureStore") -> None:
-        """Copy everything up to `self.until`."""
+        """Materialize everything up to `self.until`."""
         raise NotImplementedError
 
     def empty(self) -> None:
-        """Forget what the online store holds, where it is not a file."""
+        """Empty the online store if it is not a file."""
 
     def content(self) -> str:
-        """A hash of what the online store holds."""
+        """Return a hash of the online store's content."""
         raise NotImplementedError
 
     def _configure(self) -> None:
@@ -106,7 +106,7 @@ class Materialization:
 
 
 class ByFeast(Materialization):
-    """Feast's materialize-incremental over its file store and its local engine: the course's."""
+    """The baseline: Feast's materialize-incremental with its file store and its local engine."""
 
     others: ClassVar[dict[str, Any]] = {"offline_store": {"type": "file"}, "batch_engine": {"type": "local"}}
 
@@ -118,7 +118,7 @@ class ByFeast(Materialization):
 
 
 class ByProduct(Materialization):
-    """What the asset `online_store` does, over the offline store and the engine that we ship."""
+    """The work of the asset `online_store`, with the offline store and engine of this project."""
 
     others: ClassVar[dict[str, Any]] = {}
 
@@ -147,7 +147,7 @@ class IntoSqlite(Materialization):
 
 
 class IntoRedis(Materialization):
-    """A Redis of its own, a database for each contender."""
+    """A separate Redis, with one database per contender."""
 
     database: int
 
@@ -156,7 +156,7 @@ class IntoRedis(Materialization):
         return {"type": "redis", "connection_string": f"127.0.0.1:{os.environ[REDIS_PORT]},db={self.database}"}
 
     def client(self) -> "Redis":
-        """A client of the database."""
+        """Return a client of the database."""
         import redis
 
         return redis.Redis(port=int(os.environ[REDIS_PORT]), db=self.database)
@@ -177,25 +177,25 @@ class IntoRedis(Materialization):
 
 
 class FeastIntoRedis(ByFeast, IntoRedis):
-    """Feast's own, into Redis."""
+    """Feast, into Redis."""
 
     name, database = "materialize-redis-feast", 1
 
 
 class ProductIntoRedis(ByProduct, IntoRedis):
-    """Ours, into Redis."""
+    """The product, into Redis."""
 
     name, database = "materialize-redis-product", 2
 
 
 class FeastIntoSqlite(ByFeast, IntoSqlite):
-    """Feast's own, into SQLite."""
+    """Feast, into SQLite."""
 
     name = "materialize-sqlite-feast"
 
 
 class ProductIntoSqlite(ByProduct, IntoSqlite):
-    """Ours, into SQLite."""
+    """The product, into SQLite."""
 
     name = "materialize-sqlite-product"
 

@@ -1,4 +1,4 @@
-"""Predictions for the rows of a parquet file, into another."""
+"""Predict the rows of a parquet file into another."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from scoring.files.location import Location
 
 
 class Prediction:
-    """What the ways to predict share: the joined rows, which the product wrote, and the place for the output."""
+    """Base class: the joined rows, which the product has written, and the output file."""
 
     name = "predict"
 
@@ -29,7 +29,7 @@ class Prediction:
         self.input = joined_rows(self.world, self.rows)
 
     def reset(self) -> None:
-        """Nothing but the output, which each run replaces."""
+        """Do nothing: each run replaces the output."""
 
     def run(self) -> None:
         """Predict all rows."""
@@ -40,13 +40,13 @@ class Prediction:
         raise NotImplementedError
 
     def outcome(self) -> dict[str, object]:
-        """Rows, and a hash of their predictions to nine digits: the course's way differs in the last bits."""
+        """Return the number of rows and a hash of the predictions to nine digits: the baseline's last bits differ."""
         column = pq.read_table(self.output, columns=["prediction"])["prediction"].to_numpy()
         return {"rows": len(column), "predictions": hashlib.sha256(np.round(column, 9).tobytes()).hexdigest()}
 
 
 class BatchOutput(Prediction):
-    """The product: the asset's own function, from the checked input to the published, synced, hashed file."""
+    """The product: the asset's function, from checking the input to the published, synced and hashed file."""
 
     name = "predict-product"
 
@@ -69,10 +69,10 @@ class BatchOutput(Prediction):
         write_batch_output(Location(source), model, features, self.policy, Location(self.output))
 
 
-class Course(Prediction):
-    """The course's way: pandas, the model as MLflow's pyfunc, pandas again."""
+class Baseline(Prediction):
+    """The usual way: pandas, the model as MLflow's pyfunc, pandas again."""
 
-    name = "predict-course"
+    name = "predict-baseline"
 
     def prepare(self) -> None:
         import mlflow
@@ -92,7 +92,7 @@ class Course(Prediction):
 
 
 class DecodeEncode(Prediction):
-    """The floor: read the same file and write the columns that the product writes, without predicting anything."""
+    """The floor: read the same file and write the product's columns, without predicting."""
 
     name = "predict-floor"
 
@@ -133,4 +133,4 @@ def _constants(rows: int) -> list[pa.Array]:
     ]
 
 
-PREDICTIONS = (BatchOutput, Course, DecodeEncode)
+PREDICTIONS = (BatchOutput, Baseline, DecodeEncode)

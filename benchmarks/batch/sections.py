@@ -1,4 +1,4 @@
-"""The batch sections: what is done to how many rows by whom, and how it reads as a table."""
+"""The batch sections: their contenders and row counts, and their tables."""
 
 import contextlib
 import statistics
@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from benchmarks.batch.contest import BatchRound, contest
-from benchmarks.batch.materialization import MOMENT, REDIS_PORT
-from benchmarks.place import ROOT
+from benchmarks.batch.materialization import MATERIALIZE_UNTIL, REDIS_PORT
+from benchmarks.paths import ROOT
 from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
 from benchmarks.stopwatch import Stopwatch
@@ -22,25 +22,25 @@ from tests.support.servers import RedisServer, environment_for_servers
 
 
 class Work(msgspec.Struct, frozen=True):
-    """One section: contenders, the first of which is the product, and rows."""
+    """One section: its contenders, the product first, and its number of rows."""
 
     contenders: tuple[str, ...]
     rows: int
     base: str
-    """Against whom ratios are told."""
+    """The contender that ratios are relative to."""
 
 
 _JOIN = ("join-product", "join-store")
-_PREDICT = ("predict-product", "predict-course", "predict-floor")
+_PREDICT = ("predict-product", "predict-baseline", "predict-floor")
 WORKS = {
-    # Feast's file store takes 50 CPU seconds for ten times as many.
+    # Feast's file store takes 50 CPU seconds for ten times as many rows.
     "join-100k": Work((*_JOIN, "join-feast-duckdb", "join-feast-file", "join-floor"), 100_000, "join-feast-file"),
-    # Feast's duckdb store does not fit ten times as many into 23 GiB.
+    # Feast's duckdb store needs more than 23 GiB for ten times as many rows.
     "join-1m": Work((*_JOIN, "join-feast-duckdb", "join-floor"), 1_000_000, "join-feast-duckdb"),
     "join-10m": Work((*_JOIN, "join-floor"), 10_000_000, "join-floor"),
-    "predict-100k": Work(_PREDICT, 100_000, "predict-course"),
-    "predict-1m": Work(_PREDICT, 1_000_000, "predict-course"),
-    "predict-10m": Work(_PREDICT, 10_000_000, "predict-course"),
+    "predict-100k": Work(_PREDICT, 100_000, "predict-baseline"),
+    "predict-1m": Work(_PREDICT, 1_000_000, "predict-baseline"),
+    "predict-10m": Work(_PREDICT, 10_000_000, "predict-baseline"),
     "graph-10m": Work(("graph-dagster", "graph-checked", "graph-parts"), 10_000_000, "graph-checked"),
     "materialize-redis": Work(
         ("materialize-redis-product", "materialize-redis-feast"), 200_000, "materialize-redis-feast"
@@ -53,18 +53,18 @@ CONTENDER_NAMES = {
     "join-product": "**batch_input of model-serving**",
     "join-store": "its offline store alone, through Feast",
     "join-feast-duckdb": "Feast's duckdb store",
-    "join-feast-file": "Feast's file store (the course)",
-    "join-floor": "bare DuckDB, ordered ASOF + COPY (the floor)",
+    "join-feast-file": "Feast's file store (baseline)",
+    "join-floor": "bare DuckDB, ordered ASOF + COPY (floor)",
     "predict-product": "**batch_output of model-serving**",
-    "predict-course": "pandas, pyfunc, to_parquet (the course)",
-    "predict-floor": "decode + encode alone (the floor)",
-    "graph-dagster": "**the job score_batch through Dagster**",
-    "graph-checked": "its parts, one after the other: the functions that the assets call, and their checks",
-    "graph-parts": "the same without the checks",
+    "predict-baseline": "pandas, pyfunc, to_parquet (baseline)",
+    "predict-floor": "decode + encode alone (floor)",
+    "graph-dagster": "**job score_batch through Dagster**",
+    "graph-checked": "its parts in sequence (the functions and checks of the assets)",
+    "graph-parts": "its parts without the checks",
     "materialize-redis-product": "**asset online_store of model-serving**",
-    "materialize-redis-feast": "feast materialize-incremental (the course)",
+    "materialize-redis-feast": "feast materialize-incremental (baseline)",
     "materialize-sqlite-product": "**asset online_store of model-serving**",
-    "materialize-sqlite-feast": "feast materialize-incremental (the course)",
+    "materialize-sqlite-feast": "feast materialize-incremental (baseline)",
 }
 TITLES = {
     "join": "Point-in-time join of {rows:,} rows with 10,000 drivers x 30 hours",
@@ -82,7 +82,7 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
         rows_of_each = min(work.rows, scale.largest_rows)
         _write_files(name, rows_of_each)
         with _redis(name) as environment:
-            given = environment | {MOMENT: began}
+            given = environment | {MATERIALIZE_UNTIL: began}
             rows = contest(work.contenders, rows_of_each, scale.rounds, given)
         yield Result(
             section=name,
@@ -96,36 +96,36 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
 
 
 def _write_files(section: str, rows: int) -> None:
-    """Write what the contenders read, before they start, in a process that they do not descend from."""
+    """Write the contenders' input files before they start, in a process that is not their parent."""
     if not section.startswith("materialize"):
         command = [sys.executable, "-m", "benchmarks.batch.files", section.partition("-")[0], str(rows)]
         subprocess.run(command, cwd=ROOT, check=True, env=environment_for_servers())
 
 
 def title(section: str) -> str:
-    """What a section measures, in words."""
+    """The heading of a section."""
     kind, _, store = section.partition("-")
     return TITLES[kind].format(rows=WORKS[section].rows, store={"redis": "Redis", "sqlite": "SQLite"}.get(store))
 
 
 def as_table(result: Result) -> str:
-    """A row a contender: medians over the rounds."""
+    """Return one table row per contender, with medians over the rounds."""
     rounds = by_contender(result)
     work = WORKS[result.section]
-    head = ("", "s", f"x {_plain(work.base)}", "CPU s", "peak MiB", "before it MiB", "came out")
+    head = ("", "s", f"x {_plain(work.base)}", "CPU s", "peak MiB", "MiB before", "result")
     base = median(rounds[work.base], "seconds")
     return table(head, (_row(name, each, base) for name, each in rounds.items()))
 
 
 def by_contender(result: Result) -> dict[str, list[BatchRound]]:
-    """Contender → its rounds, in the section's order."""
+    """Return contender → its rounds, in the section's order."""
     rounds = [msgspec.convert(row, BatchRound) for row in result.rows]
     grouped = {name: [each for each in rounds if each.contender == name] for name in WORKS[result.section].contenders}
     return {name: each for name, each in grouped.items() if each}
 
 
 def median(rounds: Sequence[BatchRound], figure: str) -> float:
-    """The median over rounds of one of BatchRound's figures."""
+    """Return the median over the rounds of one of BatchRound's figures."""
     return float(statistics.median(getattr(each, figure) for each in rounds))
 
 
@@ -137,11 +137,11 @@ def _row(name: str, rounds: Sequence[BatchRound], base: float) -> list[str]:
         number(median(rounds, "cpu_s")),
         number(max(each.peak_mib for each in rounds)),
         number(rounds[0].before_mib),
-        _told(rounds[0].outcome),
+        _described(rounds[0].outcome),
     ]
 
 
-def _told(outcome: dict[str, Any]) -> str:
+def _described(outcome: dict[str, Any]) -> str:
     words = []
     for key, value in outcome.items():
         if key == "rows":

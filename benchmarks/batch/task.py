@@ -1,31 +1,31 @@
-"""What a batch contender is."""
+"""The interface of a batch contender."""
 
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.place import VAR
+from benchmarks.paths import VAR
 
 OUTPUT = VAR / "output"
 
 
 class Task(Protocol):
-    """A way to do one piece of work, in a process of its own."""
+    """One way to do a piece of work, run in a separate process."""
 
     def prepare(self) -> None:
-        """Import everything and do the work once on little, so that only the work itself is timed."""
+        """Import everything and do the work once on few rows, so that timing covers only the work itself."""
 
     def reset(self) -> None:
-        """Bring back what a run changes. Called before each run, not timed."""
+        """Undo the changes of the last run. Called before each run, not timed."""
 
     def run(self) -> None:
-        """The work."""
+        """Do the work."""
 
     def outcome(self) -> dict[str, object]:
-        """What came out of the last run, for comparison with the others'. Not timed."""
+        """Describe the result of the last run, for comparison with other contenders. Not timed."""
 
 
 def output_file(name: str) -> Path:
-    """An empty place for a contender's output."""
+    """Return the path of a contender's output file, which does not exist yet."""
     folder = OUTPUT / name
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "output.parquet"

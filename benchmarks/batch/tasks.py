@@ -1,4 +1,4 @@
-"""Every batch contender by its name."""
+"""All batch contenders by name."""
 
 from benchmarks.batch.graph import GRAPHS
 from benchmarks.batch.joins import JOINS
@@ -10,5 +10,5 @@ TASKS = {kind.name: kind for kind in (*JOINS, *PREDICTIONS, *GRAPHS, *MATERIALIZ
 
 
 def make_task(name: str, rows: int) -> Task:
-    """The contender of this name, for so many rows."""
+    """Create the contender of this name for this number of rows."""
     return TASKS[name](rows)

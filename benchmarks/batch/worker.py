@@ -1,6 +1,6 @@
-"""A process for one contender: `python -m benchmarks.batch.worker TASK ROWS`. Each line of input has it run once.
+"""A contender's process: `python -m benchmarks.batch.worker TASK ROWS`. It runs the task once per line of input.
 
-It stays alive between rounds, so that imports are paid once, and answers with a line of JSON each time.
+It stays alive between rounds, so that it imports everything once, and answers each line with a line of JSON.
 """
 
 import json
@@ -14,44 +14,44 @@ from typing import TextIO
 
 
 def main(name: str, rows: int) -> None:
-    """Prepare, say `ready`, then answer lines: `run` with time and memory, `outcome` with what came out."""
+    """Prepare, report `ready`, then answer lines: `run` with time and memory, `outcome` with the task's result."""
     answers = _own_output()
     warnings.simplefilter("ignore")
-    if "product" in name:  # before pyarrow, as in the product: it chooses Arrow's allocator
+    if "product" in name:  # before pyarrow, as in the product, because it selects Arrow's allocator
         import scoring  # noqa: F401
     from benchmarks.batch.tasks import make_task
 
     task = make_task(name, rows)
     task.prepare()
-    _say(answers, {"ready": True})
+    _write(answers, {"ready": True})
     for line in sys.stdin:
         if line.strip() == "outcome":
-            _say(answers, task.outcome())
+            _write(answers, task.outcome())
             continue
         task.reset()
-        _forget_peak()
+        _reset_peak()
         before, cpu = _memory_mib("VmRSS"), time.process_time()
         began = time.perf_counter()
         task.run()
         took_s = time.perf_counter() - began
         figures = {"seconds": took_s, "cpu_s": time.process_time() - cpu}
-        _say(answers, figures | {"before_mib": before, "peak_mib": _memory_mib("VmHWM")})
+        _write(answers, figures | {"before_mib": before, "peak_mib": _memory_mib("VmHWM")})
 
 
 def _own_output() -> TextIO:
-    """Standard output for answers alone: what libraries print goes to standard error."""
+    """Reserve standard output for answers. Output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
-def _say(answers: TextIO, content: Mapping[str, object]) -> None:
+def _write(answers: TextIO, content: Mapping[str, object]) -> None:
     answers.write(json.dumps(content) + "\n")
     answers.flush()
 
 
-def _forget_peak() -> None:
-    # ru_maxrss can't be set back, and a child starts with its parent's.
+def _reset_peak() -> None:
+    # ru_maxrss can't be reset, and a child process inherits its parent's.
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,4 +1,4 @@
-"""Feature views and requests of many rows, an ElasticNet over them, and Feast's own stores beside ours. Built once."""
+"""Feature views and requests with many rows, an ElasticNet, and Feast's own offline stores beside ours. Built once."""
 
 import datetime as dt
 import json
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.fingerprint import fingerprint
-from benchmarks.place import VAR
+from benchmarks.paths import VAR
 from benchmarks.quietly import quietly
 from tests.support.worlds import World, build_driver_world
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 FOLDER = VAR / "worlds" / "batch"
 DRIVERS, HOURS = 10_000, 30
-"""Feature rows: one for each driver and hour. (F1 of the page.)"""
+"""Feature rows: one per driver and hour."""
 FEATURES = ("conv_rate", "acc_rate", "avg_daily_trips")
 SERVICE = "driver_ranking"
 OFFLINE_STORES = {"file": {"type": "file"}, "duckdb": {"type": "duckdb"}}
 FEW = 1000
-"""Rows on which a contender warms up."""
+"""Number of rows for a contender's warm-up."""
 ROWS_PER_PIECE = 1_000_000
 
 
 def open_batch_world() -> World:
-    """The world, built if there is none."""
+    """Open the world, and build it if it is missing or outdated."""
     try:
         state = json.loads((FOLDER / "world.json").read_text())
         if state.get("made_of") == fingerprint(__file__):
@@ -51,30 +51,33 @@ def open_batch_world() -> World:
 
 
 def feature_rows(until: dt.datetime, drivers: int, hours: int) -> "pd.DataFrame":
-    """Rows of the view driver_stats: every driver, 1001 on, at every hour up to `until`."""
+    """Return rows of the view driver_stats: drivers from 1001 on, one row per hour up to `until`."""
     import pandas as pd
 
     random, rows = np.random.default_rng(7), drivers * hours
-    moments = pd.Timestamp(until) - pd.to_timedelta(np.tile(np.arange(hours), drivers), unit="h")
+    timestamps = pd.Timestamp(until) - pd.to_timedelta(np.tile(np.arange(hours), drivers), unit="h")
     return pd.DataFrame(
         {
-            "event_timestamp": moments.as_unit("us"),
+            "event_timestamp": timestamps.as_unit("us"),
             "driver_id": np.repeat(np.arange(1001, 1001 + drivers), hours),
             "conv_rate": random.random(rows, dtype=np.float32),
             "acc_rate": random.random(rows, dtype=np.float32),
             "avg_daily_trips": random.integers(0, 1000, rows),
-            "created": moments.as_unit("us"),
+            "created": timestamps.as_unit("us"),
         }
     )
 
 
 def joined_rows(world: World, rows: int) -> Path:
-    """Where the batch_input.parquet of the request of so many rows is; see `benchmarks.batch.files`."""
+    """Return the path of the joined request with this number of rows; see `benchmarks.batch.files`."""
     return world.folder / "joined" / f"rows_{rows}" / "batch_input.parquet"
 
 
 def request_of(world: World, rows: int) -> Path:
-    """A request of so many rows over a day: known drivers, because the course's way raises on a missing feature."""
+    """Return a request file with this number of rows over a day.
+
+    All drivers are known, because the baseline raises on a missing feature.
+    """
     file = world.folder / "requests" / f"rows_{rows}.parquet"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
@@ -91,18 +94,18 @@ def _request_rows(now: dt.datetime, rows: int) -> Iterator[pa.Table]:
     newest = np.datetime64(now.replace(tzinfo=None), "us")
     for start in range(0, rows, ROWS_PER_PIECE):
         count = min(ROWS_PER_PIECE, rows - start)
-        moments = pa.array(newest - random.integers(0, 86_400, count).astype("timedelta64[s]"))
+        timestamps = pa.array(newest - random.integers(0, 86_400, count).astype("timedelta64[s]"))
         yield pa.table(
             {
                 "driver_id": random.integers(1001, 1001 + DRIVERS, count),
-                "event_timestamp": moments.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
+                "event_timestamp": timestamps.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
                 "ride": np.arange(start, start + count),
             }
         )
 
 
 def store_configuration(offline_store: str) -> str:
-    """Name of the Feast configuration that has one of OFFLINE_STORES."""
+    """Return the name of the Feast configuration with one of OFFLINE_STORES."""
     return f"feature_store_{offline_store}.yaml"
 
 

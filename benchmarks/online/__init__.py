@@ -1,1 +1,1 @@
-"""Our API and its peers over the same store, asked the same questions by wrk."""
+"""The API and its peers on the same store, under the same load from wrk."""

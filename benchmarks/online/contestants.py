@@ -1,4 +1,4 @@
-"""Who is compared online: how each is started, asked, and understood. All serve one process on loopback."""
+"""The online servers under comparison: how to start them, send requests and read responses. One process each."""
 
 import contextlib
 import dataclasses
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import OURS, python_of
-from benchmarks.place import PEERS, ROOT
+from benchmarks.paths import PEERS, ROOT
 from benchmarks.processes import tree
 from tests.support.servers import Server, answers_http, free_port
 
 Choice = tuple[int, float] | None
-"""The best driver and its score; None where no driver has features."""
+"""The best driver and its score, or None if no driver has features."""
 
 
 class UnexpectedAnswer(RuntimeError):
-    """A server gave no answer to a question that it should be able to answer."""
+    """A server failed to answer a request that it should be able to answer."""
 
     def __init__(self, name: str, status: int, answer: bytes) -> None:
         super().__init__(f"{name} answered {status}: {answer[:300].decode(errors='replace')}")
@@ -28,10 +28,10 @@ class UnexpectedAnswer(RuntimeError):
 
 @dataclasses.dataclass
 class Contestant(Server):
-    """One server under comparison, as a process group of its own with its log in `directory`."""
+    """One server under comparison, in its own process group, with its log in `directory`."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What it needs to find the feature store and the model."""
+    """Variables that locate the feature store and the model."""
 
     path = "/inference"
     ready_path = "/ready"
@@ -50,7 +50,7 @@ class Contestant(Server):
         return answers_http(self.port, self.ready_path)
 
     def kill(self) -> None:
-        """End it with all its processes: BentoML's worker is in a session of its own."""
+        """Kill it with all its processes: BentoML's worker is in a separate session."""
         left = tree(self.process.pid)[1:] if self.running and self.process is not None else []
         super().kill()
         for process in left:
@@ -58,12 +58,12 @@ class Contestant(Server):
                 os.kill(process, signal.SIGKILL)
 
     def body(self, ids: list[int]) -> bytes:
-        """The request for these drivers."""
+        """Return the request body for these drivers."""
         template = self.template.replace("COUNT", str(len(ids)))
         return template.replace("IDS", ",".join(map(str, ids))).encode()
 
     def choice(self, status: int, answer: bytes) -> Choice:
-        """What an answer says."""
+        """Parse a response."""
         if status != 200:
             raise UnexpectedAnswer(self.name, status, answer)
         content = json.loads(answer)
@@ -71,7 +71,7 @@ class Contestant(Server):
 
 
 class Ours(Contestant):
-    """The product as shipped: `python -m api` with the settings at their defaults."""
+    """The product: `python -m api` with default settings."""
 
     name = "ours"
 
@@ -88,22 +88,21 @@ class Ours(Contestant):
 
 
 class Peer(Contestant):
-    """A server in an environment of its own that does the work of peers/course.py."""
+    """A server with its own environment that does the work of peers/ranker.py."""
 
     peer: str
-    """Its folder and its environment; several servers may share one."""
+    """Name of its folder and its environment. Several servers may share one."""
 
     @property
     def code(self) -> Path:
-        """The folder of its service."""
+        """The folder of the service's code."""
         return PEERS / self.peer
 
     def command(self) -> list[str]:
         return [str(python_of(self.peer)), str(self.code / "serve.py"), str(self.port)]
 
     def own_environment(self) -> dict[str, str]:
-        places = f"{PEERS}:{self.code}"
-        return super().own_environment() | {"PYTHONPATH": places}
+        return super().own_environment() | {"PYTHONPATH": f"{PEERS}:{self.code}"}
 
 
 class FastApi(Peer):
@@ -127,16 +126,16 @@ class BentoMl(Peer):
         ]
 
     def own_environment(self) -> dict[str, str]:
-        # Its home, where it keeps models and logs; no report of usage to its makers while we measure.
+        # A home for its models and logs, and no usage reports during the measurement.
         own = {"BENTOML_HOME": str(self.directory), "BENTOML_DO_NOT_TRACK": "true"}
         return super().own_environment() | own
 
 
-class BentoMlMerging(BentoMl):
-    """BentoML with its adaptive batching, whose requests are lists."""
+class BentoMlBatching(BentoMl):
+    """BentoML with its adaptive batching. Its requests are lists."""
 
     name = "bentoml-batching"
-    service = "MergingDriverRanker"
+    service = "BatchingDriverRanker"
     template = '{"requests":[{"request_id":"r","driver_ids":[IDS]}]}'
 
     def choice(self, status: int, answer: bytes) -> Choice:
@@ -144,7 +143,7 @@ class BentoMlMerging(BentoMl):
 
 
 class BentoMlRegistry(BentoMl):
-    """BentoML with the model behind an alias of the MLflow registry, as ours has it."""
+    """BentoML with a model from an alias of the MLflow registry, as in the product."""
 
     name = "bentoml-registry"
 
@@ -153,7 +152,7 @@ class BentoMlRegistry(BentoMl):
 
 
 class MlServer(Peer):
-    """MLServer with a custom runtime, asked by its V2 inference protocol."""
+    """MLServer with a custom runtime and the V2 inference protocol."""
 
     name = peer = "mlserver"
     path = "/v2/models/driver_ranker/infer"
@@ -176,7 +175,7 @@ class MlServer(Peer):
 
 
 class Constant(Contestant):
-    """A typed Litestar route that answers a constant: what HTTP and JSON cost before any work is done."""
+    """A typed Litestar route that answers a constant: the cost of HTTP and JSON without any other work."""
 
     name = "constant"
 
@@ -184,4 +183,4 @@ class Constant(Contestant):
         return [sys.executable, str(PEERS / self.name / "serve.py"), str(self.port)]
 
 
-ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlMerging, MlServer, FastApi, Constant)
+ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlBatching, MlServer, FastApi, Constant)

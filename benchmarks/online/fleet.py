@@ -1,4 +1,4 @@
-"""All servers over one store and one model, up at the same time, so that rounds can go from one to the next."""
+"""All servers on one store and one model, running at the same time, so that rounds can alternate between them."""
 
 import contextlib
 import shutil
@@ -10,12 +10,12 @@ from benchmarks.environments import OURS, build, check_versions
 from benchmarks.online.answers import check_same_answers
 from benchmarks.online.contestants import Contestant, Peer
 from benchmarks.online.world import OnlineWorld, open_world
-from benchmarks.place import VAR
+from benchmarks.paths import VAR
 from tests.support.servers import RedisServer
 
 
 class Fleet(NamedTuple):
-    """Servers that are up and were seen to answer alike."""
+    """Running servers that give the same answers."""
 
     contestants: list[Contestant]
     redis: RedisServer | None
@@ -25,7 +25,7 @@ class Fleet(NamedTuple):
 
 @contextlib.contextmanager
 def fleet(store: str, model: str, kinds: Sequence[type[Contestant]]) -> Iterator[Fleet]:
-    """Start servers of these kinds on one of the world's stores and models; all are gone after the block."""
+    """Start servers of these kinds on one of the world's stores and models. All are stopped after the block."""
     versions = prepare(kinds)
     with open_world(store) as (world, redis), contextlib.ExitStack() as stack:
         contestants = [make(kind, world, model) for kind in kinds]
@@ -38,7 +38,7 @@ def fleet(store: str, model: str, kinds: Sequence[type[Contestant]]) -> Iterator
 
 
 def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:
-    """Build ours and the peers' environments among these kinds, and see that those hold what they should.
+    """Build our environment and those of the peers among these kinds, and check the peers' versions.
 
     Returns peer → package → version.
     """
@@ -49,7 +49,7 @@ def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:
 
 
 def make(kind: type[Contestant], world: OnlineWorld, model: str) -> Contestant:
-    """A server of this kind, not yet started, with an empty folder of its own."""
+    """Create a server of this kind with an empty folder, without starting it."""
     folder = VAR / "servers" / kind.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

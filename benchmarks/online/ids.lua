@@ -1,5 +1,5 @@
--- Load for wrk: POST a template with fresh ids in it.
--- wrk ... -- TEMPLATE COUNT FIRST LAST SEED; IDS in the template stands for the ids, without brackets.
+-- Load for wrk: POST a template, each time with other ids.
+-- wrk ... -- TEMPLATE COUNT FIRST LAST SEED; IDS in the template is replaced by the ids, without brackets.
 local bodies, at = {}, 0
 
 function init(arguments)
@@ -8,7 +8,7 @@ function init(arguments)
   math.randomseed(tonumber(arguments[5]))
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
-  -- Made here, so that wrk does little beside the server; more of them than any id is cached.
+  -- Generated in advance, so that wrk uses little CPU beside the server; enough of them to defeat caches.
   for number = 1, 2000 do
     local ids, seen = {}, {}
     while #ids < count do

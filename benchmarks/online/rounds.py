@@ -1,4 +1,4 @@
-"""Rounds of load that go from server to server, so that what happens on the machine meanwhile happens to all."""
+"""Rounds of load that alternate between servers, so that other load on the machine affects all of them alike."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import msgspec
 from benchmarks.online.contestants import Contestant
 from benchmarks.online.fleet import Fleet
 from benchmarks.online.world import DRIVERS
-from benchmarks.online.wrk import Load, ask_for_a_while
+from benchmarks.online.wrk import Load, run_wrk
 from benchmarks.processes import cpu_s, memory_mib
 from tests.support.servers import Server
 
@@ -15,7 +15,7 @@ WARM_UP_S = 1.0
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """What is asked of whom."""
+    """The load of a section, and the model and store behind the servers."""
 
     ids: int
     connections: int
@@ -24,24 +24,24 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """One server under load once."""
+    """One server's measurements in one round."""
 
     server: str
     requests_s: float
-    """Answered requests a second."""
+    """Answered requests per second."""
     p50_ms: float
     p99_ms: float
     cpu_us: float
-    """CPU of all the server's processes, a request."""
+    """CPU of all the server's processes, per request."""
     redis_cpu_us: float
-    """CPU of Redis, a request; 0 with an embedded store."""
+    """CPU of Redis, per request; 0 with an embedded store."""
     memory_mib: float
     failed: int
-    """Requests without an answer, or with another status than 200."""
+    """Requests without a response, or with a status other than 200."""
 
 
 def measure(fleet: Fleet, workload: Workload, rounds: int, seconds: float) -> Iterator[Round]:
-    """Load each server once a round, in an order that turns from round to round."""
+    """Load each server once per round, in an order that rotates from round to round."""
     for contestant in fleet.contestants:
         _load(contestant, workload, WARM_UP_S, seed=0)
     for number in range(rounds):
@@ -69,7 +69,7 @@ def _one(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: floa
 
 def _load(contestant: Contestant, workload: Workload, seconds: float, seed: int) -> Load:
     template = contestant.template.replace("COUNT", str(workload.ids))
-    return ask_for_a_while(contestant.url, template, workload.ids, DRIVERS, workload.connections, seconds, seed)
+    return run_wrk(contestant.url, template, workload.ids, DRIVERS, workload.connections, seconds, seed)
 
 
 def _cpu_s(server: Server | None) -> float:
@@ -78,5 +78,5 @@ def _cpu_s(server: Server | None) -> float:
 
 def _process(server: Server) -> int:
     if server.process is None:
-        raise RuntimeError(f"{server.name} is gone; its log is {server.log}")
+        raise RuntimeError(f"{server.name} has exited; its log is {server.log}")
     return server.process.pid

@@ -1,4 +1,4 @@
-"""The online sections: which workloads there are, and how their rounds read as a table."""
+"""The online sections: their workloads and their tables."""
 
 import itertools
 import statistics
@@ -34,17 +34,17 @@ SERVER_NAMES = {
     "bentoml-batching": "BentoML, adaptive batching",
     "mlserver": "MLServer",
     "fastapi": "FastAPI",
-    "constant": "constant route (the floor)",
+    "constant": "constant route (floor)",
 }
 HEAD = ("server", "requests/s", "x BentoML", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
 
 
 def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> Iterator[Result]:
-    """Run these sections, with all servers or those named. Servers stay up while store and model do not change."""
+    """Run these sections with all or only the named servers. Servers keep running until store or model changes."""
     chosen = [(name, WORKLOADS[name]) for name in WORKLOADS if name in sections]
     for (store, model), group in itertools.groupby(chosen, lambda each: (each[1].store, each[1].model)):
         machine = this_machine()
-        # The constant route knows neither model nor store: it stands beside the first ones only.
+        # The constant route uses neither model nor store, so it runs only with the first ones.
         others = () if (store, model) == FIRST else (Constant,)
         kinds = [kind for kind in ALL if (not servers or kind.name in servers) and kind not in others]
         with fleet(store, model, kinds) as started:
@@ -63,28 +63,28 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
 
 
 def title(section: str) -> str:
-    """What a section measures, in words."""
+    """The heading of a section."""
     load = WORKLOADS[section]
     connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
     return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}"
 
 
 def as_table(result: Result) -> str:
-    """A row a server: medians over the rounds, with the spread of what varies most."""
+    """Return one table row per server: medians over the rounds, with the spread of the figures that vary most."""
     rounds = by_server(result.rows)
     base = median(rounds["bentoml"], "requests_s") if "bentoml" in rounds else None
     return table(HEAD, (_row(server, each, base) for server, each in rounds.items())) + _failures(rounds)
 
 
 def by_server(rows: Iterable[dict[str, Any]]) -> dict[str, list[Round]]:
-    """Server → its rounds, in the order of SERVER_NAMES."""
+    """Return server → its rounds, in the order of SERVER_NAMES."""
     rounds = [msgspec.convert(row, Round) for row in rows]
     grouped = {name: [each for each in rounds if each.server == name] for name in SERVER_NAMES}
     return {name: each for name, each in grouped.items() if each}
 
 
 def median(rounds: Sequence[Round], figure: str) -> float:
-    """The median over rounds of one of Round's figures."""
+    """Return the median over the rounds of one of Round's figures."""
     return float(statistics.median(getattr(each, figure) for each in rounds))
 
 
@@ -107,5 +107,5 @@ def _row(server: str, rounds: Sequence[Round], base: float | None) -> list[str]:
 
 def _failures(rounds: dict[str, list[Round]]) -> str:
     failed = {server: sum(each.failed for each in every) for server, every in rounds.items()}
-    told = [f"{SERVER_NAMES[server]} {count}" for server, count in failed.items() if count]
-    return f"\n\nRequests that failed: {', '.join(told)}." if told else ""
+    counts = [f"{SERVER_NAMES[server]} {count}" for server, count in failed.items() if count]
+    return f"\n\nFailed requests: {', '.join(counts)}." if counts else ""

@@ -1,4 +1,4 @@
-"""From the command to the first answer of readiness: what it costs to start us, and to start a BentoML service."""
+"""Cost of starting the API and a BentoML service, from the command to the first positive readiness response."""
 
 import statistics
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import spread, table
 
 SECTION = "start"
-TITLE = "From the command to ready"
+TITLE = "Startup until ready"
 COMPARED: tuple[type[Contestant], ...] = (Ours, BentoMlRegistry, BentoMl)
 SERVER_NAMES = {
     "ours": "**model-serving**",
@@ -25,14 +25,14 @@ SERVER_NAMES = {
 
 
 class Start(msgspec.Struct, frozen=True):
-    """One start of one server."""
+    """One server's measurements in one start."""
 
     server: str
     seconds: float
     cpu_s: float
-    """Of all its processes, those that have ended included."""
+    """CPU of all its processes, including those that have exited."""
     memory_mib: float
-    """Resident once it is ready; a page that n processes share counts as 1/n of a page in each."""
+    """Resident memory once it is ready. A page shared by n processes counts as 1/n of a page in each."""
 
 
 def run(scale: Scale) -> Iterator[Result]:
@@ -50,7 +50,7 @@ def run(scale: Scale) -> Iterator[Result]:
 
 
 def as_table(result: Result) -> str:
-    """A row a server: medians over its starts."""
+    """Return one table row per server: medians over its starts."""
     grouped = by_server(result)
     rows = (
         [
@@ -65,13 +65,13 @@ def as_table(result: Result) -> str:
 
 
 def by_server(result: Result) -> dict[str, list[Start]]:
-    """Server → its starts."""
+    """Return server → its starts."""
     starts = [msgspec.convert(row, Start) for row in result.rows]
     return {kind.name: [each for each in starts if each.server == kind.name] for kind in COMPARED}
 
 
 def median(starts: list[Start], figure: str) -> float:
-    """The median over starts of one of Start's figures."""
+    """Return the median over the starts of one of Start's figures."""
     return float(statistics.median(getattr(each, figure) for each in starts))
 
 
@@ -80,7 +80,7 @@ def _start(contestant: Contestant) -> Start:
     try:
         contestant.start()
         if contestant.process is None:
-            raise RuntimeError(f"{contestant.name} is gone; its log is {contestant.log}")
+            raise RuntimeError(f"{contestant.name} has exited; its log is {contestant.log}")
         process = contestant.process.pid
         return Start(contestant.name, watch.elapsed_s, cpu_s(process), memory_mib(process))
     finally:

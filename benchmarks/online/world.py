@@ -1,7 +1,7 @@
-"""100,000 drivers in a real Redis and in SQLite, and three registered models over them. Built once, then reopened.
+"""100,000 drivers in a real Redis and in SQLite, and three registered models. Built once, then reopened.
 
-What is in the stores was materialized as we ship it, with Feast's own bytes (the benchmark of materialization compares
-them). We and the peers read the same ones: a peer through Feast's own configuration of the store, we through ours.
+The product materializes the stores, byte for byte as Feast does (the materialization benchmark compares the content).
+The product and the peers read the same stores: a peer with Feast's own configuration, the product with its own.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from benchmarks.fingerprint import fingerprint
-from benchmarks.place import VAR
+from benchmarks.paths import VAR
 from benchmarks.quietly import quietly
 from tests.support.servers import HOST, RedisServer
 from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world
@@ -29,23 +29,23 @@ DRIVERS = range(1001, 101_001)
 MODELS = ("elasticnet", "forest", "boosting")
 STORES = ("redis", "sqlite")
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
-# A driver's features are stale after a day; a world is built anew before that.
+# A driver's features are stale after a day; a world is rebuilt before that.
 FRESH_FOR = dt.timedelta(hours=18)
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineWorld:
-    """One store with its drivers, and the models registered over it."""
+    """One store with its drivers and registered models."""
 
     folder: Path
     world: World
 
     def ours(self, model: str) -> dict[str, str]:
-        """Environment of our API for one of MODELS."""
+        """Return the environment of the API for one of MODELS."""
         return self.world.environment | {"SERVING_MODEL_ALIAS": model}
 
     def peers(self, model: str) -> dict[str, str]:
-        """Environment of a peer for the same model."""
+        """Return the environment of a peer for the same model."""
         return {
             "BENCH_FEATURE_REPO": self.world.environment["SERVING_FEATURE_REPO"],
             "BENCH_FEATURE_STORE_YAML": PEERS,
@@ -57,7 +57,7 @@ class OnlineWorld:
 
 @contextlib.contextmanager
 def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
-    """The world over one of STORES, built if there is none that is fresh, and its Redis (None for sqlite)."""
+    """Open the world with one of STORES and its Redis (None for sqlite). Build it if it is missing or outdated."""
     folder = VAR / "worlds" / store
     world = _kept(folder)
     if world is None:
@@ -68,7 +68,7 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
     address = None if redis is None else f"{HOST}:{redis.port}"
     with contextlib.ExitStack() as stack:
         if redis is not None:
-            redis.start()  # reads dump.rdb, where there is one
+            redis.start()  # loads dump.rdb if there is one
             stack.callback(redis.stop)
         if world is None:
             with quietly():
@@ -137,7 +137,7 @@ def _register(world: World, alias: str, estimator: Any, inputs: "pd.DataFrame") 
             estimator,
             inputs,
             tags={"feast.feature_service": "driver_ranking"},
-            input_example=inputs.head(20),  # as the README logs it: without one, no array path and no merging
+            input_example=inputs.head(20),  # as documented: without it, the API neither uses arrays nor merges requests
             skops_trusted_types=trusted,
         )
 
@@ -151,7 +151,7 @@ def _save(redis: str) -> None:
 
 
 def _configure(world: World, redis: str | None) -> None:
-    """Write both configurations of Feast: the peers' is Feast's own store, ours the one that we ship."""
+    """Write both Feast configurations: the peers' with Feast's own stores, ours with those of this project."""
     repository = Path(world.environment["SERVING_FEATURE_REPO"])
     ours = yaml.safe_load((repository / OURS).read_text())
     if redis is not None:
@@ -159,7 +159,7 @@ def _configure(world: World, redis: str | None) -> None:
     peers = ours | {"offline_store": {"type": "file"}, "batch_engine": {"type": "local"}}
     if redis is not None:
         peers["online_store"] = {"type": "redis", "connection_string": redis}
-    # In a service that is up, Feast's documentation keeps the registry's copy fresh beside the requests.
+    # For a running service, Feast's documentation refreshes the registry's copy in a background thread.
     peers["registry"] = ours["registry"] | {"cache_mode": "thread"}
     for name, content in ((OURS, ours), (PEERS, peers)):
         part = repository / f".{name}"

@@ -1,4 +1,4 @@
-"""Load by wrk, an HTTP load generator in C: it takes little of the CPU that the servers need."""
+"""Load from wrk, an HTTP load generator in C: it uses little of the CPU that the servers need."""
 
 import shutil
 import subprocess
@@ -13,40 +13,41 @@ class WrkMissing(RuntimeError):
     """wrk is not on PATH."""
 
     def __init__(self) -> None:
-        super().__init__("the load generator wrk is missing: apt-get install wrk (Debian, Ubuntu) or brew install wrk.")
+        super().__init__(
+            "the load generator wrk is not on PATH: apt-get install wrk (Debian, Ubuntu) or brew install wrk."
+        )
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What wrk saw in one go."""
+    """The results of one wrk run."""
 
     requests: int
     seconds: float
     p50_ms: float
     p99_ms: float
     refused: int
-    """Answers with another status than 2xx or 3xx."""
+    """Responses with a status other than 2xx or 3xx."""
     broken: int
-    """Requests without an answer."""
+    """Requests without a response."""
 
 
-def ask_for_a_while(
-    url: str, template: str, ids: int, known: range, connections: int, seconds: float, seed: int
-) -> Load:
-    """Keep `connections` busy for some seconds, each asking again once it has its answer.
+def run_wrk(url: str, template: str, ids: int, known: range, connections: int, seconds: float, seed: int) -> Load:
+    """Keep `connections` busy for some seconds. Each connection sends its next request after a response.
 
     Args:
-        url: where to POST to.
-        template: the body, with IDS where the comma-separated ids go.
-        ids: how many different ones a request asks for.
-        known: what they are drawn from.
-        connections: kept open.
-        seconds: how long; wrk takes whole ones.
-        seed: the same seed asks for the same ids in the same order.
+        url: the URL to POST to.
+        template: the body, with IDS in place of the comma-separated ids.
+        ids: number of different ids per request.
+        known: the range that ids are drawn from.
+        connections: number of open connections.
+        seconds: duration, rounded to full seconds for wrk.
+        seed: the same seed gives the same ids in the same order.
 
     Raises:
-        WrkMissing: there is no wrk.
-        subprocess.CalledProcessError: wrk failed; its output says why.
+        WrkMissing: wrk is not on PATH.
+        subprocess.CalledProcessError: wrk failed; see its output.
     """
+
     program = shutil.which("wrk")
     if program is None:
         raise WrkMissing

@@ -8,14 +8,14 @@ import uvicorn
 
 
 class Request(msgspec.Struct):
-    """Which drivers to choose from."""
+    """The drivers to choose from."""
 
     request_id: str
     driver_ids: list[int]
 
 
 class Answer(msgspec.Struct):
-    """Always the same driver."""
+    """A driver and a constant score."""
 
     request_id: str
     prediction: int
@@ -24,13 +24,13 @@ class Answer(msgspec.Struct):
 
 @litestar.post("/inference", status_code=200)
 async def inference(data: Request) -> Answer:
-    """The first of the drivers, whoever they are."""
+    """Return the first of the drivers."""
     return Answer(data.request_id, data.driver_ids[0], 1.0)
 
 
 @litestar.get("/ready")
 async def ready() -> None:
-    """The server is up."""
+    """Report that the server is up."""
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import sys
 
 import uvicorn
-from course import Ranker
 from fastapi import FastAPI
 from pydantic import BaseModel
+from ranker import Ranker
 
 
 class Request(BaseModel):
-    """Which drivers to choose from."""
+    """The drivers to choose from."""
 
     request_id: str
     driver_ids: list[int]
@@ -24,10 +24,10 @@ class Answer(BaseModel):
 
 
 def create_app() -> FastAPI:
-    """The application with its model loaded."""
+    """Create the application and load its model."""
     app, ranker = FastAPI(), Ranker()
 
-    # A plain function: FastAPI runs it in a thread, as its documentation says for libraries that block.
+    # A plain function, which FastAPI runs in a thread, as its documentation recommends for blocking libraries.
     @app.post("/inference")
     def inference(request: Request) -> Answer:
         prediction, score = ranker.best(request.driver_ids)

@@ -1,21 +1,21 @@
-"""The same work as a custom runtime of MLServer, over the V2 inference protocol that it speaks."""
+"""The same work as a custom MLServer runtime, over the V2 inference protocol."""
 
-from course import Ranker
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+from ranker import Ranker
 
 
 class DriverRanker(MLModel):
-    """Input `driver_ids` INT64 (n,); outputs `prediction` INT64 and `score` FP64 (1,), empty for unknown ones."""
+    """Input `driver_ids` INT64 (n,); outputs `prediction` INT64 and `score` FP64 (1,), empty if no driver is known."""
 
     async def load(self) -> bool:
-        """Called once by MLServer."""
+        """Load the store and the model. MLServer calls this once."""
         self.ranker = Ranker()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """The best of these drivers."""
+        """Return the best of these drivers."""
         prediction, score = self.ranker.best(NumpyCodec.decode_input(payload.inputs[0]).tolist())
         found = [] if prediction is None else [prediction]
         outputs = [

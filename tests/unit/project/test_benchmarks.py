@@ -12,7 +12,7 @@ from benchmarks.environments import DISTRIBUTION, SHARED
 from benchmarks.online.contestants import ALL, Contestant
 from benchmarks.online.rounds import Round
 from benchmarks.page import SECTIONS, title_of, write_page
-from benchmarks.place import PEERS, ROOT
+from benchmarks.paths import PEERS, ROOT
 from benchmarks.processes import cpu_s
 from benchmarks.results import Result, read, save, this_machine
 from benchmarks.targets import targets

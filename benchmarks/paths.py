@@ -1,4 +1,4 @@
-"""Where the benchmarks keep what they build and what they measured. All of it below var/, which git ignores."""
+"""Folders of the benchmarks' build products and results, all below var/, which git ignores."""
 
 from pathlib import Path
 
