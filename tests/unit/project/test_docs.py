@@ -1,4 +1,4 @@
-"""The documentation says what the code does: every setting, its default and its meaning; every make target."""
+"""The documentation says what the code does: every setting, its default and its meaning; every make target; links."""
 
 import ast
 import itertools
@@ -13,7 +13,7 @@ from scoring.settings import Settings, variable_names
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def documented_settings() -> dict[str, str]:
@@ -59,17 +59,24 @@ def test_the_page_says_of_a_setting_what_its_docstring_says(field: str, variable
     assert docstrings()[field] in " ".join(section.split())
 
 
-def test_the_readme_names_every_make_target() -> None:
+def test_the_development_page_lists_every_make_target_and_no_other() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert [target for target in targets if f"`make {target}" not in README] == []
+    page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `make ([a-z-]+)` \|", page, re.MULTILINE)) == sorted(targets)
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
-    broken = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in pages
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
-        if not (page.parent / target).exists()
-    ]
+def anchors(page: Path) -> set[str]:
+    """The names under which GitHub links to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+    broken = []
+    for file, anchor in links:
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(f"{file}#{anchor}")
     assert broken == []
