@@ -1,4 +1,4 @@
-"""`make demo`, as a person runs it, in a copy of the project with an empty state."""
+"""`make demo` in a copy of the project without any state."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ ARRIVAL_S = 60.0
 
 
 class Demo:
-    """A copy of the project and the ports that its demonstration uses."""
+    """A copy of the project, and the ports of its demo."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class Demo:
         ports = {"DAGIT_PORT": self.dagit.url.rpartition(":")[2], "SERVING_PORT": self.api.url.rpartition(":")[2]}
         self.environment = dict(os.environ) | ports
         self.output = folder / "output.txt"
-        # As docs/deploy.md has it, for Docker Compose.
+        # The .env of docs/deploy.md, for Docker Compose: the demo must not read it.
         (folder / ".env").write_text("SERVING_MODEL_NAME=another\nSERVING_ARTIFACTS=/nowhere\n")
 
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -54,7 +54,7 @@ class Demo:
         )  # fmt: skip
 
     def processes(self) -> list[str]:
-        """Command lines of the processes that work in the copy, but for their own shells and tests."""
+        """Command lines of the processes whose working directory is in the copy."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -83,7 +83,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.mark.timeout(240)
-def test_it_shows_the_batch_output_and_an_answer(demo: Demo) -> None:
+def test_it_prints_the_batch_output_and_an_answer(demo: Demo) -> None:
     text = demo.output.read_text()
     for asset in ("feast_registry", "online_store", "registered_model_version", "batch_input", "batch_output"):
         assert f"✓ {asset}" in text
@@ -95,7 +95,7 @@ def test_it_shows_the_batch_output_and_an_answer(demo: Demo) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_promoted_version_is_scored_by_one_new_run_and_answered_without_a_restart(demo: Demo) -> None:
+def test_a_promoted_version_starts_one_run_and_serves_without_a_restart(demo: Demo) -> None:
     assert demo.dagit.ready()
     before = demo.dagit.runs()
     promoted = demo.run("demo.promote")
@@ -105,7 +105,7 @@ def test_a_promoted_version_is_scored_by_one_new_run_and_answered_without_a_rest
     while (runs := demo.dagit.runs()) == before or set(runs.values()) != {"SUCCESS"}:
         assert time.monotonic() < until, runs
         time.sleep(0.5)
-    time.sleep(3)  # a second run would be asked for by a later tick
+    time.sleep(3)  # a later tick would request a second run
     assert len(demo.dagit.runs()) == len(before) + 1
 
 

@@ -1,7 +1,7 @@
-"""The servers of docker-compose.yml without docker: real ones, on loopback, one life for all tests, in their order.
+"""The services of docker-compose.yml without Docker: real servers on loopback, started once; the tests run in order.
 
-Commands, environments, health checks and configuration files are the compose file's own; `places.py` lists what is
-replaced. The tests go the way of a team: put the example there, batch, online, promote, upgrade, and every outage.
+Commands, environments, health checks and configuration files come from the compose file; `places.py` lists what is
+replaced. The tests follow a team: install the example, batch, online, promote, upgrade, then every outage.
 """
 
 import io
@@ -28,21 +28,21 @@ from tests.support.load import Load
 from tests.support.servers import environment_for_servers, nginx_program
 from tests.support.team import AUTHORIZATION, SENSORS, Team
 
-# One start of everything takes a minute on a busy machine, and the first test pays for it.
+# Starting everything takes a minute on a busy machine, all of it in the first test.
 pytestmark = pytest.mark.timeout(400)
 
-# In .env: a machine that starts servers meanwhile does not answer within 0.3 s.
+# In .env: a machine that is starting servers does not answer within 0.3 s.
 VARIABLES = compose.EXAMPLE_VALUES | {"SERVING_DEADLINE_S": "5", "SERVING_POLL_INTERVAL_S": "1"}
 GUIDE = (compose.ROOT / "docs" / "deploy.md").read_text("utf-8")
 DRIVERS = list(range(1001, 1051))
 UNKNOWN_DRIVER = 9999
-# Two looks of the API at the alias and at its stores.
+# Two polls of the alias and of the stores by the API.
 OUTAGE_S = 2
 
 
 @pytest.fixture(scope="module")
 def team(request: pytest.FixtureRequest) -> Iterator[Team]:
-    """The stack with nothing in it yet, and those who use it."""
+    """The running, empty stack and its users."""
     nginx_program()
     # Not in pytest's directory: that one is closed to other users, and under root PostgreSQL and nginx run as others.
     with tempfile.TemporaryDirectory(prefix="full-stack-") as directory, pytest.MonkeyPatch.context() as environment:
@@ -61,7 +61,7 @@ def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     mlflow.set_tracking_uri(None)
 
 
-def test_the_suite_knows_all_services_keys_and_variables_of_the_compose_file() -> None:
+def test_the_suite_covers_every_service_key_and_variable_of_the_compose_file() -> None:
     services = compose.services()
     monitoring = {name for name, service in services.items() if service.get("profiles") == ["monitoring"]}
     assert set(services) == set(places.PORTS) | monitoring
@@ -73,8 +73,8 @@ def test_the_suite_knows_all_services_keys_and_variables_of_the_compose_file() -
     assert files | set(places.IN_IMAGE.values()) == set(places.FILES)
 
 
-def test_as_the_guide_says_the_example_is_put_there_and_every_server_is_healthy(team: Team) -> None:
-    register_webhook_as_the_guide_says(team)
+def test_the_documented_commands_install_the_example_and_every_server_is_healthy(team: Team) -> None:
+    register_webhook_as_documented(team)
     (command,) = re.findall(r"^docker compose run --rm code-location (python -m .+)$", GUIDE, re.MULTILINE)
 
     done = team.stack["code-location"].run(shlex.split(command))
@@ -92,14 +92,14 @@ def test_as_the_guide_says_the_example_is_put_there_and_every_server_is_healthy(
     ]
 
 
-def register_webhook_as_the_guide_says(team: Team) -> None:
-    """Before the first alias is set: MLflow's workers look for webhooks once a minute.
+def register_webhook_as_documented(team: Team) -> None:
+    """Register it before the first alias is set: MLflow's workers reload webhooks once a minute.
 
-    Docker's name server would give it one of the replicas; here that is the first.
+    Docker's DNS would resolve to any replica; here it is the first.
     """
     ((script),) = re.findall(r"code-location python - <<'PYTHON'\n(.+?)\nPYTHON\n", GUIDE, re.DOTALL)
     given = {"SECRET": VARIABLES["SERVING_WEBHOOK_SECRET"], "MLFLOW_TRACKING_URI": team.stack.address("mlflow")}
-    # In a process of its own: an earlier test may have told MLflow in this one of another server.
+    # In a separate process: an earlier test may have set another MLflow server in this one.
     done = subprocess.run(
         [sys.executable, "-"], input=team.stack.places.moved("code-location", script),
         env=environment_for_servers() | given, capture_output=True, text=True, check=False,
@@ -107,7 +107,7 @@ def register_webhook_as_the_guide_says(team: Team) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_request_on_s3_is_scored_by_the_sensors_run_like_a_computation_by_hand(team: Team) -> None:
+def test_the_sensor_scores_a_request_on_s3_equal_to_a_manual_computation(team: Team) -> None:
     team.wait_until_all_serve(1)
 
     request = pd.read_csv(io.BytesIO(team.read("batch_requests/rides_today.csv")))
@@ -118,12 +118,12 @@ def test_a_request_on_s3_is_scored_by_the_sensors_run_like_a_computation_by_hand
     assert manifest["origin"]["model"] == "driver_ranker/1"
     assert (manifest["outcome"]["rows"], manifest["outcome"]["scored"]) == (153, 150)
     known = output[output["driver_id"] != UNKNOWN_DRIVER]
-    np.testing.assert_allclose(known["prediction"], by_hand(team, request), rtol=1e-12)
+    np.testing.assert_allclose(known["prediction"], computed_manually(team, request), rtol=1e-12)
     assert set(output[output["driver_id"] == UNKNOWN_DRIVER]["reason"]) == {"not_found"}
 
 
-def by_hand(team: Team, request: pd.DataFrame) -> np.ndarray:
-    """Predictions of the request's known drivers, without anything of the product."""
+def computed_manually(team: Team, request: pd.DataFrame) -> np.ndarray:
+    """Predictions for the request's known drivers, computed without the product."""
     rows = request[request["driver_id"] != UNKNOWN_DRIVER].reset_index(names="place")
     rows["event_timestamp"] = pd.to_datetime(rows["event_timestamp"], utc=True).astype("datetime64[us, UTC]")
     stats = pd.read_parquet(io.BytesIO(team.read("features/driver_stats.parquet")))
@@ -174,12 +174,12 @@ def test_a_rolling_restart_of_both_replicas_under_load_fails_no_request(team: Te
 
 @pytest.fixture(scope="module")
 def before_outages(team: Team) -> "Kept":
-    """What must not be lost."""
+    """The state before the outages."""
     return Kept(team)
 
 
 class Kept:
-    """All that servers hold for their users."""
+    """The state that the servers hold for their users."""
 
     def __init__(self, team: Team) -> None:
         self.objects = team.objects()
@@ -189,9 +189,7 @@ class Kept:
         self.champion = team.world.client.get_model_version_by_alias("driver_ranker", "champion").version
 
 
-def test_while_redis_is_down_requests_are_refused_and_what_it_held_is_there_after_it(
-    team: Team, before_outages: Kept
-) -> None:
+def test_requests_are_refused_while_redis_is_down_and_its_data_survives(team: Team, before_outages: Kept) -> None:
     team.stack["redis"].stop()
     refused = team.ask(DRIVERS)
     assert (refused.status_code, refused.json()["type"]) == (503, "urn:model-serving:problem:feature-store-failed")
@@ -202,7 +200,7 @@ def test_while_redis_is_down_requests_are_refused_and_what_it_held_is_there_afte
     assert team.scores(DRIVERS) == before_outages.scores
 
 
-def test_the_proxy_is_back_as_soon_as_it_is_started(team: Team) -> None:
+def test_the_proxy_answers_as_soon_as_it_is_restarted(team: Team) -> None:
     team.stack["proxy"].stop()
     with pytest.raises(httpx.ConnectError):
         team.ask(DRIVERS)
@@ -211,9 +209,9 @@ def test_the_proxy_is_back_as_soon_as_it_is_started(team: Team) -> None:
     assert team.ask(DRIVERS).status_code == 200
 
 
-# In an order in which none that is started afresh hides that it did not recover from another's outage.
+# In this order, no restart hides that a service did not recover from another's outage.
 @pytest.mark.parametrize("name", ["webserver", "daemon", "code-location", "s3", "mlflow", "postgres"])
-def test_requests_are_answered_while_it_is_down_and_batch_goes_on_after_it(
+def test_requests_are_answered_during_an_outage_and_batch_resumes_after_it(
     team: Team, before_outages: Kept, name: str
 ) -> None:
     with Load(team.stack["proxy"].port, clients=2) as load:
@@ -221,11 +219,11 @@ def test_requests_are_answered_while_it_is_down_and_batch_goes_on_after_it(
         time.sleep(OUTAGE_S)
         team.stack[name].start()
     assert load.failures == []
-    if name != "webserver":  # only people need it
+    if name != "webserver":  # only people use it
         team.wait_for_good_ticks()
 
 
-def test_all_these_outages_have_lost_nothing(team: Team, before_outages: Kept) -> None:
+def test_the_outages_lost_nothing(team: Team, before_outages: Kept) -> None:
     kept = Kept(team)
 
     for what, before in vars(before_outages).items():
@@ -233,7 +231,7 @@ def test_all_these_outages_have_lost_nothing(team: Team, before_outages: Kept) -
     assert team.stack.ended == []
 
 
-def test_a_killed_replica_costs_no_request_and_the_run_of_a_killed_code_location_is_run_again(team: Team) -> None:
+def test_a_killed_replica_fails_no_request_and_a_killed_run_is_retried(team: Team) -> None:
     known, rows = len(runs(team.instance)), team.output().shape[0]
     request = team.read("batch_requests/rides_today.csv")
     shorter = b"".join(request.splitlines(keepends=True)[:101])

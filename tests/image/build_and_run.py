@@ -1,11 +1,11 @@
-"""`make image-test`: both images are built from the Dockerfile and run, where there is no docker engine.
+"""`make image-test`: builds both images from the Dockerfile and runs them, without a Docker engine.
 
 buildah builds them (isolation chroot, storage vfs) on a base made by debootstrap, which stands in for
-python:3.11-slim; IMAGE_BASE names another base that buildah can pull. Each container runs in namespaces of its own:
-root file system mounted read-only, the image's own user, no capabilities, the environment that docker-compose.yml gives
-it. They meet a real Redis, PostgreSQL and S3, put the example there, score a batch, and answer requests.
+python:3.11-slim; IMAGE_BASE names another base that buildah can pull. Each container runs in its own namespaces with a
+read-only root file system, the image's user, no capabilities, and the environment of docker-compose.yml. The containers
+use a real Redis, PostgreSQL and S3, install the example, score a batch and answer requests.
 
-Not collected by `make test`: it needs root, Debian's packages, and minutes.
+Not collected by `make test`: it needs root, Debian packages and several minutes.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(3000)
 
 
 def buildah(*arguments: str | Path) -> str:
-    """What buildah says on standard output."""
+    """Run buildah and return its standard output."""
     command = [
         "buildah",
         "--storage-driver",
@@ -67,7 +67,7 @@ def base() -> str:
     PLACE.mkdir(parents=True, exist_ok=True)
     if BASE not in buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
         with tempfile.TemporaryDirectory(dir=PLACE) as folder:
-            files = Path(folder) / "base"  # readable by all, which the folder itself is not
+            files = Path(folder) / "base"  # world-readable, unlike the temporary folder
             packages = "--include=python3,python3-venv,ca-certificates"
             subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", files], check=True)
             container = buildah("from", "scratch")
@@ -78,14 +78,14 @@ def base() -> str:
 
 @dataclasses.dataclass
 class Image:
-    """One that was built, and mounted to look at and run."""
+    """A built and mounted image."""
 
     name: str
     files: Path
     config: dict[str, Any]
 
     def command(self, command: list[str], environment: dict[str, str], mounts: dict[Path, str]) -> list[str]:
-        """A command line that runs `command` in it, as docker would with `--read-only --cap-drop ALL --tmpfs /tmp`."""
+        """A command line that runs `command` in the image, like docker with `--read-only --cap-drop ALL --tmpfs /tmp`."""
         root = self.files
         read_only = [f"mount --bind {source} {root}{target}" for source, target in mounts.items()]
         script = [
@@ -111,12 +111,12 @@ class Image:
         ]
 
     def volumes(self) -> list[str]:
-        """What docker-compose.yml mounts volumes on."""
+        """The folders on which docker-compose.yml mounts volumes."""
         folders = ("/var/lib/serving/logs", "/var/lib/serving/scratch")
         return [folder for folder in folders if (self.files / folder[1:]).is_dir()]
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The end of a command that ends by itself."""
+        """Run a command to its end."""
         line = self.command(list(command), environment, {})
         return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
 
@@ -126,7 +126,7 @@ def build(target: str, base: str) -> Image:
     options = ["--format", "docker", "--target", target, "--build-arg", f"BASE_IMAGE={base}", "--quiet"]
     if index := os.environ.get("PIP_INDEX_URL"):
         options += ["--build-arg", f"PIP_INDEX_URL={index}"]
-    if CERTIFICATES.exists():  # this machine's, also those of a proxy that it goes through
+    if CERTIFICATES.exists():  # this machine's, including those of its proxy
         options += ["--build-arg", f"PIP_CERT={CERTIFICATES}", "--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
     buildah("bud", *options, "--tag", name, ".")
     container = buildah("from", "--pull-never", name)
@@ -140,7 +140,7 @@ def build(target: str, base: str) -> Image:
 
 @pytest.fixture(scope="module")
 def images(base: str) -> Iterator[dict[str, Image]]:
-    """Both, by their target's name. What buildah keeps of earlier ones is removed."""
+    """Both images by target. Removes what buildah keeps of earlier ones."""
     yield {target: build(target, base) for target in ("api", "batch")}
     buildah("umount", "--all")
     buildah("rm", "--all")
@@ -171,7 +171,7 @@ class Container(Server):
         return self.image.command(command, self.stack.environment(self.service), self.mounts)
 
     def answers(self) -> bool:
-        """Its health check, in another container."""
+        """Run its health check in another container."""
         assert self.image is not None
         assert self.stack is not None
         kind, *check = compose.services()[self.service]["healthcheck"]["test"]
@@ -182,7 +182,7 @@ class Container(Server):
 
 @dataclasses.dataclass
 class Stack:
-    """The servers that the images meet, and everybody's addresses: docker-compose.yml's names lead nowhere here."""
+    """The servers, and their addresses in place of the host names of docker-compose.yml."""
 
     redis: RedisServer
     postgres: PostgresServer
@@ -192,17 +192,17 @@ class Stack:
     )
 
     def moved(self, text: str) -> str:
-        """`text` with the addresses that count here."""
+        """`text` with the addresses of these servers."""
         for name, server in {"postgres:5432": self.postgres, "redis:6379": self.redis, "s3:7070": self.s3}.items():
             text = text.replace(name, f"{server.host}:{server.port}")
         text = text.replace("mlflow:5000", "127.0.0.1:5000").replace("0.0.0.0", HOST)  # noqa: S104 - away from it
         for old, new in self.ports.items():
-            # Whole numbers only: a server's own free port may begin like it.
+            # Only complete port numbers: a free port may begin with the same digits.
             text = re.sub(rf"(127\.0\.0\.1:|--port=){old}(?!\d)", rf"\g<1>{new}", text)
         return text
 
     def environment(self, service: str) -> dict[str, str]:
-        """What docker-compose.yml gives the service."""
+        """The environment of the service in docker-compose.yml."""
         given = {name: self.moved(value) for name, value in compose.services()[service]["environment"].items()}
         here = {
             "DAGSTER_PG_HOST": self.postgres.host,
@@ -214,7 +214,7 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Real servers on loopback, with the databases and the bucket."""
+    """Real servers on loopback with the databases and the bucket."""
     with tempfile.TemporaryDirectory(prefix="image-test-postgres-") as folder:
         started = Stack(
             RedisServer(tmp_path_factory.mktemp("redis"), password=compose.EXAMPLE_VALUES["REDIS_PASSWORD"]),
@@ -246,7 +246,7 @@ def make_databases(postgres: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("target", ["api", "batch"])
-def test_an_image_holds_what_runs_and_nothing_else(images: dict[str, Image], target: str) -> None:
+def test_an_image_has_only_what_runs(images: dict[str, Image], target: str) -> None:
     image = images[target]
     assert image.config["User"] == "10001:10001"
     assert image.config["Healthcheck"]["Test"]
@@ -261,13 +261,13 @@ def test_an_image_holds_what_runs_and_nothing_else(images: dict[str, Image], tar
     assert not [name for name, value in compose.EXAMPLE_VALUES.items() if value in shown]
 
 
-def test_the_api_knows_nothing_of_dagster(images: dict[str, Image]) -> None:
+def test_the_api_image_has_no_dagster(images: dict[str, Image]) -> None:
     assert images["api"].run("python", "-c", "import dagster").returncode != 0
     assert not (images["api"].files / "app" / "serving_assets").exists()
     assert images["batch"].run("python", "-c", "import dagster, dagster_postgres, boto3").returncode == 0
 
 
-def test_the_whole_way_from_the_images(images: dict[str, Image], stack: Stack, tmp_path: Path) -> None:
+def test_the_images_serve_batch_and_online(images: dict[str, Image], stack: Stack, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace.yaml"
     text = (ROOT / "deploy" / "workspace.yaml").read_text()
     workspace.write_text(text.replace("code-location", HOST).replace("4000", str(stack.ports["4000"])))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEY = compose.EXAMPLE_VALUES["SERVING_API_KEYS"]
 TAG = os.environ.get("IMAGE_TAG", "0.1.0")
 NEXT_TAG = f"{TAG}-next"
-# What a process that is named so does is ended as by the kernel: `init` is 1, and starts nothing anew.
+# Kills every process whose command line contains the argument. PID 1 is `init`, which restarts nothing.
 KILL = """
 import os, pathlib, signal, sys
 for process in pathlib.Path("/proc").glob("[0-9]*"):
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class Stack:
-    """The services of docker-compose.yml, as a project of their own."""
+    """The services of docker-compose.yml as a separate Compose project."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -52,7 +52,7 @@ class Stack:
         self.variables.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
 
     def shell(self, script: str) -> str:
-        """What a script of docs/deploy.md prints; it means this project by `docker compose`."""
+        """Run a script of docs/deploy.md on this project and return its output."""
         inherited = {name: value for name, value in os.environ.items() if name not in self.values}
         ours = {"COMPOSE_PROJECT_NAME": "model-serving-test", "COMPOSE_ENV_FILES": str(self.variables)}
         command = ["bash", "-e", "-o", "pipefail", "-c", script]
@@ -82,7 +82,7 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Up, every service healthy, with the example in it."""
+    """All services up and healthy, with the example loaded."""
     started = Stack(tmp_path_factory.mktemp("compose"))
     try:
         started.shell("docker compose up -d --wait")
@@ -105,7 +105,7 @@ def test_the_sensor_scores_the_request_and_the_proxy_answers(stack: Stack) -> No
 @pytest.mark.parametrize(
     ("service", "program"), [("api", "python"), ("mlflow", "mlflow"), ("code-location", "dagster")]
 )
-def test_who_is_killed_comes_back_and_costs_no_request(stack: Stack, service: str, program: str) -> None:
+def test_a_killed_service_restarts_without_a_failed_request(stack: Stack, service: str, program: str) -> None:
     with Load(stack.port) as load:
         stack.shell(f"docker compose exec -T {service} python -c '{KILL}' {program} || true")
         time.sleep(3)  # so that its health is not what it was before
@@ -114,7 +114,7 @@ def test_who_is_killed_comes_back_and_costs_no_request(stack: Stack, service: st
     assert not load.failures, refused(stack)
 
 
-def test_an_upgrade_as_documented_costs_no_request(stack: Stack) -> None:
+def test_the_documented_upgrade_fails_no_request(stack: Stack) -> None:
     for image in ("api", "batch"):
         stack.shell(f"docker tag model-serving-{image}:{TAG} model-serving-{image}:{NEXT_TAG}")
     stack.write(stack.values | {"IMAGE_TAG": NEXT_TAG})
@@ -127,7 +127,7 @@ def test_an_upgrade_as_documented_costs_no_request(stack: Stack) -> None:
     assert {image.partition(":")[2] for image in images if image.startswith("model-serving")} == {NEXT_TAG}
 
 
-def test_what_was_there_is_there_after_all_was_taken_down(stack: Stack) -> None:
+def test_the_data_survives_down_and_up(stack: Stack) -> None:
     before = stack.answer().json()
     stack.shell("docker compose down")
     stack.shell("docker compose up -d --wait")
@@ -136,18 +136,18 @@ def test_what_was_there_is_there_after_all_was_taken_down(stack: Stack) -> None:
 
 
 def refused(stack: Stack) -> str:
-    """What the proxy tells of requests that no replica answered: whom it asked, and what they said."""
+    """The proxy's log of requests that no replica answered."""
     return stack.shell("docker compose logs --no-log-prefix proxy | grep -E '\"status\":5|\\[(warn|error)\\]' || true")
 
 
 def healthy(stack: Stack) -> bool:
-    """Whether each container is."""
+    """Whether every container is healthy."""
     lines = stack.shell("docker compose ps --format json").splitlines()
     return all(json.loads(line)["Health"] == "healthy" for line in lines)
 
 
 def documented(heading: str) -> str:
-    """The first block of commands after these words in docs/deploy.md."""
+    """The first shell block after this heading in docs/deploy.md."""
     text = (ROOT / "docs" / "deploy.md").read_text("utf-8")
     match = re.search(r"```sh\n(.*?)```", text[text.index(heading) :], re.DOTALL)
     assert match, heading

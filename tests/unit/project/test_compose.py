@@ -1,4 +1,4 @@
-"""docker-compose.yml, the files that it names and .env.example fit each other, the settings and the metrics."""
+"""docker-compose.yml, the files that it mounts and .env.example agree with each other, the settings and the metrics."""
 
 import json
 import os
@@ -41,7 +41,7 @@ NAMES = [
     "postgres", "redis", "s3", "mlflow", "code-location", "webserver", "daemon", "api", "proxy",
     "prometheus", "grafana",
 ]  # fmt: skip
-# The service's keys of the Compose specification that are used here: a misspelt one would be ignored or refused.
+# Keys of the Compose specification in use: Compose ignores or refuses a misspelled one.
 KEYS = {
     "image", "build", "user", "command", "entrypoint", "environment", "volumes", "tmpfs", "shm_size", "healthcheck",
     "stop_signal", "stop_grace_period", "deploy", "depends_on", "networks", "ports", "profiles", "container_name",
@@ -49,10 +49,10 @@ KEYS = {
 }  # fmt: skip
 NOT_IN_ENV = {
     "SERVING_ALLOW_ANONYMOUS": "keys are required: the API listens beyond loopback",
-    "SERVING_BODY_TIMEOUT_S": "bodies arrive at the proxy, which sends them on whole",
+    "SERVING_BODY_TIMEOUT_S": "the proxy buffers each body before it forwards the request",
 }
-"""Settings that can't be chosen in .env, nor are chosen in docker-compose.yml → why."""
-OF_SECRETS = re.compile(r"PASSWORD|SECRET|_KEYS?$")
+"""Setting that neither .env nor docker-compose.yml sets → why."""
+SECRET_NAME = re.compile(r"PASSWORD|SECRET|_KEYS?$")
 
 
 def used_variables() -> list[re.Match[str]]:
@@ -66,7 +66,7 @@ def documented_variables() -> dict[str, tuple[str, bool]]:
     return {name: (value, bool(comment)) for comment, name, value in found}
 
 
-def test_it_has_the_servers_that_the_product_needs() -> None:
+def test_the_file_has_every_service_and_uses_only_known_keys() -> None:
     assert list(services()) == NAMES
     assert set().union(*services().values()) <= KEYS
     assert set(load()) == {"name", "services", "networks", "volumes"}
@@ -80,7 +80,7 @@ class TestEachService:
         assert re.search(r"\d+\.\d+\.\d+|^\d+\.\d+-", tag), image
         assert "latest" not in image
 
-    def test_tells_whether_it_is_healthy(self, name: str) -> None:
+    def test_has_a_health_check(self, name: str) -> None:
         check = services()[name]["healthcheck"]
         assert check["test"][0] in {"CMD", "CMD-SHELL"}
         assert {"interval", "timeout", "retries", "start_period"} <= set(check)
@@ -89,28 +89,28 @@ class TestEachService:
         for port in services()[name].get("ports", []):
             assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
 
-    def test_is_started_again_and_bounded(self, name: str) -> None:
+    def test_restarts_and_has_limits(self, name: str) -> None:
         service = services()[name]
         assert service["restart"] == "unless-stopped"
         limits = service["deploy"]["resources"]["limits"]
         assert {"cpus", "memory", "pids"} == set(limits)
         assert service["logging"]["options"]["max-size"]
 
-    def test_may_do_little(self, name: str) -> None:
+    def test_has_no_privileges(self, name: str) -> None:
         service = services()[name]
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        # Our images name their user themselves. The S3 store's image knows none; without capabilities, its root can
-        # do no more than its volume's owner.
+        # Our images set their user. The S3 store's image has only root; without capabilities, that root can do no more
+        # than the owner of its volume.
         assert "build" in service or name == "s3" or service["user"] not in {"root", "0", "0:0"}
 
-    def test_waits_for_what_it_needs_to_be_healthy(self, name: str) -> None:
+    def test_starts_after_its_dependencies_are_healthy(self, name: str) -> None:
         for needed, how in services()[name].get("depends_on", {}).items():
             assert needed in NAMES[: NAMES.index(name)]  # so there is no circle
             assert how["condition"] == "service_healthy"
 
-    def test_mounts_named_volumes_and_files_that_are_there(self, name: str) -> None:
+    def test_mounts_declared_volumes_and_existing_files(self, name: str) -> None:
         for volume in services()[name].get("volumes", []):
             source, target, *mode = volume.split(":")
             assert target.startswith("/")
@@ -121,7 +121,7 @@ class TestEachService:
                 assert source in load()["volumes"]
 
 
-def test_only_what_people_and_callers_use_is_published() -> None:
+def test_only_the_user_facing_services_publish_ports() -> None:
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert set(published) == {"webserver", "proxy", "prometheus", "grafana"}
     assert load()["networks"]["inside"] == {"internal": True}
@@ -134,7 +134,7 @@ def test_every_volume_is_used() -> None:
     assert set(load()["volumes"]) <= used
 
 
-def test_there_is_exactly_one_daemon_and_several_replicas() -> None:
+def test_one_daemon_and_at_least_two_api_replicas_run() -> None:
     assert services()["daemon"]["container_name"]  # which Compose refuses to scale
     assert services()["daemon"]["deploy"]["replicas"] == 1
     assert int(services()["api"]["deploy"]["replicas"]) >= 2
@@ -154,13 +154,13 @@ def test_every_variable_is_documented_with_its_default() -> None:
     assert Settings.from_environment(example | {"SERVING_MODEL_NAME": "m"}) == defaults_of_settings
 
 
-def test_every_setting_can_be_chosen_or_is_chosen_for_a_reason() -> None:
+def test_every_setting_is_set_or_configurable_except_for_a_listed_reason() -> None:
     chosen = {variable for name in ("api", "code-location") for variable in services()[name]["environment"]}
     settings = {variable for variable in variable_names().values() if variable.startswith("SERVING_")}
     assert settings - chosen - set().union(*passed_on().values()) == set(NOT_IN_ENV)
 
 
-def test_a_variable_without_a_value_is_passed_on_only_where_it_is_set() -> None:
+def test_an_optional_variable_is_passed_on_only_if_it_is_set() -> None:
     assert "SERVING_MAX_NULL_RATE" not in services()["code-location"]["environment"]
     given = services(EXAMPLE_VALUES | {"SERVING_MAX_NULL_RATE": "0.5", "SERVING_OUTPUT_COLUMN": "1"})
     assert given["code-location"]["environment"]["SERVING_MAX_NULL_RATE"] == "0.5"
@@ -170,24 +170,24 @@ def test_a_variable_without_a_value_is_passed_on_only_where_it_is_set() -> None:
 
 
 @pytest.mark.parametrize("variable", EXAMPLE_VALUES)
-def test_without_a_required_value_nothing_starts(variable: str) -> None:
+def test_a_missing_required_variable_is_an_error_that_names_it(variable: str) -> None:
     for value in ({}, {variable: ""}):
         with pytest.raises(MissingVariable, match=f"^{variable}: .{{10,}}"):
             load({name: given for name, given in EXAMPLE_VALUES.items() if name != variable} | value)
 
 
 def test_no_password_has_a_default() -> None:
-    secrets = [match for match in used_variables() if OF_SECRETS.search(match["name"])]
+    secrets = [match for match in used_variables() if SECRET_NAME.search(match["name"])]
     assert len({match["name"] for match in secrets}) >= 10
     assert {match["sign"] for match in secrets} == {":?"}
     for name, (value, _) in documented_variables().items():
-        assert not (OF_SECRETS.search(name) and value), name
+        assert not (SECRET_NAME.search(name) and value), name
     for service in services().values():
         for name, value in service.get("environment", {}).items():
-            assert not OF_SECRETS.search(name) or value in EXAMPLE_VALUES.values(), name
+            assert not SECRET_NAME.search(name) or value in EXAMPLE_VALUES.values(), name
 
 
-def test_each_server_gets_only_the_secrets_that_it_needs() -> None:
+def test_each_service_gets_only_the_secrets_that_it_needs() -> None:
     have = {
         name: {key for key, secret in EXAMPLE_VALUES.items() if secret in json.dumps(service.get("environment", {}))}
         - {"SERVING_MODEL_NAME"}
@@ -211,7 +211,7 @@ def test_each_server_gets_only_the_secrets_that_it_needs() -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "code-location"])
-def test_the_settings_are_real_and_right(name: str) -> None:
+def test_the_serving_variables_are_valid_settings(name: str) -> None:
     environment = services()[name]["environment"]
     assert {key for key in environment if key.startswith("SERVING_")} <= set(variable_names().values())
     settings = Settings.from_environment(environment)
@@ -226,7 +226,7 @@ def test_batch_and_online_get_the_same_model_and_features() -> None:
     assert {"MLFLOW_TRACKING_URI", "FEAST_REGISTRY", "FEAST_REDIS", "SERVING_MODEL_NAME"} <= shared
 
 
-def test_a_replica_may_finish_what_it_does_before_it_is_killed() -> None:
+def test_the_grace_period_covers_the_longest_request() -> None:
     settings = Settings.from_environment(services()["api"]["environment"])
     (longest_deadline_s,) = re.findall(r"proxy_read_timeout (\d+)s;", (DEPLOY / "nginx" / "nginx.conf").read_text())
     assert f"may take, less than {longest_deadline_s}: the proxy waits no longer" in EXAMPLE_FILE.read_text()
@@ -234,7 +234,7 @@ def test_a_replica_may_finish_what_it_does_before_it_is_killed() -> None:
     assert float(services()["api"]["stop_grace_period"].removesuffix("s")) > needed_s
 
 
-def test_addresses_name_services_and_their_ports() -> None:
+def test_every_address_names_a_service_and_its_port() -> None:
     api = services()["api"]["environment"]
     workspace = yaml.safe_load((DEPLOY / "workspace.yaml").read_text())
     server = workspace["load_from"][0]["grpc_server"]
@@ -265,7 +265,7 @@ def test_dagster_accepts_its_configuration(tmp_path: Path, monkeypatch: pytest.M
 
 def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     nginx = nginx_program()
-    # Our own upstream.conf needs Docker's name server, and a newer nginx than Debian's.
+    # upstream.conf needs Docker's DNS server and a newer nginx than Debian's.
     (tmp_path / "upstream.conf").write_text("upstream api { server 127.0.0.1:8172; keepalive 64; }")
     shutil.copy(DEPLOY / "nginx" / "nginx.conf", tmp_path)
     shutil.copytree(DEPLOY / "nginx" / "tls.d", tmp_path / "tls.d")
@@ -276,7 +276,7 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     assert said.returncode == 0, said.stderr
 
 
-def test_redis_starts_as_the_file_says_and_asks_for_its_password(tmp_path: Path) -> None:
+def test_redis_starts_with_its_configuration_and_requires_the_password(tmp_path: Path) -> None:
     shell, option, script = services()["redis"]["command"]
     shutil.copy(DEPLOY / "redis.conf", tmp_path)
     here = tmp_path / "redis.conf"
@@ -294,17 +294,17 @@ def test_redis_starts_as_the_file_says_and_asks_for_its_password(tmp_path: Path)
             client.ping()
     finally:
         process.terminate()
-        assert process.wait(10) == 0  # the shell is gone, and Redis itself got the signal
+        assert process.wait(10) == 0  # the shell has exec'd Redis, which received the signal
 
 
 def test_prometheus_accepts_its_configuration() -> None:
     promtool = shutil.which("promtool")
-    if promtool is None:  # a large package for one check; the metrics themselves are checked below
+    if promtool is None:  # a large package for one check; the tests below check the metrics
         return
     for arguments in (
         ["check", "config", "--syntax-only", "prometheus.yml"],
         ["check", "rules", "alerts.yml"],
-        ["test", "rules", ROOT / "tests" / "unit" / "alerts.yml"],
+        ["test", "rules", ROOT / "tests" / "unit" / "project" / "alerts.yml"],
     ):
         said = subprocess.run([promtool, *arguments], cwd=DEPLOY, check=False, capture_output=True, text=True)
         assert said.returncode == 0, said.stdout + said.stderr
@@ -312,7 +312,7 @@ def test_prometheus_accepts_its_configuration() -> None:
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """Every name that /metrics has a sample of, sooner or later."""
+    """Every sample name that /metrics can export."""
     with TestClient(create_app(Settings(model_name="m"), FakeLoader(FakeScorer(7)))) as client:
         when_ready(client)
         families = list(text_string_to_metric_families(client.get("/metrics").text))
@@ -328,7 +328,7 @@ def expressions() -> Iterator[str]:
         yield from (rule["expr"] for rule in group["rules"])
 
 
-def test_dashboard_and_alerts_ask_only_for_metrics_that_the_api_exports(exported: set[str]) -> None:
+def test_dashboard_and_alerts_query_only_exported_metrics_and_every_one_of_ours(exported: set[str]) -> None:
     asked = set()
     for expression in expressions():
         without_labels = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|without) \([^)]*\)", "", expression)
@@ -341,10 +341,10 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_the_api_exports(exported
         assert set(re.findall(r"[a-zA-Z_]\w*", left)) <= known, expression
     assert asked <= exported
     ours = {name for name in exported if name.startswith("serving_") and not name.endswith(("_sum", "_count"))}
-    assert ours <= asked, "a metric that no panel of deploy/grafana/dashboards/serving.json shows"
+    assert ours <= asked, "a metric without a panel in deploy/grafana/dashboards/serving.json"
 
 
-def test_grafana_finds_its_data_and_its_dashboards() -> None:
+def test_grafana_has_its_data_source_and_dashboards() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     source = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
@@ -361,26 +361,26 @@ def test_grafana_finds_its_data_and_its_dashboards() -> None:
 class TestTheImages:
     DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
-    def test_are_built_on_the_base_that_compose_names(self) -> None:
+    def test_are_built_on_the_base_image_of_the_compose_file(self) -> None:
         base = services()["api"]["build"]["args"]["BASE_IMAGE"]
         assert f"ARG BASE_IMAGE={base}\n" in self.DOCKERFILE
         assert set(re.findall(r"^FROM (\S+)", self.DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "installer", "base"}
 
     @pytest.mark.parametrize("target", ["api", "batch"])
-    def test_run_as_another_user_than_root_and_tell_their_health(self, target: str) -> None:
+    def test_run_as_a_non_root_user_with_a_health_check(self, target: str) -> None:
         stage = re.split(r"^FROM ", self.DOCKERFILE, flags=re.MULTILINE)
         (own,) = [text for text in stage if text.startswith(f"base AS {target}\n")]
         assert re.search(r"^USER [1-9]\d+:[1-9]\d+$", own, re.MULTILINE)
         assert "HEALTHCHECK" in own
         assert f"COPY --from={target}-packages /opt/venv /opt/venv" in own
 
-    def test_get_no_secret_and_no_state_of_this_machine(self) -> None:
+    def test_get_no_secret_and_no_local_state(self) -> None:
         sent = (ROOT / ".dockerignore").read_text().splitlines()
         assert sent.index("*") < sent.index("!scoring")
         assert not {"!.env", "!var", "!."} & set(sent)
         assert "feature_repo/data" in sent
 
-    def test_copy_only_what_is_there(self) -> None:
+    def test_copy_only_existing_files(self) -> None:
         for line in re.findall(r"^COPY (?!--from)(.+)$", self.DOCKERFILE, re.MULTILINE):
             for source in line.split()[:-1]:
                 assert list(ROOT.glob(source)), source

@@ -1,4 +1,4 @@
-"""`python -m demo.stack` where it can't work."""
+"""`python -m demo.stack` without a registry."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from demo import stack
 from tests.support.servers import HOST, free_port
 
 
-def test_a_registry_that_is_down_is_one_clear_line_without_its_password(
+def test_an_unreachable_registry_is_one_line_without_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()

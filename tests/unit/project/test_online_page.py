@@ -1,4 +1,4 @@
-"""docs/online.md tells an operator every route, metric and problem that the code has, and no other."""
+"""docs/online.md documents exactly the routes, metrics and problems that the code has."""
 
 import re
 from pathlib import Path
@@ -17,14 +17,14 @@ from tests.support.fakes import FakeLoader
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "online.md").read_text(encoding="utf-8")
 
 
-def test_every_route_is_told() -> None:
+def test_every_route_is_documented() -> None:
     app = create_app(Settings(model_name="m"), FakeLoader())
     paths = {route.path for route in app.routes}
-    told = set(re.findall(r"`(?:GET|POST) (/[a-z]*)`|`(/openapi\.json)`", PAGE))
-    assert {path for path in paths if not path.startswith("/static")} == {"".join(each) for each in told}
+    documented = set(re.findall(r"`(?:GET|POST) (/[a-z]*)`|`(/openapi\.json)`", PAGE))
+    assert {path for path in paths if not path.startswith("/static")} == {"".join(each) for each in documented}
 
 
-def test_every_metric_is_told_and_no_other() -> None:
+def test_exactly_the_exported_metrics_are_documented() -> None:
     from prometheus_client import generate_latest
 
     metrics = Metrics()
@@ -35,20 +35,20 @@ def test_every_metric_is_told_and_no_other() -> None:
         for family in families
         if family.name.startswith(PREFIX)
     }
-    told = {
+    documented = {
         name
         for row in PAGE.splitlines()
         if row.startswith("| `serving_")
         for name in re.findall(r"`(serving_\w+)`", row.split("|")[1])
     }
-    assert told == names
+    assert documented == names
 
 
-def test_every_kind_of_problem_is_told_with_its_status() -> None:
+def test_every_problem_is_documented_with_its_status() -> None:
     rows = re.findall(r"^\| (\d{3}[\d, ]*) \| (`[^|]+`) \|", PAGE, re.MULTILINE)
-    told = {
+    documented = {
         (name, int(statuses.split(",")[min(place, statuses.count(","))]))
         for statuses, names in rows
         for place, name in enumerate(re.findall(r"`([\w-]+)`", names))
     }
-    assert told == {(kind.name, kind.status) for kind in KINDS}
+    assert documented == {(kind.name, kind.status) for kind in KINDS}
