@@ -85,7 +85,7 @@ class Image:
     config: dict[str, Any]
 
     def command(self, command: list[str], environment: dict[str, str], mounts: dict[Path, str]) -> list[str]:
-        """A command line that runs `command` in the image, like docker with `--read-only --cap-drop ALL --tmpfs /tmp`."""
+        """A command line that runs `command` in the image, like docker with --read-only --cap-drop ALL --tmpfs /tmp."""
         root = self.files
         read_only = [f"mount --bind {source} {root}{target}" for source, target in mounts.items()]
         script = [
