@@ -1,4 +1,4 @@
-"""The documentation says what the code does: every setting, its default and its meaning; every make target; links."""
+"""The documentation matches the code: settings with their defaults and docstrings, make targets, links."""
 
 import ast
 import itertools
@@ -44,17 +44,17 @@ def docstrings() -> dict[str, str]:
     return found
 
 
-def test_every_setting_is_documented_and_nothing_else_is() -> None:
+def test_the_settings_are_documented_and_no_others() -> None:
     assert set(documented_settings()) == set(variable_names().values())
 
 
 @pytest.mark.parametrize(("field", "variable"), variable_names().items())
-def test_the_documented_default_is_the_codes(field: str, variable: str) -> None:
+def test_each_setting_has_its_default(field: str, variable: str) -> None:
     assert documented_settings()[variable] == default_as_documented(field)
 
 
 @pytest.mark.parametrize(("field", "variable"), variable_names().items())
-def test_the_page_says_of_a_setting_what_its_docstring_says(field: str, variable: str) -> None:
+def test_each_setting_has_its_docstring(field: str, variable: str) -> None:
     section = SETTINGS_PAGE.split(f"### `{variable}`\n")[1].split("\n### ")[0]
     assert docstrings()[field] in " ".join(section.split())
 
