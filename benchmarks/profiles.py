@@ -79,7 +79,7 @@ def exhaust(items: Iterator[Any]) -> None:
 def join() -> None:
     """Time the join: its stages, the product and the floor."""
     from benchmarks.batch.joins import BareAsof, BatchInput
-    from scoring.batch.join import with_point_in_time_features
+    from scoring.batch.join import PointInTimeJoin
     from scoring.batch.request import read_batch_request
 
     whole, floor = BatchInput(ROWS), BareAsof(ROWS)
@@ -88,8 +88,7 @@ def join() -> None:
     request = whole.request
 
     def joined() -> Iterator[Any]:
-        checked = read_batch_request(request, whole.features)
-        return with_point_in_time_features(whole.store, whole.features, request, {}, checked)
+        return PointInTimeJoin(whole.store, whole.features, request).tables()
 
     print_time("check the request", lambda: exhaust(read_batch_request(request, whole.features)))
     print_time("check, ASOF join and compare, without writing", lambda: exhaust(joined()))

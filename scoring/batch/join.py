@@ -1,5 +1,6 @@
-"""Feature vectors as of a moment in the past: the point-in-time join, done by Feast's offline store."""
+"""The point-in-time join of a batch request: its rows with a model's features as they were known at each row's time."""
 
+import collections
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch.typed_request import EVENT_TIMESTAMP, entity_columns
+from scoring.batch.request import EVENT_TIMESTAMP, entity_columns, read_batch_request, request_types
 from scoring.errors import BatchRequestError, FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import Masks, ModelFeatures
-from scoring.files.parquet import ParquetFiles, RowsInTurn
+from scoring.files.parquet import ParquetFiles, RowsInTurn, no_rows, write_tables
 from scoring.imports import inside
 
 if TYPE_CHECKING:
@@ -22,47 +23,199 @@ if TYPE_CHECKING:
     from scoring.feast_plugins.offline_query import AsofRetrievalJob
     from scoring.features.on_demand_views import OnDemandViews
 
+# A parquet reader takes one row group at a time: larger ones would take memory that grows with the request (pyarrow's
+# default size).
+ROWS_PER_GROUP = 1 << 20
+# What DuckDB 2.0 is known to read as pyarrow 25 does.
+CODECS = frozenset({"UNCOMPRESSED", "SNAPPY", "GZIP", "BROTLI", "LZ4", "ZSTD"})
+ENCODINGS = frozenset(
+    {"PLAIN", "PLAIN_DICTIONARY", "RLE", "RLE_DICTIONARY", "DELTA_BINARY_PACKED", "DELTA_BYTE_ARRAY"}
+    | {"DELTA_LENGTH_BYTE_ARRAY", "BYTE_STREAM_SPLIT"}
+)
 
-def with_point_in_time_features(
-    store: "FeatureStore",
-    features: ModelFeatures,
-    request: Path,
-    stale: dict[str, int] | None = None,
-    checked: Iterator[pa.Table] | None = None,
-) -> Iterator[pa.Table]:
-    """The request's rows and the model's features as they were known at each row's event_timestamp.
 
-    Views' times to live hold. With this project's offline store the rows stream, in bounded memory; with another
-    one, or with an on-demand view whose function compares rows (`scoring.batch.on_demand_blocks`), the result
-    is in memory as a whole.
+class PointInTimeJoin:
+    """Joins one request with a model's features through Feast's offline store, and counts the rows.
 
-    Args:
-        store: the Feast store; its offline store does the join.
-        features: which features of which service make the model's vector.
-        request: parquet file of entity rows (`read_batch_request`): all columns of the request.
-        stale: is filled while the rows are read, with this project's offline store: view → number of rows for which
-            its latest row was past its time to live. Other stores don't tell.
-        checked: the same rows once more, where they are checked only now, while they are joined.
-
-    Yields:
-        The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same order;
-        null = unknown at that moment.
-
-    Raises:
-        FeatureStoreError: the offline store failed, or lost or doubled rows.
-        BatchRequestError: what `checked` raises.
+    Times to live of feature views apply. With this project's offline store the rows stream in bounded memory. With
+    another store, or with an on-demand view whose function compares rows (`scoring.batch.on_demand_blocks`), the
+    result is in memory as a whole.
     """
-    rows = pq.read_metadata(request).num_rows
-    if rows == 0:
-        own = pa.concat_tables(checked) if checked else pq.read_table(request)
-        yield complete(features, own, features_of_none(features))
-        return
-    seen = 0
-    for own, joined, absent in _joined(store, features, request, stale, checked):
-        yield complete(features, own, joined, absent)
-        seen += own.num_rows
-    if seen != rows:
-        raise lost_rows(store, features, rows, seen)
+
+    def __init__(
+        self, store: "FeatureStore", features: ModelFeatures, request: Path, origin: str | None = None
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            store: the Feast store.
+            features: which features of which service make the model's vector.
+            request: as `read_batch_request` takes it. A copy of its rows may be written beside it.
+            origin: where `request` is a copy of, for the errors.
+        """
+        self._store = store
+        self._features = features
+        self._request = request
+        self._origin = origin
+        self._doing = f"joining features of service {features.service!r}"
+        self.rows = 0
+        """How many rows `tables` has yielded."""
+        self.stale: dict[str, int] = {}
+        """View → how many of these rows found only feature rows past their time to live. Empty where the offline store
+        cannot tell."""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Read the request, check it and join it.
+
+        Yields:
+            The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same
+            order; null = unknown at that time.
+
+        Raises:
+            BatchRequestError: see `read_batch_request`.
+            FeatureStoreError: the offline store failed, or lost or doubled rows.
+            OSError: the copy can't be written.
+        """
+        checked = read_batch_request(self._request, self._features, self._origin)
+        first = next(checked)  # a wrong column is reported before the join begins
+        source = self._request
+        rows: Iterator[pa.Table] = itertools.chain([first], checked)
+        if not joins_in_place(source, self._features):
+            source = self._request.with_suffix(".typed.parquet")
+            write_tables(rows, source, {})
+            rows = _rows_of(source)
+        expected = pq.read_metadata(source).num_rows
+        if expected == 0:
+            yield complete(self._features, pa.concat_tables(rows), features_of_none(self._features))
+            return
+        try:
+            for own, joined, absent in self._answers(source, rows):
+                yield complete(self._features, own, joined, absent)
+                self.rows += own.num_rows
+        except FeatureStoreError:
+            # A bad row may be why the store failed, and its error names it.
+            collections.deque(checked, maxlen=0)
+            raise
+        if self.rows != expected:
+            raise lost_rows(self._store, self._features, expected, self.rows)
+
+    def _answers(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
+        """The request's rows, Feast's answer for them (`view__feature`), and which of them a view has no row for.
+
+        The last is known from this project's store only, and given only where an on-demand view needs it.
+        """
+        from scoring.features.on_demand_views import on_demand_views
+
+        repository = Path(self._store.repo_path)
+        on_demand = on_demand_views(self._store, self._features, repository)
+        try:
+            if job := self._streaming_job(source):
+                yield from self._streamed(job, on_demand, rows)
+                return
+            table = pa.concat_tables(rows)
+            with inside(repository):
+                joined = self._join_whole(table)
+                if on_demand is not None:
+                    joined = on_demand.add(on_demand.declared(joined))
+            yield table, joined, {}
+        except (BatchRequestError, FeatureStoreError, GeneratorExit):
+            raise
+        except Exception as error:  # every offline store raises its own kinds
+            raise FeatureStoreError(self._doing, error) from error
+
+    def _streaming_job(self, source: Path) -> "AsofRetrievalJob | None":
+        """The join of a parquet file by this project's offline store; None where another store joins."""
+        from scoring.feast_plugins.offline_query import AsofRetrievalJob
+        from scoring.feast_plugins.offline_sql import parquet_file, quote
+        from scoring.feast_plugins.offline_store import AsofOfflineStoreConfig
+
+        if not isinstance(self._store.config.offline_store, AsofOfflineStoreConfig):
+            return None
+        # Only what the join needs: other columns may have types that DuckDB lacks (2.0: nanoseconds with a zone,
+        # decimals beyond 38 digits, durations, dictionaries), or the names of the marks.
+        selected = ", ".join(quote(name) for name in entity_columns(self._features))
+        query = f"SELECT {selected} FROM {parquet_file(source.absolute())}"
+        with inside(Path(self._store.repo_path)):
+            service = self._store.get_feature_service(self._features.service)
+            job = self._store.get_historical_features(query, service, full_feature_names=True)
+        return job if isinstance(job, AsofRetrievalJob) else None
+
+    def _streamed(
+        self, job: "AsofRetrievalJob", on_demand: "OnDemandViews | None", rows: Iterator[pa.Table]
+    ) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
+        """`_answers` of a job of this project's store."""
+        from scoring.batch.on_demand_blocks import with_on_demand_features
+        from scoring.feast_plugins.offline_sql import found_mark, stale_mark
+
+        job.mark_stale()
+        stale = {view.name: stale_mark(view.name) for view in self._features.views if view.ttl_s is not None}
+        self.stale = dict.fromkeys(stale, 0)
+        found: dict[str, str] = {}
+        batches = job.to_batches()
+        answers: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
+        if on_demand is not None:
+            job.mark_found()
+            found = {view.name: found_mark(view.name) for view in self._features.views}
+            answers = with_on_demand_features(on_demand, batches, [*stale.values(), *found.values()])
+        names = entity_columns(self._features)
+        compared = [*(key.name for key in self._features.join_keys), EVENT_TIMESTAMP]
+        first = next(rows)
+        own = RowsInTurn(itertools.chain([first], rows), first.schema)
+        for answer in answers:
+            mine = own.take(answer.num_rows)
+            if not all(mine[name].equals(answer[name]) for name in compared):
+                raise FeatureStoreError(self._doing, "its rows came back in another order than they went in")
+            for view, mark in stale.items():
+                self.stale[view] += pc.sum(answer[mark]).as_py() or 0
+            absent = {view: pc.invert(answer[mark]) for view, mark in found.items()}
+            yield mine, answer.drop_columns(names), absent
+
+    def _join_whole(self, request: pa.Table) -> pa.Table:
+        """Feast's answer for all rows at once, without what on-demand views compute."""
+        numbers = pa.array(range(request.num_rows), pa.int64())
+        entity_rows = request.select(entity_columns(self._features)).append_column(ROW, numbers)
+        service = self._store.get_feature_service(self._features.service)
+        job = self._store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
+        joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
+        joined = joined.take(pc.sort_indices(joined[ROW]))
+        if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
+            raise lost_rows(self._store, self._features, request.num_rows, joined.num_rows)
+        for name in entity_columns(self._features):  # as they were before pandas had them
+            if name in joined.column_names:
+                joined = joined.set_column(joined.column_names.index(name), name, request[name])
+        return joined
+
+
+def joins_in_place(request: Path, features: ModelFeatures) -> bool:
+    """Whether a request is a parquet file that DuckDB can join as it is: a copy of ten million rows takes a sixth of
+    the join's processor time.
+
+    Its columns have the types that `read_batch_request` gives them, and its row groups are of bounded size. False for a
+    file that can't be read; `read_batch_request` says why.
+    """
+    if request.suffix != ".parquet":
+        return False
+    types = request_types(features)
+    try:
+        with pq.ParquetFile(request) as source:
+            schema, metadata = source.schema_arrow, source.metadata
+            places = {name: schema.get_all_field_indices(name) for name in entity_columns(features)}
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        return False
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    chunks = [group.column(column) for group in groups for column in range(metadata.num_columns)]
+    return (
+        all(len(found) == 1 and schema.field(found[0]).type == types.get(name) for name, found in places.items())
+        and all(group.num_rows <= ROWS_PER_GROUP for group in groups)
+        and all(chunk.compression in CODECS and ENCODINGS.issuperset(chunk.encodings) for chunk in chunks)
+    )
+
+
+def _rows_of(file: Path) -> Iterator[pa.Table]:
+    """A parquet file's rows, after a table of its schema without rows."""
+    with ParquetFiles([file]) as opened:
+        yield no_rows(opened.schema)
+        yield from opened.between(0, opened.rows)
 
 
 def features_of_none(features: ModelFeatures) -> pa.Table:
@@ -73,110 +226,15 @@ def features_of_none(features: ModelFeatures) -> pa.Table:
     )
 
 
-def _joined(
-    store: "FeatureStore",
-    features: ModelFeatures,
-    request: Path,
-    stale: dict[str, int] | None,
-    checked: Iterator[pa.Table] | None,
-) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
-    """Request rows, Feast's answer for them, `view__feature`, row by row, and of which of them a view has no row.
-
-    That is asked for only where it changes something, and known only from this project's store.
-    """
-    from scoring.feast_plugins.offline_query import AsofRetrievalJob
-    from scoring.feast_plugins.offline_sql import parquet_file, quote
-    from scoring.feast_plugins.offline_store import AsofOfflineStoreConfig
-    from scoring.features.on_demand_views import on_demand_views
-
-    request = request.absolute()
-    on_demand = on_demand_views(store, features, Path(store.repo_path))
-    doing = f"joining features of service {features.service!r}"
-    compared = [*(key.name for key in features.join_keys), EVENT_TIMESTAMP]
-    try:
-        if isinstance(store.config.offline_store, AsofOfflineStoreConfig):
-            # Only what the join needs: other columns have types that DuckDB has not (2.0: nanoseconds with a zone,
-            # decimals beyond 38 digits, durations, dictionaries), and names that may be those of our marks.
-            names = entity_columns(features)
-            selected = ", ".join(quote(name) for name in names)
-            with inside(Path(store.repo_path)):
-                service = store.get_feature_service(features.service)
-                query = f"SELECT {selected} FROM {parquet_file(request)}"
-                job = store.get_historical_features(query, service, True)
-            if isinstance(job, AsofRetrievalJob):
-                # Its sources' paths are absolute: the reader of these rows stays in its own working directory.
-                with ParquetFiles([request]) as file:
-                    tables = checked or file.between(0, file.rows)
-                    first = next(tables)
-                    own = RowsInTurn(itertools.chain([first], tables), first.schema)
-                    for table, absent in _streamed(job, features, on_demand, stale):
-                        mine = own.take(table.num_rows)
-                        if not all(mine[name].equals(table[name]) for name in compared):
-                            raise FeatureStoreError(doing, "its rows came back in another order than they went in")
-                        yield mine, table.drop_columns(names), absent
-                return
-        table = pa.concat_tables(checked) if checked else pq.read_table(request)
-        with inside(Path(store.repo_path)):
-            joined = _join_whole(store, features, table)
-            if on_demand is not None:
-                joined = on_demand.add(on_demand.declared(joined))
-        yield table, joined, {}
-    except (BatchRequestError, FeatureStoreError, GeneratorExit):
-        raise
-    except Exception as error:  # every offline store raises its own kinds
-        raise FeatureStoreError(doing, error) from error
-
-
-def _streamed(
-    job: "AsofRetrievalJob", features: ModelFeatures, on_demand: "OnDemandViews | None", stale: dict[str, int] | None
-) -> Iterator[tuple[pa.Table, Masks]]:
-    """What a job of this project's store joins, and where a view has no row; rows past a time to live are counted."""
-    from scoring.batch.on_demand_blocks import with_on_demand_features
-    from scoring.feast_plugins.offline_sql import found_mark, stale_mark
-
-    marks: dict[str, str] = {}
-    if stale is not None:
-        job.mark_stale()
-        marks = {view.name: stale_mark(view.name) for view in features.views if view.ttl_s is not None}
-        stale.update(dict.fromkeys(marks, 0))
-    found: dict[str, str] = {}
-    if on_demand is not None:
-        job.mark_found()
-        found = {view.name: found_mark(view.name) for view in features.views}
-    batches = job.to_batches()
-    rows: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
-    if on_demand is not None:
-        rows = with_on_demand_features(on_demand, batches, [*marks.values(), *found.values()])
-    for table in rows:
-        for view, mark in marks.items():
-            stale[view] += pc.sum(table[mark]).as_py() or 0  # type: ignore[index]
-        yield table, {view: pc.invert(table[mark]) for view, mark in found.items()}
-
-
-def _join_whole(store: "FeatureStore", features: ModelFeatures, request: pa.Table) -> pa.Table:
-    entity_rows = request.select(entity_columns(features)).append_column(
-        ROW, pa.array(range(request.num_rows), pa.int64())
-    )
-    service = store.get_feature_service(features.service)
-    job = store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
-    joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()  # without what is on demand
-    joined = joined.take(pc.sort_indices(joined[ROW]))
-    if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
-        raise lost_rows(store, features, request.num_rows, joined.num_rows)
-    own = [name for name in entity_columns(features) if name in joined.column_names]
-    for name in own:  # as they were before pandas had them
-        joined = joined.set_column(joined.column_names.index(name), name, request[name])
-    return joined
-
-
 def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:
-    """Request rows with the inputs that Feast fills, from its answer for these very rows, `view__feature`.
+    """Request rows with the inputs that Feast fills.
 
     Args:
         features: which inputs.
         request: the rows.
-        joined: Feast's answer.
-        absent: view → bool (n_rows,), where it has no row; if that is not known, where all that was joined is null.
+        joined: Feast's answer for these very rows, `view__feature`.
+        absent: view → bool (n_rows,), whether it has no row. Where that is not known, a view whose columns are all null
+            counts as absent.
 
     Raises:
         FeatureStoreError: a value does not fit the type that its view declares or the model expects.
@@ -191,7 +249,7 @@ def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absen
 
 
 def lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
-    """The error that tells how many rows went in and how many came out."""
+    """The error of an offline store that answers another number of rows than it was given."""
     return FeatureStoreError(
         f"joining features of service {features.service!r}",
         f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "

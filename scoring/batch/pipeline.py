@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_memory
-from scoring.batch.joined_request import write_joined
+from scoring.batch.join import PointInTimeJoin
 from scoring.batch.manifest import (
     MANIFEST_NAME,
     ORIGIN_KEY,
@@ -62,7 +62,7 @@ def write_batch_input(
 
     Raises:
         BatchRequestError: see `read_batch_request`.
-        FeatureStoreError: see `with_point_in_time_features`.
+        FeatureStoreError: see `PointInTimeJoin.tables`.
         StorageError: the request can't be fetched, or the result can't be written. An older one stays as it was.
     """
     give_back_memory()
@@ -71,9 +71,10 @@ def write_batch_input(
         copy = scratch / f"request{Path(request.name).suffix}"
         origin = Origin(fetch_file(request, copy), model, features.service, definitions)
         metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
-        rows, stale = write_joined(store, features, copy, str(request), part, metadata)
+        join = PointInTimeJoin(store, features, copy, str(request))
+        write_tables(join.tables(), part, metadata)
         with ParquetFiles([part]) as table:
-            inspect(table, rows, stale)
+            inspect(table, join.rows, join.stale)
         return written(destination.name)
 
 

@@ -12,14 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from scoring.arrow.timestamps import MOMENT
 from scoring.batch.request_values import converted, to_value
 from scoring.batch.text_request import check_encoding, check_quotes, line_that_is_no_text, uneven_row
-from scoring.batch.typed_request import entity_columns, request_types
 from scoring.errors import BatchRequestError, first_line
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures
 from scoring.files.parquet import ROWS_PER_BATCH
 
+EVENT_TIMESTAMP = "event_timestamp"
 OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NAMES_OF = {",": "Commas", "\t": "Tabs"}
@@ -56,6 +57,20 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
             _check_columns(shown, table.column_names, needed, features)
         yield _typed(shown, table, rows, needed, types, optional=features.request_inputs)
         rows += table.num_rows
+
+
+def entity_columns(features: ModelFeatures) -> list[str]:
+    """The columns of a request that the join needs: keys, moment, request-time inputs."""
+    return [*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs]
+
+
+def request_types(features: ModelFeatures) -> dict[str, pa.DataType]:
+    """Column → type, of those that the join needs and of request-time inputs of the model."""
+    inputs = {
+        column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
+    }
+    keys = {key.name: key.arrow_type for key in features.join_keys}
+    return features.request_types | keys | inputs | {EVENT_TIMESTAMP: MOMENT}
 
 
 def _read(file: Path, shown: str) -> Iterator[pa.Table]:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch.join import complete
+from scoring.batch.request import EVENT_TIMESTAMP
 from scoring.batch.scored_rows import CONSTANTS, with_scores
-from scoring.batch.typed_request import EVENT_TIMESTAMP
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures, reasons_from_nulls

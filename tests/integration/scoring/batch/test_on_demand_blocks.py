@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.arrow.signature import ModelInput, Signature
-from scoring.batch.join import with_point_in_time_features
+from scoring.batch.join import PointInTimeJoin
 from scoring.batch.on_demand_blocks import CARRIED, ROWS_PER_BLOCK, with_on_demand_features
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.features.feature_service import link_features
@@ -326,9 +326,7 @@ def test_rows_past_their_time_to_live_are_counted_with_on_demand_views_too(world
     features = link_features(
         world.store, "m/1", service, Signature(tuple(ModelInput(*each) for each in signature.items())), ()
     )
-    stale: dict[str, int] = {}
+    join = PointInTimeJoin(world.store, features, world.request(shops))
 
-    joined = with_point_in_time_features(world.store, features, world.request(shops), stale)
-
-    assert sum(table.num_rows for table in joined) == len(shops)
-    assert stale == {"stats": int(((shops >= SHOPS * 2 // 3) & (shops < SHOPS)).sum())}
+    assert sum(table.num_rows for table in join.tables()) == join.rows == len(shops)
+    assert join.stale == {"stats": int(((shops >= SHOPS * 2 // 3) & (shops < SHOPS)).sum())}

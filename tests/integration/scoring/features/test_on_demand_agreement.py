@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.arrow.signature import ModelInput, Signature
-from scoring.batch.join import with_point_in_time_features
+from scoring.batch.join import PointInTimeJoin
 from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.feature_service import link_features
 from scoring.features.feature_store import apply_definitions, open_feature_store
@@ -210,7 +210,7 @@ class World:
         moments = pa.array([NOW] * table.num_rows, pa.timestamp("us", "UTC"))
         file = self.folder / "data" / "request.parquet"
         pq.write_table(table.append_column("event_timestamp", moments), file)
-        joined = pa.concat_tables(with_point_in_time_features(self.stores[kind], features, file))
+        joined = pa.concat_tables(PointInTimeJoin(self.stores[kind], features, file).tables())
         return joined.select(list(features.signature.names)).to_pydict()
 
     def online(self, kind: str, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
