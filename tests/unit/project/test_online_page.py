@@ -14,7 +14,8 @@ from api.telemetry.state_metrics import ServingState
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "online.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
 
 
 def test_every_route_is_documented() -> None:
@@ -52,3 +53,10 @@ def test_every_problem_is_documented_with_its_status() -> None:
         for place, name in enumerate(re.findall(r"`([\w-]+)`", names))
     }
     assert documented == {(kind.name, kind.status) for kind in KINDS}
+
+
+def test_each_documented_log_event_is_logged() -> None:
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "api").rglob("*.py"))
+    events = re.findall(r"\blog `(\w+)`", PAGE)
+    assert events
+    assert [event for event in events if f'"{event}"' not in code] == []
