@@ -247,14 +247,7 @@ def variable_names() -> dict[str, str]:
     return {field: TOOL_VARIABLES.get(field, PREFIX + field.upper()) for field in Settings.__struct_fields__}
 
 
-_KINDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    Secret: "a secret",
-    Location: ALLOWED,
-}
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", Secret: "a secret"}
 
 
 def _parse(variable: str, text: str, hint: Any) -> Any:
@@ -295,7 +288,7 @@ def _allowed(hint: Any) -> str:
         return " | ".join(str(option) for option in typing.get_args(bare))
     if typing.get_origin(bare) is dict:
         return 'a JSON object such as {"input": 0.5}'
-    return _KINDS.get(bare, str(bare))
+    return ALLOWED if bare is Location else _KINDS.get(bare, str(bare))
 
 
 def _unknown_problem(variable: str, known: list[str]) -> str:
