@@ -46,7 +46,7 @@ def import_mlflow() -> None:
     del MlflowClient
 
 
-def import_what_predicts() -> None:
+def import_model_libraries() -> None:
     """Import what loads models, ours and MLflow's way, and what they predict with."""
     import_mlflow()
     with collector_paused():

@@ -11,6 +11,7 @@ from scoring.errors import ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
 from scoring.models.admission import validate
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
 from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
 from scoring.models.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
@@ -55,7 +56,7 @@ def load_serving_model(
         FeatureStoreError: the Feast registry can't be read or lacks its feature service.
     """
     with version_folder() as folder:
-        files = fetch_model(registry, version, keep or folder, settings)
+        files = fetch_model(registry, version, keep or folder, LoadingRules.from_settings(settings))
         features = link_version(store, version, files.signature, settings)
         model, _ = validate(files)
     return ServingModel(model, features, files if keep else None)

@@ -16,6 +16,7 @@ from scoring.errors import FeatureStoreError, ServingError
 from scoring.features.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.models.admission import GOLDEN_ROWS, ValidationReport, verify_loaded
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, version_folder
 from scoring.models.registry import ModelVersion, Registry
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ValidateFiles = Callable[[ModelFiles, pa.Table | None, Settings], ValidationReport]
+ValidateFiles = Callable[[ModelFiles, pa.Table | None], ValidationReport]
 
 REMEMBERED = 16
 
@@ -106,7 +107,7 @@ class RegistryLoader:
             features = link_version(store, target.version, current.model.signature, self._settings)
             serving = ServingModel(current.model, features)
             return OnlineScorer(serving, store, self._policy, independent_rows=current.independent_rows)
-        files = fetch_model(self._registry, target.version, folder, self._settings)
+        files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
         features = link_version(store, target.version, files.signature, self._settings)
         proof = self._prove(files, lambda: _known_rows(store, features, current))
         model = load_model(files, proof.as_array)
@@ -119,7 +120,7 @@ class RegistryLoader:
         # A rollback goes to files that were proven already, and need not wait for another trial.
         digest = files.digest()
         if digest not in self._proven:
-            proof = self._validate_files(files, known_rows(), self._settings)
+            proof = self._validate_files(files, known_rows())
             if len(self._proven) == REMEMBERED:
                 del self._proven[next(iter(self._proven))]
             self._proven[digest] = proof

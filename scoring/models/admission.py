@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
-from scoring.imports import import_what_predicts
+from scoring.imports import import_model_libraries
 from scoring.models.model import Model, array_dtype, fill_block, load_model, one_number_a_row, prepare
 from scoring.models.model_files import ModelFiles, check_format
 
@@ -56,7 +56,7 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
         ModelRefused: it does not load, its input example does not fit its signature, or on a golden row it raises,
             gives anything else than one finite number, or another one than MLflow's pyfunc does.
     """
-    import_what_predicts()
+    import_model_libraries()
     rows, source = _golden_rows(files, known_rows)
     model = load_model(files)
     predictions = _predict_golden(model, rows, source)

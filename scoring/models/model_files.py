@@ -1,7 +1,7 @@
-"""The files of one registered model version: fetched, bounded, and checked before any of them is executed.
+"""The files of one registered model version: fetched, bounded, and checked before anything in them is executed.
 
-Model files are code. Which formats and which types may be loaded is our own list (`Settings.model_formats`,
-`Settings.skops_trusted_types`), never the one that a model file brings along.
+Model files are code. The settings decide which formats and types may be loaded; lists in a model's own files are
+ignored.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import msgspec
 from scoring.arrow.signature import Signature, read_signature
 from scoring.errors import ModelRefused, NoRoom, first_line, why_no_room
 from scoring.files.atomic import scratch_folder
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
-from scoring.settings import Settings
 
 # A signature of 5000 inputs takes half of it; what is larger would hold the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000
@@ -33,8 +33,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """The MLmodel file, decoded."""
     signature: Signature
     output_column: int | None
-    formats: tuple[str, ...]
-    trusted_types: tuple[str, ...]
+    rules: LoadingRules
 
     @property
     def serialization(self) -> str:
@@ -88,7 +87,7 @@ def _place() -> str:
     return tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - not to write to, but to name
 
 
-def fetch_model(registry: Registry, version: ModelVersion, destination: Path, settings: Settings) -> ModelFiles:
+def fetch_model(registry: Registry, version: ModelVersion, destination: Path, rules: LoadingRules) -> ModelFiles:
     """Copy a version's files below `destination` and read their description. Nothing of them is executed.
 
     Raises:
@@ -96,15 +95,15 @@ def fetch_model(registry: Registry, version: ModelVersion, destination: Path, se
         ModelRefused: they are larger than `max_model_bytes` (told before fetching where the registry knows), can't be
             used, or are described as something that is not allowed.
     """
-    _check_size(version, registry.size(version), settings)
+    _check_size(version, registry.size(version), rules)
     folder = registry.download(version, destination)
-    _check_size(version, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), settings)
-    files = read_model_files(version, folder, settings)
+    _check_size(version, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), rules)
+    files = read_model_files(version, folder, rules)
     _check_description(files)
     return files
 
 
-def read_model_files(version: ModelVersion, folder: Path, settings: Settings) -> ModelFiles:
+def read_model_files(version: ModelVersion, folder: Path, rules: LoadingRules) -> ModelFiles:
     """Files that lie in `folder` already.
 
     Raises:
@@ -116,9 +115,8 @@ def read_model_files(version: ModelVersion, folder: Path, settings: Settings) ->
         folder=folder,
         description=description,
         signature=_read_signature(str(version), description),
-        output_column=_output_column(version, settings),
-        formats=settings.model_formats,
-        trusted_types=settings.skops_trusted_types,
+        output_column=_output_column(version, rules),
+        rules=rules,
     )
 
 
@@ -156,11 +154,11 @@ def _check_description(files: ModelFiles) -> None:
         )
     if sklearn.get("code") or pyfunc.get("code"):
         raise ModelRefused(model, "it brings Python code of its own (code_paths), which is not loaded.")
-    if files.serialization not in files.formats:
+    if files.serialization not in files.rules.formats:
         raise ModelRefused(
             model,
             f"its format {files.serialization} is not allowed (SERVING_MODEL_FORMATS is "
-            f"{','.join(files.formats)}). Log it with serialization_format='skops', or allow the format if "
+            f"{','.join(files.rules.formats)}). Log it with serialization_format='skops', or allow the format if "
             "you trust whoever can write to the registry: such files run code.",
         )
     inside = files.model_file.resolve().is_relative_to(files.folder.resolve())
@@ -168,11 +166,11 @@ def _check_description(files: ModelFiles) -> None:
         raise ModelRefused(model, f"its model file {str(pyfunc.get('model_path', ''))!r} is missing.")
 
 
-def _check_size(version: ModelVersion, size: int, settings: Settings) -> None:
-    if size > settings.max_model_bytes:
+def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:
+    if size > rules.max_bytes:
         raise ModelRefused(
             str(version),
-            f"its files have {size} bytes, and SERVING_MAX_MODEL_BYTES allows {settings.max_model_bytes}.",
+            f"its files have {size} bytes, and SERVING_MAX_MODEL_BYTES allows {rules.max_bytes}.",
         )
 
 
@@ -213,7 +211,7 @@ def _check_skops_types(files: ModelFiles) -> list[str]:
         raise ModelRefused(
             model, f"its file {files.model_file.name} can't be read as skops ({first_line(error)})."
         ) from None
-    refused = sorted(set(needed) - set(files.trusted_types))
+    refused = sorted(set(needed) - set(files.rules.trusted_types))
     if refused:
         raise ModelRefused(
             model,
@@ -223,10 +221,10 @@ def _check_skops_types(files: ModelFiles) -> list[str]:
     return needed
 
 
-def _output_column(version: ModelVersion, settings: Settings) -> int | None:
+def _output_column(version: ModelVersion, rules: LoadingRules) -> int | None:
     tag = version.tags.get(OUTPUT_COLUMN_TAG)
     if tag is None:
-        return settings.output_column
+        return rules.output_column
     if not tag.isdecimal():
         raise ModelRefused(str(version), f"its tag {OUTPUT_COLUMN_TAG} is {tag!r}: a column counted from 0 is needed.")
     return int(tag)

@@ -1,4 +1,4 @@
-"""A version is loaded on trial in a process of its own first: what crashes, hangs or grows there harms nobody else."""
+"""Validation of a version in a trial process: what crashes, hangs or grows there harms no service."""
 
 import contextlib
 import errno
@@ -7,87 +7,61 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import pyarrow as pa
 
 from scoring.errors import ModelRefused, first_line
 from scoring.models.admission import ValidationReport
 from scoring.models.model_files import ModelFiles, version_folder
 from scoring.models.trial_process import (
-    GOLDEN_ROWS,
-    KNOWN_ROWS,
-    LAST_WORDS,
     NO_ROOM,
-    ORDER,
-    OUTCOME,
-    PREDICTION,
-    Order,
+    RESULT,
+    STDERR,
+    TASK,
     TrialResult,
+    TrialTask,
+    decode,
+    encode,
     in_new_process,
-    read_rows,
-    write_rows,
 )
-from scoring.settings import Settings
 
 RunTrial = Callable[[Path, Path, float], int | None]
 
 
 def validate_in_trial(
-    files: ModelFiles, known_rows: pa.Table | None, settings: Settings, run: RunTrial = in_new_process
+    files: ModelFiles, known_rows: pa.Table | None = None, run: RunTrial = in_new_process
 ) -> ValidationReport:
-    """`admission.validate` in a process of its own, within the settings' limits of memory and time.
+    """Validate a version in a process of its own, within its rules' limits of memory and time.
 
     Args:
-        files: the version's.
-        known_rows: complete feature vectors to use where it brings no input example; None for none.
-        settings: the limits, and what may be loaded.
-        run: `trial_process.in_new_process`, or another way to such a process.
+        files: the version's files.
+        known_rows: complete feature vectors to use if the version has no input example.
+        run: `trial_process.in_new_process`, or another way to start such a process.
 
     Raises:
-        ModelRefused: what `validate` refuses, and what crashes, takes too long or too much memory.
-        NoRoom: this machine has none for what a trial writes.
+        ModelRefused: `validate` refuses it, or it crashes, or takes too much time or memory.
+        NoRoom: this machine has no room for the files of the trial.
     """
-    order = Order(
-        files.version,
-        settings.output_column,
-        settings.model_formats,
-        settings.skops_trusted_types,
-        settings.max_load_memory_bytes,
-        settings.load_timeout_s,
-    )
+    model, timeout_s = str(files.version), files.rules.timeout_s
     with version_folder() as folder:
-        (folder / ORDER).write_bytes(msgspec.json.encode(order))
-        if known_rows is not None:
-            write_rows(folder / KNOWN_ROWS, known_rows)
-        status = run(files.folder.resolve(), folder, settings.load_timeout_s)
+        (folder / TASK).write_bytes(encode(TrialTask(files.version, files.rules, known_rows)))
+        status = run(files.folder.resolve(), folder, timeout_s)
         if status is None or status == -signal.SIGALRM:
-            raise ModelRefused(
-                str(files.version),
-                f"it did not load and predict within SERVING_LOAD_TIMEOUT_S={settings.load_timeout_s:g} seconds.",
-            )
+            reason = f"it did not load and predict within SERVING_LOAD_TIMEOUT_S={timeout_s:g} seconds."
+            raise ModelRefused(model, reason)
         if status == NO_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if status != 0 or not (folder / OUTCOME).exists():  # a model's code may end the process as if all were well
-            how = _how(status, (folder / LAST_WORDS).read_text(errors="replace"))
-            raise ModelRefused(str(files.version), f"it crashed while it was loaded on trial ({how}).")
-        return _read_report(files, folder)
+        if status != 0 or not (folder / RESULT).exists():  # a model's code may exit with status 0
+            how = _describe_exit(status, (folder / STDERR).read_text(errors="replace"))
+            raise ModelRefused(model, f"it crashed while it was loaded on trial ({how}).")
+        result: TrialResult = decode(folder / RESULT, TrialResult)
+        if result.report is None:
+            raise ModelRefused(model, str(result.refused))
+        return result.report
 
 
-def _read_report(files: ModelFiles, folder: Path) -> ValidationReport:
-    outcome = msgspec.json.decode((folder / OUTCOME).read_bytes(), type=TrialResult)
-    if outcome.refused is not None:
-        raise ModelRefused(str(files.version), outcome.refused)
-    rows, predictions = read_rows(folder / GOLDEN_ROWS), None
-    if outcome.predicted:
-        predictions = np.array(rows[PREDICTION])
-        rows = rows.drop_columns(PREDICTION)
-    return ValidationReport(rows, predictions, outcome.source, outcome.as_array, outcome.same_in_any_batch)
-
-
-def _how(status: int, words: str) -> str:
+def _describe_exit(status: int, stderr: str) -> str:
     if status < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-status).name
-    lines = words.strip().splitlines()
+    lines = stderr.strip().splitlines()
     return first_line(lines[-1]) if lines else f"status {status}"

@@ -1,6 +1,6 @@
-"""The process in which a version is loaded on trial: how it is started, and what it does.
+"""The trial process, which loads and validates a version before a service does: how it starts, and what it runs.
 
-It is no prison: whoever may run code in that process (an allowed pickle) may do there what this user may do.
+It contains failures, not attackers: code in an allowed pickle has every right of this user.
 """
 
 import contextlib
@@ -15,89 +15,102 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from scoring.allocation import use_few_arenas
 from scoring.errors import ModelRefused, why_no_room
-from scoring.imports import import_what_predicts
-from scoring.models.admission import RowSource, validate
+from scoring.imports import import_model_libraries
+from scoring.models.admission import ValidationReport, validate
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
-from scoring.settings import ModelFormat, Settings
 
 NICENESS = 5
 ARENAS = 2
-# Starting an interpreter and importing scikit-learn and MLflow: 5 s on a quiet machine, more beside a busy service.
-IMPORTS_WITHIN_S = 120.0
-# One that waits for its order has nothing to do but to read it.
-BEGINS_WITHIN_S = 10.0
-# A trial that has not ended by its own alarm by then has switched it off.
-ALARM_IS_LATE_S = 5.0
+# To start an interpreter and import scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
+IMPORT_TIMEOUT_S = 120.0
+# A preforked process only has to read its task.
+BEGIN_TIMEOUT_S = 10.0
+# A trial that outlives its own alarm by this long has switched it off.
+ALARM_GRACE_S = 5.0
 
-# What lies in the folder that caller and trial share.
-ORDER = "order.json"
-KNOWN_ROWS = "known.arrow"
-OUTCOME = "outcome.json"
-GOLDEN_ROWS = "golden.arrow"
-LAST_WORDS = "stderr"
-PREDICTION = "__prediction"
-# Its status where this machine took no more of its files: it may be unable to leave words behind.
+# Files in the folder that the caller and the trial share.
+TASK, RESULT, STDERR = "task.msgpack", "result.msgpack", "stderr.txt"
+# Exit status where the disk is full: the trial may be unable to write its result.
 NO_ROOM = os.EX_TEMPFAIL
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What the trial is told, as JSON, beside known rows in an Arrow file where there are any."""
+class TrialTask(msgspec.Struct, frozen=True):
+    """What the caller writes for the trial."""
 
     version: ModelVersion
-    output_column: int | None
-    model_formats: tuple[ModelFormat, ...]
-    skops_trusted_types: tuple[str, ...]
-    memory_bytes: int
-    timeout_s: float
+    rules: LoadingRules
+    known_rows: pa.Table | None
 
 
 class TrialResult(msgspec.Struct, frozen=True):
-    """What the trial leaves behind, as JSON, beside the golden rows in an Arrow file."""
+    """What the trial writes for the caller: a reason to refuse the version, or the report of its validation."""
 
     refused: str | None = None
-    source: RowSource = "made_up"
-    predicted: bool = False
-    as_array: bool = False
-    same_in_any_batch: bool = True
+    report: ValidationReport | None = None
 
 
-def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | None:
-    """A trial in a process that starts from nothing, which takes some seconds of processor time for its imports.
+def encode(message: TrialTask | TrialResult) -> bytes:
+    """The message as MessagePack."""
+    return msgspec.msgpack.encode(message, enc_hook=_encode_rows)
+
+
+def decode(file: Path, kind: Any) -> Any:
+    """The message of this type in the file."""
+    return msgspec.msgpack.decode(file.read_bytes(), type=kind, dec_hook=_decode_rows)
+
+
+def _encode_rows(rows: pa.Table | np.ndarray) -> bytes:
+    if isinstance(rows, np.ndarray):
+        return rows.tobytes()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def _decode_rows(kind: type, encoded: bytes) -> pa.Table | np.ndarray:
+    return np.frombuffer(encoded) if kind is np.ndarray else pa.ipc.open_stream(encoded).read_all()
+
+
+def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | None:
+    """Run a trial in a new interpreter, whose imports take some seconds of processor time.
 
     Args:
         model_folder: the version's files.
-        folder: holds the order, and gets the outcome.
-        within_s: when it is killed, counted from when it has imported everything.
+        folder: holds the task, and receives the result.
+        timeout_s: time limit of the trial, imports not counted.
 
     Returns:
-        Its status, -n where signal n ended it; None where it was killed because the time was up.
+        The exit status, -n if signal n ended the process; None if it was killed at the time limit.
     """
     root = str(Path(__file__).parents[2])
-    # Feast, imported in the calling process, leaves a variable behind that would move Prometheus clients elsewhere.
+    # Importing Feast 0.67 sets variables that would move the trial's Prometheus files.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     environment["MALLOC_ARENA_MAX"] = str(ARENAS)
     with (
-        (folder / LAST_WORDS).open("wb") as words,
+        (folder / STDERR).open("wb") as stderr,
         subprocess.Popen(
             [sys.executable, "-m", "scoring.models.trial_process", str(model_folder), str(folder)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=words,
-            start_new_session=True,  # what it sends to its process group stays there, and ends with it
+            stderr=stderr,
+            start_new_session=True,  # so that signals to its process group reach the trial's processes only
         ) as trial,
     ):
         try:
-            return trial.wait(within_s + IMPORTS_WITHIN_S)
+            return trial.wait(timeout_s + IMPORT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -105,113 +118,110 @@ def in_new_process(model_folder: Path, folder: Path, within_s: float) -> int | N
 
 
 class PreforkedTrial:
-    """A process split off from this one, with all that is imported, which waits for the first trial.
+    """A fork of this process, with all imports done, that waits for the first trial. Later trials start from nothing.
 
-    The imports are most of what a trial costs, and this process needs them too. Later trials start from nothing. Linux
-    only: elsewhere libraries that are only imported may have threads already.
+    The imports are most of a trial's cost, and this process needs them too. Linux only: elsewhere, libraries may start
+    threads when they are imported.
     """
 
     def __init__(self) -> None:
-        """Nothing is split off yet: all trials would start from nothing."""
+        """Fork nothing yet: until `fork`, every trial starts from nothing."""
         self._waiting: tuple[int, Connection] | None = None
 
     def fork(self) -> None:
-        """Import what a trial needs, and split off.
+        """Import what a trial needs, and fork.
 
-        Only before this process has threads and connections: its copy has one of the threads, the locks of all, and
-        would hold the connections open.
+        Call it before this process has threads or connections: the fork has one thread and the locks of all, and would
+        keep the connections open.
         """
-        import_what_predicts()
+        import_model_libraries()
         here, there = multiprocessing.Pipe()
         trial = os.fork()
         if trial == 0:
-            here.close()  # or the line would never end
+            here.close()  # otherwise the pipe would never end
             _be_the_trial(there)
         there.close()
         self._waiting = trial, here
 
-    def run(self, model_folder: Path, folder: Path, within_s: float) -> int | None:
-        """A trial: see `in_new_process`."""
+    def run(self, model_folder: Path, folder: Path, timeout_s: float) -> int | None:
+        """Run a trial; arguments and result as for `in_new_process`."""
         waiting, self._waiting = self._waiting, None
         if waiting is None:
-            return in_new_process(model_folder, folder, within_s)
-        trial, line = waiting
-        with line:
+            return in_new_process(model_folder, folder, timeout_s)
+        trial, pipe = waiting
+        with pipe:
             try:
-                line.send((str(model_folder), str(folder)))
-                began = line.poll(BEGINS_WITHIN_S) and line.recv() is None
+                pipe.send((str(model_folder), str(folder)))
+                began = pipe.poll(BEGIN_TIMEOUT_S) and pipe.recv() is None
             except (OSError, EOFError):  # it was killed while it waited
                 began = False
-        status = _await(trial, within_s + ALARM_IS_LATE_S if began else 0.0)
-        return status if began else in_new_process(model_folder, folder, within_s)
+        status = _wait(trial, timeout_s + ALARM_GRACE_S if began else 0.0)
+        return status if began else in_new_process(model_folder, folder, timeout_s)
 
 
-def _await(process: int, within_s: float) -> int | None:
-    """A child's status once it has ended; None where it had not by then. Its group is killed in any case."""
+def _wait(process: int, timeout_s: float) -> int | None:
+    """A child's exit status; None if it did not end in time. Kills its group in either case."""
     with os.fdopen(os.pidfd_open(process)) as ended:
-        in_time = bool(select.select([ended], [], [], within_s)[0])
+        in_time = bool(select.select([ended], [], [], timeout_s)[0])
     _kill_group(process)
-    os.kill(process, signal.SIGKILL)  # it may have had no time yet to lead a group
+    os.kill(process, signal.SIGKILL)  # it may not lead a group yet
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return status if in_time else None
 
 
 def _kill_group(leader: int) -> None:
-    """What a trial started, too: it shares its session."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left of it
+    """Kill a trial and every process that it started: they share its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
         os.killpg(leader, signal.SIGKILL)
 
 
-def _be_the_trial(line: Connection) -> NoReturn:
-    """In the split-off process: never back to what the caller was doing."""
+def _be_the_trial(pipe: Connection) -> NoReturn:
+    """Run in the fork, and never return to what the caller was doing."""
     status = 1
     try:
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, signal.SIG_DFL)
         os.setsid()
-        _end_with_the_caller()
-        _write_nothing()
-        status = _wait_for_order(line)
+        _end_with_parent()
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        status = _await_task(pipe)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # told as an interpreter would at its end
+    except BaseException:  # printed as an interpreter does at its end
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _wait_for_order(line: Connection) -> int:
+def _await_task(pipe: Connection) -> int:
     try:
-        model_folder, folder = map(Path, line.recv())
-        words = os.open(folder / LAST_WORDS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(words, sys.stderr.fileno())
-        line.send(None)
-    except (OSError, EOFError):  # nobody is there any more
+        model_folder, folder = map(Path, pipe.recv())
+        stderr = os.open(folder / STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(stderr, sys.stderr.fileno())
+        pipe.send(None)
+    except (OSError, EOFError):  # the caller is gone
         return 1
-    line.close()
+    pipe.close()
     use_few_arenas(ARENAS)
-    status = _attend(model_folder, folder)
+    status = _run(model_folder, folder)
     sys.stderr.flush()
     return status
 
 
-def _write_nothing() -> None:
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nothing, stream)
-
-
 def main() -> int:
-    """The trial in a process of its own: `python -m scoring.models.trial_process MODEL_FOLDER ORDER_FOLDER`."""
-    model_folder, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    _end_with_the_caller()
-    import_what_predicts()  # before the limits are set, so that they count what the model takes and nothing else
-    return _attend(model_folder, folder)
+    """Run a trial: `python -m scoring.models.trial_process MODEL_FOLDER TASK_FOLDER`."""
+    model_folder, folder = map(Path, sys.argv[1:])
+    _end_with_parent()
+    import_model_libraries()  # before the limits are set, so that they count only what the model takes
+    return _run(model_folder, folder)
 
 
-def _attend(model_folder: Path, folder: Path) -> int:
+def _run(model_folder: Path, folder: Path) -> int:
+    """Do the task in `folder` and write the result there. Returns the exit status."""
     try:
-        _prove(model_folder, folder)
+        (folder / RESULT).write_bytes(_result(model_folder, decode(folder / TASK, TrialTask)))
     except Exception as error:
         if why_no_room(error) is None:
             raise
@@ -219,61 +229,32 @@ def _attend(model_folder: Path, folder: Path) -> int:
     return 0
 
 
-def _prove(model_folder: Path, folder: Path) -> None:
-    order = msgspec.json.decode((folder / ORDER).read_bytes(), type=Order)
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit(order)
-    settings = Settings(
-        model_name=order.version.name,
-        output_column=order.output_column,
-        model_formats=order.model_formats,
-        skops_trusted_types=order.skops_trusted_types,
-    )
-    known = folder / KNOWN_ROWS
+def _result(model_folder: Path, task: TrialTask) -> bytes:
+    _set_limits(task.rules)
     try:
-        files = read_model_files(order.version, model_folder, settings)
-        _, proof = validate(files, read_rows(known) if known.exists() else None)
-        outcome = TrialResult(
-            None, proof.source, proof.predictions is not None, proof.as_array, proof.same_in_any_batch
-        )
-        rows = proof.rows
-        if proof.predictions is not None:
-            rows = rows.append_column(PREDICTION, pa.array(proof.predictions))
-        write_rows(folder / GOLDEN_ROWS, rows)
+        files = read_model_files(task.version, model_folder, task.rules)
+        return encode(TrialResult(report=validate(files, task.known_rows)[1]))
     except ModelRefused as error:
         if why_no_room(error) is not None:
             raise
-        outcome = TrialResult(refused=error.reason)
+        return encode(TrialResult(refused=error.reason))
     except MemoryError:
-        outcome = TrialResult(
-            refused=f"it needs more than SERVING_MAX_LOAD_MEMORY_BYTES={order.memory_bytes} to predict."
-        )
-    (folder / OUTCOME).write_bytes(msgspec.json.encode(outcome))
+        limit = f"SERVING_MAX_LOAD_MEMORY_BYTES={task.rules.max_memory_bytes}"
+        return encode(TrialResult(refused=f"it needs more memory than {limit} to load and predict."))
 
 
-def write_rows(file: Path, rows: pa.Table) -> None:
-    """Write a table as an Arrow file."""
-    with pa.ipc.new_file(str(file), rows.schema) as writer:
-        writer.write_table(rows)
-
-
-def read_rows(file: Path) -> pa.Table:
-    """Read what `write_rows` wrote."""
-    with pa.ipc.open_file(str(file)) as reader:
-        return reader.read_all()
-
-
-def _limit(order: Order) -> None:
-    signal.setitimer(signal.ITIMER_REAL, order.timeout_s)
+def _set_limits(rules: LoadingRules) -> None:
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_REAL, rules.timeout_s)
     statistics = Path("/proc/self/statm")
-    if statistics.exists():  # elsewhere than on Linux there is no limit that a process can set itself and that holds
+    if statistics.exists():  # outside Linux, a process has no limit of this kind that holds
         pages = int(statistics.read_text().split()[0])
-        limit = pages * resource.getpagesize() + order.memory_bytes
+        limit = pages * resource.getpagesize() + rules.max_memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _end_with_the_caller() -> None:
+def _end_with_parent() -> None:
     kill_with_parent: Literal[1] = 1  # PR_SET_PDEATHSIG
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the timer ends it
         ctypes.CDLL(None).prctl(kill_with_parent, signal.SIGKILL)

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from scoring.errors import EngineError
 from scoring.features.model_features import NOT_FOUND, NULL_FEATURE, STALE
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
 from scoring.predict import IMPUTED, NOT_FINITE, Policy, score
 from scoring.serving import ServingModel
-from scoring.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +35,7 @@ DESCRIPTION, MODEL = "served.json", "model"
 
 class _Served(msgspec.Struct, frozen=True):
     version: ModelVersion
-    formats: tuple[str, ...]
-    trusted_types: tuple[str, ...]
-    output_column: int | None
+    rules: LoadingRules
     as_array: bool
     policy: Policy
 
@@ -56,9 +54,7 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
     shutil.copytree(files.folder, data / MODEL)
     served = _Served(
         version=files.version,
-        formats=files.formats,
-        trusted_types=files.trusted_types,
-        output_column=files.output_column,
+        rules=files.rules,
         as_array=serving.model.as_array,
         # A task knows its own rows only; who collects the tasks' reasons rejects.
         policy=policy if policy.kind == "impute" else Policy(),
@@ -128,11 +124,5 @@ class _Scorer:
 def _load_pyfunc(data: str) -> _Scorer:
     """MLflow's loader_module calls this."""
     served = msgspec.json.decode((Path(data) / DESCRIPTION).read_bytes(), type=_Served)
-    settings = Settings(
-        model_name=served.version.name,
-        model_formats=served.formats,  # type: ignore[arg-type]  # they were settings before
-        skops_trusted_types=served.trusted_types,
-        output_column=served.output_column,
-    )
-    files = read_model_files(served.version, Path(data) / MODEL, settings)
+    files = read_model_files(served.version, Path(data) / MODEL, served.rules)
     return _Scorer(load_model(files, served.as_array), served.policy)

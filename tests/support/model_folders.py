@@ -7,9 +7,16 @@ from typing import Any
 
 import yaml
 
+from scoring.models.loading_rules import LoadingRules
 from scoring.models.registry import ModelVersion
+from scoring.settings import Settings
 
 VERSION = ModelVersion("m", 1)
+
+
+def loading_rules(**settings: Any) -> LoadingRules:
+    """The rules of these settings; defaults for the others."""
+    return LoadingRules.from_settings(Settings(model_name="m", **settings))
 
 
 class FolderRegistry:

@@ -59,7 +59,7 @@ def serving(settings: Settings) -> Iterator[TestClient[Any]]:
 def loader(settings: Settings) -> RegistryLoader:
     """As the API's own, but models are admitted in this process: a trial process takes seconds to start."""
     return RegistryLoader(
-        settings, MlflowRegistry.from_settings(settings), lambda files, rows, _: validate(files, rows)[1]
+        settings, MlflowRegistry.from_settings(settings), lambda files, rows: validate(files, rows)[1]
     )
 
 

@@ -35,9 +35,9 @@ from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.models.registry import ModelVersion
 from scoring.models.trial_load import RunTrial, validate_in_trial
 from scoring.models.trial_process import in_new_process
-from scoring.settings import SKLEARN_TYPES, Settings
+from scoring.settings import SKLEARN_TYPES
 from tests.support.fakes import files_of_at_most
-from tests.support.model_folders import FolderRegistry, edit
+from tests.support.model_folders import FolderRegistry, edit, loading_rules
 
 RANDOM = np.random.default_rng(5)
 FRAME = pd.DataFrame(RANDOM.normal(size=(200, 3)), columns=["c", "a", "b"])
@@ -58,7 +58,7 @@ def saved(folder: Path, model: Any, frame: pd.DataFrame = FRAME, **save: Any) ->
 
 
 def files_in(folder: Path, version: ModelVersion = VERSION, **own: Any) -> ModelFiles:
-    return read_model_files(version, folder, Settings(model_name="m", **own))
+    return read_model_files(version, folder, loading_rules(**own))
 
 
 def refusal(folder: Path, **own: Any) -> str:
@@ -239,14 +239,14 @@ def test_files_larger_than_allowed_are_refused_before_they_are_fetched(tmp_path:
             raise AssertionError
 
     with pytest.raises(ModelRefused, match="1000000000000 bytes, and SERVING_MAX_MODEL_BYTES allows 1073741824"):
-        fetch_model(Large(tmp_path), VERSION, tmp_path, Settings(model_name="m"))
+        fetch_model(Large(tmp_path), VERSION, tmp_path, loading_rules())
 
 
 def test_files_larger_than_the_registry_said_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
     (tmp_path / "copy").mkdir()
     with pytest.raises(ModelRefused, match="SERVING_MAX_MODEL_BYTES allows 1000"):
-        fetch_model(FolderRegistry(folder), VERSION, tmp_path / "copy", Settings(model_name="m", max_model_bytes=1000))
+        fetch_model(FolderRegistry(folder), VERSION, tmp_path / "copy", loading_rules(max_model_bytes=1000))
 
 
 def with_nodes(change: dict[str, int]) -> DecisionTreeRegressor:
@@ -333,7 +333,7 @@ def test_what_a_trial_leaves_behind_neither_holds_it_up_nor_outlives_it(tmp_path
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     own: dict[str, Any] = {"model_formats": ("cloudpickle",)}
     with pytest.raises(ModelRefused, match="SIGABRT"):
-        validate_in_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+        validate_in_trial(files_in(folder, **own), None, run)
     group = int((tmp_path / "group").read_text())
     until = time.monotonic() + 10
     while is_there(group):
@@ -371,7 +371,7 @@ def test_what_crashes_hangs_or_grows_does_so_on_trial(
     own = {"model_formats": ("cloudpickle",), **own}
     began = time.monotonic()
     with pytest.raises(ModelRefused, match=expected):
-        validate_in_trial(files_in(folder, **own), None, Settings(model_name="m", **own), run)
+        validate_in_trial(files_in(folder, **own), None, run)
     assert time.monotonic() - began < 60
 
 
@@ -385,9 +385,9 @@ def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_versi
 
     files = files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET)))
     with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"):
-        validate_in_trial(files, None, Settings(model_name="m"), without_room)
+        validate_in_trial(files, None, without_room)
     with pytest.raises(NoRoom), files_of_at_most(100):  # for the order already
-        validate_in_trial(files, None, Settings(model_name="m"), run)
+        validate_in_trial(files, None, run)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_versi
         in_new_process,
         forked_ahead(),
         forked_ahead("os.kill(trial._waiting[0], signal.SIGKILL)"),
-        forked_ahead("os.kill(trial._waiting[0], signal.SIGSTOP); trial_process.BEGINS_WITHIN_S = 1.0"),
+        forked_ahead("os.kill(trial._waiting[0], signal.SIGSTOP); trial_process.BEGIN_TIMEOUT_S = 1.0"),
         forked_ahead("trial._waiting = None"),
     ],
     ids=["new", "forked", "killed while it waited", "stopped while it waited", "forked and used up"],
@@ -405,7 +405,7 @@ def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -
     folder = saved(tmp_path, make_pipeline(StandardScaler(), ElasticNet()).fit(FRAME, TARGET), input_example=None)
     files = files_in(folder)
     known = pa.Table.from_pandas(FRAME.head(7), schema=files.signature.schema, preserve_index=False)
-    here, there = validate(files, known)[1], validate_in_trial(files, known, Settings(model_name="m"), run)
+    here, there = validate(files, known)[1], validate_in_trial(files, known, run)
     assert there.rows.equals(here.rows)
     assert there.predictions is not None
     assert here.predictions is not None

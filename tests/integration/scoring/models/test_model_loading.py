@@ -22,8 +22,8 @@ from scoring.errors import ModelRefused, PredictionFailed
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import fetch_model, load_signature
 from scoring.models.registry import ModelVersion
-from scoring.settings import SKLEARN_TYPES, Settings
-from tests.support.model_folders import VERSION, FolderRegistry, edit
+from scoring.settings import SKLEARN_TYPES
+from tests.support.model_folders import VERSION, FolderRegistry, edit, loading_rules
 
 FRAME = pd.DataFrame({"b": [0.5, 1.5, 2.5, 3.5] * 10, "a": [1.0, 2.0, 4.0, 8.0] * 10})
 TARGET = FRAME["a"] - FRAME["b"]
@@ -38,7 +38,7 @@ def saved(folder: Path, model: Any, **save: Any) -> Path:
 
 def load(folder: Path, version: ModelVersion = VERSION, **settings: Any) -> Model:
     with tempfile.TemporaryDirectory() as copy:
-        files = fetch_model(FolderRegistry(folder), version, Path(copy), Settings(model_name="m", **settings))
+        files = fetch_model(FolderRegistry(folder), version, Path(copy), loading_rules(**settings))
         return load_model(files)
 
 

@@ -136,6 +136,7 @@ class World:
 
         from scoring.features.feature_service import link_features
         from scoring.models.admission import validate
+        from scoring.models.loading_rules import LoadingRules
         from scoring.models.model_files import read_model_files
         from scoring.models.registry import ModelVersion
 
@@ -161,8 +162,8 @@ class World:
                 pip_requirements=["scikit-learn"],
                 skops_trusted_types=["numpy.dtype"],
             )
-        settings = Settings(model_name="orders")
-        files = read_model_files(ModelVersion("orders", 1), self.folder / "model", settings)
+        rules = LoadingRules.from_settings(Settings(model_name="orders"))
+        files = read_model_files(ModelVersion("orders", 1), self.folder / "model", rules)
         features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
         return ServingModel(validate(files)[0], features, files)
 
