@@ -1,4 +1,4 @@
-"""The running example: rank drivers for a ride. Its data, its training, and the start of every server that shows it.
+"""The running example, ranking drivers for a ride: its data, its training, and the servers that demonstrate it.
 
-Everything that knows drivers stands here and in feature_repo/. Nothing imports this package.
+All code that is specific to drivers is here and in feature_repo/. Nothing imports this package.
 """

@@ -1,6 +1,6 @@
-"""`make demo`: the whole product on embedded defaults, from raw data to a batch output and an online answer.
+"""`make demo`: the whole product with embedded defaults, from raw data to a batch output and an online response.
 
-With `--once` it stops when it has shown both; else it stays up until Ctrl-C.
+With `--once` it exits after showing both. Otherwise it runs until Ctrl-C.
 """
 
 import os
@@ -14,8 +14,8 @@ from types import FrameType
 
 from demo import show
 from demo.dagit import Dagit, DagitRefused, Run
+from demo.environment import DAGIT_PORT, DAGSTER_HOME, REQUEST, ROOT, CannotStart, demo_environment, make_folders
 from demo.online import Api
-from demo.place import DAGIT_PORT, DAGSTER_HOME, REQUEST, ROOT, CannotStart, demo_environment, make_folders
 from demo.prepare import prepare
 from demo.processes import Processes, check_port_free
 from scoring.errors import ServingError
@@ -26,19 +26,19 @@ RUN_S = 180.0
 
 
 def main() -> int:
-    """Run the demonstration; 0 when all was shown, 1 with the reason in one line when not."""
+    """Run the demo. Return 0 on success; otherwise print the reason in one line and return 1."""
     once = "--once" in sys.argv[1:]
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that closes sends the second
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closing terminal sends SIGHUP
         signal.signal(number, _as_interrupt)
-    signal.signal(signal.SIGINT, _as_interrupt)  # a shell that starts us in the background sets it to be ignored
+    signal.signal(signal.SIGINT, _as_interrupt)  # a shell sets it to ignored for a background process
     os.chdir(ROOT)
     environment = demo_environment()
     processes = Processes(environment)
     try:
         settings = Settings.from_environment(environment)
-        dagit_port = _check_place(settings, environment)
+        dagit_port = _prepare_state(settings, environment)
         os.environ.update(environment)
-        warnings.showwarning = _say_nothing  # filters don't last: SQLAlchemy and MLflow set their own
+        warnings.showwarning = _ignore_warning  # filters do not last: SQLAlchemy and MLflow set their own
         show.title()
         _demonstrate(settings, dagit_port, processes, once=once)
         if not once:
@@ -51,33 +51,27 @@ def main() -> int:
         return 0 if not once else 130
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # else a second Ctrl-C would leave servers behind
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
         processes.stop()
 
 
-def _check_place(settings: Settings, environment: dict[str, str]) -> int:
+def _prepare_state(settings: Settings, environment: dict[str, str]) -> int:
+    """Check both ports and create the folders of the demo's state. Return Dagit's port."""
     text = environment.get(DAGIT_PORT, "3000")
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise CannotStart(f"{DAGIT_PORT} is {text!r}: a port from 1 to 65535 is needed.")
-    check_port_free(
-        "127.0.0.1",
-        int(text),
-        "Dagit",
-        f"stop what listens there, or choose another: make demo {DAGIT_PORT}=3100",
-    )
-    check_port_free(
-        settings.host,
-        settings.port,
-        "the API",
-        "stop what listens there, or choose another: SERVING_PORT=8272 make demo",
-    )
+        raise CannotStart(f"{DAGIT_PORT} is {text!r}: it must be a port from 1 to 65535.")
+    for host, port, server, example in (
+        ("127.0.0.1", int(text), "Dagit", f"make demo {DAGIT_PORT}=3100"),
+        (settings.host, settings.port, "the API", "SERVING_PORT=8272 make demo"),
+    ):
+        check_port_free(host, port, server, f"stop the process that uses it, or choose another port: {example}")
     make_folders()
     shutil.copyfile(ROOT / "demo" / "dagster.yaml", DAGSTER_HOME / "dagster.yaml")
     return int(text)
 
 
 def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, once: bool) -> None:
-    # The webserver loads while the model trains: the machine has two cores.
+    # The webserver loads while the model trains.
     workspace = ["-w", str(ROOT / "workspace.yaml")]
     processes.start(
         "dagit",
@@ -90,7 +84,7 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, o
     _wait("Dagit", dagit.ready, processes, START_S)
     run_id = dagit.launch(REQUEST)
     _show_run(dagit, run_id, processes)
-    # Only now: the sensors find that the version was already used, and start nothing of their own.
+    # Only now, so that the sensors see that the version has already been used, and launch no run.
     processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
     show.batch_output()
 
@@ -102,18 +96,18 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, o
 
 def _show_run(dagit: Dagit, run_id: str, processes: Processes) -> Run:
     show.run_started(dagit.url, run_id)
-    until, shown = time.monotonic() + RUN_S, set[str]()
+    until, reported = time.monotonic() + RUN_S, set[str]()
     while True:
         processes.check()
         run = dagit.run(run_id)
         for step in run.steps:
-            if step.status in {"SUCCESS", "FAILURE"} and step.asset not in shown:
-                shown.add(step.asset)
+            if step.status in {"SUCCESS", "FAILURE"} and step.asset not in reported:
+                reported.add(step.asset)
                 show.step(step)
         if run.ended:
             break
         if time.monotonic() > until:
-            raise CannotStart(f"the run did not end within {RUN_S:.0f} s: {dagit.url}/runs/{run_id}")
+            raise CannotStart(f"the run did not finish within {RUN_S:.0f} s: see {dagit.url}/runs/{run_id}")
         time.sleep(0.2)
     show.run_ended(run)
     if run.status != "SUCCESS":
@@ -126,7 +120,7 @@ def _wait(what: str, ready: Callable[[], bool], processes: Processes, seconds: f
     while not ready():
         processes.check()
         if time.monotonic() > until:
-            raise CannotStart(f"{what} did not come up within {seconds:.0f} s: see var/logs.")
+            raise CannotStart(f"{what} did not start within {seconds:.0f} s: see var/logs.")
         time.sleep(0.1)
 
 
@@ -136,8 +130,8 @@ def _stay_up(processes: Processes) -> None:
         time.sleep(1)
 
 
-def _say_nothing(*_: object, **__: object) -> None:
-    """Feast's, MLflow's and SQLAlchemy's warnings of each other are nothing that a visitor could act on."""
+def _ignore_warning(*_: object, **__: object) -> None:
+    """Drop a warning: a user can't act on those of Feast, MLflow and SQLAlchemy about each other."""
 
 
 def _as_interrupt(_number: int, _frame: FrameType | None) -> None:

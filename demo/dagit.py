@@ -1,4 +1,4 @@
-"""Ask Dagster's webserver, through its GraphQL, for what a person would click."""
+"""A client for the GraphQL API of Dagster's webserver. It does what a user would click."""
 
 import json
 import urllib.error
@@ -47,11 +47,11 @@ LOCATIONS = """
 
 
 class DagitRefused(Exception):
-    """The webserver answered with an error; the text is its own."""
+    """The webserver responded with an error. The message is the webserver's own."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One step of a run: the asset's name and how long it took."""
+    """One step of a run: the asset's name, its status and its duration."""
 
     asset: str
     status: str
@@ -59,7 +59,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What is known of a run. `seconds` is from its start to its end, or to now."""
+    """The state of a run. `seconds` is its duration, 0 until it has ended."""
 
     status: str
     seconds: float
@@ -67,22 +67,22 @@ class Run(msgspec.Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the run has ended."""
         return self.status in {"SUCCESS", "FAILURE", "CANCELED"}
 
 
 class Dagit:
-    """A Dagster webserver at a port of this machine."""
+    """A Dagster webserver on a local port."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._selector: dict[str, str] = {}
 
     def ready(self) -> bool:
-        """Whether the webserver answers and has loaded the code location.
+        """Return whether the webserver responds and has loaded the code location.
 
         Raises:
-            DagitRefused: the code location does not load.
+            DagitRefused: the code location fails to load.
         """
         try:
             entries = self._ask(LOCATIONS)["workspaceOrError"]["locationEntries"]
@@ -100,10 +100,10 @@ class Dagit:
         return True
 
     def launch(self, partition: str) -> str:
-        """Add the batch request's partition and launch the whole graph for it; the run's id.
+        """Add the batch request's partition, launch the whole graph for it, and return the run's id.
 
         Raises:
-            DagitRefused: the webserver would not.
+            DagitRefused: the webserver responded with an error.
         """
         answer = self._ask(ADD_PARTITION, selector=self._selector, name=PARTITIONS, key=partition)[
             "addDynamicPartition"
@@ -121,7 +121,7 @@ class Dagit:
         return str(answer["run"]["runId"])
 
     def run(self, run_id: str) -> Run:
-        """How a run is doing."""
+        """Return the state of a run."""
         found = self._ask(RUN, run=run_id)["runOrError"]
         steps = tuple(
             Step(step["stepKey"], step["status"] or "", (step["endTime"] or 0) - (step["startTime"] or 0))
@@ -131,11 +131,11 @@ class Dagit:
         return Run(found["status"], seconds, steps)
 
     def runs(self) -> dict[str, str]:
-        """The latest runs: id → status."""
+        """Return the latest runs: id → status."""
         return {run["runId"]: run["status"] for run in self._ask(RUNS)["runsOrError"]["results"]}
 
     def failure(self, run_id: str) -> str:
-        """Why a run failed, in one line: the first failed step's own reason."""
+        """Return why a run failed, in one line: the first failed step's reason."""
         for event in self._ask(FAILURES, run=run_id)["logsForRun"]["events"]:
             if event.get("stepKey"):
                 reason = (event["failureMetadata"] or {}).get("description") or (event["error"] or {}).get(

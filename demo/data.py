@@ -1,4 +1,4 @@
-"""The example's data: hourly statistics of each driver, orders with a rating, and today's batch request."""
+"""The example's data: hourly statistics per driver, rated orders, and today's batch request."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,15 +14,15 @@ COLUMNS = ["event_timestamp", "driver_id", "conv_rate", "acc_rate", "avg_daily_t
 
 
 def this_hour() -> datetime:
-    """The hour that is running now, UTC."""
+    """Return the start of the current hour, UTC."""
     return datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def extend_driver_stats(file: Path, until: datetime) -> int:
-    """Bring the drivers' hourly statistics up to `until` (an hour, inclusive); returns the number of rows added.
+    """Extend the drivers' hourly statistics up to the hour `until`, inclusive. Return the number of rows added.
 
-    Hours that are in the file stay as they are: what was materialized from them stays true. The numbers come from
-    Feast's own driver_test_data.
+    Existing hours do not change, so values that were materialized from them remain valid. The numbers come from Feast's
+    own driver_test_data.
     """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
@@ -41,14 +41,14 @@ def extend_driver_stats(file: Path, until: datetime) -> int:
 
 
 def make_orders(driver_stats: Path, until: datetime, count: int, seed: int) -> pd.DataFrame:
-    """Past orders and how each was rated: driver_id, event_timestamp [UTC], rating (0 to 5).
+    """Return past orders with ratings: driver_id, event_timestamp [UTC], rating (0 to 5).
 
-    A ride is rated better where the driver converts and accepts more and drives often, with noise: something that a
-    model can learn from the features of that moment.
+    Ratings rise with the driver's conversion rate, acceptance rate and number of trips, plus noise. A model can learn
+    this from the features as of each order.
     """
     from feast.driver_test_data import create_orders_df
 
-    np.random.seed(seed)  # Feast's generator draws from the global one
+    np.random.seed(seed)  # Feast's generator uses the global random state
     orders = create_orders_df([1], DRIVERS, until - HISTORY + timedelta(days=1), until, count)[
         ["driver_id", "event_timestamp"]
     ]
@@ -66,12 +66,12 @@ def make_orders(driver_stats: Path, until: datetime, count: int, seed: int) -> p
 
 
 def write_batch_request(file: Path, until: datetime) -> int:
-    """Write today's batch request: each driver at the last full hours, and one that nobody knows; returns its rows."""
-    moments = [until - timedelta(hours=hours) for hours in (2, 1, 0)]
+    """Write today's batch request: all drivers and an unknown one at the last three hours. Return its row count."""
+    timestamps = [until - timedelta(hours=hours) for hours in (2, 1, 0)]
     rows = pd.DataFrame(
         [
-            {"driver_id": driver, "event_timestamp": moment.isoformat(), "zone": f"zone-{driver % 4}"}
-            for moment in moments
+            {"driver_id": driver, "event_timestamp": timestamp.isoformat(), "zone": f"zone-{driver % 4}"}
+            for timestamp in timestamps
             for driver in (*DRIVERS, 9999)
         ]
     )

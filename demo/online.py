@@ -1,4 +1,4 @@
-"""Ask the API as any client would."""
+"""A client of the API, as any caller would write it."""
 
 import json
 import urllib.error
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 class Api:
-    """The ranking API at a port of this machine."""
+    """The ranking API on a local port."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
 
     def ready(self) -> bool:
-        """Whether /ready says so."""
+        """Return whether /ready responds with 200."""
         try:
             with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as response:
                 return bool(response.status == 200)
@@ -21,7 +21,7 @@ class Api:
             return False
 
     def rank(self, drivers: Sequence[int]) -> tuple[str, str]:
-        """Ask for the best of these drivers; the request's body and the answer's, as JSON text."""
+        """Request the best of these drivers. Return the bodies of request and response, as JSON strings."""
         body = json.dumps({"request_id": "uuid-1", "driver_ids": list(drivers)})
         request = urllib.request.Request(f"{self.url}/inference", body.encode(), {"Content-Type": "application/json"})
         try:
@@ -31,7 +31,7 @@ class Api:
             return body, error.read().decode()
 
     def version(self) -> int | None:
-        """The model version that serves now, None while there is none."""
+        """Return the serving model version, or None if there is none."""
         try:
             with urllib.request.urlopen(f"{self.url}/version", timeout=5) as response:
                 model = json.load(response).get("model")

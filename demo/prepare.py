@@ -1,8 +1,8 @@
-"""Everything that must be there before a server can serve: data, applied definitions, a champion, a batch request."""
+"""The prerequisites of the demo's servers: data, applied definitions, a champion, and a batch request."""
 
 from demo import show
 from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_request
-from demo.place import FEATURE_DATA, REQUEST, REQUESTS
+from demo.environment import FEATURE_DATA, REQUEST, REQUESTS
 from demo.training import champion_version, train_and_promote
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.settings import Settings
@@ -11,10 +11,11 @@ DRIVER_STATS = FEATURE_DATA / "driver_stats.parquet"
 
 
 def prepare(settings: Settings) -> None:
-    """Bring the demonstration's state up to now. What an earlier demonstration left is kept and continued.
+    """Bring the demo's state up to date. The state of an earlier demo is kept and extended.
 
     Raises:
-        ServingError: Feast or MLflow would not.
+        ServingError: Feast failed.
+        CannotStart: MLflow failed.
     """
     show.busy("Importing Feast and MLflow")
     hour = this_hour()

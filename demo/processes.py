@@ -1,4 +1,4 @@
-"""Start the demonstration's servers, notice when one dies, and end all of them."""
+"""Start the demo's servers, detect when one exits, and stop all of them."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo import show
-from demo.place import LOGS, STATE, CannotStart
+from demo.environment import LOGS, STATE, CannotStart
 
 STOP_S = 10.0
 
 
 class Processes:
-    """The servers that were started, each in a process group of its own, so that its children end with it."""
+    """The running servers, each in its own process group, so that its children are stopped with it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one server; its output goes to var/logs/<name>.log.
+        """Start one server. Its output goes to var/logs/<name>.log.
 
-        In var/, because Dagster lets a `.env` in the working directory override what it is given (1.13), and Docker
-        Compose's lies in the repository's root.
+        The working directory is var/, because Dagster 1.13 lets a `.env` there override the environment, and Docker
+        Compose's `.env` is in the repository root.
         """
         with log_file(name).open("wb") as log:
             self._started[name] = subprocess.Popen(
@@ -40,18 +40,18 @@ class Processes:
             )
 
     def check(self) -> None:
-        """Raise if one of the servers has ended.
+        """Check that all servers are running.
 
         Raises:
-            CannotStart: it names the server, its exit code, its log and the log's last line.
+            CannotStart: a server has exited. The message has its name, exit code, log file and the log's last line.
         """
         for name, process in self._started.items():
             code = process.poll()
             if code is not None:
-                raise CannotStart(f"{name} ended with exit code {code}: {last_line(log_file(name))} ({log_file(name)})")
+                raise CannotStart(f"{name} exited with code {code}: {last_line(log_file(name))} ({log_file(name)})")
 
     def stop(self) -> None:
-        """End all servers and wait for them: politely first, then by force after STOP_S seconds."""
+        """Stop all servers and wait for them: SIGTERM first, SIGKILL after STOP_S seconds."""
         if self._started:
             show.stopping()
         for process in self._started.values():
@@ -61,36 +61,34 @@ class Processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
         for process in self._started.values():
-            _signal_group(process, signal.SIGKILL)  # also what a server left behind in its group
+            _signal_group(process, signal.SIGKILL)  # this also kills children that outlive the server
             process.wait()
         self._started.clear()
 
 
-def check_port_free(host: str, port: int, what: str, remedy: str) -> None:
-    """Raise if somebody listens there.
+def check_port_free(host: str, port: int, server: str, remedy: str) -> None:
+    """Check that a server can listen on a port.
 
     Raises:
-        CannotStart: one line with the port, who needs it and what to do.
+        CannotStart: the port is not available. The message names the port, the server and the remedy.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise CannotStart(
-                f"Port {port} of {host}, which {what} needs, can't be had ({error.strerror}): {remedy}"
-            ) from None
+            raise CannotStart(f"{server} can't listen on port {port} of {host} ({error.strerror}): {remedy}") from None
 
 
 def log_file(name: str) -> Path:
-    """Where a server's output goes."""
+    """Return the path of a server's log."""
     return LOGS / f"{name}.log"
 
 
 def last_line(file: Path) -> str:
-    """The last line of a log that says something."""
+    """Return the last line of a log that is not blank."""
     lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing"
+    return lines[-1] if lines else "no output"
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:

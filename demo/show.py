@@ -1,4 +1,4 @@
-"""What the demonstration tells a person, line by line."""
+"""The lines that the demo prints."""
 
 import sys
 import time
@@ -6,33 +6,34 @@ import time
 import pyarrow.parquet as pq
 
 from demo.dagit import Run, Step
-from demo.place import ARTIFACTS, FEATURE_SERVICE, MODEL, REQUEST, ROOT
+from demo.environment import ARTIFACTS, FEATURE_SERVICE, MODEL, REQUEST, ROOT
 from demo.training import Trained
 from scoring.features.feature_store import AppliedDefinitions
 
 _START = time.monotonic()
 SHOWN_ROWS = 4
+_RUN_STATUS = {"SUCCESS": "succeeded", "FAILURE": "failed", "CANCELED": "was canceled"}
 
 
 def title() -> None:
-    """Say what this is."""
-    print("Model serving, batch and online, from one registry and one feature store\n")
+    """Print the title."""
+    print("Batch and online predictions from one model registry and one feature store\n")
 
 
 def busy(text: str) -> None:
-    """Say what takes a while."""
+    """Announce a slow step."""
     _line("", f"{text} ...")
 
 
 def features(
-    drivers: int, added: int, applied: AppliedDefinitions, place: str = "feature_repo/data/driver_stats.parquet"
+    drivers: int, added: int, applied: AppliedDefinitions, file: str = "feature_repo/data/driver_stats.parquet"
 ) -> None:
-    """The feature store is ready."""
-    _line("Features", f"{drivers} drivers, {added} new hourly rows in {place}")
+    """The feature data and definitions are ready."""
+    _line("Features", f"{drivers} drivers, {added} new hourly rows in {file}")
     _line(
         "",
-        f"Feast registry applied: view {', '.join(applied.feature_views)}, "
-        f"service {', '.join(applied.feature_services)}",
+        f"feast apply: feature view {', '.join(applied.feature_views)}, "
+        f"feature service {', '.join(applied.feature_services)}",
     )
 
 
@@ -40,81 +41,85 @@ def trained(trained: Trained) -> None:
     """A new version is registered and promoted."""
     _line(
         "Model",
-        f"ElasticNet trained on {trained.orders} orders as of their moment (R² {trained.r2:.2f} on unseen ones)",
+        f"ElasticNet trained on {trained.orders} past orders with point-in-time features "
+        f"(R² {trained.r2:.2f} on held-out orders)",
     )
-    _line("", f"registered as {MODEL}/{trained.version}, tagged {FEATURE_SERVICE}, alias champion set")
+    _line("", f"registered as {MODEL}/{trained.version} with feature service {FEATURE_SERVICE}, alias champion set")
 
 
 def champion_kept(version: int) -> None:
-    """An earlier demonstration's model is used."""
+    """The model of an earlier demo is used."""
     _line(
         "Model",
-        f"{MODEL}/{version} is champion from an earlier demo (make demo-promote trains another, make clean forgets)",
+        f"{MODEL}/{version}, the champion of an earlier demo "
+        "(make demo-promote trains another one, make clean starts over)",
     )
 
 
-def batch_request(rows: int, place: str = f"var/batch_requests/{REQUEST}.csv") -> None:
-    """The batch request file is written."""
-    _line("Request", f"{rows} rows in {place}")
+def batch_request(rows: int, file: str = f"var/batch_requests/{REQUEST}.csv") -> None:
+    """The batch request is written."""
+    _line("Request", f"{rows} rows in {file}")
 
 
 def run_started(url: str, run_id: str) -> None:
-    """The graph's run is launched."""
+    """The run of the asset graph is launched."""
     _line("Batch", f"Dagster materializes the asset graph: {url}/runs/{run_id}")
 
 
 def step(step: Step) -> None:
-    """An asset is materialized, or failed."""
+    """An asset is materialized or has failed."""
     mark = "✓" if step.status == "SUCCESS" else "✗"
     _line("", f"{mark} {step.asset:<26} {step.seconds:5.1f} s")
 
 
 def run_ended(run: Run) -> None:
-    """The run is over."""
-    _line("", f"run {run.status.lower()} in {run.seconds:.1f} s")
+    """The run has ended."""
+    _line("", f"run {_RUN_STATUS[run.status]} in {run.seconds:.1f} s")
 
 
 def batch_output() -> None:
-    """A few rows of the result."""
+    """Print the last rows of the batch output."""
     file = ARTIFACTS / REQUEST / "batch_output.parquet"
     table = pq.read_table(file)
     rows = table.select(
         ["driver_id", "event_timestamp", "conv_rate", "acc_rate", "prediction", "reason", "model_version"]
     )
     last = rows.slice(table.num_rows - SHOWN_ROWS).to_pandas()
-    _line("", f"{table.num_rows} rows in {file.relative_to(ROOT)}, the last of them:")
+    _line("", f"{table.num_rows} rows in {file.relative_to(ROOT)}, the last {SHOWN_ROWS} of them:")
     for text in last.to_string(index=False, float_format="{:.4f}".format).splitlines():
         print(f"{'':>19}{text}")
 
 
 def online(request: str, answer: str) -> None:
-    """One request and its answer."""
+    """Print a request and its response."""
     _line("Online", f"POST /inference {request}")
     _line("", f"→ {answer}")
 
 
 def addresses(dagit: str, api: str) -> None:
-    """Where to look, and what to try next."""
+    """Print the addresses of the servers and suggestions."""
     print(
         f"""
-Up, until Ctrl-C:
-  Dagit    {dagit}/asset-groups   materialize assets, look at their metadata and at the sensors
-  Swagger  {api}/   try POST /inference and POST /scores
-Try next, in another terminal:
-  make demo-promote        trains and promotes a new version: a new run in Dagit, the API answers with it
-  cp var/batch_requests/{REQUEST}.csv var/batch_requests/tomorrow.csv   a sensor scores the new request
+Running until Ctrl-C:
+  Dagster UI (Dagit)  {dagit}/asset-groups  materialize assets, inspect their metadata and the sensors
+  Swagger UI          {api}/  try POST /inference and POST /scores
+Next, in another terminal:
+  make demo-promote
+      trains and promotes a new version: the API serves it, and a sensor scores the request again
+  cp var/batch_requests/{REQUEST}.csv var/batch_requests/tomorrow.csv
+      adds a batch request: a sensor scores it
 """,
         flush=True,
     )
 
 
 def failure(text: str) -> None:
-    """Why the demonstration could not go on."""
+    """Print why the demo stopped."""
     print(f"demo: {text}", file=sys.stderr)
 
 
 def stopping() -> None:
-    """The servers are being ended."""
+    """The servers are being stopped."""
     print("Stopping all servers.", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""`python -m demo.stack`: put the example on the servers that the environment names, as `make demo` puts it into files.
+"""`python -m demo.stack`: load the example of `make demo` onto the servers that the environment names.
 
-For docker-compose.yml: `docker compose run --rm code-location python -m demo.stack`. Writes the drivers' statistics to
-FEATURE_DATA, applies the definitions, fills the online store, trains and promotes a model, and leaves a batch request
-for the sensor to find. What is there already is kept and continued.
+For docker-compose.yml: `docker compose run --rm code-location python -m demo.stack`. It writes the driver statistics to
+FEATURE_DATA, applies the definitions, fills the online store, trains and promotes a model, and writes a batch request
+for the sensor to find. Existing state is kept and extended.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from demo import show
 from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_request
-from demo.place import MODEL, REQUEST, CannotStart
+from demo.environment import MODEL, REQUEST, CannotStart
 from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
 from scoring.features.feature_store import apply_definitions, open_feature_store
@@ -26,11 +26,11 @@ DRIVER_STATS = "driver_stats.parquet"
 
 
 def main() -> int:
-    """Do it; 0 when all is there, 1 with the reason in one line when not."""
+    """Load the example. Return 0 on success; otherwise print the reason in one line and return 1."""
     try:
         settings = Settings.from_environment(os.environ)
         if settings.model_name != MODEL:
-            raise CannotStart(f"SERVING_MODEL_NAME is {settings.model_name!r}: the example registers {MODEL!r}.")
+            raise CannotStart(f"SERVING_MODEL_NAME is {settings.model_name!r}, but the example registers {MODEL!r}.")
         with tempfile.TemporaryDirectory(prefix="example-") as folder:
             prepare(settings, feature_data(settings), Path(folder))
     except (ServingError, CannotStart) as error:
@@ -40,15 +40,15 @@ def main() -> int:
 
 
 def feature_data(settings: Settings) -> Location:
-    """Where feature_repo/definitions.py looks for the sources' files."""
-    place = Location(os.environ.get("FEATURE_DATA", "data"))
-    return place if place.local is None else Location(settings.feature_repo / place.local)
+    """Return the location of the source files, as feature_repo/definitions.py defines it."""
+    data = Location(os.environ.get("FEATURE_DATA", "data"))
+    return data if data.local is None else Location(settings.feature_repo / data.local)
 
 
 def prepare(settings: Settings, data: Location, scratch: Path) -> None:
-    """Bring the example's state on the servers up to now."""
+    """Bring the example's state on the servers up to date."""
     show.busy("Importing Feast and MLflow")
-    champion = champion_version(settings.mlflow_tracking_uri)  # first: without a registry nothing is of use
+    champion = champion_version(settings.mlflow_tracking_uri)  # first, because nothing else helps without a registry
     hour, stats = this_hour(), scratch / DRIVER_STATS
     if (data / DRIVER_STATS).exists():
         fetch(data / DRIVER_STATS, stats)
@@ -71,7 +71,7 @@ def prepare(settings: Settings, data: Location, scratch: Path) -> None:
 
 
 def publish(file: Path, destination: Location) -> None:
-    """Copy a small file to where servers look for it."""
+    """Publish a small file at a location of the servers."""
     with publishing(destination) as part:
         part.write_bytes(file.read_bytes())
 

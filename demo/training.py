@@ -1,7 +1,7 @@
-"""Train the example's model on features as of each order's moment, register it, and move the alias to it.
+"""Train the example's model on point-in-time features, register it, and move the alias to it.
 
-This is what a data scientist's own script does with Feast and MLflow: nothing here is special to this project but the
-tag `feast.feature_service`, which is Feast's convention.
+This is an ordinary training script for Feast and MLflow. Only the tag `feast.feature_service`, which is Feast's
+convention, matters to this project.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from demo.data import make_orders
-from demo.place import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS, CannotStart
+from demo.environment import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS, CannotStart
 from scoring.errors import first_line, without_secrets
 from scoring.imports import import_mlflow, inside
 
@@ -24,27 +24,28 @@ if TYPE_CHECKING:
 
 INPUTS = ["conv_rate", "acc_rate", "avg_daily_trips"]
 EXPERIMENT = "driver_ranking"
-# A server that registers a model beside much else takes longer than one that only tells of an alias.
-PATIENCE_S = "20"
-NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # the second: no such alias (mlflow 3.17)
+# Registering a model on a busy server takes longer than reading an alias.
+REQUEST_TIMEOUT_S = "20"
+# mlflow 3.17 reports a missing alias as INVALID_PARAMETER_VALUE.
+NOT_FOUND = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
 class Trained(msgspec.Struct, frozen=True):
-    """A newly registered version."""
+    """A newly registered model version."""
 
     version: int
     orders: int
     r2: float
-    """Share of the ratings' variance that the model explains, on orders that it was not trained on."""
+    """Coefficient of determination on held-out orders."""
 
 
 def champion_version(tracking_uri: str) -> int | None:
-    """The version that the alias names, None before the first training.
+    """Return the version that the alias names, or None before the first training.
 
     Raises:
-        CannotStart: MLflow can't say.
+        CannotStart: MLflow failed.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", PATIENCE_S)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_TIMEOUT_S)
     import_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -52,20 +53,20 @@ def champion_version(tracking_uri: str) -> int | None:
     try:
         return int(MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(MODEL, ALIAS).version)
     except MlflowException as error:
-        if error.error_code in NOT_THERE:
+        if error.error_code in NOT_FOUND:
             return None
         raise _cannot_use(tracking_uri, error) from error
-    except Exception as error:  # SQLAlchemy's, of a database whose creation was interrupted
-        raise CannotStart(f"MLflow can't use {tracking_uri} ({first_line(error)}): make clean forgets it.") from error
+    except Exception as error:  # SQLAlchemy's, if the creation of the database was interrupted
+        raise CannotStart(f"MLflow can't use {tracking_uri} ({first_line(error)}): make clean deletes it.") from error
 
 
 def train_and_promote(
     store: "FeatureStore", tracking_uri: str, driver_stats: Path, until: datetime, seed: int
 ) -> Trained:
-    """Train on fresh orders, register a new version with its feature service's name, move the alias to it.
+    """Train on new orders, register a version tagged with its feature service, and move the alias to it.
 
     Raises:
-        CannotStart: MLflow would not.
+        CannotStart: MLflow failed.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.models import infer_signature
@@ -76,7 +77,7 @@ def train_and_promote(
     with inside(Path(store.repo_path)):
         rows = store.get_historical_features(orders, store.get_feature_service(FEATURE_SERVICE)).to_df()
     rows = rows.dropna(subset=INPUTS)
-    # Doubles: an input that is an integer in the signature could not be missing.
+    # Doubles, because an integer input of the signature can't be missing.
     features, ratings = rows[INPUTS].astype("float64"), rows["rating"]
     train_x, test_x, train_y, test_y = train_test_split(features, ratings, random_state=seed)
     model = ElasticNet(alpha=0.001, random_state=seed).fit(train_x, train_y)
@@ -94,9 +95,9 @@ def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature
 
     mlflow.set_tracking_uri(tracking_uri)
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        # A server knows a place for artifacts; a database file does not.
-        place = None if tracking_uri.startswith("http") else MODEL_ARTIFACTS.as_uri()
-        mlflow.create_experiment(EXPERIMENT, artifact_location=place)
+        # A server has its own artifact location; a database file does not.
+        location = None if tracking_uri.startswith("http") else MODEL_ARTIFACTS.as_uri()
+        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
     mlflow.set_experiment(EXPERIMENT)
     with mlflow.start_run(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +107,7 @@ def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature
             name="model",
             signature=signature,
             input_example=example,
-            pip_requirements=["scikit-learn", "skops"],  # else MLflow loads the model once more to find them out: 5 s
+            pip_requirements=["scikit-learn", "skops"],  # or MLflow loads the model again to infer them: 5 s
             registered_model_name=MODEL,
         )
     version = str(logged.registered_model_version)
@@ -117,5 +118,5 @@ def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature
 
 
 def _cannot_use(tracking_uri: str, error: Exception) -> CannotStart:
-    place = without_secrets(tracking_uri)
-    return CannotStart(f"MLflow at {place} can't be used ({first_line(error)}): check MLFLOW_TRACKING_URI.")
+    address = without_secrets(tracking_uri)
+    return CannotStart(f"MLflow at {address} can't be used ({first_line(error)}): check MLFLOW_TRACKING_URI.")

@@ -71,7 +71,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     process = demo.start()
     try:
         until = time.monotonic() + UP_S
-        while "Up, until Ctrl-C" not in demo.output.read_text():
+        while "Running until Ctrl-C" not in demo.output.read_text():
             assert process.poll() is None, demo.output.read_text()
             assert time.monotonic() < until, demo.output.read_text()
             time.sleep(0.2)
@@ -87,7 +87,7 @@ def test_it_prints_the_batch_output_and_an_answer(demo: Demo) -> None:
     text = demo.output.read_text()
     for asset in ("feast_registry", "online_store", "registered_model_version", "batch_input", "batch_output"):
         assert f"✓ {asset}" in text
-    assert "run success" in text
+    assert "run succeeded in " in text
     assert "9999" in text
     assert "not_found" in text
     assert '→ {"request_id":"uuid-1","prediction":10' in text
@@ -119,7 +119,7 @@ def test_a_busy_port_is_one_clear_line(demo: Demo) -> None:
             refused = demo.run("demo", "--once", **(free | {variable: port}))
             assert refused.returncode == 1
             (line,) = refused.stderr.splitlines()
-            assert line.startswith(f"demo: Port {port} of 127.0.0.1, which {server} needs, can't be had")
+            assert line.startswith(f"demo: {server} can't listen on port {port} of 127.0.0.1 (")
 
 
 def test_a_wrong_setting_is_one_clear_line(demo: Demo) -> None:

@@ -1,4 +1,4 @@
-"""Where the demonstration keeps its state, and the environment that its servers get."""
+"""The demo's folders and names, and the environment of its servers."""
 
 import os
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ DAGIT_PORT = "DAGIT_PORT"
 
 
 class CannotStart(Exception):
-    """The demonstration can't run here; the text is one line that says what to do."""
+    """The demo can't run. The message is one line that names the remedy."""
 
 
 def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The caller's environment with what the demonstration sets: its places, loopback, and every telemetry off."""
+    """Return the caller's environment with the demo's own settings: its folders, its model, and telemetry off."""
     return dict(environment) | {
         "SERVING_MODEL_NAME": MODEL,
         "SERVING_MODEL_ALIAS": ALIAS,
@@ -47,10 +47,10 @@ def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def make_folders() -> None:
-    """Create the folders of the demonstration's state.
+    """Create the folders of the demo's state.
 
     Raises:
-        CannotStart: no permission to write, or a file is in the way.
+        CannotStart: a folder can't be created or written to.
     """
     for folder in (REQUESTS, ARTIFACTS, LOGS, DAGSTER_HOME, MODEL_ARTIFACTS, FEATURE_DATA):
         try:
@@ -59,4 +59,4 @@ def make_folders() -> None:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise CannotStart(f"Can't write to {folder} ({error.strerror}): the demo keeps its state there.") from None
+            raise CannotStart(f"Can't write to {folder} ({error.strerror}): the demo stores its state there.") from None
