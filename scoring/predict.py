@@ -55,7 +55,7 @@ def score(model: Model, vectors: pa.Table, reasons: pa.Array, policy: Policy, na
         return _scored(model, vectors, reasons)
     if policy.kind == "reject":
         offending = np.flatnonzero(pc.is_valid(reasons).to_numpy(zero_copy_only=False))
-        shown = [(name_row(int(i)), reasons[int(i)].as_py()) for i in offending[: FeaturesRejected.shown]]
+        shown = [(name_row(int(i)), reasons[int(i)].as_py()) for i in offending[: FeaturesRejected.max_listed]]
         raise FeaturesRejected(shown, len(offending))
     if policy.kind == "impute":
         vectors, reasons = _impute(vectors, reasons, policy)

@@ -47,11 +47,11 @@ class Scoring:
         try:
             return score(self._model, vectors, reasons, self._policy, self._name_row)
         except PredictionFailed as error:
-            if error.passing:
+            if error.transient:
                 raise
             if not self._fails(vectors, reasons):
                 problem = f"{error.problem}, and not when they were tried once more"
-                raise PredictionFailed(error.model, problem, passing=True) from error
+                raise PredictionFailed(error.model, problem, transient=True) from error
             start, rows = 0, vectors.num_rows
             while rows > 1:  # halves, as long as one of them fails by itself
                 half = rows // 2

@@ -57,8 +57,8 @@ class Model(msgspec.Struct, frozen=True):
         try:
             output = predict_fn(inputs)
         except (Exception, SystemExit) as error:  # a model is anybody's code
-            problem, passing = f"{type(error).__name__} on {rows} rows", isinstance(error, MemoryError)
-            raise PredictionFailed(str(self.version), problem, passing=passing) from error
+            problem, transient = f"{type(error).__name__} on {rows} rows", isinstance(error, MemoryError)
+            raise PredictionFailed(str(self.version), problem, transient=transient) from error
         return one_number_a_row(str(self.version), output, blocks, self.output_column)[:rows]
 
 

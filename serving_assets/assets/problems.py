@@ -63,7 +63,7 @@ class RequestProblems:
         try:
             yield
         except OF_ONE_REQUEST as error:
-            self._refuse(key, error, again=isinstance(error, PredictionFailed) and error.passing)
+            self._refuse(key, error, again=isinstance(error, PredictionFailed) and error.transient)
         except StorageError as error:
             if isinstance(error.__cause__, BLOCKED):
                 problem = f"{error}: what lies there is in the way of its results. Move it away."

@@ -91,7 +91,7 @@ BROKEN = {
     "no port": ("FEAST_REDIS", "127.0.0.1,password=red1s"),
 }
 
-KIND = {"a wrong password": "it refuses our user or password", "no Redis": "it refused the connection"}
+KIND = {"a wrong password": "it refused the user or password", "no Redis": "it refused the connection"}
 
 
 def run_batch(world: World, home: Path, key: str) -> tuple[dg.ExecuteInProcessResult, str]:

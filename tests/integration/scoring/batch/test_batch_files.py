@@ -195,7 +195,7 @@ def test_a_failure_that_may_be_the_machine_s_is_told_apart_from_one_of_the_rows(
     source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
     with pytest.raises(PredictionFailed, match=f"{raised.__name__} on ... rows") as caught:
         write_batch_output(source, failing, job.features, Policy(), output)
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_names_of_columns_do_not_break_the_line(job, tmp_path):
