@@ -181,10 +181,9 @@ def first_upper(text: str) -> str:
 
 def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
     columns = {key.name: _key_column(key) for key in features.join_keys}
-    types = features.request_types | {column.name: column.dtype for column in features.signature.inputs}
-    for name in features.request_inputs:
+    for name, dtype in features.request_columns.items():
         if name not in columns:
-            plain, example = INPUT_TYPES[types[name]] if name in types else ANY_INPUT
+            plain, example = ANY_INPUT if dtype is None else INPUT_TYPES[dtype]
             # null is an unknown value, which the policy for missing features decides on, as in a batch request.
             columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
     return columns

@@ -104,9 +104,5 @@ class OnlineScorer:
 
     def check_store(self) -> None:
         """See `Scorer.check_store`."""
-        types = dict(self.features.request_types)
-        types |= {column.name: column.dtype for column in self.features.signature.inputs}
-        types |= {key.name: key.arrow_type for key in self.features.join_keys}
-        names = (*(key.name for key in self.features.join_keys), *self.features.request_inputs)
-        row = {name: [NEUTRAL[types[name]] if name in types else 0] for name in names}
+        row = {name: [NEUTRAL.get(dtype, 0)] for name, dtype in self.features.request_columns.items()}
         read_rows(self._lookup.stored, row)

@@ -107,7 +107,7 @@ class PointInTimeJoin:
         from scoring.features.on_demand_views import on_demand_views
 
         repository = Path(self._store.repo_path)
-        on_demand = on_demand_views(self._store, self._features, repository)
+        on_demand = on_demand_views(self._features, repository)
         try:
             if job := self._streaming_job(source):
                 yield from self._streamed(job, on_demand, rows)
@@ -136,8 +136,7 @@ class PointInTimeJoin:
         selected = ", ".join(quote(name) for name in entity_columns(self._features))
         query = f"SELECT {selected} FROM {parquet_file(source.absolute())}"
         with inside(Path(self._store.repo_path)):
-            service = self._store.get_feature_service(self._features.service)
-            job = self._store.get_historical_features(query, service, full_feature_names=True)
+            job = self._store.get_historical_features(query, self._features.feast.service, full_feature_names=True)
         return job if isinstance(job, AsofRetrievalJob) else None
 
     def _streamed(
@@ -174,7 +173,7 @@ class PointInTimeJoin:
         """Feast's answer for all rows at once, without what on-demand views compute."""
         numbers = pa.array(range(request.num_rows), pa.int64())
         entity_rows = request.select(entity_columns(self._features)).append_column(ROW, numbers)
-        service = self._store.get_feature_service(self._features.service)
+        service = self._features.feast.service
         job = self._store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
         joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
         joined = joined.take(pc.sort_indices(joined[ROW]))

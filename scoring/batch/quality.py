@@ -1,8 +1,7 @@
 """What a parquet file of features or predictions looks like: nulls, distributions, drift; and how old a source is."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -78,7 +77,7 @@ def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAg
 
     ttl_s = {view.name: view.ttl_s for view in features.views}
     ages = []
-    for name, view in dict(_views(store, features.service)).items():
+    for name, view in features.feast.views.items():
         if name not in ttl_s:
             continue
         try:
@@ -88,12 +87,3 @@ def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAg
             raise FeatureStoreError(f"reading the newest event of feature view {name!r}", error) from error
         ages.append(SourceAge(name, newest.astimezone(UTC) if newest else None, ttl_s[name]))
     return ages
-
-
-def _views(store: "FeatureStore", service: str) -> Iterator[tuple[str, Any]]:
-    for projection in store.get_feature_service(service).feature_view_projections:
-        view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        sources = getattr(view, "source_feature_view_projections", {}).values()
-        for each in sources or [projection]:
-            own = store.registry.get_any_feature_view(each.name, store.project, allow_cache=True)
-            yield each.name_alias or each.name, own

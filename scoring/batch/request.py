@@ -60,17 +60,15 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
 
 
 def entity_columns(features: ModelFeatures) -> list[str]:
-    """The columns of a request that the join needs: keys, moment, request-time inputs."""
-    return [*(key.name for key in features.join_keys), EVENT_TIMESTAMP, *features.request_inputs]
+    """The columns of a request that the join needs: join keys, event timestamp, request-time inputs."""
+    names, keys = list(features.request_columns), len(features.join_keys)
+    return [*names[:keys], EVENT_TIMESTAMP, *names[keys:]]
 
 
 def request_types(features: ModelFeatures) -> dict[str, pa.DataType]:
-    """Column → type, of those that the join needs and of request-time inputs of the model."""
-    inputs = {
-        column.name: column.dtype for column in features.signature.inputs if column.name in features.request_inputs
-    }
-    keys = {key.name: key.arrow_type for key in features.join_keys}
-    return features.request_types | keys | inputs | {EVENT_TIMESTAMP: MOMENT}
+    """Their types; without those that may have any."""
+    typed = {name: dtype for name, dtype in features.request_columns.items() if dtype is not None}
+    return typed | {EVENT_TIMESTAMP: MOMENT}
 
 
 def _read(file: Path, shown: str) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Finding a model's inputs in its feature service: names, types, join keys, times to live. Once a version."""
+"""Finding a model's inputs in its feature service: names, types, join keys, times to live. Once per version."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,28 +8,14 @@ import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL, Signature, holds_every_value
 from scoring.errors import FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
-from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey, KeyType
-from scoring.features.model_features import Feature, ModelFeatures, View
+from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey, Keys, KeyType
+from scoring.features.model_features import FeastObjects, Feature, ModelFeatures, View
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
 
-
-class _Served(msgspec.Struct, frozen=True):
-    name: str
-    column: str
-    dtype: pa.DataType
-    views: tuple[str, ...]
-    on_demand_view: str | None = None
-    request_fields: dict[str, pa.DataType] = {}
-
-
-class _Service(msgspec.Struct, frozen=True):
-    join_keys: tuple[JoinKey, ...]
-    features: tuple[_Served, ...]
-    ttl_s: dict[str, float | None]
-    read_on_demand: dict[str, tuple[str, ...]]
-    """View → its columns that on-demand views of the service read."""
+# Feast's join key of a view without entities.
+NO_ENTITY = "__dummy_id"
 
 
 def link_features(
@@ -50,11 +36,39 @@ def link_features(
     Raises:
         FeatureServiceNotFound: the registry has no such service.
         MissingFeatures: inputs that the service does not serve, all listed.
-        ModelRefused: an ambiguous name, a type that would lose values, a key that can't be asked for.
+        ModelRefused: an ambiguous name, a type that would lose values, or a join key that can't be looked up.
         FeatureStoreError: the Feast registry can't be read.
     """
-    served = _read_service(store, model, service)
-    by_name: dict[str, list[_Served]] = {}
+    feast_service, feast_views = _read_service(store, service)
+    served = _ServedFeatures(model, feast_service, feast_views)
+    features = _fill(model, service, signature, served, request_inputs)
+    needed = _request_types(model, served.request_fields, {feature.input for feature in features})
+    from_request = [name for name in signature.names if name in request_inputs]
+    views = sorted({view for feature in features for view in feature.views})
+    computing = {feature.on_demand_view for feature in features}
+    return ModelFeatures(
+        service=service,
+        join_keys=tuple(served.keys.values()),
+        features=tuple(features),
+        views=tuple(map(served.view, views)),
+        request_inputs=(*from_request, *sorted(needed.keys() - set(from_request))),
+        signature=signature,
+        request_types={name: dtype for name, dtype in needed.items() if dtype in NEUTRAL},
+        served={feature.column: feature.name for feature in served.features},
+        joined_keys=frozenset(served.joined_keys),
+        feast=FeastObjects(
+            feast_service,
+            served.feast_views,
+            tuple(view for name, view in served.on_demand_views.items() if name in computing),
+        ),
+    )
+
+
+def _fill(
+    model: str, service: str, signature: Signature, served: "_ServedFeatures", request_inputs: Sequence[str]
+) -> list[Feature]:
+    """The features that fill the signature's inputs, in order."""
+    by_name: dict[str, list[Feature]] = {}
     for feature in served.features:
         by_name.setdefault(feature.name, []).append(feature)
         by_name.setdefault(feature.column, []).append(feature)
@@ -72,136 +86,139 @@ def link_features(
             raise ModelRefused(
                 model, f"its input {model_input.name!r} is served by several views: name it one of {options}."
             )
-        if not holds_every_value(found[0].dtype, model_input.dtype):
+        (feature,) = found
+        if not holds_every_value(feature.dtype, model_input.dtype):
             raise ModelRefused(
                 model,
-                f"its input {model_input.name!r} is {model_input.dtype}, but feature {found[0].column} is declared "
-                f"{found[0].dtype}, whose values that can't hold. Train on the declared type, or declare the other.",
+                f"its input {model_input.name!r} is {model_input.dtype}, but feature {feature.column} is declared "
+                f"{feature.dtype}, whose values that can't hold. Train on the declared type, or declare the other.",
             )
-        features.append(_feature(model_input.name, found[0]))
+        features.append(msgspec.structs.replace(feature, input=model_input.name))
     if missing:
         raise MissingFeatures(model, service, missing, sorted(feature.name for feature in served.features))
-
-    read = {feature.column for feature in features}
-    used = {view for feature in served.features if feature.column in read for view in feature.views}
-    needed = _request_fields(model, served, {feature.input for feature in features})
-    model_request_inputs = [name for name in signature.names if name in request_inputs]
-    return ModelFeatures(
-        service=service,
-        join_keys=served.join_keys,
-        features=tuple(features),
-        views=tuple(_view(model, served, name) for name in sorted(used)),
-        request_inputs=(*model_request_inputs, *sorted(needed.keys() - set(model_request_inputs))),
-        signature=signature,
-        request_types={name: dtype for name, dtype in needed.items() if dtype in NEUTRAL},
-    )
+    return features
 
 
-def _request_fields(model: str, served: _Service, filled: set[str]) -> dict[str, pa.DataType]:
+def _request_types(model: str, fields: Sequence[tuple[str, pa.DataType]], filled: set[str]) -> dict[str, pa.DataType]:
     """What on-demand views of the service take from a request → its type."""
     needed: dict[str, pa.DataType] = {}
-    for feature in served.features:
-        for name, dtype in feature.request_fields.items():
-            if needed.setdefault(name, dtype) != dtype:
-                raise ModelRefused(
-                    model,
-                    f"on-demand views of its feature service declare {name!r}, which comes with the request, once as "
-                    f"{needed[name]} and once as {dtype}: give one of them another name.",
-                )
-            if name in filled:
-                raise ModelRefused(
-                    model,
-                    f"its input {name!r} comes from a feature view, and an on-demand view takes {name!r} from the "
-                    "request: give one of them another name.",
-                )
+    for name, dtype in fields:
+        if needed.setdefault(name, dtype) != dtype:
+            raise ModelRefused(
+                model,
+                f"on-demand views of its feature service declare {name!r}, which comes with the request, once as "
+                f"{needed[name]} and once as {dtype}: give one of them another name.",
+            )
+        if name in filled:
+            raise ModelRefused(
+                model,
+                f"its input {name!r} comes from a feature view, and an on-demand view takes {name!r} from the "
+                "request: give one of them another name.",
+            )
     return needed
 
 
-def _feature(name: str, served: _Served) -> Feature:
-    return Feature(name, served.column, served.dtype, served.views, served.on_demand_view)
+class _ServedFeatures:
+    """What a feature service serves, collected from its definitions.
+
+    Raises:
+        ModelRefused: there is no join key, or a key or a feature has a type that can't be served.
+    """
+
+    def __init__(self, model: str, service: "FeatureService", feast_views: Mapping[str, Any]) -> None:
+        self.features: list[Feature] = []
+        """Each as an input of its own name."""
+        self.keys: dict[str, JoinKey] = {}
+        self.joined_keys: set[tuple[str, ...]] = set()
+        self.request_fields: list[tuple[str, pa.DataType]] = []
+        """What on-demand views take from a request."""
+        self.feast_views: dict[str, Any] = {}
+        self.on_demand_views: dict[str, Any] = {}
+        self._model = model
+        self._views: dict[str, View] = {}
+        self._read_on_demand: dict[str, list[str]] = {}
+        """View → its columns that on-demand views read."""
+        for projection in service.feature_view_projections:
+            name, view = projection.name_alias or projection.name, feast_views[projection.name]
+            if not hasattr(view, "source_feature_view_projections"):
+                ttl_s = view.ttl.total_seconds() if view.ttl else None
+                keys = self._add_keys(view, projection.join_key_map)
+                renamed = bool(projection.name_alias or projection.join_key_map)
+                self._views[name] = View(name, (), ttl_s, keys, renamed)
+                self.feast_views[name] = view
+                self._add_features(projection, (name,))
+                continue
+            for request_source in view.source_request_sources.values():
+                self.request_fields += [(field.name, _arrow_type(model, field)) for field in request_source.schema]
+            sources = {each.name_alias or each.name: each for each in view.source_feature_view_projections.values()}
+            for alias, source in sources.items():
+                self._read_on_demand.setdefault(alias, []).extend(f"{alias}__{field.name}" for field in source.features)
+                self._add_keys(feast_views[source.name], source.join_key_map)
+            self.on_demand_views[name] = view.with_projection(projection)
+            self._add_features(projection, tuple(sources), name)
+        if not self.keys:
+            problem = f"feature service {service.name!r} has no entity with a join key, so there is nothing to look up."
+            raise ModelRefused(model, problem)
+
+    def view(self, name: str) -> View:
+        """A view that the model depends on, with the columns that the service or an on-demand view takes from it.
+
+        Raises:
+            ModelRefused: the service itself lists none of its features.
+        """
+        columns = [each.column for each in self.features if each.views == (name,) and not each.on_demand]
+        if not columns:
+            raise ModelRefused(
+                self._model,
+                f"it reads view {name!r} only through an on-demand view, and then Feast does not say how old a row "
+                f"is. Add one feature of {name!r} itself to the feature service.",
+            )
+        columns += self._read_on_demand.get(name, [])
+        return msgspec.structs.replace(self._views[name], columns=tuple(dict.fromkeys(columns)))
+
+    def _add_features(self, projection: Any, views: tuple[str, ...], on_demand_view: str | None = None) -> None:
+        name = projection.name_alias or projection.name
+        for field in projection.features:
+            dtype = _arrow_type(self._model, field)
+            self.features.append(Feature(field.name, f"{name}__{field.name}", dtype, views, on_demand_view))
+
+    def _add_keys(self, view: Any, join_key_map: Mapping[str, str]) -> Keys:
+        keys = {}
+        for column in view.entity_columns:
+            if column.name != NO_ENTITY:
+                name = join_key_map.get(column.name, column.name)
+                keys[column.name] = JoinKey(name, _key_type(self._model, name, column.dtype))
+        self.keys |= {key.name: key for key in keys.values()}
+        self.joined_keys.add(tuple(key.name for key in keys.values()))
+        return tuple((name, keys[name]) for name in sorted(keys))
 
 
-def _read_service(store: "FeatureStore", model: str, name: str) -> _Service:
-    from feast.errors import FeatureServiceNotFoundException
-    from feast.on_demand_feature_view import OnDemandFeatureView
+def _read_service(store: "FeatureStore", name: str) -> tuple["FeatureService", dict[str, Any]]:
+    """The service, and by their names in the registry all views that it or its on-demand views read."""
+    from feast.errors import FeastObjectNotFoundException, FeatureServiceNotFoundException
 
+    registry, project = store.registry, store.project
     try:
-        service: FeatureService = store.registry.get_feature_service(name, store.project, allow_cache=True)
+        service = registry.get_feature_service(name, project, allow_cache=True)
+        views: dict[str, Any] = {}
+        projections = list(service.feature_view_projections)
+        for projection in projections:
+            view = views[projection.name] = registry.get_any_feature_view(projection.name, project, allow_cache=True)
+            projections += getattr(view, "source_feature_view_projections", {}).values()
     except FeatureServiceNotFoundException:
-        known = sorted(each.name for each in store.registry.list_feature_services(store.project, allow_cache=True))
+        known = sorted(each.name for each in registry.list_feature_services(project, allow_cache=True))
         raise FeatureServiceNotFound(name, known) from None
+    except FeastObjectNotFoundException as error:
+        raise FeatureStoreError(f"reading feature service {name!r}", error) from error
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
-
-    keys: dict[str, JoinKey] = {}
-    features: list[_Served] = []
-    ttl_s: dict[str, float | None] = {}
-    read: dict[str, tuple[str, ...]] = {}
-    for projection in service.feature_view_projections:
-        view = _read_view(store, name, projection.name)
-        prefix = projection.name_alias or projection.name
-        sources: tuple[str, ...] = (prefix,)
-        fields: dict[str, pa.DataType] = {}
-        on_demand_view = None
-        if isinstance(view, OnDemandFeatureView):
-            on_demand_view = prefix
-            projections = view.source_feature_view_projections.values()
-            sources = tuple(source.name_alias or source.name for source in projections)
-            asked_for = (field for source in view.source_request_sources.values() for field in source.schema)
-            fields = {field.name: _arrow_type(model, field) for field in asked_for}
-            for source in projections:
-                alias = source.name_alias or source.name
-                read[alias] = (*read.get(alias, ()), *(f"{alias}__{field.name}" for field in source.features))
-                keys |= _join_keys(model, _read_view(store, name, source.name), source.join_key_map)
-        else:
-            ttl_s[prefix] = view.ttl.total_seconds() if view.ttl else None
-            keys |= _join_keys(model, view, projection.join_key_map)
-        features.extend(
-            _Served(field.name, f"{prefix}__{field.name}", _arrow_type(model, field), sources, on_demand_view, fields)
-            for field in projection.features
-        )
-    if not keys:
-        raise ModelRefused(
-            model, f"feature service {name!r} has no entity with a join key, so nothing can be asked for."
-        )
-    return _Service(tuple(keys.values()), tuple(features), ttl_s, read)
-
-
-def _read_view(store: "FeatureStore", service: str, name: str) -> Any:
-    from feast.errors import FeastObjectNotFoundException
-
-    try:
-        return store.registry.get_any_feature_view(name, store.project, allow_cache=True)
-    except FeastObjectNotFoundException as error:
-        raise FeatureStoreError(f"reading feature service {service!r}", error) from error
-
-
-def _join_keys(model: str, view: Any, join_key_map: Mapping[str, str]) -> dict[str, JoinKey]:
-    keys = {}
-    for column in view.entity_columns:
-        name = join_key_map.get(column.name, column.name)
-        if name != "__dummy_id":  # Feast's key of a view without entities
-            keys[name] = JoinKey(name, _key_type(model, name, column.dtype))
-    return keys
-
-
-def _view(model: str, served: _Service, name: str) -> View:
-    stored = (feature for feature in served.features if feature.on_demand_view is None)
-    columns = tuple(feature.column for feature in stored if feature.views == (name,))
-    if not columns:
-        raise ModelRefused(
-            model,
-            f"it reads view {name!r} only through an on-demand view, and then Feast does not tell how old a row is. "
-            f"Add one feature of {name!r} itself to the feature service.",
-        )
-    columns = tuple(dict.fromkeys((*columns, *served.read_on_demand.get(name, ()))))
-    return View(name, columns, served.ttl_s.get(name))
+    return service, views
 
 
 def _key_type(model: str, key: str, dtype: Any) -> KeyType:
     name = dtype.to_value_type().name
     if name not in KEY_TYPES:
-        raise ModelRefused(model, f"join key {key!r} has type {name}; these can be asked for: {', '.join(KEY_TYPES)}.")
+        raise ModelRefused(model, f"join key {key!r} has type {name}; these can be looked up: {', '.join(KEY_TYPES)}.")
     return KEY_TYPES[name]
 
 

@@ -9,26 +9,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature, as_kept, conform
-from scoring.feast_plugins.join_keys import JoinKey
+from scoring.feast_plugins.join_keys import JoinKey, Keys
 
 NOT_FOUND = "not_found"
 STALE = "stale"
 NULL_FEATURE = "null_feature"
-
 
 Columns = Mapping[str, pa.Array | pa.ChunkedArray]
 Masks = Mapping[str, pa.Array | pa.ChunkedArray]
 
 
 class View(msgspec.Struct, frozen=True):
-    """One feature view that a model depends on, with what shows whether its row for an entity is there and fresh."""
+    """One feature view that a model depends on, under the name that the feature service gives it."""
 
     name: str
     columns: tuple[str, ...]
-    """Its columns in Feast's answer, `view__feature`: what the service names, then what on-demand views read of it. The
-    first one's event timestamp speaks for the whole row."""
+    """Its columns in Feast's answer, `view__feature`: first those that the service lists, then those that on-demand
+    views read. The first one's event timestamp is that of the whole row."""
     ttl_s: float | None
-    """Seconds after its event timestamp in which a row may be used; None without a limit."""
+    """Seconds after its event timestamp for which a row may be used; None without a limit."""
+    keys: Keys = ()
+    """The view's own join keys, in the order of a serialized entity key, each with the key of the request that fills
+    it. Empty for a view without entities."""
+    renamed: bool = False
+    """Whether the service gives the view another name or other join keys, which `view:feature` can't express."""
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -38,15 +42,16 @@ class Feature(msgspec.Struct, frozen=True):
     column: str
     """Its column in Feast's answer, `view__feature`."""
     dtype: pa.DataType
-    """The type that the feature view declares. Values pass through it, so that offline and online agree to the bit."""
+    """The type that the feature view declares. Values are converted to it first, so that offline and online agree to
+    the bit."""
     views: tuple[str, ...]
     """The views whose rows it comes from: its own, or those that an on-demand view reads."""
     on_demand_view: str | None = None
-    """The on-demand view that makes it when it is asked for, as the service names it; None if it is stored."""
+    """The on-demand view that computes it, as the service names it; None if it is stored."""
 
     @property
     def on_demand(self) -> bool:
-        """Whether an on-demand view makes it."""
+        """Whether an on-demand view computes it."""
         return self.on_demand_view is not None
 
     @property
@@ -60,7 +65,24 @@ class Feature(msgspec.Struct, frozen=True):
         return f"{self.on_demand_view or self.views[0]}:{self.name}"
 
 
-class ModelFeatures(msgspec.Struct, frozen=True):
+class FeastObjects(msgspec.Struct, frozen=True):
+    """Feast's own objects behind a model's features, for the code that calls Feast.
+
+    Pickled, it is empty: Spark's executors call no store, and importing Feast would cost each of them seconds.
+    """
+
+    service: Any = None
+    """The FeatureService."""
+    views: dict[str, Any] = {}
+    """FeatureViews by the name that the service gives them, in its order."""
+    on_demand_views: tuple[Any, ...] = ()
+    """The OnDemandFeatureViews that compute features of the model, with the service's projections."""
+
+    def __reduce__(self) -> tuple[type["FeastObjects"], tuple[()]]:
+        return FeastObjects, ()
+
+
+class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     """The link between one model version and the feature store, resolved once when the version is loaded."""
 
     service: str
@@ -68,22 +90,37 @@ class ModelFeatures(msgspec.Struct, frozen=True):
     features: tuple[Feature, ...]
     views: tuple[View, ...]
     request_inputs: tuple[str, ...]
-    """Columns that a request must bring beside the keys: inputs of the model, or of an on-demand feature view."""
+    """Columns that a request brings beside the keys: inputs of the model, or of an on-demand feature view."""
     signature: Signature
     request_types: dict[str, pa.DataType] = {}
-    """Request column that an on-demand feature view needs → the type that the view declares, where that is one that a
-    model's input may have; a column of another type comes as it is."""
+    """Request column that an on-demand feature view needs → the type that the view declares. A column of a type that no
+    model input may have is not listed, and its values are passed on unchanged."""
+    served: dict[str, str] = {}
+    """All features of the service, those that the model does not use included: `view__feature` → feature."""
+    joined_keys: frozenset[tuple[str, ...]] = frozenset()
+    """The join keys of each view of the service, by the request's names: a join of the service joins all of them."""
+    feast: FeastObjects = FeastObjects()
+
+    @functools.cached_property
+    def request_columns(self) -> dict[str, pa.DataType | None]:
+        """The columns that each entity row needs, with their types: join keys first, then the request inputs.
+
+        None is a type that only an on-demand view declares and no model input may have.
+        """
+        types = self.request_types | {column.name: column.dtype for column in self.signature.inputs}
+        keys = {key.name: key.arrow_type for key in self.join_keys}
+        return {name: types.get(name) for name in (*keys, *self.request_inputs)} | keys
 
     def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
-        """Feature vectors of n_rows, one column an input, in signature order and types; null = unknown.
+        """Feature vectors of n_rows, one column per input, in signature order and types; null = unknown.
 
         Args:
-            columns: arrays of n_rows by name: Feast's `view__feature` columns, and the request's own by input name.
-            unusable: view name → bool (n_rows,), rows without a usable row of that view: its inputs become null there,
-                also those that an on-demand view made of it.
+            columns: arrays (n_rows,) by name: Feast's `view__feature` columns, and the request's own by input name.
+            unusable: view name → bool (n_rows,), rows without a usable row of that view: the inputs that come from it
+                become null there, those that an on-demand view computed from it included.
 
         Raises:
-            FeatureStoreError: a value does not fit the type that the view declares or the model expects.
+            UnusableFeature: a value does not fit the type that the view declares or the model expects.
         """
         by_input = {feature.input: feature for feature in self.features}
         vectors = []
@@ -105,7 +142,7 @@ class ModelFeatures(msgspec.Struct, frozen=True):
     def written_vectors(self, rows: pa.Table) -> pa.Table:
         """Feature vectors of batch_input's rows, in signature order and types; null = unknown.
 
-        What Feast filled is there as `vectors` made it; a request's own column may hold NaN and infinity, too.
+        Columns that Feast filled are as `vectors` made them. A request's own columns may hold NaN and infinity.
         """
         vectors = rows.select(list(self.signature.names))
         for place, field in enumerate(self.signature.schema):
@@ -115,7 +152,7 @@ class ModelFeatures(msgspec.Struct, frozen=True):
         return vectors
 
     def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
-        """View name → bool (n_rows,): rows for which a point-in-time join found nothing: all nulls."""
+        """View name → bool (n_rows,): rows for which a point-in-time join found only nulls."""
         return {
             view.name: _all(pc.is_null(columns[column]) for column in view.columns if column in columns)
             for view in self.views
@@ -126,11 +163,11 @@ def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
     """Why each entity row can't be scored as it is: string (n_rows,), null where its feature vector is complete.
 
     Args:
-        vectors: feature vectors, one column an input.
+        vectors: feature vectors, one column per input.
         absent: view name → bool (n_rows,), whether the view has no row for the entity.
         stale: view name → bool (n_rows,), whether the view has no row that is within its time to live.
 
-    `not_found` goes before `stale`, and that before `null_feature`.
+    `not_found` takes precedence over `stale`, and `stale` over `null_feature`.
     """
     reason = pa.nulls(vectors.num_rows, pa.string())
     if any(column.null_count for column in vectors.columns):
@@ -143,15 +180,15 @@ def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
 
 
 def reasons_from_nulls(features: ModelFeatures, vectors: pa.Table) -> pa.Array:
-    """`missing_reasons` of vectors that were written by a point-in-time join, where only their nulls are known.
+    """`missing_reasons` of vectors that a point-in-time join wrote, where only their nulls are known.
 
-    A view counts as absent in a row if every input that depends on it is null. A row past its time to live is absent,
-    too: the join never saw it.
+    A view counts as absent in a row if every input that depends on it is null. So does a row past its time to live: the
+    join did not return it.
     """
     absent = {}
     for view in features.views:
         inputs = [feature.input for feature in features.features if view.name in feature.views]
-        # Null counts are known without looking at the values, and most rows are complete.
+        # Null counts are known without reading the values, and most rows are complete.
         if all(vectors[name].null_count for name in inputs):
             absent[view.name] = _all(pc.is_null(vectors[name]) for name in inputs)
     return missing_reasons(vectors, absent, {})

@@ -8,7 +8,7 @@ store keeps them.
 import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,6 @@ from scoring.arrow.signature import as_kept
 from scoring.errors import UnusableFeature, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
-
-if TYPE_CHECKING:
-    from feast import FeatureStore
 
 # What pyarrow calls the row numbers of a frame, where they are more than a count (pyarrow 25).
 PANDAS_INDEX = "__index_level_0__"
@@ -125,33 +122,36 @@ class OnDemandViews:
         return pa.table({_column(view, name): [each.get(name) for each in found] for name in names})
 
 
-def views_of(store: "FeatureStore", features: ModelFeatures) -> list[OnDemandFeatureView]:
-    """The on-demand views that a model's features need, as its service names them."""
-    needed = {feature.on_demand_view for feature in features.features}
-    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
-    views = []
-    for projection in service.feature_view_projections:
-        view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        if isinstance(view, OnDemandFeatureView) and projection.name_to_use() in needed:
-            views.append(view.with_projection(projection))
-    return views
-
-
-def on_demand_views(
-    store: "FeatureStore", features: ModelFeatures, repository: Path | None = None
-) -> OnDemandViews | None:
-    """What adds a model's on-demand features to rows; None where it has none."""
-    if not any(feature.on_demand for feature in features.features):
+def on_demand_views(features: ModelFeatures, repository: Path | None = None) -> OnDemandViews | None:
+    """What computes a model's on-demand features; None where it has none. `repository`: see `OnDemandViews`."""
+    if not features.feast.on_demand_views:
         return None
-    return of_features(views_of(store, features), features, repository)
-
-
-def of_features(
-    views: Sequence[OnDemandFeatureView], features: ModelFeatures, repository: Path | None = None
-) -> OnDemandViews:
-    """What adds those of a model's features that these views make."""
     references = [feature.reference for feature in features.features]
-    return OnDemandViews(views, references, [key.name for key in features.join_keys], repository)
+    keys = [key.name for key in features.join_keys]
+    return OnDemandViews(features.feast.on_demand_views, references, keys, repository)
+
+
+class Source(NamedTuple):
+    """A feature view that an on-demand view reads."""
+
+    name: str
+    renamed: bool
+    """Whether it is read by another name or by other join keys than its own."""
+    types: dict[str, pa.DataType | None]
+    """Feature → its declared type; None for one that Arrow lacks."""
+
+
+def sources_of(view: OnDemandFeatureView) -> list[Source]:
+    """The feature views that an on-demand view reads, and what it reads of them."""
+    return [
+        Source(each.name_to_use(), bool(each.name_alias or each.join_key_map), declared_types(each.features))
+        for each in view.source_feature_view_projections.values()
+    ]
+
+
+def request_types_of(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
+    """What an on-demand view takes from a request → its declared type; None for one that Arrow lacks."""
+    return declared_types(field for source in view.source_request_sources.values() for field in source.schema)
 
 
 def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
@@ -167,12 +167,9 @@ def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
 
 def _inputs(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
     """The columns that a view names: those of a request, and `view__feature`."""
-    found: dict[str, pa.DataType | None] = {}
-    for source in view.source_request_sources.values():
-        found |= declared_types(source.schema)
-    for projection in view.source_feature_view_projections.values():
-        for name, kind in declared_types(projection.features).items():
-            found[f"{projection.name_to_use()}__{name}"] = kind
+    found = request_types_of(view)
+    for source in sources_of(view):
+        found |= {f"{source.name}__{name}": kind for name, kind in source.types.items()}
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, match_feast
 from scoring.feast_plugins.value_decoder import VALUE_FIELDS
 from scoring.features.model_features import ModelFeatures
-from scoring.online.reading import Column, StoreReader, ViewColumns
+from scoring.online.reading import StoreReader, ViewColumns
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -38,7 +38,7 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
     if make is None:
         return None
     versioned = config.registry.enable_online_feature_view_versioning
-    views = view_columns(store, features)
+    views = view_columns(features)
     if versioned or config.entity_key_serialization_version != SERIALIZATION_VERSION or views is None:
         return None
     reader = make(store, views) if all(match_feast(view.keys) for view in views) else None
@@ -47,25 +47,18 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
     return reader
 
 
-def view_columns(store: "FeatureStore", features: ModelFeatures) -> list[ViewColumns] | None:
-    """What to read of each feature view; None where some of it is no plain value of a plain view."""
-    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
-    projections = {(each.name_alias or each.name): each for each in service.feature_view_projections}
-    request_keys = {key.name: key for key in features.join_keys}
+def view_columns(features: ModelFeatures) -> list[ViewColumns] | None:
+    """What to read from each feature view; None unless all of it is plain values of views with entities."""
     if any(feature.on_demand or feature.dtype not in VALUE_FIELDS for feature in features.features):
         return None
-    views = []
-    for each in features.views:
-        if each.name not in projections:
-            return None
-        projection = projections[each.name]
-        view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        names = sorted(column.name for column in view.entity_columns)
-        keys = tuple((name, request_keys[projection.join_key_map.get(name, name)]) for name in names)
-        columns = tuple(
-            Column(feature.column, feature.name, feature.dtype)
-            for feature in features.features
-            if feature.views == (each.name,)
+    if not all(view.keys for view in features.views):
+        return None
+    return [
+        ViewColumns(
+            view.name,
+            features.feast.views[view.name],
+            view.keys,
+            tuple(feature for feature in features.features if feature.views == (view.name,)),
         )
-        views.append(ViewColumns(each.name, view, keys, columns))
-    return views
+        for view in features.views
+    ]

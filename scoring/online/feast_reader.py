@@ -28,6 +28,7 @@ class FeastReader:
         self._store = store
         self._features = features
         self._references = None if references is None else list(references)
+        self._short_names = _short_names(features)
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
@@ -48,9 +49,8 @@ class FeastReader:
         if self._references is not None:
             keys = {key.name: entity_rows[key.name] for key in self._features.join_keys}
             return self._ask(self._references, keys, full_names=True) if self._references else {}
-        service = self._store.get_feature_service(self._features.service, allow_cache=True)
-        short = _short_names(self._features, service)
-        results = self._ask(service, dict(entity_rows), full_names=short is None)
+        short = self._short_names
+        results = self._ask(self._features.feast.service, dict(entity_rows), full_names=short is None)
         if short is None:
             return results
         return {full: results[name] for full, name in short.items() if name in results}
@@ -60,22 +60,18 @@ class FeastReader:
         return dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
 
 
-def _short_names(features: ModelFeatures, service: "FeatureService") -> dict[str, str] | None:
-    """`view__feature` → `feature`, where a view is on demand and no two features have one name; else None.
+def _short_names(features: ModelFeatures) -> dict[str, str] | None:
+    """`view__feature` → `feature`, where a view is on demand and no two features have the same name; else None.
 
-    Asked for full names, Feast takes what an on-demand view computes for something else: in Python mode it leaves it
-    out, and in pandas mode whole numbers beside a null come back as doubles (feast 0.67).
+    With full names, Feast takes the output of an on-demand view for something else: in Python mode it leaves it out,
+    and in pandas mode integers beside a null come back as doubles (feast 0.67).
     """
     if not any(feature.on_demand for feature in features.features):
         return None
-    short = {
-        f"{projection.name_to_use()}__{field.name}": field.name
-        for projection in service.feature_view_projections
-        for field in projection.features
-    }
+    short = dict(features.served)
     for view in features.views:
         short |= {column: column.removeprefix(f"{view.name}__") for column in view.columns}
-    taken = [*short.values(), *(key.name for key in features.join_keys), *features.request_inputs]
+    taken = [*short.values(), *features.request_columns]
     return short if len(set(taken)) == len(taken) else None
 
 

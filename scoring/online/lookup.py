@@ -73,7 +73,12 @@ def read_online_vectors(
             unusable[view.name] = pa.array(expired)
         oldest_s = min(oldest_s, written_s.min(where=~missing, initial=np.inf))
     columns = read.columns if lookup.on_demand is None else lookup.on_demand.add(read.columns, unusable, entity_rows)
-    vectors = features.vectors(columns | _request_columns(features, entity_rows), unusable)
+    own = {
+        each.name: request_column(each.name, entity_rows, each.dtype)
+        for each in features.signature.inputs
+        if each.name in features.request_inputs
+    }
+    vectors = features.vectors(columns | own, unusable)
     return OnlineVectors(
         vectors, missing_reasons(vectors, absent, unusable), float(oldest_s) if oldest_s < np.inf else None
     )
@@ -98,7 +103,7 @@ def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> 
 
 
 def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> int:
-    names = (*(key.name for key in features.join_keys), *features.request_inputs)
+    names = list(features.request_columns)
     for name in names:
         if name not in entity_rows:
             raise EntityRowsError(name, None, f"it is missing; each entity row needs {', '.join(names)}.")
@@ -107,14 +112,6 @@ def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]
         if len(entity_rows[name]) != rows:
             raise EntityRowsError(name, None, f"it has {len(entity_rows[name])} values and {names[0]!r} has {rows}.")
     return rows
-
-
-def _request_columns(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
-    columns: dict[str, pa.Array] = {}
-    for model_input in features.signature.inputs:
-        if model_input.name in features.request_inputs:
-            columns[model_input.name] = request_column(model_input.name, entity_rows, model_input.dtype)
-    return columns
 
 
 def _is_of_on_demand_view(error: BaseException) -> bool:
@@ -144,11 +141,12 @@ def feast_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
 
 
 def _lookup(store: "FeatureStore", features: ModelFeatures, bulk: "BulkReader") -> Lookup:
+    from scoring.features.on_demand_views import on_demand_views
     from scoring.online.feast_reader import FeastReader
-
-    if not any(feature.on_demand for feature in features.features):
-        return Lookup(bulk(store, features) or FeastReader(store, features))
     from scoring.online.on_demand_online import with_on_demand_views
 
-    found = with_on_demand_views(store, features, bulk)
+    views = on_demand_views(features)
+    if views is None:
+        return Lookup(bulk(store, features) or FeastReader(store, features))
+    found = with_on_demand_views(store, features, views, bulk)
     return Lookup(*found) if found else Lookup(FeastReader(store, features))

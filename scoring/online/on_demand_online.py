@@ -18,7 +18,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from scoring.errors import FeatureStoreError, FunctionNotRunnable, UnusableFeature
 from scoring.feast_plugins.value_decoder import VALUE_FIELDS
 from scoring.features.model_features import Feature, ModelFeatures
-from scoring.features.on_demand_views import FunctionFailed, OnDemandViews, declared_types, of_features, views_of
+from scoring.features.on_demand_views import FunctionFailed, OnDemandViews, request_types_of, sources_of
 from scoring.online.feast_reader import FeastReader
 from scoring.online.reading import RUNNING_VIEW, BulkReader, StoreReader, request_column
 
@@ -74,34 +74,33 @@ class OnDemandOnline:
 
 
 def with_on_demand_views(
-    store: "FeatureStore", features: ModelFeatures, bulk: BulkReader
+    store: "FeatureStore", features: ModelFeatures, views: OnDemandViews, bulk: BulkReader
 ) -> tuple[StoreReader, OnDemandOnline] | None:
     """How to look up features of which some are on demand; None where Feast has to compute them itself.
 
     Args:
         store: the Feast store.
         features: what is needed.
+        views: what computes some of it.
         bulk: what makes a faster reader of stored features than Feast, if it can.
 
     Raises:
         FeatureStoreError: a view's function can't be run.
     """
-    views = views_of(store, features)
-    for view in views:
+    for view in views.views:
         _try_out(view)
     try:
-        inputs = _inputs(views)
-        types = _request_types(views, features)
+        inputs = _inputs(views.views)
+        types = {key.name: key.arrow_type for key in features.join_keys} | _request_types(views.views, features)
         stored = _stored_reader(store, features, inputs, bulk)
     except _OnlyFeast as reason:
-        alone = [view.name for view in views if view.singleton]
+        alone = [view.name for view in views.views if view.singleton]
         if alone:  # Feast would give each row what it computes for the first one (feast 0.67)
             doing = f"preparing on-demand view {alone[0]!r}"
             raise FeatureStoreError(doing, f"it takes one row at a time, and {reason}") from None
         logger.warning("On-demand views of service %r are left to Feast, with its types: %s", features.service, reason)
         return None
-    keys = {key.name: key.arrow_type for key in features.join_keys}
-    return stored, OnDemandOnline(of_features(views, features), inputs, keys | types)
+    return stored, OnDemandOnline(views, inputs, types)
 
 
 class _OnlyFeast(Exception):
@@ -121,10 +120,7 @@ def _stored_reader(
     stored = bulk(store, to_read)
     if stored is not None:
         return stored
-    service = store.registry.get_feature_service(features.service, store.project, allow_cache=True)
-    names = {view.name for view in features.views}
-    projections = [each for each in service.feature_view_projections if each.name_to_use() in names]
-    renamed = [each.name for each in projections if each.name_alias or each.join_key_map]
+    renamed = [view.name for view in features.views if view.renamed]
     if renamed:  # references can't say so
         raise _OnlyFeast(f"view {renamed[0]!r} has another name or other join keys in the service")
     of_views = [Feature(view.name, view.columns[0], pa.null(), (view.name,)) for view in features.views]
@@ -151,10 +147,10 @@ def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
     for view in views:
         if view.mode not in CALLED or view.aggregations or view.write_to_online_store:
             raise _OnlyFeast(f"view {view.name!r} is written to the online store, aggregates, or is no Python")
-        for source in view.source_feature_view_projections.values():
-            if source.name_alias or source.join_key_map:
+        for source in sources_of(view):
+            if source.renamed:
                 raise _OnlyFeast(f"view {view.name!r} reads {source.name!r} by another name or other join keys")
-            for name, kind in declared_types(source.features).items():
+            for name, kind in source.types.items():
                 if kind is None or not (kind in VALUE_FIELDS or pa.types.is_timestamp(kind)):
                     raise _OnlyFeast(f"view {view.name!r} reads {name!r}, which is {kind}")
                 column = f"{source.name}__{name}"
@@ -164,7 +160,7 @@ def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
 
 def _request_types(views: Sequence[OnDemandFeatureView], features: ModelFeatures) -> dict[str, pa.DataType]:
     """What the views read of a request."""
-    names = {field.name for view in views for source in view.source_request_sources.values() for field in source.schema}
+    names = {name for view in views for name in request_types_of(view)}
     for name in sorted(names - features.request_types.keys()):
         raise _OnlyFeast(f"{name!r}, which comes with the request, has a type of its own kind")
     return {name: kind for name, kind in features.request_types.items() if name in names}

@@ -10,7 +10,7 @@ import pyarrow as pa
 from scoring.arrow.timestamps import MOMENT, to_moment
 from scoring.errors import EntityRowsError
 from scoring.feast_plugins.join_keys import Keys
-from scoring.features.model_features import ModelFeatures
+from scoring.features.model_features import Feature, ModelFeatures
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -47,16 +47,6 @@ class StoreRead(msgspec.Struct, frozen=True):
     """`view__feature` → its values (n,), of the declared type; null = unknown."""
 
 
-class Column(msgspec.Struct, frozen=True):
-    """One feature to read."""
-
-    name: str
-    """`view__feature`, as the feature service names it."""
-    feature: str
-    """Its name in the feature view."""
-    dtype: pa.DataType
-
-
 class ViewColumns(msgspec.Struct, frozen=True):
     """What to read of one feature view."""
 
@@ -65,7 +55,7 @@ class ViewColumns(msgspec.Struct, frozen=True):
     view: Any
     """Feast's feature view."""
     keys: Keys
-    columns: tuple[Column, ...]
+    features: tuple[Feature, ...]
 
 
 def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: pa.DataType) -> pa.Array:

@@ -28,7 +28,8 @@ from scoring.errors import READING, FeatureStoreError, UnusableFeature
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_moments, decode_values
-from scoring.online.reading import NO_VALUE, Column, StoreRead, ViewColumns
+from scoring.features.model_features import Feature
+from scoring.online.reading import NO_VALUE, StoreRead, ViewColumns
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -51,15 +52,15 @@ class Group(msgspec.Struct, frozen=True):
     views: tuple[ViewColumns, ...]
 
     @property
-    def columns(self) -> tuple[Column, ...]:
-        """All features to read of each hash."""
-        return tuple(column for view in self.views for column in view.columns)
+    def features(self) -> tuple[Feature, ...]:
+        """All features to read from each hash."""
+        return tuple(feature for view in self.views for feature in view.features)
 
     @property
     def fields(self) -> tuple[bytes, ...]:
         """The hash's fields to read: each view's event timestamp, then the features."""
         moments = (f"_ts:{view.view.name}".encode() for view in self.views)
-        features = (_mmh3(f"{view.view.name}:{column.feature}") for view in self.views for column in view.columns)
+        features = (_mmh3(f"{view.view.name}:{feature.name}") for view in self.views for feature in view.features)
         return (*moments, *features)
 
 
@@ -70,7 +71,7 @@ class RedisReader:
         """Args: a client, Feast's project, and what to read."""
         self._pool = client.connection_pool
         self._project = project.encode()
-        self._groups = [(group, ReadHashes(group.fields), group.columns) for group in groups]
+        self._groups = [(group, ReadHashes(group.fields), group.features) for group in groups]
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
@@ -88,21 +89,21 @@ class RedisReader:
     def _read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         written_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
-        for group, command, group_columns in self._groups:
+        for group, command, features in self._groups:
             keys = entity_keys(group.keys, entity_rows, behind=self._project)
             parts: list[Decoded] = []
             for start in range(0, len(keys), KEYS_AT_ONCE):
-                parts += self._ask(group, group_columns, command, keys[start : start + KEYS_AT_ONCE])
+                parts += self._ask(group, features, command, keys[start : start + KEYS_AT_ONCE])
             for place, view in enumerate(group.views):
                 moments = [part.written_s[place] for part in parts]
                 written_s[view.name] = moments[0] if len(moments) == 1 else np.concatenate(moments)
-            for place, column in enumerate(group_columns):
+            for place, feature in enumerate(features):
                 arrays = [part.columns[place] for part in parts]
-                columns[column.name] = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
+                columns[feature.column] = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
         return StoreRead(written_s, columns)
 
     def _ask(
-        self, group: Group, columns: Sequence[Column], command: "ReadHashes", keys: Sequence[bytes]
+        self, group: Group, features: Sequence[Feature], command: "ReadHashes", keys: Sequence[bytes]
     ) -> "list[Decoded]":
         pieces = [keys[start : start + KEYS_PER_PIECE] for start in range(0, len(keys), KEYS_PER_PIECE)]
         connection = self._pool.get_connection()
@@ -118,7 +119,7 @@ class RedisReader:
                 if failed is None:  # else the rest is read only because it is on its way
                     try:
                         check_replies(replies, command.width)
-                        decoded.append(decode(group, columns, replies))
+                        decoded.append(decode(group, features, replies))
                     except (RedisConnectionError, FeatureStoreError):
                         raise
                     except Exception as error:  # of an entity; the connection has nothing to do with it
@@ -146,7 +147,7 @@ class Decoded(NamedTuple):
     """One a column of the group."""
 
 
-def decode(group: Group, columns: Sequence[Column], hashes: Sequence[Sequence[bytes | None]]) -> Decoded:
+def decode(group: Group, features: Sequence[Feature], hashes: Sequence[Sequence[bytes | None]]) -> Decoded:
     """The values of some hashes, each of which has the group's fields.
 
     Raises:
@@ -158,7 +159,7 @@ def decode(group: Group, columns: Sequence[Column], hashes: Sequence[Sequence[by
     try:
         return Decoded(
             [decode_moments(values) for values in by_field[:views]],
-            [decode_values(values, column.dtype) for values, column in zip(by_field[views:], columns, strict=True)],
+            [decode_values(values, feature.dtype) for values, feature in zip(by_field[views:], features, strict=True)],
         )
     except Exception:
         # Looked at only now: nearly always every value is one that a Redis can hold.

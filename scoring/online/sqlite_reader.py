@@ -57,16 +57,16 @@ class SqliteReader:
     ) -> np.ndarray:
         values: dict[tuple[bytes, str], bytes] = {}
         written: dict[bytes, int] = {}
-        features = [column.feature for column in view.columns]
+        names = [feature.name for feature in view.features]
         wanted = list(dict.fromkeys(keys))
-        for key, feature, value, moment in self._rows(table, features, wanted):
-            values[key, feature] = value
+        for key, name, value, moment in self._rows(table, names, wanted):
+            values[key, name] = value
             # The features of one row are written together; of one whose view has got a feature more, not.
             written[key] = min(moment, written.get(key, moment))
         missing = [key for key in wanted if key not in written]
         written |= dict(self._moments(table, missing))
-        for column in view.columns:
-            columns[column.name] = decode_values([values.get((key, column.feature)) for key in keys], column.dtype)
+        for name, feature in zip(names, view.features, strict=True):
+            columns[feature.column] = decode_values([values.get((key, name)) for key in keys], feature.dtype)
         seconds = {moment: _utc_seconds(moment) for moment in set(written.values())}
         return np.fromiter((seconds[written[key]] if key in written else 0.0 for key in keys), np.float64, len(keys))
 

@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -49,12 +49,12 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     # Feast reads them once for their first moment, once for their last, and several times in its query.
     entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema).persist()
     try:
-        answers = [_ask(store, features, some) for some in _told_apart(entity_rows, store, features)]
+        answers = [_ask(store, features, some) for some in _told_apart(entity_rows, features)]
         answer = functools.reduce(DataFrame.unionByName, answers)
         # Each task gets whole parts, in order; where Feast answers a row several times, the smallest values come first.
         part = sf.floor(sf.col(ROW) / write.rows_a_part).cast("int")
         placed = answer.repartitionById(parts, part).sortWithinPartitions(ROW, *answer.columns)
-        write = msgspec.structs.replace(write, on_demand=on_demand_views(store, features))
+        write = msgspec.structs.replace(write, on_demand=on_demand_views(features))
         written = read_written(placed.mapInArrow(write, WRITTEN).collect())
     finally:
         entity_rows.unpersist()
@@ -70,26 +70,25 @@ def _ask(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame)
 
     with inside(Path(store.repo_path)), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # Feast says at each call how young its Spark store is
-        service = store.get_feature_service(features.service)
-        job = store.get_historical_features(entity_rows, service, full_feature_names=True)
+        job = store.get_historical_features(entity_rows, features.feast.service, full_feature_names=True)
     assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - on_spark said so; for the type checker
     frame = job.to_spark_df()
     own = {key.name for key in features.join_keys} | {EVENT_TIMESTAMP}
     return frame.select(*[f"`{name}`" for name in frame.columns if name not in own])
 
 
-def _told_apart(entity_rows: DataFrame, store: "FeatureStore", features: ModelFeatures) -> Iterator[DataFrame]:
+def _told_apart(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:
     """The rows in as few frames as needed for Feast's query to tell the keys of any two rows of a frame apart.
 
     It knows a row by its keys' texts, one after the other without anything between them (feast 0.67): customer 1 of
     merchant 12 is customer 11 of merchant 2. With a single key there is nothing to confuse.
     """
-    views = [view for view in _keys_of_views(store, features) if len(view) > 1]
-    if not views:
+    composite = sorted(keys for keys in features.joined_keys if len(keys) > 1)
+    if not composite:
         yield entity_rows
         return
     ranks = []
-    for i, keys in enumerate(sorted(set(views))):
+    for i, keys in enumerate(composite):
         text = sf.concat(*[sf.col(f"`{key}`").cast("string") for key in keys])
         order = [sf.col(f"`{key}`") for key in keys]
         ranks.append(f"rank_{i}__")
@@ -97,11 +96,3 @@ def _told_apart(entity_rows: DataFrame, store: "FeatureStore", features: ModelFe
     for found in entity_rows.select(*ranks).distinct().orderBy(*ranks).collect():
         same = functools.reduce(lambda a, b: a & b, (sf.col(rank) == found[rank] for rank in ranks))
         yield entity_rows.where(same).drop(*ranks)
-
-
-def _keys_of_views(store: "FeatureStore", features: ModelFeatures) -> Iterator[tuple[str, ...]]:
-    for projection in store.get_feature_service(features.service).feature_view_projections:
-        view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        for each in getattr(view, "source_feature_view_projections", {}).values() or [projection]:
-            own: Any = store.registry.get_any_feature_view(each.name, store.project, allow_cache=True)
-            yield tuple(each.join_key_map.get(key.name, key.name) for key in own.entity_columns)

@@ -118,7 +118,7 @@ class WriteInputParts(msgspec.Struct, frozen=True):
             row += answer.num_rows
             mine, joined = own.take(answer.num_rows), answer.drop_columns([ROW])
             if self.on_demand is not None:
-                for name in (*(key.name for key in self.features.join_keys), *self.features.request_inputs):
+                for name in self.features.request_columns:
                     joined = joined.append_column(name, mine[name])
                 joined = self.on_demand.add(self.on_demand.declared(joined))
             yield complete(self.features, mine, joined)

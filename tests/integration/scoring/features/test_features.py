@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from scoring.errors import (
 from scoring.features.feature_service import link_features
 from scoring.features.feature_store import apply_definitions, open_feature_store, read_definitions
 from scoring.features.materialize import materialize_online_store, read_watermarks
-from scoring.features.model_features import ModelFeatures
+from scoring.features.model_features import FeastObjects, ModelFeatures
 from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors, feast_lookup, read_online_vectors
 from scoring.serving import link_version
@@ -149,6 +150,17 @@ def test_missing_stale_and_null_features_are_told_apart(store: "FeatureStore") -
     later = read(store, features, now=NOW + dt.timedelta(minutes=5), shop_id=[1, 2, 3, 4])
     assert later.reasons.to_pylist() == [None, "stale", "null_feature", "not_found"]
     assert later.vectors["orders"].to_pylist() == [1.0, None, 3.0, None]
+
+
+def test_a_link_is_sent_to_other_processes_without_feasts_objects(store: "FeatureStore") -> None:
+    features = link(store, "on_demand", expected="double", rate="double")
+    assert features.request_columns == {"shop_id": pa.int64(), "amount": pa.float64()}
+    sent = pickle.loads(pickle.dumps(features))  # noqa: S301 - of our own making
+    assert sent.feast == FeastObjects()
+    assert (sent.features, sent.views, sent.request_columns) == (
+        features.features, features.views, features.request_columns,
+    )  # fmt: skip
+    assert b"feast.feature_view" not in pickle.dumps(features)
 
 
 def test_a_time_to_live_of_zero_never_ends(store: "FeatureStore") -> None:

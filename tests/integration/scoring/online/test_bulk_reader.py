@@ -390,8 +390,7 @@ def something_else(said: bytes) -> Iterator[tuple[str, int]]:
 def test_what_answers_in_another_form_than_redis_is_a_failed_store(world: World, said: bytes) -> None:
     from redis import Redis
 
-    store = world.stores["bulk"]
-    views = view_columns(store, link(store, "everything", {"rate": pa.float32()}))
+    views = view_columns(link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
     groups = [Group(view.keys, (view,)) for view in views or ()]
     with something_else(said) as (host, port), Redis(host, port, retry=None, socket_timeout=5) as client:
         with pytest.raises(FeatureStoreError) as caught:
@@ -409,7 +408,7 @@ def test_what_answers_in_another_form_than_redis_is_a_failed_store(world: World,
 def test_an_error_for_one_of_many_entities_is_the_stores_and_no_entitys(world: World, said: bytes) -> None:
     from redis import Redis
 
-    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    views = view_columns(link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
     groups = [Group(view.keys, (view,)) for view in views or ()]
     with (
         something_else(said) as (host, port),
@@ -425,7 +424,7 @@ def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisS
     from redis import Redis
 
     world.write("feast", "stats", [{"shop_id": 980, "rate": 0.5, "orders": 1, "open": True, "event_timestamp": NOW}])
-    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    views = view_columns(link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
     groups = [Group(view.keys, (view,)) for view in views or ()]
     with Redis(redis_server.host, redis_server.port, protocol=3) as client:
         read = RedisReader(client, "bulk", groups).read({"shop_id": [980, 981], "buyer": ["a", "a"]})
@@ -476,7 +475,7 @@ def test_a_connection_that_dribbles_is_given_up_in_time_and_not_taken_again(worl
                             self.wfile.write(bytes([byte]))
                             time.sleep(0.05)
 
-    views = view_columns(world.stores["bulk"], link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
+    views = view_columns(link(world.stores["bulk"], "everything", {"rate": pa.float32()}))
     groups = [Group(view.keys, (view,)) for view in views or ()]
     with socketserver.ThreadingTCPServer((HOST, 0), Dribble) as server:
         server.daemon_threads = True
