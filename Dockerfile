@@ -1,17 +1,17 @@
-# Two images of one file: `api` serves online, `batch` is Dagster's code location, webserver and daemon, and MLflow's server.
+# Two images: `api` serves online; `batch` runs Dagster's code location, webserver and daemon, and the MLflow server.
 #
 #   docker build --target api -t model-serving-api:0.1.0 .
 #   docker build --target batch -t model-serving-batch:0.1.0 .
 #
-# Any Debian with Python 3.11 to 3.13 will do as the base; `make image-test` builds on one made by debootstrap.
+# The base may be any Debian with Python 3.11 to 3.13. `make image-test` uses one built with debootstrap.
 ARG BASE_IMAGE=python:3.11.16-slim-bookworm
 
-# Bytecode is compiled here: a read-only root could not keep it, and every start would take twice as long.
+# Bytecode is compiled here: it can't be written to a read-only root, and startup takes twice as long without it.
 FROM ${BASE_IMAGE} AS installer
 WORKDIR /build
 COPY requirements/bootstrap.txt requirements/
-# For a mirror or a proxy with a certificate of its own; pip and install.sh pass over empty ones, and buildah warns of each that
-# has no default. Nothing of this stage ends up in an image.
+# For a mirror, or a proxy with its own certificate. pip and install.sh ignore empty values; buildah warns about
+# arguments without a default. Nothing from this stage ends up in an image.
 ARG PIP_INDEX_URL=
 ARG PIP_CERT=
 RUN python3 -m venv /build/tools \
@@ -28,16 +28,16 @@ RUN sh deploy/install.sh requirements/api.txt
 FROM installer AS batch-packages
 ARG PIP_INDEX_URL=
 ARG PIP_CERT=
-# `spark` for the Spark engine, on a base that has a Java.
+# `spark` for the Spark engine, on a base with Java.
 ARG BATCH_LOCK=batch
 RUN sh deploy/install.sh requirements/$BATCH_LOCK.txt
 
 
 FROM ${BASE_IMAGE} AS base
-# No compiler, no installer: what runs can't be added to.
+# No compiler and no installer, so nothing can be added to a running container.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin serving \
  && install -d -o serving -g serving /var/lib/serving /var/lib/serving/dagster /var/lib/serving/logs /var/lib/serving/scratch
-# Everything that is written goes to /tmp and /var/lib/serving: the rest may be read-only.
+# Processes write only to /tmp and /var/lib/serving. Everything else may be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
@@ -59,7 +59,7 @@ COPY api api
 RUN python -m compileall -q scoring api
 USER 10001:10001
 EXPOSE 8172
-# Without keys it does not start beyond loopback: SERVING_API_KEYS.
+# Beyond loopback, the API does not start without SERVING_API_KEYS.
 ENV SERVING_HOST=0.0.0.0 SERVING_PORT=8172
 HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
     CMD ["sh", "-c", "exec python /app/deploy/healthy.py http://127.0.0.1:$SERVING_PORT/live"]
@@ -77,7 +77,7 @@ RUN python -m compileall -q scoring serving_assets demo
 USER 10001:10001
 ENV DAGSTER_HOME=/var/lib/serving/dagster
 EXPOSE 4000
-# Of the code location; docker-compose.yml sets those of the other three.
+# For the code location. docker-compose.yml sets the health checks of the other three services.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
     CMD ["python", "/app/deploy/healthy.py", "grpc://127.0.0.1:4000"]
 STOPSIGNAL SIGTERM

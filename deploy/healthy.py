@@ -1,4 +1,4 @@
-"""`python healthy.py http://host:port/path` or `grpc://host:port`: exit 0 when it answers. Containers have no curl."""
+"""Health check for containers, which have no curl: `python healthy.py http://host:port/path` or `grpc://host:port`."""
 
 import sys
 import urllib.parse
@@ -8,7 +8,7 @@ TIMEOUT_S = 4
 
 
 def main(address: str) -> int:
-    """0 for a 2xx answer, or for a gRPC server that says it serves; else 1 with the reason on standard error."""
+    """Return 0 for a 2xx response or a gRPC status SERVING. Otherwise print the reason to standard error, return 1."""
     url = urllib.parse.urlsplit(address)
     try:
         if url.scheme == "grpc":
@@ -31,7 +31,7 @@ def _check_grpc(host: str) -> None:
             health_pb2.HealthCheckRequest(service="DagsterApi"), timeout=TIMEOUT_S
         )
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise ConnectionError(f"it answers {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}")
+        raise ConnectionError(f"status {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `install.sh requirements/api.txt`: in the image's build, fill /opt/venv with exactly what the lock names. Wheels only, so
-# that no compiler is needed; a mirror and its certificate are taken from pip's own variables.
+# `install.sh requirements/api.txt`: install a lock file into /opt/venv during the image build. Only wheels are
+# installed, so no compiler is needed. A mirror and its certificate come from pip's environment variables.
 set -eu
 [ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="$PIP_INDEX_URL"
 [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE="$PIP_CERT"

@@ -1,4 +1,4 @@
-"""Features of drivers, for ranking the drivers who could take a ride."""
+"""Driver features for ranking drivers for a ride."""
 
 import os
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Float32, Int64
 
-# A folder, or s3://bucket/prefix: where the files of the offline store are, as seen from this folder.
+# Location of the offline store's files: s3://bucket/prefix or a folder, relative to this one.
 DATA = os.environ.get("FEATURE_DATA", "data")
 
 driver = Entity(
@@ -31,13 +31,13 @@ driver_stats = FeatureView(
     ttl=timedelta(days=1),
     schema=[
         Field(name="driver_id", dtype=Int64),
-        Field(name="conv_rate", dtype=Float32, description="Share of offered rides that became rides, 0 to 1."),
+        Field(name="conv_rate", dtype=Float32, description="Fraction of offered rides that became rides, 0 to 1."),
         Field(
             name="acc_rate",
             dtype=Float32,
-            description="Share of offered rides that the driver accepted, 0 to 1.",
+            description="Fraction of offered rides that the driver accepted, 0 to 1.",
         ),
-        Field(name="avg_daily_trips", dtype=Int64, description="Mean rides a day."),
+        Field(name="avg_daily_trips", dtype=Int64, description="Mean number of rides per day."),
     ],
     source=driver_stats_source,
     online=True,
@@ -46,5 +46,5 @@ driver_stats = FeatureView(
 driver_ranking = FeatureService(
     name="driver_ranking",
     features=[driver_stats],
-    description="What a model needs to rank drivers for a ride.",
+    description="Features for ranking drivers for a ride.",
 )
