@@ -36,7 +36,7 @@ def print_percentiles(name: str, took_s: list[float]) -> None:
 
 
 async def load_and_probe(port: int, clients: int) -> tuple[list[Response], list[float]]:
-    """Apply the load and probe meanwhile."""
+    """Apply the load and probe during it."""
     return await asyncio.gather(apply_load(port, Load(clients, SECONDS, pause_s=PAUSE_S)), probe(port))
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         print_percentiles(f"{allowed} clients, as the cap allows", at_cap_s)
         print_percentiles(f"{10 * allowed} clients, accepted", accepted)
         print_percentiles(f"{10 * allowed} clients, refused", refused)
-        print_percentiles("/live /ready /metrics meanwhile", probes)
+        print_percentiles("/live /ready /metrics during load", probes)
         within = sum(each < 0.05 for each in refused) / len(refused)
         print(f"refused within 50 ms: {within:.2%}; other responses: {others}")
 
