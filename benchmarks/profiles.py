@@ -1,6 +1,7 @@
 """`python -m benchmarks.profiles [graph join predict start]`: break down the time and memory behind the targets.
 
-Each stage is measured separately and compared with the whole. Figures are medians of ROUNDS, on the files of `make bench`.
+Each stage is measured separately and compared with the whole, on the files of `make bench`. Figures are medians of
+ROUNDS.
 """
 
 import collections
