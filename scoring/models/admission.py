@@ -1,10 +1,11 @@
-"""Admission: what a model version must show on golden rows before it serves.
+"""Admission: what a model version must predict on golden rows before it serves.
 
-Golden rows are rows that the model is known to be made for: its stored input example, else complete rows of the online
-store. Without either, a made-up row shows the form of its output, and nothing is held against what it makes of it.
+Golden rows are rows that the model was made for: its stored input example, otherwise complete rows of the online store.
+Without either, a neutral row checks only the form of the output, not its values.
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 import warnings
@@ -20,11 +21,12 @@ import pyarrow.compute as pc
 from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.imports import import_model_libraries
-from scoring.models.model import Model, array_dtype, fill_block, load_model, one_number_a_row, prepare
+from scoring.models.estimators import prepare
+from scoring.models.model import Model, array_dtype, fill_block, load_model, one_number_per_row
 from scoring.models.model_files import ModelFiles, check_format
 
 GOLDEN_ROWS = 256
-# A batch so large that linear algebra libraries take the ways that they take for large ones.
+# Large enough for linear algebra libraries to use their algorithms for large batches.
 LARGE_BATCH = 1000
 
 RowSource = Literal["input_example", "online_store", "made_up"]
@@ -32,29 +34,29 @@ Predict = Callable[[pa.Table], np.ndarray]
 
 
 class ValidationReport(msgspec.Struct, frozen=True):
-    """What a version has shown."""
+    """What a version predicted when it was validated."""
 
     rows: pa.Table
     """The golden rows (n_rows, n_inputs), at least one, in signature order and types."""
     predictions: np.ndarray | None
-    """float64 (n_rows,), finite unless made up; None where a made-up row was not to the model's taste."""
+    """float64 (n_rows,), finite unless made up; None if the model raised on a made-up row."""
     source: RowSource
     as_array: bool
-    """Whether plain arrays give the same predictions as frames, to the bit."""
+    """Whether arrays give the same predictions as frames, to the bit."""
     same_in_any_batch: bool
-    """Whether each row's prediction is the same alone as among others, to the bit."""
+    """Whether a row's prediction is the same alone and among others, to the bit."""
 
 
 def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model, ValidationReport]:
-    """Load a version in this process and have it predict its golden rows, our way and MLflow's.
+    """Load a version in this process and predict its golden rows, our way and MLflow's.
 
     Args:
-        files: the version's.
-        known_rows: complete feature vectors to use where it brings no input example; None for none.
+        files: the version's files.
+        known_rows: complete feature vectors to use if the version has no input example.
 
     Raises:
-        ModelRefused: it does not load, its input example does not fit its signature, or on a golden row it raises,
-            gives anything else than one finite number, or another one than MLflow's pyfunc does.
+        ModelRefused: it does not load, or its input example does not fit its signature; or, on a golden row, it raises,
+            does not give one finite number, or differs from MLflow's pyfunc.
     """
     import_model_libraries()
     rows, source = _golden_rows(files, known_rows)
@@ -66,26 +68,27 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
     expected = [model.predict(batch) for batch in batches]
     _check_against_mlflow(files, batches, expected)
     same_in_any_batch = _same(expected[1], predictions[:1]) and _same(expected[2], np.resize(predictions, LARGE_BATCH))
+    as_array = False
     if source != "made_up" and array_dtype(files.signature) is not None:
         fast = load_model(files, as_array=True)
-        if _agrees(fast.predict, batches, expected):
-            return fast, ValidationReport(rows, predictions, source, True, same_in_any_batch)
-    return model, ValidationReport(rows, predictions, source, False, same_in_any_batch)
+        as_array = _matches(fast.predict, batches, expected)
+        model = fast if as_array else model
+    return model, ValidationReport(rows, predictions, source, as_array, same_in_any_batch)
 
 
-def verify_loaded(model: Model, proof: ValidationReport) -> None:
-    """Nothing, if a model loaded here predicts what was proven elsewhere; that also warms it.
+def verify_loaded(model: Model, report: ValidationReport) -> None:
+    """Check that a model loaded here predicts what it predicted when it was validated. This also warms it.
 
     Raises:
-        ModelRefused: it does not.
+        ModelRefused: it fails, or predicts something else.
     """
-    if proof.predictions is None:
+    if report.predictions is None:
         return
     try:
-        predictions = model.predict(proof.rows)
+        predictions = model.predict(report.rows)
     except PredictionFailed as error:
         raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
-    if not _same(predictions, proof.predictions):
+    if not _same(predictions, report.predictions):
         raise ModelRefused(
             str(model.version), "it does not predict here what it predicted when it was loaded on trial."
         )
@@ -102,7 +105,7 @@ def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Tab
 
 
 def _input_example(files: ModelFiles) -> pa.Table | None:
-    """Complete rows of the input example stored with the model, at most GOLDEN_ROWS; None without an example."""
+    """Complete rows of the model's stored input example, at most GOLDEN_ROWS; None if it has none."""
     import pandas as pd
     from mlflow.models import Model as MlflowModel
 
@@ -112,16 +115,16 @@ def _input_example(files: ModelFiles) -> pa.Table | None:
     try:
         file = (files.folder / str(info["artifact_path"])).resolve()
         if not file.is_relative_to(files.folder.resolve()):
-            raise ValueError("its path leads out of the model")
+            raise ValueError("its path leads out of the model's folder")
         example = MlflowModel.load(str(files.folder / "MLmodel")).load_input_example(str(files.folder))
         named = isinstance(example, pd.DataFrame | dict)
         frame = pd.DataFrame(example, columns=None if named else list(files.signature.names)).head(GOLDEN_ROWS)
         return _complete_rows(frame, files.signature)
-    except Exception as error:  # its words may quote the example's values
+    except Exception as error:  # not quoted: its message may hold the example's values
         raise ModelRefused(
             str(files.version),
             f"its input example does not fit its signature ({type(error).__name__}): log it with an example and a "
-            "signature made of the same frame, or without an example.",
+            "signature of the same frame, or without an example.",
         ) from None
 
 
@@ -130,18 +133,15 @@ def _complete_rows(frame: Any, signature: Signature) -> pa.Table:
         conform(pa.array(frame[column.name], from_pandas=True), column.dtype, column.name)
         for column in signature.inputs
     ]
-    table = pa.Table.from_arrays(columns, schema=signature.schema)
-    complete = np.ones(table.num_rows, dtype=bool)
-    for column in table.columns:
-        complete &= pc.is_valid(column).to_numpy()
-    return table.filter(pa.array(complete))
+    complete = functools.reduce(pc.and_, map(pc.is_valid, columns))
+    return pa.Table.from_arrays(columns, schema=signature.schema).filter(complete)
 
 
 def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarray | None:
     try:
         predictions = model.predict(rows)
     except PredictionFailed as error:
-        # A model may rightly raise on a made-up row (a category that it never saw), but not on its own output's form.
+        # A model may raise on a made-up row (a category that it never saw), but its output must have the right form.
         if source == "made_up" and error.__cause__ is not None:
             return None
         reason = f"it fails on its golden rows ({source}): {error.problem}"
@@ -150,8 +150,8 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
     if broken and source != "made_up":
         raise ModelRefused(
             str(model.version),
-            f"it gives no finite number for {broken} of {rows.num_rows} golden rows ({source}), none of which lacks an "
-            "input.",
+            f"it gives no finite number for {broken} of {rows.num_rows} golden rows ({source}), though no input of "
+            "them is missing.",
         )
     return predictions
 
@@ -159,10 +159,10 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
 def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: list[np.ndarray]) -> None:
     model = str(files.version)
     try:
-        same = _agrees(_mlflow_predict(files), batches, expected)
+        same = _matches(_mlflow_predict(files), batches, expected)
     except ModelRefused:
         raise
-    except Exception as error:  # its words may quote whole frames
+    except Exception as error:  # not quoted: its message may hold whole frames
         raise ModelRefused(model, f"MLflow's own pyfunc fails on its golden rows ({type(error).__name__}).") from None
     if not same:
         raise ModelRefused(
@@ -172,22 +172,22 @@ def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: 
 
 
 def _mlflow_predict(files: ModelFiles) -> Predict:
-    """How MLflow itself predicts with the same model file, but with our list of trusted types."""
+    """How MLflow predicts with the same model file, loaded with our list of trusted types."""
     import mlflow.pyfunc
     import yaml
 
-    sklearn = {"serialization_format": files.serialization, "skops_trusted_types": check_format(files)}
     name = f"model{files.model_file.suffix}"
-    flavors = {
-        "python_function": {
-            "loader_module": "mlflow.sklearn",
-            "model_path": name,
-            "predict_fn": files.predict_function,
-        },
-        "sklearn": sklearn,
+    pyfunc_flavor = {
+        "loader_module": "mlflow.sklearn",
+        "model_path": name,
+        "predict_fn": files.predict_function,
     }
-    # Nothing else of the description is taken over: MLflow would act on some of it (code paths, configuration).
-    description = {"flavors": flavors, "signature": files.description["signature"]}
+    sklearn_flavor = {"serialization_format": files.serialization, "skops_trusted_types": check_format(files)}
+    # The rest of the description is left out, because MLflow would act on some of it (code paths, configuration).
+    description = {
+        "flavors": {"python_function": pyfunc_flavor, "sklearn": sklearn_flavor},
+        "signature": files.description["signature"],
+    }
     with tempfile.TemporaryDirectory(prefix="pyfunc-") as folder, _mlflow_may_load(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (Path(folder) / "MLmodel").write_text(yaml.safe_dump(description), encoding="utf-8")
@@ -196,16 +196,16 @@ def _mlflow_predict(files: ModelFiles) -> Predict:
     prepare(pyfunc.get_raw_model())
 
     def predict(rows: pa.Table) -> np.ndarray:
-        whole = fill_block(rows)
-        output = pyfunc.predict(whole.to_pandas())
-        return one_number_a_row(str(files.version), output, whole.num_rows, files.output_column)[: rows.num_rows]
+        filled = fill_block(rows)
+        output = pyfunc.predict(filled.to_pandas())
+        return one_number_per_row(str(files.version), output, filled.num_rows, files.output_column)[: rows.num_rows]
 
     return predict
 
 
 @contextlib.contextmanager
 def _mlflow_may_load() -> Iterator[None]:
-    # The variable forbids MLflow to load files by a list of types that they bring along; here the list is ours.
+    # The variable forbids MLflow to trust the types that a file lists; here the list is ours.
     variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     before = os.environ.get(variable)
     os.environ[variable] = "true"
@@ -218,7 +218,7 @@ def _mlflow_may_load() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _agrees(predict: Predict, batches: list[pa.Table], expected: list[np.ndarray]) -> bool:
+def _matches(predict: Predict, batches: list[pa.Table], expected: list[np.ndarray]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

@@ -20,24 +20,24 @@ from scoring.files.atomic import scratch_folder
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
 
-# A signature of 5000 inputs takes half of it; what is larger would hold the interpreter for seconds.
+# A signature of 5000 inputs takes half of it. Reading a much larger file would hold the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
-    """One version's files in a folder of our own, and what may be loaded of them."""
+    """One version's files in a folder of this process, and what may be loaded of them."""
 
     version: ModelVersion
     folder: Path
     description: dict[str, Any]
-    """The MLmodel file, decoded."""
+    """The decoded MLmodel file."""
     signature: Signature
     output_column: int | None
     rules: LoadingRules
 
     @property
     def serialization(self) -> str:
-        """Format of the model file, as the description tells it."""
+        """Format of the model file, according to the description."""
         return str(self.description["flavors"]["sklearn"].get("serialization_format", "pickle"))
 
     @property
@@ -47,11 +47,11 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
     @property
     def model_file(self) -> Path:
-        """The file that holds the estimator; it may lack."""
+        """The file that holds the estimator. It may be missing."""
         return self.folder / str(self.description["flavors"]["python_function"].get("model_path", ""))
 
     def digest(self) -> str:
-        """SHA-256 over names and contents of all files and the chosen output column, hex."""
+        """SHA-256 of the names and contents of all files and of the output column, hex."""
         digest = hashlib.sha256(f"{self.output_column}".encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             digest.update(f"\0{path.relative_to(self.folder)}\0{path.stat().st_size}\0".encode())
@@ -62,38 +62,33 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def version_folder() -> Iterator[Path]:
-    """A scratch folder for one version's files, and for what is made of them while it is tried.
+    """A scratch folder for one version's files, and for those of its trial.
 
     Raises:
-        NoRoom: it can't be made, or whatever ended the block came of there being no room.
+        NoRoom: it can't be made, or the block ended because the machine has no room.
     """
-    with contextlib.ExitStack() as until_the_end:
-        try:
-            folder = until_the_end.enter_context(scratch_folder())
-        except OSError as error:
-            raise NoRoom(_place(), why_no_room(error) or first_line(error)) from error
-        try:
+    made = False
+    try:
+        with scratch_folder() as folder:
+            made = True
             yield folder
-        except NoRoom:
+    except NoRoom:
+        raise
+    except Exception as error:
+        why = why_no_room(error)
+        if why is None and (made or not isinstance(error, OSError)):
             raise
-        except Exception as error:
-            why = why_no_room(error)
-            if why is None:
-                raise
-            raise NoRoom(_place(), why) from error
-
-
-def _place() -> str:
-    return tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - not to write to, but to name
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - only named, not written to
+        raise NoRoom(place, why or first_line(error)) from error
 
 
 def fetch_model(registry: Registry, version: ModelVersion, destination: Path, rules: LoadingRules) -> ModelFiles:
-    """Copy a version's files below `destination` and read their description. Nothing of them is executed.
+    """Copy a version's files below `destination` and read their description. Executes nothing in them.
 
     Raises:
         RegistryError: the files can't be fetched.
-        ModelRefused: they are larger than `max_model_bytes` (told before fetching where the registry knows), can't be
-            used, or are described as something that is not allowed.
+        ModelRefused: they are too large (checked before the download if the registry knows their size), can't be
+            used, or their description names something that is not allowed.
     """
     _check_size(version, registry.size(version), rules)
     folder = registry.download(version, destination)
@@ -104,29 +99,23 @@ def fetch_model(registry: Registry, version: ModelVersion, destination: Path, ru
 
 
 def read_model_files(version: ModelVersion, folder: Path, rules: LoadingRules) -> ModelFiles:
-    """Files that lie in `folder` already.
+    """The files that are already in `folder`.
 
     Raises:
-        ModelRefused: the description or its signature can't be used, or the output column's tag is no number.
+        ModelRefused: the description or its signature can't be used, or the tag of the output column is not a number.
     """
     description = _read_description(str(version), folder / "MLmodel")
-    return ModelFiles(
-        version=version,
-        folder=folder,
-        description=description,
-        signature=_read_signature(str(version), description),
-        output_column=_output_column(version, rules),
-        rules=rules,
-    )
+    signature = _read_signature(str(version), description)
+    return ModelFiles(version, folder, description, signature, _output_column(version, rules), rules)
 
 
 def load_signature(registry: Registry, version: ModelVersion) -> Signature:
-    """The signature of one version, without fetching the model itself.
+    """The signature of one version, read without fetching the model itself.
 
     Raises:
         RegistryError: the MLmodel file can't be fetched.
-        NoRoom: this machine has none for it.
-        ModelRefused: it can't be read, or holds no usable signature.
+        NoRoom: this machine has no room for it.
+        ModelRefused: it can't be read, or has no usable signature.
     """
     with version_folder() as folder:
         description = _read_description(str(version), registry.download(version, folder, "MLmodel"))
@@ -134,10 +123,10 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
 
 
 def check_format(files: ModelFiles) -> list[str]:
-    """The types beyond skops' defaults that a file holds which may be loaded; none of another format than skops.
+    """Types in a skops file, beyond the defaults of skops, that may be loaded; empty for other formats.
 
     Raises:
-        ModelRefused: not a scikit-learn model, it brings code, or a format or type that is not allowed.
+        ModelRefused: it is not a scikit-learn model, it brings code, or a format or type is not allowed.
     """
     _check_description(files)
     return _check_skops_types(files) if files.serialization == "skops" else []
@@ -147,31 +136,46 @@ def _check_description(files: ModelFiles) -> None:
     model, flavors = str(files.version), files.description["flavors"]
     pyfunc, sklearn = flavors.get("python_function") or {}, flavors.get("sklearn") or {}
     if pyfunc.get("loader_module") != "mlflow.sklearn" or not sklearn:
-        raise ModelRefused(
-            model,
-            f"it is not a scikit-learn model (its loader is {pyfunc.get('loader_module')!r}): log it with "
-            "mlflow.sklearn.log_model.",
-        )
+        loader = pyfunc.get("loader_module")
+        reason = f"it is not a scikit-learn model (its loader is {loader!r}): log it with mlflow.sklearn.log_model."
+        raise ModelRefused(model, reason)
     if sklearn.get("code") or pyfunc.get("code"):
-        raise ModelRefused(model, "it brings Python code of its own (code_paths), which is not loaded.")
+        raise ModelRefused(model, "it brings Python code of its own, which is never loaded: log it without code_paths.")
     if files.serialization not in files.rules.formats:
         raise ModelRefused(
             model,
             f"its format {files.serialization} is not allowed (SERVING_MODEL_FORMATS is "
-            f"{','.join(files.rules.formats)}). Log it with serialization_format='skops', or allow the format if "
-            "you trust whoever can write to the registry: such files run code.",
+            f"{','.join(files.rules.formats)}). Log it with serialization_format='skops', or allow the format if you "
+            "trust everyone who can write to the registry: such files run code.",
         )
     inside = files.model_file.resolve().is_relative_to(files.folder.resolve())
     if not inside or not files.model_file.is_file():
-        raise ModelRefused(model, f"its model file {str(pyfunc.get('model_path', ''))!r} is missing.")
+        raise ModelRefused(model, f"its model file {str(pyfunc.get('model_path', ''))!r} is missing: log it again.")
+
+
+def _check_skops_types(files: ModelFiles) -> list[str]:
+    import skops.io
+
+    model = str(files.version)
+    try:
+        needed: list[str] = skops.io.get_untrusted_types(file=files.model_file)
+    except Exception as error:  # for a damaged archive, classes of zipfile, json and skops
+        reason = f"its file {files.model_file.name} can't be read as skops ({first_line(error)})."
+        raise ModelRefused(model, reason) from None
+    refused = sorted(set(needed) - set(files.rules.trusted_types))
+    if refused:
+        raise ModelRefused(
+            model,
+            f"its file holds types that are not allowed: {', '.join(refused)}. Add them to "
+            "SERVING_SKOPS_TRUSTED_TYPES if you trust them.",
+        )
+    return needed
 
 
 def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:
     if size > rules.max_bytes:
-        raise ModelRefused(
-            str(version),
-            f"its files have {size} bytes, and SERVING_MAX_MODEL_BYTES allows {rules.max_bytes}.",
-        )
+        reason = f"its files have {size} bytes, and SERVING_MAX_MODEL_BYTES allows {rules.max_bytes}."
+        raise ModelRefused(str(version), reason)
 
 
 def _read_description(model: str, file: Path) -> dict[str, Any]:
@@ -184,10 +188,8 @@ def _read_description(model: str, file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ModelRefused(model, f"its MLmodel file can't be read ({first_line(error)}).") from None
     flavors = description.get("flavors") if isinstance(description, dict) else None
-    if not isinstance(flavors, dict):
-        raise ModelRefused(model, "its MLmodel file names no flavors.")
-    if not all(flavor is None or isinstance(flavor, dict) for flavor in flavors.values()):
-        raise ModelRefused(model, "its MLmodel file names a flavor without saying anything of it.")
+    if not isinstance(flavors, dict) or not all(each is None or isinstance(each, dict) for each in flavors.values()):
+        raise ModelRefused(model, "its MLmodel file has no flavors, or one that is not a mapping.")
     return dict(description)
 
 
@@ -201,30 +203,10 @@ def _read_signature(model: str, description: dict[str, Any]) -> Signature:
     return read_signature(model, columns)
 
 
-def _check_skops_types(files: ModelFiles) -> list[str]:
-    import skops.io
-
-    model = str(files.version)
-    try:
-        needed: list[str] = skops.io.get_untrusted_types(file=files.model_file)
-    except Exception as error:  # a damaged archive raises zipfile's, json's and skops' own kinds
-        raise ModelRefused(
-            model, f"its file {files.model_file.name} can't be read as skops ({first_line(error)})."
-        ) from None
-    refused = sorted(set(needed) - set(files.rules.trusted_types))
-    if refused:
-        raise ModelRefused(
-            model,
-            f"its file holds types that are not allowed: {', '.join(refused)}. Add them to "
-            "SERVING_SKOPS_TRUSTED_TYPES if you know them.",
-        )
-    return needed
-
-
 def _output_column(version: ModelVersion, rules: LoadingRules) -> int | None:
     tag = version.tags.get(OUTPUT_COLUMN_TAG)
     if tag is None:
         return rules.output_column
     if not tag.isdecimal():
-        raise ModelRefused(str(version), f"its tag {OUTPUT_COLUMN_TAG} is {tag!r}: a column counted from 0 is needed.")
+        raise ModelRefused(str(version), f"its tag {OUTPUT_COLUMN_TAG} is {tag!r}, not a column counted from 0.")
     return int(tag)

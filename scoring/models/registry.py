@@ -1,7 +1,8 @@
-"""The MLflow model registry: from a name and an alias to one exact version, and that version's files."""
+"""The MLflow model registry: from a name and an alias to one exact version and its files."""
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -17,16 +18,21 @@ FEATURE_SERVICE_TAG = "feast.feature_service"
 REQUEST_INPUTS_TAG = "serving.request_inputs"
 OUTPUT_COLUMN_TAG = "serving.output_column"
 
+# What MLflow says of something that it does not have. The database store says the second of an alias (mlflow 3.17).
+MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+Answer = TypeVar("Answer")
+
 
 class ModelVersion(msgspec.Struct, frozen=True):
-    """One registered version: what an alias meant at one moment. Never an alias itself."""
+    """One registered version: what an alias named when it was resolved."""
 
     name: str
     version: int
     tags: dict[str, str] = {}
-    """The version's own tags, and under them the feature service that its training run was tagged with, if any."""
+    """The version's own tags. The feature service comes from its training run if the version has no such tag."""
     created_ms: int = 0
-    """When it was registered, in milliseconds since 1970: a model deleted and registered anew counts from 1 again."""
+    """When it was registered, in milliseconds since 1970: a deleted model that is registered again restarts at 1."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -38,48 +44,43 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
     @property
     def data_version(self) -> str:
-        """`name:version`, what makes outputs of this version differ from another's."""
+        """`name:version`, the Dagster data version of outputs made with this version."""
         return f"{self.name}:{self.version}"
 
 
 class Registry(Protocol):
-    """What scoring needs of a model registry."""
+    """What scoring needs of a model registry. Every method raises RegistryError if the registry can't be reached."""
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
         """The version that `alias` names now.
 
         Raises:
-            RegistryError: unreachable, no such model, or the alias is not set.
+            RegistryError: there is no such model, or the alias is not set.
         """
 
     def version(self, name: str, version: int) -> ModelVersion:
-        """That very version.
+        """Exactly this version.
 
         Raises:
-            RegistryError: unreachable, no such model or no such version.
+            RegistryError: there is no such model or version.
         """
 
     def size(self, model: ModelVersion) -> int:
-        """Bytes of all files of the version, as far as the registry tells without fetching them.
-
-        Raises:
-            RegistryError: unreachable.
-        """
+        """Bytes of the version's files, as far as the registry knows them without a download."""
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         """Copy the version's files below `destination`: the folder that holds MLmodel, or only `file` of it.
 
         Raises:
-            RegistryError: unreachable.
             ModelRefused: the version's files are gone.
         """
 
 
 class MlflowRegistry:
-    """A `Registry` kept by an MLflow server or by a database that MLflow opens itself."""
+    """A `Registry` kept by an MLflow server, or by a database that MLflow opens in this process."""
 
     def __init__(self, tracking_uri: str, registry_uri: str) -> None:
-        """Remember where the registry is; nothing is opened before the first question."""
+        """Remember the addresses; the first call connects."""
         self._tracking_uri = tracking_uri
         self._registry_uri = registry_uri
         self._opened: MlflowClient | None = None
@@ -91,75 +92,81 @@ class MlflowRegistry:
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
         """See `Registry.resolve`."""
-        client = self._client()
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if _says_missing(error):
-                raise self._missing_alias(name, alias) from None
-            raise RegistryUnreachable(self._registry_uri, error) from error
+        found = self._find(lambda client: client.get_model_version_by_alias(name, alias))
+        if found is None:
+            self._check_registered(name)
+            raise AliasNotSet(name, alias)
         return self._read(found)
 
     def version(self, name: str, version: int) -> ModelVersion:
         """See `Registry.version`."""
-        client = self._client()
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = client.get_model_version(name, str(version))
-        except MlflowException as error:
-            if _says_missing(error):
-                self._check_registered(name)
-                raise VersionNotFound(name, version) from None
-            raise RegistryUnreachable(self._registry_uri, error) from error
+        found = self._find(lambda client: client.get_model_version(name, str(version)))
+        if found is None:
+            self._check_registered(name)
+            raise VersionNotFound(name, version)
         return self._read(found)
 
     def size(self, model: ModelVersion) -> int:
         """See `Registry.size`."""
+        client, size = self._client(), 0
         import mlflow.artifacts
 
-        size = 0
         try:
-            folders = [self._client().get_model_version_download_uri(model.name, str(model.version)).rstrip("/")]
+            folders = [_source(client, model)]
             while folders:
                 folder = folders.pop()
                 for entry in mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=self._tracking_uri):
                     size += entry.file_size or 0
                     if entry.is_dir:
                         folders.append(f"{folder}/{PurePosixPath(entry.path).name}")
-        except Exception as error:  # artifact stores raise their own kinds: OSError, botocore's, requests'
+        except Exception as error:  # artifact stores raise their own classes: OSError, botocore's, requests'
             raise RegistryUnreachable(self._registry_uri, error) from error
         return size
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
-        """See `Registry.download`. Always a copy: what is loaded can't change under us."""
+        """See `Registry.download`. Always a copy, so that nothing changes what is loaded."""
+        client = self._client()
         import mlflow.artifacts
 
-        client = self._client()
         try:
-            source = client.get_model_version_download_uri(model.name, str(model.version))
+            source = _source(client, model)
             return Path(
                 mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source.rstrip('/')}/{file}" if file else source,
+                    artifact_uri=f"{source}/{file}" if file else source,
                     dst_path=str(destination),
                     tracking_uri=self._tracking_uri,
                 )
             )
-        except Exception as error:  # artifact stores raise their own kinds: OSError, botocore's, requests'
-            if self._files_are_gone(model):
+        except Exception as error:  # see `size`
+            if self._files_are_gone(client, model):
                 raise ModelRefused(str(model), "its files are no longer in the artifact store.") from None
             raise RegistryUnreachable(self._registry_uri, error) from error
 
-    def _files_are_gone(self, model: ModelVersion) -> bool:
+    def _files_are_gone(self, client: "MlflowClient", model: ModelVersion) -> bool:
         import mlflow.artifacts
 
         try:
-            source = self._client().get_model_version_download_uri(model.name, str(model.version))
-            return not mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._tracking_uri)
-        except Exception:  # who does not answer has not said that there are none
+            return not mlflow.artifacts.list_artifacts(
+                artifact_uri=_source(client, model), tracking_uri=self._tracking_uri
+            )
+        except Exception:  # no answer does not mean that there are no files
             return False
+
+    def _find(self, ask: "Callable[[MlflowClient], Answer]", uri: str | None = None) -> "Answer | None":
+        """What the client answers; None if the server has no such thing.
+
+        Raises:
+            RegistryUnreachable: the server at `uri`, the registry's by default, gives no usable answer.
+        """
+        client = self._client()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return ask(client)
+        except MlflowException as error:
+            if error.error_code in MISSING:
+                return None
+            raise RegistryUnreachable(uri or self._registry_uri, error) from error
 
     def _client(self) -> "MlflowClient":
         if self._opened is None:
@@ -168,52 +175,32 @@ class MlflowRegistry:
             from mlflow import MlflowClient
 
             try:
-                with collector_paused():  # a registry that is a database imports most of MLflow's server
+                with collector_paused():  # with a database as the registry, most of MLflow's server is imported
                     self._opened = MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._registry_uri)
-            except Exception as error:  # a database that can't be opened raises SQLAlchemy's and alembic's own kinds
+            except Exception as error:  # for a database that can't be opened, SQLAlchemy's and alembic's own classes
                 raise RegistryUnreachable(self._registry_uri, error) from error
         return self._opened
 
     def _read(self, found: "MlflowModelVersion") -> ModelVersion:
-        tags = dict(found.tags)
-        if FEATURE_SERVICE_TAG not in tags and found.run_id:
-            service = self._training_run_tags(found.run_id).get(FEATURE_SERVICE_TAG)
+        tags, run_id = dict(found.tags), found.run_id
+        if FEATURE_SERVICE_TAG not in tags and run_id:
+            run = self._find(lambda client: client.get_run(run_id), self._tracking_uri)
+            service = run and run.data.tags.get(FEATURE_SERVICE_TAG)  # a deleted run leaves its versions behind
             if service:
                 tags[FEATURE_SERVICE_TAG] = service
         return ModelVersion(found.name, int(found.version), tags, found.creation_timestamp or 0)
 
-    def _training_run_tags(self, run_id: str) -> dict[str, str]:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return dict(self._client().get_run(run_id).data.tags)
-        except MlflowException as error:
-            if _says_missing(error):  # a deleted run leaves its versions behind
-                return {}
-            raise RegistryUnreachable(self._tracking_uri, error) from error
-
-    def _missing_alias(self, name: str, alias: str) -> AliasNotSet:
-        self._check_registered(name)
-        return AliasNotSet(name, alias)
-
     def _check_registered(self, name: str) -> None:
-        from mlflow.exceptions import MlflowException
+        if self._find(lambda client: client.get_registered_model(name)) is None:
+            raise ModelNotRegistered(name, self._registry_uri)
 
-        try:
-            self._client().get_registered_model(name)
-        except MlflowException as error:
-            if _says_missing(error):
-                raise ModelNotRegistered(name, self._registry_uri) from None
-            raise RegistryUnreachable(self._registry_uri, error) from error
+
+def _source(client: "MlflowClient", model: ModelVersion) -> str:
+    """Address of the version's files."""
+    return str(client.get_model_version_download_uri(model.name, str(model.version))).rstrip("/")
 
 
 def _check_database_exists(uri: str) -> None:
-    # MLflow would create it, empty, with all folders above it.
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.exists():
+    # MLflow would create an empty one, with all folders above it.
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise RegistryUnreachable(uri, "there is no such file")
-
-
-def _says_missing(error: Exception) -> bool:
-    # An alias that is not set comes as INVALID_PARAMETER_VALUE from the database store (mlflow 3.17).
-    return getattr(error, "error_code", None) in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.features.model_features import missing_reasons
-from scoring.models.model import Model, one_number_a_row, unchecked_linear
+from scoring.models.estimators import unchecked_linear
+from scoring.models.model import Model, one_number_per_row
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy, Scores, score
 
@@ -154,23 +155,23 @@ def test_a_model_that_raises_tells_its_kind_but_no_values() -> None:
 @pytest.mark.parametrize(
     "output", [np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), pd.DataFrame({"p": [1.0, 2.0]}), [1, 2]]
 )
-def test_one_number_a_row_comes_in_several_shapes(output: object) -> None:
-    assert one_number_a_row("m/1", output, 2, None).tolist() == [1.0, 2.0]
+def test_one_number_per_row_comes_in_several_shapes(output: object) -> None:
+    assert one_number_per_row("m/1", output, 2, None).tolist() == [1.0, 2.0]
 
 
 def test_several_columns_need_a_choice() -> None:
     output = np.array([[0.1, 0.9], [0.4, 0.6]])
     with pytest.raises(PredictionFailed, match=r"shape \(2, 2\).*SERVING_OUTPUT_COLUMN"):
-        one_number_a_row("m/1", output, 2, None)
-    assert one_number_a_row("m/1", output, 2, 1).tolist() == [0.9, 0.6]
+        one_number_per_row("m/1", output, 2, None)
+    assert one_number_per_row("m/1", output, 2, 1).tolist() == [0.9, 0.6]
     with pytest.raises(PredictionFailed, match="2 columns and column 2"):
-        one_number_a_row("m/1", output, 2, 2)
+        one_number_per_row("m/1", output, 2, 2)
 
 
 @pytest.mark.parametrize("output", [np.array([1.0]), np.array(["a", "b"]), 1.0, np.zeros((2, 2, 2))])
 def test_anything_else_is_refused(output: object) -> None:
     with pytest.raises(PredictionFailed):
-        one_number_a_row("m/1", output, 2, None)
+        one_number_per_row("m/1", output, 2, None)
 
 
 LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegressor", "LassoLarsCV")

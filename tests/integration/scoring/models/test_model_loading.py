@@ -78,7 +78,7 @@ def test_predict_proba_needs_a_chosen_column(tmp_path: Path) -> None:
     assert load(folder, output_column=0).predict(vectors).tolist() == model.predict_proba(FRAME)[:, 0].tolist()
     with pytest.raises((ModelRefused, PredictionFailed), match=r"serving\.output_column"):
         load(folder).predict(vectors)
-    with pytest.raises(ModelRefused, match="'first': a column counted from 0"):
+    with pytest.raises(ModelRefused, match="'first', not a column counted from 0"):
         load(folder, ModelVersion("m", 1, {"serving.output_column": "first"}))
 
 

@@ -1,0 +1,87 @@
+"""What is done to scikit-learn estimators before they serve: trees checked, threads switched off, checks skipped."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+def prepare(estimator: Any) -> None:
+    """Check an estimator's trees, and have it predict in the calling thread alone.
+
+    With threads (n_jobs), the sum over trees depends on which thread ends first, and so does the last bit of a
+    prediction (RandomForest, scikit-learn 1.9).
+
+    Raises:
+        ValueError: a node of a tree points outside its tree; scikit-learn would follow it out of its memory.
+    """
+    for part in _estimators(estimator, set()):
+        if "n_jobs" in vars(part):
+            part.n_jobs = None
+        tree = getattr(part, "tree_", None)
+        if tree is not None:
+            inner = tree.children_left != -1
+            _check_nodes(tree.children_left[inner], tree.children_right[inner], inner)
+            _check_features(tree.feature[inner], min(tree.n_features, part.n_features_in_))
+        for predictor in (each for stage in vars(part).get("_predictors", ()) for each in stage):
+            inner = predictor.nodes["is_leaf"] == 0
+            nodes = predictor.nodes[inner]
+            _check_nodes(nodes["left"].astype(np.int64), nodes["right"].astype(np.int64), inner)
+            _check_features(nodes["feature_idx"], part.n_features_in_)
+            sets = min(len(predictor.raw_left_cat_bitsets), len(predictor.binned_left_cat_bitsets))
+            _check_features(nodes["bitset_idx"][nodes["is_categorical"] != 0], sets)
+
+
+def forget_names(estimator: Any) -> None:
+    """Let an estimator take arrays without a warning about column names. It still checks the number of columns."""
+    for part in _estimators(estimator, set()):
+        vars(part).pop("feature_names_in_", None)
+
+
+def unchecked_linear(estimator: Any) -> Callable[[Any], Any] | None:
+    """`predict` of scikit-learn's own linear regressors with one output; None for any other estimator.
+
+    For a few rows, scikit-learn 1.9 spends fifty times as long on input checks as on the prediction. Feature vectors
+    were checked before: their columns hold finite numbers and nulls. Admission compares the results with the original.
+    """
+    from sklearn.linear_model._base import LinearModel
+
+    own = type(estimator).__module__.startswith("sklearn.linear_model.")
+    if not (own and isinstance(estimator, LinearModel) and np.ndim(estimator.coef_) == 1):
+        return None
+    return lambda inputs: inputs @ estimator.coef_ + estimator.intercept_
+
+
+def _estimators(part: Any, seen: set[int]) -> Iterator[Any]:
+    """Every estimator that `part` is or holds, however deep in its attributes."""
+    from sklearn.base import BaseEstimator
+
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    inside: Any = ()
+    if isinstance(part, BaseEstimator):
+        yield part
+        inside = vars(part).values()
+    elif isinstance(part, dict):
+        inside = part.values()
+    elif isinstance(part, list | tuple | set):
+        inside = part
+    elif isinstance(part, np.ndarray) and part.dtype == object:
+        inside = part.flat
+    for each in inside:
+        if not isinstance(each, str | bytes | int | float | None):
+            yield from _estimators(each, seen)
+
+
+def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray) -> None:
+    # scikit-learn numbers children after their parent, which also rules out circles.
+    parents = np.flatnonzero(inner)
+    for children in (left, right):
+        if not ((children > parents) & (children < len(inner))).all():
+            raise ValueError("a node of its trees points outside its tree")
+
+
+def _check_features(features: np.ndarray, count: int) -> None:
+    if not ((features >= 0) & (features < count)).all():
+        raise ValueError("a node of its trees uses an input that the model does not have")
