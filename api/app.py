@@ -10,12 +10,11 @@ from litestar.di import Provide
 from litestar.static_files import create_static_files_router
 
 from api.http.access import keys_from
-from api.http.problems import to_problem
-from api.http.request_scoring import RequestScoring
+from api.http.endpoint import ANSWERS, ScoringEndpoint
+from api.http.observability import ObservabilityMiddleware
+from api.http.problems import problem_for, to_litestar
 from api.http.routes import STATIC, Description, Health, page_file
-from api.http.scoring_routes import DirectRoutes, answering, scoring_routes
 from api.http.stopping import Stopping
-from api.http.traffic import ObservabilityMiddleware
 from api.http.webhooks import mlflow_webhook
 from api.inference.merging import MicroBatcher
 from api.model.loading import Loader, RegistryLoader
@@ -47,8 +46,6 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
     merger = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
-    scoring = RequestScoring(slot, merger, probe.breaker, metrics, settings.deadline_s)
-    answers = answering(settings, keys, scoring)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
     webhooks = []
@@ -85,7 +82,6 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     }
     app = Litestar(
         route_handlers=[
-            *scoring_routes(answers),
             Health,
             Description,
             *webhooks,
@@ -94,17 +90,16 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
             ),
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
-        exception_handlers={Exception: to_problem},
+        exception_handlers={Exception: lambda request, error: to_litestar(problem_for(error, request.scope))},
         lifespan=[life],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
     lines = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    routes = frozenset(route.path for route in app.routes)
-    app.asgi_handler = ObservabilityMiddleware(
-        DirectRoutes(app.asgi_handler, answers), routes, metrics, stopping, tracing, lines
-    )
+    endpoint = ScoringEndpoint(app.asgi_handler, settings, keys, slot, probe.breaker, merger, metrics)
+    routes = frozenset((*ANSWERS, *(route.path for route in app.routes)))
+    app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, lines)
     return app
 
 

@@ -1,23 +1,25 @@
-"""What can go wrong between a request's arrival and its answer, beside what scoring itself raises.
+"""What can go wrong between a request's arrival and its answer, besides what scoring itself raises.
 
 ServingError (scoring.errors)
-├── RequestError             the client can mend it
+├── RequestError             the client has to change the request
+│   ├── InvalidHost          the header Host has characters that no host name has
+│   ├── MethodNotAllowed     the path does not take this method
+│   ├── KeyNeeded            no API key, or an unknown one
+│   ├── NotSigned            a webhook delivery without a valid, recent signature
 │   ├── NotJson              another content type
 │   ├── BodyEncoded          the body is compressed
-│   ├── MalformedBody        the body is no JSON text
-│   ├── InvalidRequest       JSON, but not the request that this model needs
-│   ├── KeyNeeded            no key, or another one
-│   ├── NotSigned            a webhook's delivery that its sender did not sign, or too long ago
-│   ├── BodyTooLarge         the body is longer than it may be
+│   ├── BodyTooLarge         the body is larger than allowed
 │   ├── BodyTooSlow          the body did not arrive in time
-│   ├── UpgradeAsked         the body comes with the wish to go on in another protocol
-│   ├── NothingScored        every entity was excluded
-│   └── ClientLeft           it closed the connection before its body was complete
-└── Unavailable              a later attempt may succeed
-    ├── NoModel              no version serves yet
-    ├── Overloaded           as many requests wait as may wait
-    ├── StoreUnavailable     the feature store failed several times running
-    └── DeadlineExceeded     it took too long
+│   ├── ClientLeft           the client closed the connection before the body was complete
+│   ├── UpgradeRequested     the client wants to switch to another protocol
+│   ├── MalformedBody        the body is not valid JSON
+│   ├── InvalidRequest       valid JSON, but not a request for this model
+│   └── NothingScored        every entity was excluded
+└── Unavailable              the same request may succeed later
+    ├── NoModel              no model version serves yet
+    ├── Overloaded           too many requests are unfinished
+    ├── StoreUnavailable     the feature store failed several times in a row
+    └── DeadlineExceeded     the answer took too long
 """
 
 from typing import Any
@@ -26,91 +28,104 @@ from scoring.errors import ServingError
 
 
 class RequestError(ServingError):
-    """A request that can't be answered, whoever asks and whenever."""
+    """A request that can't be answered, now or later."""
+
+
+class InvalidHost(RequestError):
+    """The header Host has characters that no host name has."""
+
+    def __init__(self) -> None:
+        super().__init__("The header Host is not a valid host name.")
+
+
+class MethodNotAllowed(RequestError):
+    """The path does not take this method; `allowed` lists those that it takes, as in the header Allow."""
+
+    def __init__(self, allowed: str) -> None:
+        self.allowed = allowed
+        super().__init__(f"This path takes these methods only: {allowed}.")
+
+
+class KeyNeeded(RequestError):
+    """There is no API key in the request, or an unknown one."""
+
+    def __init__(self) -> None:
+        super().__init__("An API key is needed: send it in the header Authorization: Bearer <key>.")
+
+
+class NotSigned(RequestError):
+    """A webhook delivery has no valid, recent signature made with our secret."""
+
+    def __init__(self) -> None:
+        super().__init__("The delivery has no valid, recent signature.")
 
 
 class NotJson(RequestError):
-    """The body is declared to be something else than JSON."""
+    """The body is not declared as JSON."""
 
     def __init__(self) -> None:
-        super().__init__("The body must be JSON: send it with the header Content-Type: application/json.")
+        super().__init__("The body must be JSON: send the header Content-Type: application/json.")
 
 
 class BodyEncoded(RequestError):
     """The body is compressed, or encoded in another way."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "The body must be sent as it is, without the header Content-Encoding (identity alone is taken)."
-        )
+        super().__init__("Send the body as it is, without the header Content-Encoding (only identity is accepted).")
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than allowed."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The body is larger than {max_bytes} bytes.")
+
+
+class BodyTooSlow(RequestError):
+    """The body did not arrive in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"The body did not arrive within {timeout_s:g} s.")
+
+
+class ClientLeft(RequestError):
+    """The client closed the connection before the body was complete, so nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The connection was closed before the body was complete.")
+
+
+class UpgradeRequested(RequestError):
+    """The client wants to switch to another protocol than HTTP/1.1, as `curl --http2` does."""
+
+    def __init__(self) -> None:
+        super().__init__("This server speaks HTTP/1.1 only: send the request without the header Upgrade.")
 
 
 class MalformedBody(RequestError):
-    """The body is no JSON text; `problem` says why, without quoting it."""
+    """The body is not valid JSON; `problem` says why, without quoting it."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"The body is no JSON text: {problem}.")
+        super().__init__(f"The body is not valid JSON: {problem}.")
 
 
 class InvalidRequest(RequestError):
-    """The body is JSON but not the request that the model which serves needs."""
+    """The body is valid JSON, but not a request for the model version that serves."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}.")
 
 
 class NothingScored(RequestError):
-    """No entity could be scored; `excluded` names each with its reason, in request order."""
+    """No entity could be scored; `excluded` has each with its reason, in request order."""
 
     def __init__(self, excluded: list[dict[str, Any]]) -> None:
         self.excluded = excluded
         super().__init__(f"None of the {len(excluded)} entities could be scored.")
 
 
-class KeyNeeded(RequestError):
-    """The caller has shown no key, or one that does not fit."""
-
-    def __init__(self) -> None:
-        super().__init__("A key is needed: send it with the header Authorization: Bearer <key>.")
-
-
-class NotSigned(RequestError):
-    """A webhook's delivery lacks a fresh signature made with our secret."""
-
-    def __init__(self) -> None:
-        super().__init__("The delivery is not signed as it must be.")
-
-
-class BodyTooLarge(RequestError):
-    """The body is longer than it may be."""
-
-    def __init__(self, most_bytes: int) -> None:
-        super().__init__(f"The body is longer than {most_bytes} bytes.")
-
-
-class BodyTooSlow(RequestError):
-    """The body did not arrive completely within its time."""
-
-    def __init__(self, limit_s: float) -> None:
-        super().__init__(f"The body did not arrive within {limit_s:g} s.")
-
-
-class UpgradeAsked(RequestError):
-    """The client wants to go on in another protocol than HTTP/1.1, as `curl --http2` does."""
-
-    def __init__(self) -> None:
-        super().__init__("This server speaks HTTP/1.1 alone: send the request without the header Upgrade.")
-
-
-class ClientLeft(RequestError):
-    """The client closed the connection before its body was complete, so nobody reads the answer."""
-
-    def __init__(self) -> None:
-        super().__init__("The connection was closed before the body was complete.")
-
-
 class Unavailable(ServingError):
-    """The request was not answered and may be sent again, after `retry_after_s` seconds."""
+    """The request was not answered; the client may send it again after `retry_after_s` seconds."""
 
     retry_after_s = 1
 
@@ -125,14 +140,14 @@ class NoModel(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """As many requests are in work and waiting as the settings allow."""
+    """As many requests are unfinished as the settings allow."""
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting.")
 
 
 class StoreUnavailable(Unavailable):
-    """The feature store failed several times running, so it was not asked."""
+    """The feature store failed several times in a row, so this request did not try it."""
 
     def __init__(self) -> None:
         super().__init__("Features can't be read now.")

@@ -24,17 +24,14 @@ class Keys:
         """Whether a caller needs one."""
         return bool(self._digests)
 
-    def check(self, authorization: str | None) -> None:
-        """Nothing, if the value of the header Authorization holds a key, or none is needed.
+    def check(self, authorization: bytes | None) -> None:
+        """Raise KeyNeeded unless the value of the header Authorization holds a key, or none is needed.
 
-        Every key is compared, each in constant time: how long it takes tells nothing about any of them.
-
-        Raises:
-            KeyNeeded: there is none, or another one.
+        Every key is compared, each in constant time, so the time taken reveals nothing about any of them.
         """
         if not self._digests:
             return
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
         given = _digest(key.strip())
         fits = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != SCHEME or not any(fits):

@@ -1,6 +1,5 @@
 """Whether this process should get requests, and what an operator needs to know where it should not."""
 
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,7 +7,7 @@ import msgspec
 from litestar import MediaType, Response
 
 from api.http.answers import model_answer
-from api.http.problems import NOT_READY, problem_response
+from api.http.problems import not_ready, to_litestar
 from api.http.stopping import Stopping
 from api.model.model_slot import ModelSlot
 from api.model.store_probe import StoreProbe
@@ -54,7 +53,7 @@ def readiness_response(state: dict[str, Any]) -> Response[Any]:
     problem = state.pop("problem")
     if problem is None:
         return Response(msgspec.json.encode(state), media_type=MediaType.JSON, headers={"Cache-Control": "no-store"})
-    return problem_response(NOT_READY, problem, f"urn:uuid:{uuid.uuid4()}", state, {"Retry-After": "1"})
+    return to_litestar(not_ready(problem, state))
 
 
 def _age_s(moment: datetime | None) -> float | None:

@@ -13,10 +13,11 @@ from prometheus_client.exposition import generate_latest
 
 from api.http.access import Keys
 from api.http.answers import model_answer
+from api.http.messages import header_text
 from api.http.openapi import describe
 from api.http.readiness import readiness, readiness_response
 from api.http.stopping import Stopping
-from api.model.model_slot import ModelSlot, Served
+from api.model.model_slot import ModelSlot
 from api.model.store_probe import StoreProbe
 from api.telemetry.metrics import Metrics
 from scoring.settings import Settings
@@ -69,7 +70,7 @@ class Health(Controller):
             "feature_service": served.scorer.features.service,
             "definitions": served.target.definitions,
         }
-        return _json(body, {**self.no_store, **_version_header(served)})
+        return _json(body, {**self.no_store, "X-Model-Version": header_text(str(served.scorer.version))})
 
     @get("/metrics")
     async def metrics(self, metrics: NamedDependency[Metrics]) -> Response[bytes]:
@@ -93,10 +94,6 @@ class Description(Controller):
         """OpenAPI document of what serves now."""
         form = slot.served.form if slot.served else None
         return _json(describe(settings, form, keys_needed=keys.needed), {"Cache-Control": "no-store"})
-
-
-def _version_header(served: Served) -> dict[str, str]:
-    return {"X-Model-Version": served.version_header}
 
 
 def _json(body: dict[str, Any], headers: dict[str, str]) -> Response[bytes]:

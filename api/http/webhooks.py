@@ -16,7 +16,7 @@ from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 
 from api.errors import NotSigned
-from api.http.bodies import BodyReader, headers_of
+from api.http.messages import BodyReader, headers_of
 from scoring.secret import Secret
 from scoring.settings import Settings
 

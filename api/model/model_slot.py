@@ -9,7 +9,6 @@ import msgspec
 import structlog
 
 from api.errors import NoModel
-from api.model.header_text import header_text
 from api.model.loading import Loader, Target
 from api.model.request_schema import RequestForm
 from api.model.scorer import Scorer
@@ -31,8 +30,6 @@ class Served(msgspec.Struct, frozen=True):
     target: Target
     scorer: Scorer
     form: RequestForm
-    version_header: str
-    """The version as answers name it in X-Model-Version."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -161,7 +158,7 @@ class AliasFollower:
             log.info("model_not_swapped", model=str(scorer.version), reason="the alias moved while it was loaded.")
             self.wake()
             return
-        slot.served = Served(target, scorer, form, header_text(str(scorer.version)))
+        slot.served = Served(target, scorer, form)
         slot.swaps += 1
         slot.refusal = None
         log.info(

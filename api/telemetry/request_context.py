@@ -1,31 +1,29 @@
-"""What is told of one request when it is over: in its log line, its metrics and its trace."""
+"""What is known of a request: collected on its way, reported at its end in its log line, its metrics and its trace."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import msgspec
+from litestar.types import Scope
 
 if TYPE_CHECKING:
     from api.inference.stages import PendingRequest
 
-KEY = "serving_note"
+KEY = "serving_context"
 
 
 class RequestContext(msgspec.Struct):
-    """Filled in on the way. Holds no body and no header."""
+    """Holds no body and no header."""
 
     request_id: str | None = None
     model: str | None = None
     problem: str | None = None
     instance: str | None = None
-    asked: "PendingRequest | None" = None
+    pending: "PendingRequest | None" = None
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "RequestContext":
-        """The context of the request with this ASGI state; a new one where there is none yet."""
-        context: RequestContext | None = state.get(KEY)
-        if context is None:
-            context = state[KEY] = cls()
-        return context
+    def of(cls, scope: Scope) -> "RequestContext":
+        """The context of the request with this ASGI scope; a new one if it has none yet."""
+        return cast("RequestContext", scope["state"].setdefault(KEY, cls()))
 
     def facts(self) -> dict[str, object]:
         """What is known, by its name in the log."""

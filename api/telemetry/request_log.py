@@ -12,7 +12,7 @@ import msgspec
 
 from api.telemetry.log import NeverFailing
 
-EVENT = {"event": "request", "level": "info", "logger": "api.http.traffic"}
+EVENT = {"event": "request", "level": "info", "logger": "api.http.observability"}
 
 
 class RequestLog:

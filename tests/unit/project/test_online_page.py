@@ -6,6 +6,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
+from api.http.endpoint import ANSWERS
 from api.http.problems import KINDS
 from api.model.model_slot import ModelSlot
 from api.model.store_probe import StoreProbe
@@ -20,7 +21,7 @@ PAGE = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
 
 def test_every_route_is_documented() -> None:
     app = create_app(Settings(model_name="m"), FakeLoader())
-    paths = {route.path for route in app.routes}
+    paths = {*ANSWERS, *(route.path for route in app.routes)}
     documented = set(re.findall(r"`(?:GET|POST) (/[a-z]*)`|`(/openapi\.json)`", PAGE))
     assert {path for path in paths if not path.startswith("/static")} == {"".join(each) for each in documented}
 

@@ -36,10 +36,12 @@ def test_every_key_of_settings_and_file_opens_and_nothing_else_does(tmp_path: Pa
     file.write_text(f"\n{OTHER}\n")
     keys = keys_from(Settings(model_name="m", api_keys=(Secret(KEY),), api_keys_file=file))
     for given in (f"Bearer {KEY}", f"bearer {OTHER}", f"Bearer  {KEY}"):
-        keys.check(given)
-    for given in (None, "", KEY, f"Basic {KEY}", "Bearer", "Bearer ", f"Bearer {KEY}x", f"Bearer {KEY},{OTHER}", "é"):
+        keys.check(given.encode())
+    with pytest.raises(KeyNeeded):
+        keys.check(None)
+    for given in ("", KEY, f"Basic {KEY}", "Bearer", "Bearer ", f"Bearer {KEY}x", f"Bearer {KEY},{OTHER}", "é"):
         with pytest.raises(KeyNeeded):
-            keys.check(given)
+            keys.check(given.encode())
 
 
 @pytest.mark.parametrize(("content", "problem"), [(None, "can't be read"), ("\n", "no key"), ("short", "at least 16")])

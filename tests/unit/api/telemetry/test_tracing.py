@@ -24,7 +24,7 @@ def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
     began = asked.queued_at
     MicroBatch([asked])()
     scope = {"headers": [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]}
-    context = RequestContext(request_id="r", model="ranker/1", asked=asked)
+    context = RequestContext(request_id="r", model="ranker/1", pending=asked)
     trace_id = Tracing(provider).record(scope, "/scores", 200, began, began + 1, context)  # type: ignore[arg-type]
     assert trace_id == "0af7651916cd43dd8448eb211c80319c"
     spans = {span.name: span for span in exporter.get_finished_spans()}

@@ -16,8 +16,8 @@ from api.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# PendingRequest every few seconds by machines: not worth a line each.
-ASKED_BY_MACHINES = frozenset(("/live", "/ready", "/metrics"))
+# Requested every few seconds by machines: not worth a line each.
+MACHINE_ROUTES = frozenset(("/live", "/ready", "/metrics"))
 UNKNOWN = "other"
 
 
@@ -73,12 +73,12 @@ class ObservabilityMiddleware:
         route = self._route(scope)
         method = method if method in METHODS else UNKNOWN
         self._metrics.answered(route, method, status, ended - began)
-        context = RequestContext.of(scope["state"])
+        context = RequestContext.of(scope)
         facts = {"method": method, "route": route, "status": status, "duration_ms": round((ended - began) * 1e3, 2)}
         facts |= context.facts()
-        if self._tracing is not None and context.asked is not None:
+        if self._tracing is not None and context.pending is not None:
             facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, context)
-        if route in ASKED_BY_MACHINES:
+        if route in MACHINE_ROUTES:
             log.debug("request", **facts)
         elif self._lines is not None:
             self._lines.tell(facts)
