@@ -260,7 +260,7 @@ def test_no_key_shows_anywhere_and_each_of_them_opens(api: ApiServer) -> None:
     for key in KEYS:
         assert api.ask(Authorization=f"Bearer {key}").status_code == 200
     told = [api.get(path).text for path in ("/ready", "/metrics", "/version", "/openapi.json", "/nothing")]
-    assert KEYS[0] not in "".join([api.telemetry.log.read_text(), *told, *(answer.text for answer in refused)])
+    assert KEYS[0] not in "".join([api.log.read_text(), *told, *(answer.text for answer in refused)])
 
 
 def test_no_password_of_the_registrys_address_shows_anywhere(tmp_path: Path, drivers: World) -> None:
@@ -297,4 +297,4 @@ def test_each_request_is_one_line_of_the_log_with_its_problem_and_without_its_bo
     assert (line["method"], line["route"], line["status"]) == ("POST", "/inference", 200)
     assert line["model"] == "driver_ranker/1"
     assert line["duration_ms"] > 0
-    assert "secret-driver" not in api.telemetry.log.read_text()
+    assert "secret-driver" not in api.log.read_text()

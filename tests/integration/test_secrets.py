@@ -70,14 +70,12 @@ def test_the_api_tells_none_when_it_works_and_when_its_stores_are_gone(
         assert said[0].startswith("200 ")
         with guarded_redis.stopped(), postgres_server.stopped():
             wait_until(lambda: api.get("/ready").status_code == 503, "the API to see that Redis is gone")
-            wait_until(
-                lambda: "registry_gives_no_answer" in api.telemetry.log.read_text(), "the API to miss the registry"
-            )
+            wait_until(lambda: "registry_gives_no_answer" in api.log.read_text(), "the API to miss the registry")
             ask_everything()
             assert "503 " in "".join(said)
     finally:
         api.stop()
-    check_silent("\n".join([*said, api.telemetry.log.read_text()]))
+    check_silent("\n".join([*said, api.log.read_text()]))
 
 
 BROKEN = {
