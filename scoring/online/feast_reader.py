@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class FeastReader:
     """A `StoreReader` that asks Feast, for a whole feature service or for some features of it."""
 
+    store_errors: tuple[type[Exception], ...] = (Exception,)
+    """Every online store of Feast's raises its own."""
+
     def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] | None = None) -> None:
         """Remember what to ask for.
 

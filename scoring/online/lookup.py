@@ -85,21 +85,22 @@ def read_online_vectors(
 
 
 def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
-    """What a reader makes of n entities, n at least 1.
+    """What the store holds of n entities, n at least 1. The only place that translates errors of online stores.
 
     Raises:
         FeatureStoreError: the online store failed.
+        UnusableFeature: it answered, with something that is not what Feast writes for an entity.
     """
     try:
         return reader.read(entity_rows)
     except FeatureStoreError:
         raise
-    except DecodeError as error:  # the bytes of one entity; the store itself answered
-        raise UnusableFeature(READING, NO_VALUE) from error
-    except Exception as error:  # every online store raises its own kinds
+    except Exception as error:
         if _is_of_on_demand_view(error):
             raise UnusableFeature(RUNNING_VIEW, type(error).__name__) from error
-        raise FeatureStoreError(READING, error) from error
+        if isinstance(error, reader.store_errors) and not isinstance(error, DecodeError):
+            raise FeatureStoreError(READING, error) from error
+        raise UnusableFeature(READING, NO_VALUE) from error
 
 
 def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> int:

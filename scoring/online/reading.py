@@ -24,6 +24,9 @@ NO_VALUE = "the bytes of an entity are not what Feast writes"
 class StoreReader(Protocol):
     """Reads what one model version needs of any number of entities. Threads may share it."""
 
+    store_errors: tuple[type[Exception], ...]
+    """What its client raises if the store fails."""
+
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> "StoreRead":
         """What the store holds of n entities.
 
@@ -32,9 +35,8 @@ class StoreReader(Protocol):
                 least 1.
 
         Raises:
-            FeatureStoreError: the store gave no usable answer.
-            UnusableFeature: what it holds is not what Feast writes.
-            Exception: whatever else the store's client raises; `read_rows` makes one of these two of it.
+            Exception: one of `store_errors`, or what the bytes of an entity lead to; `read_rows` translates both.
+            FeatureStoreError: only the reader can tell that the store failed.
         """
 
 

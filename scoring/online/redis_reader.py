@@ -29,7 +29,7 @@ from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_moments, decode_values
 from scoring.features.model_features import Feature
-from scoring.online.reading import NO_VALUE, StoreRead, ViewColumns
+from scoring.online.reading import StoreRead, ViewColumns
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -67,6 +67,8 @@ class Group(msgspec.Struct, frozen=True):
 class RedisReader:
     """A `StoreReader`: one round trip a group of views, and KEYS_AT_ONCE entities."""
 
+    store_errors: tuple[type[Exception], ...] = (RedisError, OSError)
+
     def __init__(self, client: "Redis", project: str, groups: Sequence[Group]) -> None:
         """Args: a client, Feast's project, and what to read."""
         self._pool = client.connection_pool
@@ -75,18 +77,6 @@ class RedisReader:
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        try:
-            return self._read(entity_rows)
-        except FeatureStoreError:
-            raise
-        except (RedisError, OSError) as error:
-            # The key of one entity holds something else than a hash: that is no failure of the store.
-            kind = UnusableFeature if "WRONGTYPE" in str(error) else FeatureStoreError
-            raise kind(READING, error) from error
-        except Exception as error:  # whatever the bytes of an entity lead to
-            raise UnusableFeature(READING, NO_VALUE) from error
-
-    def _read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         written_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for group, command, features in self._groups:
@@ -133,6 +123,9 @@ class RedisReader:
             raise
         finally:
             self._pool.release(connection)
+        if isinstance(failed, RedisError) and "WRONGTYPE" in str(failed):
+            # An entity's key holds something else than a hash: the store has not failed.
+            raise UnusableFeature(READING, failed) from failed
         if failed is not None:
             raise failed
         return decoded

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
 
-from scoring.errors import READING, FeatureStoreError, UnusableFeature
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.value_decoder import decode_values
-from scoring.online.reading import NO_VALUE, StoreRead, ViewColumns
+from scoring.online.reading import StoreRead, ViewColumns
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -31,6 +30,8 @@ class SqliteReader:
     it left half-way.
     """
 
+    store_errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
+
     def __init__(self, file: str, project: str, views: Sequence[ViewColumns]) -> None:
         """Args: the database, Feast's project, and what to read."""
         self._uri = f"{Path(file).absolute().as_uri()}?mode=rw"
@@ -41,15 +42,8 @@ class SqliteReader:
         """See `StoreReader.read`."""
         written_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
-        try:
-            for view, table in self._views:
-                written_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
-        except UnusableFeature:
-            raise
-        except (sqlite3.Error, OSError) as error:
-            raise FeatureStoreError(READING, error) from error
-        except Exception as error:  # whatever the bytes of an entity lead to
-            raise UnusableFeature(READING, NO_VALUE) from error
+        for view, table in self._views:
+            written_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
         return StoreRead(written_s, columns)
 
     def _read_view(

@@ -28,7 +28,7 @@ from scoring.features.feature_service import link_features
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.model_features import ModelFeatures
 from scoring.online.bulk_reader import bulk_reader, view_columns
-from scoring.online.lookup import Lookup
+from scoring.online.lookup import Lookup, read_rows
 from scoring.online.reading import StoreReader
 from scoring.online.redis_reader import KEYS_PER_PIECE, Group, ReadHashes, RedisReader
 from scoring.settings import Settings
@@ -394,7 +394,7 @@ def test_what_answers_in_another_form_than_redis_is_a_failed_store(world: World,
     groups = [Group(view.keys, (view,)) for view in views or ()]
     with something_else(said) as (host, port), Redis(host, port, retry=None, socket_timeout=5) as client:
         with pytest.raises(FeatureStoreError) as caught:
-            RedisReader(client, "bulk", groups).read({"shop_id": [970], "buyer": ["a"]})
+            read_rows(RedisReader(client, "bulk", groups), {"shop_id": [970], "buyer": ["a"]})
         # Whatever it sends after an answer of another length must not be taken for the answer to the next request.
         closed = [each._sock for each in client.connection_pool._available_connections] == [None]
         assert closed or said.startswith(b"*2")
@@ -415,7 +415,7 @@ def test_an_error_for_one_of_many_entities_is_the_stores_and_no_entitys(world: W
         Redis(host, port, retry=None, socket_timeout=5) as client,
         pytest.raises(FeatureStoreError) as caught,
     ):
-        RedisReader(client, "bulk", groups).read({"shop_id": [970, 971, 972], "buyer": ["a"] * 3})
+        read_rows(RedisReader(client, "bulk", groups), {"shop_id": [970, 971, 972], "buyer": ["a"] * 3})
     assert not isinstance(caught.value, UnusableFeature)
 
 
@@ -483,7 +483,7 @@ def test_a_connection_that_dribbles_is_given_up_in_time_and_not_taken_again(worl
         with Redis(HOST, server.server_address[1], retry=None, socket_timeout=0.2) as client:
             began = time.monotonic()
             with pytest.raises(FeatureStoreError):
-                RedisReader(client, "bulk", groups).read({"shop_id": [970], "buyer": ["a"]})
+                read_rows(RedisReader(client, "bulk", groups), {"shop_id": [970], "buyer": ["a"]})
             assert time.monotonic() - began < 2, "the dribble takes more than 5 seconds"
             assert [each._sock for each in client.connection_pool._available_connections] == [None]
         server.shutdown()
@@ -539,7 +539,7 @@ def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
         good = client.hget(key, _mmh3("stats:rate"))
         client.hset(key, _mmh3("stats:rate"), b"\xff\xff")
         with pytest.raises(UnusableFeature):
-            reader.read(asked)
+            read_rows(reader, asked)
         others = {"shop_id": shops[:place] + shops[place + 1 :], "buyer": ["a"] * (len(shops) - 1)}
         assert reader.read(others).columns["stats__rate"].to_pylist() == expected[:place] + expected[place + 1 :]
         client.hset(key, _mmh3("stats:rate"), good)
