@@ -14,7 +14,11 @@ from pathlib import Path
 
 from benchmarks.batch.world import open_batch_world, request_of
 from benchmarks.processes import cpu_s, memory_mib
-from scoring.engine import Engine, LocalEngine
+from scoring.batch.engine import LocalEngine
+from scoring.batch.manifest import Origin
+from scoring.batch.request import copied_request
+from scoring.engine import Engine
+from scoring.features.feature_store import read_definitions
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
 from scoring.predict import Policy
@@ -33,13 +37,18 @@ def main(rows: list[int], memory: str, rows_per_part: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         serving = load_serving_model(registry, store, version, settings, Path(folder) / "model")
 
+        def join(engine: Engine, request: Location, artifacts: Location) -> None:
+            with copied_request(request) as copy:
+                origin = Origin(copy.content, str(version), serving.features.service, read_definitions(store).hash)
+                engine.write_input(copy, origin, store, serving.features, artifacts)
+
         def run(engine: Engine, count: int) -> str:
             artifacts = Path(folder) / "artifacts"
             shutil.rmtree(artifacts, ignore_errors=True)
             request = Location(request_of(world, count))
             figures = []
             for step in (
-                lambda: engine.write_input(request, store, str(version), serving.features, Location(artifacts)),
+                lambda: join(engine, request, Location(artifacts)),
                 lambda: engine.write_output(Location(artifacts), serving, Policy()),
             ):
                 cpu, began = cpu_s(os.getpid()), time.perf_counter()

@@ -102,7 +102,7 @@ def join() -> None:
 def predict() -> None:
     """Time the prediction: its stages, the product and the baseline."""
     from benchmarks.batch.predictions import Baseline, BatchOutput
-    from scoring.batch.pipeline import _tables
+    from scoring.batch.engine import _tables
     from scoring.batch.scored_rows import Scoring
     from scoring.files.location import Location
 
@@ -114,7 +114,7 @@ def predict() -> None:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
 
     def scored() -> Iterator[Any]:
-        return Scoring(whole.serving.model, whole.serving.features, whole.policy).of(
+        return Scoring(whole.serving.model, whole.serving.features, whole.policy).scored(
             _tables(opened(), Location(whole.input))
         )
 
@@ -132,7 +132,7 @@ def graph() -> None:
     from dagster._core.instance.runs.run_domain import RunDomain
 
     from benchmarks.batch.graph import ThroughDagster
-    from scoring.engine import LocalEngine
+    from scoring.batch.engine import LocalEngine
     from serving_assets.assets import plots
 
     whole = ThroughDagster(ROWS)

@@ -1,17 +1,10 @@
-"""Which engine joins and scores batch requests: this process, or Spark. Chosen here and nowhere else."""
+"""The interface of the two batch engines, and the choice between them: this process, or Spark."""
 
 from typing import TYPE_CHECKING, Protocol
 
-from scoring.batch.generations import INPUT, PARTED_INPUT, remove_file
-from scoring.batch.manifest import OUTPUT_NAME, Manifest
-from scoring.batch.pipeline import (
-    InspectInput,
-    InspectOutput,
-    accept,
-    read_batch_input_model,
-    write_batch_input,
-    write_batch_output,
-)
+from scoring.batch.engine import InspectInput, InspectOutput, LocalEngine, accept
+from scoring.batch.manifest import Manifest, Origin
+from scoring.batch.request import RequestCopy
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.transfer import Content
@@ -24,73 +17,72 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Joins and scores batch requests. Both engines write the same columns, values and order of rows.
+    """Joins and scores batch requests. Both engines write the same columns and values, in the request's order.
 
-    What each method reads and writes lies in the request's own folder of artifacts.
+    Each request has a folder of its own, where `write_output` finds what `write_input` wrote.
     """
 
-    def input_place(self, folder: Location) -> Location:
-        """The file whose replacement publishes a joined request."""
-
-    def output_place(self, folder: Location) -> Location:
-        """The file whose replacement publishes a scored request."""
+    input_name: str
+    """The file in that folder whose replacement publishes the joined rows."""
+    output_name: str
+    """The file whose replacement publishes the scored rows."""
 
     def write_input(
         self,
-        request: Location,
+        request: RequestCopy,
+        origin: Origin,
         store: "FeatureStore",
-        model: str,
         features: ModelFeatures,
         folder: Location,
         inspect: InspectInput = accept,
     ) -> Content:
-        """`scoring.batch.pipeline.write_batch_input` into the request's folder; raises what it raises."""
+        """Join a request with the model's features, and publish the result whole.
+
+        It has the request's own columns, then the features in signature order; same rows, same order.
+
+        Args:
+            request: a copy of the request's file.
+            origin: what the result's metadata says it was made from, the model version above all.
+            store: the Feast store.
+            features: which features make the model's vector.
+            folder: the request's folder.
+            inspect: called with the finished result; raises to discard it.
+
+        Raises:
+            BatchRequestError: see `read_batch_request`.
+            FeatureStoreError: the offline store failed, or lost or doubled rows.
+            EngineError: Spark failed.
+            StorageError: the result can't be written. An older one stays as it was.
+        """
 
     def read_input_model(self, folder: Location) -> str:
-        """`scoring.batch.pipeline.read_batch_input_model` of what `write_input` wrote there; raises what it raises."""
+        """`name/version` of the model that the joined rows in a folder were made for.
+
+        Raises:
+            BatchRequestError: there are none, or they can't be read.
+            StorageError: the folder can't be reached.
+        """
 
     def write_output(
         self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
     ) -> Manifest:
-        """`scoring.batch.pipeline.write_batch_output` of what `write_input` wrote there; raises what it raises."""
+        """Score the joined rows of a folder, and publish the result and manifest.json.
 
+        It has the input's columns, then prediction, reason and where they come from. The same input, model version and
+        policy give the same bytes.
 
-class LocalEngine:
-    """One process, streams of record batches, one file each for input and output."""
+        Raises:
+            BatchRequestError: the input can't be read, or was made for another version or signature.
+            FeaturesRejected: the policy is `reject` and a row lacks a feature; it is named by its row in the input,
+                from 1.
+            PredictionFailed: the model failed.
+            EngineError: Spark failed.
+            StorageError: the input can't be fetched, or the result can't be written.
 
-    def input_place(self, folder: Location) -> Location:
-        """batch_input.parquet."""
-        return folder / INPUT
-
-    def output_place(self, folder: Location) -> Location:
-        """batch_output.parquet."""
-        return folder / OUTPUT_NAME
-
-    def write_input(
-        self,
-        request: Location,
-        store: "FeatureStore",
-        model: str,
-        features: ModelFeatures,
-        folder: Location,
-        inspect: InspectInput = accept,
-    ) -> Content:
-        """See `Engine`."""
-        written = write_batch_input(request, store, model, features, folder / INPUT, inspect)
-        remove_file(folder / PARTED_INPUT)  # of the other engine, which would find it older than this one
-        return written
-
-    def read_input_model(self, folder: Location) -> str:
-        """See `Engine`."""
-        return read_batch_input_model(folder / INPUT)
-
-    def write_output(
-        self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
-    ) -> Manifest:
-        """See `Engine`."""
-        return write_batch_output(
-            folder / INPUT, serving.model, serving.features, policy, folder / OUTPUT_NAME, inspect
-        )
+        After each of these an older result is as it was, with one exception. Where the local engine published the
+        output and the very next step fails, replacing manifest.json (the object store goes away between two uploads,
+        say), the next run mends the manifest.
+        """
 
 
 def choose_engine(settings: Settings) -> Engine:

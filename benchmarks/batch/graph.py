@@ -15,7 +15,7 @@ from benchmarks.paths import ROOT
 from scoring.files.location import Location
 
 if TYPE_CHECKING:
-    from scoring.batch.pipeline import InspectInput, InspectOutput
+    from scoring.batch.engine import InspectInput, InspectOutput
     from scoring.features.model_features import ModelFeatures
 
     # Arguments: the model's features, and the locations of input and output.
@@ -98,13 +98,16 @@ class Parts(Graph):
     name = "graph-parts"
 
     def score(self, key: str) -> None:
-        from scoring.batch.pipeline import accept
+        from scoring.batch.engine import accept
 
         self.score_with(key, lambda *_: (accept, accept))
 
     def score_with(self, key: str, inspections: "Inspections") -> None:
         """Score one of the requests and inspect input and output."""
-        from scoring.batch.pipeline import write_batch_input, write_batch_output
+        from scoring.batch.engine import LocalEngine
+        from scoring.batch.manifest import Origin
+        from scoring.batch.request import copied_request
+        from scoring.features.feature_store import read_definitions
         from scoring.models.registry import MlflowRegistry
         from scoring.predict import Policy
         from scoring.serving import load_serving_model, resolve_version
@@ -117,9 +120,11 @@ class Parts(Graph):
         joined, scored = folder / "batch_input.parquet", folder / "batch_output.parquet"
         request = Location(Path(self.requests) / f"{key}.parquet")
         of_input, of_output = inspections(serving.features, joined, scored)
-        write_batch_input(request, store, str(version), serving.features, joined, of_input)
-        policy = Policy.from_settings(settings)
-        write_batch_output(joined, serving.model, serving.features, policy, scored, of_output)
+        engine = LocalEngine()
+        with copied_request(request) as copy:
+            origin = Origin(copy.content, str(version), serving.features.service, read_definitions(store).hash)
+            engine.write_input(copy, origin, store, serving.features, folder, of_input)
+        engine.write_output(folder, serving, Policy.from_settings(settings), of_output)
 
 
 class CheckedParts(Parts):
@@ -129,7 +134,6 @@ class CheckedParts(Parts):
 
     def score(self, key: str) -> None:
         from scoring.batch.quality import source_ages
-        from scoring.files.transfer import content_of
         from serving_assets.assets.inspection import (
             InputInspection,
             OutputInspection,
@@ -137,8 +141,7 @@ class CheckedParts(Parts):
             fresh_finding,
         )
 
-        request, settings = self.requests / f"{key}.parquet", self.world.settings
-        content_of(request, request.name)  # the observation of a request
+        settings = self.world.settings
         with ThreadPoolExecutor(1, "plot") as drawing:
 
             def inspections(

@@ -70,12 +70,18 @@ class BatchInput(Join):
         self.model = str(version)
         self.store = self.world.store()
         self.features = link_registered_version(registry, self.store, version, settings)
+        self.output = self.output.with_name("batch_input.parquet")
         super().prepare()
 
     def join(self, request: Path) -> None:
-        from scoring.batch.pipeline import write_batch_input
+        from scoring.batch.engine import LocalEngine
+        from scoring.batch.manifest import Origin
+        from scoring.batch.request import copied_request
+        from scoring.features.feature_store import read_definitions
 
-        write_batch_input(Location(request), self.store, self.model, self.features, Location(self.output))
+        with copied_request(Location(request)) as copy:
+            origin = Origin(copy.content, self.model, self.features.service, read_definitions(self.store).hash)
+            LocalEngine().write_input(copy, origin, self.store, self.features, Location(self.output.parent))
 
 
 class OurStore(Join):

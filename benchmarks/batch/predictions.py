@@ -60,13 +60,16 @@ class BatchOutput(Prediction):
         version = resolve_version(registry, settings)
         self.serving = load_serving_model(registry, self.world.store(), version, settings)
         self.policy = Policy.from_settings(settings)
+        self.output = self.output.with_name("batch_output.parquet")
         super().prepare()
 
     def predict(self, source: Path) -> None:
-        from scoring.batch.pipeline import write_batch_output
+        from scoring.batch.engine import LocalEngine
 
-        model, features = self.serving.model, self.serving.features
-        write_batch_output(Location(source), model, features, self.policy, Location(self.output))
+        joined = self.output.with_name("batch_input.parquet")
+        joined.unlink(missing_ok=True)
+        joined.hardlink_to(source)
+        LocalEngine().write_output(Location(joined.parent), self.serving, self.policy)
 
 
 class Baseline(Prediction):

@@ -1,7 +1,7 @@
-"""Results in several files: each generation in a folder of its own, and one small file beside them names the current.
+"""Results in several files: each generation has a folder of its own, and one small file beside them names the current.
 
-Replacing that one file publishes all of a generation's at once, on a disk as in S3, which can rename neither many files
-nor a folder. A generation that was replaced stays for a day, for readers that have begun to read it.
+Replacing that one file publishes all files of a generation at once, on a disk as in S3, which can rename neither many
+files nor a folder. A replaced generation stays for a day, for readers that have begun to read it.
 """
 
 import contextlib
@@ -12,32 +12,39 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from scoring.batch.manifest import MANIFEST_NAME, OUTPUT_NAME, Manifest, Origin
-from scoring.errors import BatchRequestError, StorageError
+from scoring.batch.manifest import (
+    INPUT_NAME,
+    MANIFEST_NAME,
+    OUTPUT_NAME,
+    PARTED_INPUT_NAME,
+    Manifest,
+    Origin,
+    as_json,
+    unreadable,
+)
+from scoring.errors import StorageError
 from scoring.files.location import Location
 from scoring.files.transfer import Content, publishing
 
-PARTED_INPUT = "batch_input.json"
-INPUT = "batch_input.parquet"
 INPUT_PARTS, OUTPUT_PARTS = "batch_input", "batch_output"
 KEPT_S = 24 * 3600
 
 
 class PartedInput(msgspec.Struct, frozen=True):
-    """batch_input.json: the joined rows of a request, and in which files they are."""
+    """batch_input.json: the joined rows of a request, and the files that hold them."""
 
     batch_input: Content
     origin: Origin
     rows: int
     parts: tuple[Content, ...]
-    """In the order of their rows, named from the file's own folder."""
+    """In the order of their rows, named from the folder of batch_input.json."""
 
 
 @contextlib.contextmanager
 def generation(folder: Location, kind: str) -> Iterator[str]:
-    """A name for a new folder below `folder / kind`; all in it vanishes when the block raises.
+    """The name of a new folder below `folder / kind`; removed with its files when the block raises.
 
-    What a killed process left there is removed by whoever publishes a day later.
+    What a killed process leaves there is removed by the first run that publishes more than a day later.
     """
     name = f"{kind}/{uuid.uuid4().hex}"
     try:
@@ -45,15 +52,15 @@ def generation(folder: Location, kind: str) -> Iterator[str]:
     except BaseException:
         with contextlib.suppress(OSError):
             _remove_folder(folder / name)
-        for empty in (folder / kind, folder):  # a request that was refused leaves no folders behind, either
+        for empty in (folder / kind, folder):  # a refused request leaves no empty folders behind
             if empty.local is not None:
-                with contextlib.suppress(OSError):  # an older result is in it
+                with contextlib.suppress(OSError):  # it holds an older result
                     empty.local.rmdir()
         raise
 
 
 def whole(name: str, parts: Sequence[Content]) -> Content:
-    """Parts as one: their sizes' sum, and SHA-256 over their own."""
+    """Parts as one file: the sum of their sizes, and the SHA-256 over their own."""
     digest = hashlib.sha256(b"".join(bytes.fromhex(part.sha256) for part in parts))
     return Content(name, sum(part.size for part in parts), digest.hexdigest())
 
@@ -62,13 +69,13 @@ def publish_input(folder: Location, origin: Origin, rows: int, parts: Sequence[C
     """Make these parts the request's joined rows.
 
     Raises:
-        StorageError: that can't be written; the earlier ones are still named.
+        StorageError: batch_input.json can't be written, and still names the earlier parts.
     """
     content = whole(INPUT_PARTS, parts)
-    with publishing(folder / PARTED_INPUT) as part:
-        part.write_bytes(_json(PartedInput(content, origin, rows, tuple(parts))))
-    remove_file(folder / INPUT)
-    _forget_replaced(folder, INPUT_PARTS, parts)
+    with publishing(folder / PARTED_INPUT_NAME) as part:
+        part.write_bytes(as_json(PartedInput(content, origin, rows, tuple(parts))))
+    remove_file(folder / INPUT_NAME)
+    _remove_replaced(folder, INPUT_PARTS, parts)
     return content
 
 
@@ -76,35 +83,33 @@ def publish_output(folder: Location, manifest: Manifest) -> None:
     """Make the manifest's parts the request's scored rows.
 
     Raises:
-        StorageError: that can't be written; the earlier ones are still named.
+        StorageError: manifest.json can't be written, and still names the earlier parts.
     """
     with publishing(folder / MANIFEST_NAME) as part:
-        part.write_bytes(_json(manifest))
+        part.write_bytes(as_json(manifest))
     remove_file(folder / OUTPUT_NAME)
-    _forget_replaced(folder, OUTPUT_PARTS, manifest.parts)
+    _remove_replaced(folder, OUTPUT_PARTS, manifest.parts)
 
 
 def read_parted_input(folder: Location) -> PartedInput:
     """The joined rows of a request.
 
     Raises:
-        BatchRequestError: there are none, or the file that names them can't be read.
-        StorageError: they can't be reached.
+        BatchRequestError: there is no batch_input.json, or it can't be read.
+        StorageError: the folder can't be reached.
     """
-    file = folder / PARTED_INPUT
+    file = folder / PARTED_INPUT_NAME
     try:
         return msgspec.json.decode(file.read_bytes(), type=PartedInput)
-    except FileNotFoundError:
-        raise BatchRequestError(str(file), "there is no such file: materialize batch_input first.") from None
-    except msgspec.MsgspecError as error:
-        raise BatchRequestError(str(file), f"it can't be read ({error}): materialize batch_input again.") from None
+    except (FileNotFoundError, msgspec.MsgspecError) as error:
+        raise unreadable(file, error) from None
 
 
 def remove_file(file: Location) -> None:
-    """Remove a file if there is one.
+    """Remove a file if it exists.
 
     Raises:
-        StorageError: that can't be done.
+        StorageError: it can't be removed.
     """
     try:
         if file.exists():
@@ -116,14 +121,14 @@ def remove_file(file: Location) -> None:
         raise StorageError("removing", str(file), error) from error
 
 
-def _forget_replaced(folder: Location, kind: str, current: Sequence[Content]) -> None:
-    """Remove the generations of a kind that nobody wrote to for a day, but for the current."""
+def _remove_replaced(folder: Location, kind: str, current: Sequence[Content]) -> None:
+    """Remove the generations of a kind that were not written to for a day, but not the current one."""
     from pyarrow.fs import FileSelector
 
     named = {part.name.split("/")[1] for part in current}
-    with contextlib.suppress(OSError):  # they are in nobody's way; the next one tries again
+    with contextlib.suppress(OSError):  # they do no harm, and the next run tries again
         filesystem, path = (folder / kind).filesystem()
-        # In S3 a folder has no age of its own.
+        # By the files' times: in S3 a folder has none.
         found = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
         newest: dict[str, float] = {}
         for each in found:
@@ -140,7 +145,3 @@ def _remove_folder(folder: Location) -> None:
     filesystem, path = folder.filesystem()
     if filesystem.get_file_info(path).type == FileType.Directory:
         filesystem.delete_dir(path)
-
-
-def _json(value: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value)) + b"\n"

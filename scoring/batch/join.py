@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch.request import EVENT_TIMESTAMP, entity_columns, read_batch_request, request_types
+from scoring.batch.request import EVENT_TIMESTAMP, entity_columns, read_batch_request
 from scoring.errors import BatchRequestError, FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import Masks, ModelFeatures
@@ -156,7 +156,7 @@ class PointInTimeJoin:
             job.mark_found()
             found = {view.name: found_mark(view.name) for view in self._features.views}
             answers = with_on_demand_features(on_demand, batches, [*stale.values(), *found.values()])
-        names = entity_columns(self._features)
+        names = list(entity_columns(self._features))
         compared = [*(key.name for key in self._features.join_keys), EVENT_TIMESTAMP]
         first = next(rows)
         own = RowsInTurn(itertools.chain([first], rows), first.schema)
@@ -172,14 +172,15 @@ class PointInTimeJoin:
     def _join_whole(self, request: pa.Table) -> pa.Table:
         """Feast's answer for all rows at once, without what on-demand views compute."""
         numbers = pa.array(range(request.num_rows), pa.int64())
-        entity_rows = request.select(entity_columns(self._features)).append_column(ROW, numbers)
+        names = list(entity_columns(self._features))
+        entity_rows = request.select(names).append_column(ROW, numbers)
         service = self._features.feast.service
         job = self._store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
         joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
         joined = joined.take(pc.sort_indices(joined[ROW]))
         if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
             raise lost_rows(self._store, self._features, request.num_rows, joined.num_rows)
-        for name in entity_columns(self._features):  # as they were before pandas had them
+        for name in names:  # as they were before pandas had them
             if name in joined.column_names:
                 joined = joined.set_column(joined.column_names.index(name), name, request[name])
         return joined
@@ -194,17 +195,16 @@ def joins_in_place(request: Path, features: ModelFeatures) -> bool:
     """
     if request.suffix != ".parquet":
         return False
-    types = request_types(features)
+    needed = entity_columns(features)
     try:
         with pq.ParquetFile(request) as source:
             schema, metadata = source.schema_arrow, source.metadata
-            places = {name: schema.get_all_field_indices(name) for name in entity_columns(features)}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return False
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     chunks = [group.column(column) for group in groups for column in range(metadata.num_columns)]
     return (
-        all(len(found) == 1 and schema.field(found[0]).type == types.get(name) for name, found in places.items())
+        all(schema.names.count(name) == 1 and schema.field(name).type == dtype for name, dtype in needed.items())
         and all(group.num_rows <= ROWS_PER_GROUP for group in groups)
         and all(chunk.compression in CODECS and ENCODINGS.issuperset(chunk.encodings) for chunk in chunks)
     )

@@ -1,7 +1,7 @@
 """Where a result comes from: enough to trace it, and to make the same bytes again.
 
-batch_output.parquet bears all of it itself, so that the two can't drift apart; manifest.json repeats it for people and
-other programs, with the hash of the file. Nothing in it tells the time: a run again gives the same bytes.
+batch_output.parquet holds all of it in its own metadata, so that the two can't drift apart. manifest.json repeats it
+for people and other programs, with the hash of the file. It holds no time: another run gives the same bytes.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow.parquet as pq
 
-from scoring.errors import BatchRequestError
+from scoring.errors import BatchRequestError, StillWritten, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location, telling
 from scoring.files.transfer import Content, holding, publishing
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ORIGIN_KEY = "serving.origin"
-OUTCOME_KEY = "serving.outcome"
-MANIFEST_NAME = "manifest.json"
+SUMMARY_KEY = "serving.outcome"
+INPUT_NAME = "batch_input.parquet"
+PARTED_INPUT_NAME = "batch_input.json"
 OUTPUT_NAME = "batch_output.parquet"
+MANIFEST_NAME = "manifest.json"
+# The packages whose version can change a bit of the result.
 SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What a batch_input.parquet was made from."""
+    """What a batch input was made from."""
 
     request: Content
     """The request file."""
@@ -43,7 +46,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class ScoringSummary(msgspec.Struct, frozen=True):
-    """How a batch_output.parquet was made, and what came out."""
+    """How a batch output was made, and its counts."""
 
     batch_input: Content
     missing_features: MissingFeaturesPolicy
@@ -51,9 +54,9 @@ class ScoringSummary(msgspec.Struct, frozen=True):
     rows: int
     scored: int
     reasons: dict[str, int]
-    """Reason → number of rows, by name."""
+    """Reason → number of rows, sorted by reason."""
     software: dict[str, str]
-    """Package → version, of those whose version can change a bit of the result."""
+    """Package → version; see SOFTWARE."""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,14 +66,14 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: Origin
     outcome: ScoringSummary
     parts: tuple[Content, ...] = ()
-    """The files that hold the rows, in their order, named from the manifest's folder: where the Spark engine wrote it.
-    None where batch_output.parquet holds them all."""
+    """The files that the Spark engine wrote, in the order of their rows, named from the manifest's folder. Empty where
+    batch_output.parquet holds all rows."""
 
 
 @functools.cache
 def software_versions() -> Mapping[str, str]:
     """Python and the packages of this process that results depend on."""
-    # Once a process: reading them takes 10 ms, a fifth of what a small request takes.
+    # Cached: reading them takes 10 ms, a fifth of what a small request takes.
     versions = {"python": platform.python_version()}
     for package in SOFTWARE:
         try:
@@ -80,45 +83,73 @@ def software_versions() -> Mapping[str, str]:
     return types.MappingProxyType(versions)
 
 
-def read_origin(schema: "pa.Schema", shown: str) -> Origin:
-    """What a batch_input.parquet says of itself in its schema; `shown` names it in the error.
+def unreadable(file: Location, error: BaseException) -> BatchRequestError:
+    """The error of a request, or of what was made from one, that can't be read; it says what to do."""
+    if isinstance(error, StillWritten):
+        problem = "it kept changing while it was read: another process is writing to it."
+    elif isinstance(error, FileNotFoundError):
+        made = file.name in {INPUT_NAME, PARTED_INPUT_NAME}
+        problem = "there is no such file" + (": materialize batch_input first." if made else ".")
+    else:
+        problem = f"it can't be read ({first_line(error)}): materialize batch_input again."
+    return BatchRequestError(str(file), problem)
+
+
+def read_origin(schema: "pa.Schema", place: str) -> Origin:
+    """The origin in a batch input's schema; `place` names the input in the error.
 
     Raises:
-        BatchRequestError: it does not say it.
+        BatchRequestError: the schema holds none.
     """
     try:
         return msgspec.json.decode((schema.metadata or {})[ORIGIN_KEY.encode()], type=Origin)
     except (KeyError, msgspec.MsgspecError):
         raise BatchRequestError(
-            shown, "it does not say which model it is for: materialize batch_input again."
+            place, "it does not say which model it is for: materialize batch_input again."
         ) from None
 
 
-def as_bytes(manifest: Manifest) -> bytes:
-    """What manifest.json holds."""
-    return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+def as_json(value: msgspec.Struct) -> bytes:
+    """The bytes of a JSON file that people read, too."""
+    return msgspec.json.format(msgspec.json.encode(value)) + b"\n"
 
 
 def settle_manifest(output: Location, ours: Manifest) -> Manifest:
-    """Once both are published, see to it that manifest.json is of the batch_output.parquet that lies there.
+    """Make manifest.json match the batch_output.parquet beside it, once both are published; returns what it holds.
 
-    It is not where another run of the same request replaced the output before the manifest: then that one is read back
-    whole. When the last of several such runs has ended, file and manifest belong together. A run that ends between the
-    two, killed or because the second can't be replaced, leaves an older manifest; the next one mends it.
+    They differ where another run of the same request replaced the output before the manifest: the manifest is then made
+    from that output. When the last of several such runs ends, both match. A run that ends between the two, killed or
+    because manifest.json can't be replaced, leaves an older manifest, and the next run mends it.
 
     Args:
         output: batch_output.parquet.
         ours: what was published as manifest.json.
 
     Raises:
-        StorageError: the one can't be read, or the other can't be written.
+        StorageError: the output can't be read, or the manifest can't be written.
     """
     manifest = ours
-    while not _is_of(manifest, output):
-        manifest = _read_back(output)
+    while not _matches(manifest, output):
+        with scratch_folder() as scratch, holding(output, scratch / output.name) as held:
+            manifest = _manifest_of(held.content(), pq.read_metadata(held.file))
         with publishing(output.parent / MANIFEST_NAME) as part:
-            part.write_bytes(as_bytes(manifest))
+            part.write_bytes(as_json(manifest))
     return manifest
+
+
+def _matches(manifest: Manifest, output: Location) -> bool:
+    # Metadata and size suffice: the same input, version, policy and software give the same bytes.
+    with output.open() as file, telling("reading", output):
+        size, footer = file.size(), pq.read_metadata(file)
+    return size == manifest.batch_output.size and _manifest_of(manifest.batch_output, footer) == manifest
+
+
+def _manifest_of(content: Content, footer: pq.FileMetaData) -> Manifest:
+    return Manifest(
+        content,
+        msgspec.json.decode(footer.metadata[ORIGIN_KEY.encode()], type=Origin),
+        msgspec.json.decode(footer.metadata[SUMMARY_KEY.encode()], type=ScoringSummary),
+    )
 
 
 def read_manifest(output: Location) -> Manifest:
@@ -132,7 +163,7 @@ def read_manifest(output: Location) -> Manifest:
 
 
 def output_parts(folder: Location) -> list[Location]:
-    """The files that hold the current output of a request whose folder this is, in the order of their rows.
+    """The files that hold a request's current output, in the order of their rows, from the request's folder.
 
     Raises:
         StorageError: the manifest can't be read.
@@ -142,24 +173,3 @@ def output_parts(folder: Location) -> list[Location]:
     except FileNotFoundError:
         parts = ()
     return [folder / part.name for part in parts] or [folder / OUTPUT_NAME]
-
-
-def _is_of(manifest: Manifest, output: Location) -> bool:
-    # What the file says of itself and its size tell: the same input, version, policy and software give the same bytes.
-    with output.open() as file, telling("reading", output):
-        size, footer = file.size(), pq.read_metadata(file)
-    return size == manifest.batch_output.size and _manifest(manifest.batch_output, footer) == manifest
-
-
-def _read_back(output: Location) -> Manifest:
-    with scratch_folder() as scratch, holding(output, scratch / output.name) as held:
-        return _manifest(held.content(), pq.read_metadata(held.file))
-
-
-def _manifest(content: Content, footer: pq.FileMetaData) -> Manifest:
-    said = footer.metadata
-    return Manifest(
-        content,
-        msgspec.json.decode(said[ORIGIN_KEY.encode()], type=Origin),
-        msgspec.json.decode(said[OUTCOME_KEY.encode()], type=ScoringSummary),
-    )

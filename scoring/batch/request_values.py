@@ -1,7 +1,4 @@
-"""What a cell of a batch request means: as the type that is needed, or refused with its column and row."""
-
-from collections.abc import Callable
-from typing import Any
+"""Convert a column of a batch request to the type that is needed, or refuse its first value that does not fit."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,63 +7,60 @@ from scoring.arrow.text import plain_strings, text_of
 from scoring.arrow.timestamps import MOMENT, to_moment
 from scoring.errors import BatchRequestError
 
-WHOLE_NUMBER = r"^\s*[+-]?\d+\s*$"
+INTEGER = r"^\s*[+-]?\d+\s*$"
+VALUE_CHARACTERS = 40
+# What a value that does not fit raises.
+MISFITS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError)
 
 
-def converted(
-    shown: str, name: str, column: pa.ChunkedArray, start: int, convert: Callable[[Any], Any], problem: str
+def convert_column(
+    place: str, name: str, column: pa.ChunkedArray, first_row: int, target: pa.DataType
 ) -> pa.ChunkedArray:
-    """What `convert` makes of a column of the file `shown`, whose rows are number `start` + 1 and following.
+    """A column of the request at `place`, whose rows are numbered from `first_row` + 1, as `target`. Nulls stay nulls.
 
     Raises:
-        BatchRequestError: names the first row whose value `convert` refuses, and says that it "<problem>".
+        BatchRequestError: names the first row whose value does not fit.
     """
     try:
-        return convert(column)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
-        row = _first_bad(column, convert)
-    value = text_of(column[row])
-    text = value if len(value) <= 40 else value[:39] + "…"
-    raise BatchRequestError(shown, f"{text!r} {problem}.", column=name, row=start + row + 1) from None
+        return _converted(column, target)
+    except MISFITS:
+        row = _first_misfit(column, target)
+    text = text_of(column[row])
+    value = text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"
+    wanted = "an ISO 8601 date and time of the years 1678 to 2261" if pa.types.is_timestamp(target) else str(target)
+    raise BatchRequestError(place, f"{value!r} is not {wanted}.", column=name, row=first_row + row + 1) from None
 
 
-def _first_bad(column: pa.ChunkedArray, convert: Callable[[Any], Any]) -> int:
+def _first_misfit(column: pa.ChunkedArray, target: pa.DataType) -> int:
     start, length = 0, len(column)
     while length > 1:
         half = length // 2
         try:
-            convert(column.slice(start, half))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError):
+            _converted(column.slice(start, half), target)
+        except MISFITS:
             length = half
         else:
             start, length = start + half, length - half
     return start
 
 
-def to_value(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """Texts, numbers or moments as `target`; a null stays one.
-
-    Raises:
-        ArrowInvalid, ArrowNotImplementedError: a value does not fit.
-    """
+def _converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    """Strings, numbers or timestamps as `target`; raises one of MISFITS."""
     column = plain_strings(column)
     if pa.types.is_null(column.type):
-        return pc.cast(column, target)  # where a value is needed, the caller says that there is none
+        return pc.cast(column, target)  # the caller refuses a null where a value is needed
     if pa.types.is_timestamp(target):
-        moments = to_moment(column)
-        return moments if target == MOMENT else pc.cast(pc.cast(moments, pa.timestamp("us")), target)
+        timestamps = to_moment(column)
+        return timestamps if target == MOMENT else pc.cast(pc.cast(timestamps, pa.timestamp("us")), target)
     if pa.types.is_string(column.type):
-        if (
-            pa.types.is_integer(target)
-            and not pc.all(pc.match_substring_regex(column, WHOLE_NUMBER), min_count=0).as_py()
-        ):
-            raise pa.ArrowInvalid("not a whole number")
+        if pa.types.is_integer(target) and not pc.all(pc.match_substring_regex(column, INTEGER), min_count=0).as_py():
+            raise pa.ArrowInvalid("not an integer")
         if pa.types.is_string(target):
-            return pc.cast(pc.cast(column, pa.binary()), target)  # which looks at each: a file may hold any bytes
+            return pc.cast(pc.cast(column, pa.binary()), target)  # validates UTF-8: a file may hold any bytes
         if target == pa.float32():
-            column = pc.cast(column, pa.float64())  # rounded twice, as a number in a JSON text is
+            column = pc.cast(column, pa.float64())  # rounded twice, as a number in a JSON document is
     elif pa.types.is_string(target) and pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):
-        raise pa.ArrowInvalid(f"{column.type} is neither a number nor a text")
+        raise pa.ArrowInvalid(f"{column.type} is neither a number nor a string")
     return pc.cast(column, target)

@@ -1,7 +1,7 @@
-"""The columns that scoring adds to a batch input's, table by table, and what came out."""
+"""The columns that scoring adds to those of a batch input, table by table, and their counts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +15,12 @@ from scoring.models.model import Model
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy, Scores, score
 
-# Columns of batch_output that hold one text throughout; see `scoring.files.encodings.constant`.
+# Columns of a batch output that hold one string throughout; see `scoring.files.encodings.constant`.
 CONSTANTS = ("model_name", "feature_service")
 
 
 class Scoring:
-    """Scores tables of batch_input's columns one after the other, and counts what came out."""
+    """Scores tables of a batch input's columns one after the other, and counts the results."""
 
     def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
         """Score nothing yet."""
@@ -31,17 +31,23 @@ class Scoring:
         self._scored = 0
         self._reasons: Counter[str] = Counter()
 
-    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Tables of batch_output's columns, row by row."""
+    def scored(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The same rows with the columns that scoring adds.
+
+        Raises:
+            FeaturesRejected, PredictionFailed: as `scoring.predict.score`.
+        """
         for rows in tables:
             vectors = self._features.written_vectors(rows)
-            reasons = reasons_from_nulls(self._features, vectors)
-            scores = self._scores(vectors, reasons)
+            scores = self._scores(vectors, reasons_from_nulls(self._features, vectors))
             self._rows += rows.num_rows
             self._scored += rows.num_rows - scores.predictions.null_count
-            for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
-                self._reasons[pair["values"]] += pair["counts"]
+            self._reasons += count_reasons(scores)
             yield with_scores(rows, scores, self._model.version, self._features.service)
+
+    def summary(self, batch_input: Content) -> ScoringSummary:
+        """The counts so far."""
+        return summarize(batch_input, self._policy, self._rows, self._scored, self._reasons)
 
     def _scores(self, vectors: pa.Table, reasons: pa.Array) -> Scores:
         try:
@@ -50,10 +56,10 @@ class Scoring:
             if error.transient:
                 raise
             if not self._fails(vectors, reasons):
-                problem = f"{error.problem}, and not when they were tried once more"
+                problem = f"{error.problem}, but not when they were tried again"
                 raise PredictionFailed(error.model, problem, transient=True) from error
             start, rows = 0, vectors.num_rows
-            while rows > 1:  # halves, as long as one of them fails by itself
+            while rows > 1:  # halve, as long as one half fails alone
                 half = rows // 2
                 if self._fails(vectors.slice(start, half), reasons.slice(start, half)):
                     rows = half
@@ -71,24 +77,33 @@ class Scoring:
             return True
         return False
 
-    def outcome(self, batch_input: Content) -> ScoringSummary:
-        """What came out so far."""
-        return ScoringSummary(
-            batch_input=batch_input,
-            missing_features=self._policy.kind,
-            impute_values=dict(sorted(self._policy.impute_values.items())),
-            rows=self._rows,
-            scored=self._scored,
-            reasons=dict(sorted(self._reasons.items())),
-            software=dict(software_versions()),
-        )
-
     def _name_row(self, row: int) -> str:
         return f"row {self._rows + row + 1}"
 
 
+def count_reasons(scores: Scores) -> Counter[str]:
+    """Reason → number of rows."""
+    counts = pc.value_counts(scores.reasons.drop_null()).to_pylist()
+    return Counter({each["values"]: each["counts"] for each in counts})
+
+
+def summarize(
+    batch_input: Content, policy: Policy, rows: int, scored: int, reasons: Mapping[str, int]
+) -> ScoringSummary:
+    """What a manifest says of a scored batch input."""
+    return ScoringSummary(
+        batch_input=batch_input,
+        missing_features=policy.kind,
+        impute_values=dict(sorted(policy.impute_values.items())),
+        rows=rows,
+        scored=scored,
+        reasons=dict(sorted(reasons.items())),
+        software=dict(software_versions()),
+    )
+
+
 def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
-    """A table of batch input's columns with those that scoring adds, CONSTANTS among them."""
+    """A table of a batch input's columns with those that scoring adds, CONSTANTS among them."""
     name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
     added = [
         (pa.field("prediction", pa.float64()), scores.predictions),

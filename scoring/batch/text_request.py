@@ -1,4 +1,4 @@
-"""What is wrong with a text file that a CSV reader would not say, or would not see."""
+"""Find what is wrong with a text file where a CSV reader does not name it, or does not notice it."""
 
 import contextlib
 import csv
@@ -8,10 +8,10 @@ import numpy as np
 
 from scoring.errors import BatchRequestError
 
-# How such files begin, whatever they are named.
+# The first bytes of compressed files, whatever their names are.
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip; a spreadsheet is one, too",
+    b"PK\x03\x04": "zip; spreadsheets are zip files, too",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
@@ -19,63 +19,70 @@ COMPRESSED = {
 CHUNK_BYTES = 1 << 22
 
 
-def check_encoding(file: Path, shown: str) -> None:
-    """Refuse what pyarrow would refuse in words that lead nobody to the cause, or take for other text."""
+def check_encoding(file: Path, place: str) -> None:
+    """Refuse files that pyarrow refuses without naming the cause, or reads as other text.
+
+    Raises:
+        BatchRequestError: the file is empty, compressed, or not UTF-8 text by its first CHUNK_BYTES.
+    """
     with file.open("rb") as source:
         start = source.read(CHUNK_BYTES)
     if not start.strip():
-        raise BatchRequestError(shown, "it is empty: its first line must name the columns.")
+        raise BatchRequestError(place, "it is empty: its first line must name the columns.")
     for mark, kind in COMPRESSED.items():
         if start.startswith(mark):
-            raise BatchRequestError(shown, f"it is no text, but compressed ({kind}): unpack it.")
+            raise BatchRequestError(place, f"it is compressed ({kind}): decompress it into a text file.")
     # In UTF-16, about every second byte of a European text is zero.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(b"\0") > len(start) // 4:
-        raise BatchRequestError(shown, "it is no text in UTF-8 (UTF-16, perhaps, as spreadsheets write it).")
+        raise BatchRequestError(place, "it is not UTF-8 text. It may be UTF-16, as spreadsheets write it.")
     if b"\0" in start:
-        raise _zero_byte(shown, start.count(b"\n", 0, start.index(b"\0")) + 1)
+        raise _zero_byte(place, start.count(b"\n", 0, start.index(b"\0")) + 1)
 
 
-def check_quotes(file: Path, shown: str, delimiter: str) -> None:
-    """Refuse a text file whose quotation marks do not surround whole cells.
+def check_quotes(file: Path, place: str, delimiter: str) -> None:
+    """Refuse a text file whose quotation marks do not enclose whole cells.
 
-    pyarrow takes a quote that is never closed as the start of one cell to the end of the file, and all rows in between
-    are gone without a word (pyarrow 25).
+    pyarrow takes a quotation mark that is never closed as the start of one cell up to the end of the file, and drops
+    all rows in between without an error (pyarrow 25).
+
+    Raises:
+        BatchRequestError: names the line of the first misplaced quotation mark, or of one that is not closed.
     """
-    may_stand_beside = np.zeros(256, dtype=bool)
-    may_stand_beside[list(f'{delimiter}\r\n"'.encode())] = True
+    may_be_beside = np.zeros(256, dtype=bool)
+    may_be_beside[list(f'{delimiter}\r\n"'.encode())] = True
     opened, line, opened_at, before = False, 1, 0, b"\n"
     with file.open("rb") as source:
         chunk = source.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
         while chunk:
             following = source.read(CHUNK_BYTES)
             if b"\0" in chunk:
-                raise _zero_byte(shown, line + chunk.count(b"\n", 0, chunk.index(b"\0")))
+                raise _zero_byte(place, line + chunk.count(b"\n", 0, chunk.index(b"\0")))
             text = np.frombuffer(before + chunk + (following[:1] or b"\n"), np.uint8)
             quotes = np.flatnonzero(text[1:-1] == ord('"')) + 1
             opening = (np.arange(len(quotes)) % 2 == 0) ^ opened
-            wrong = quotes[~may_stand_beside[text[np.where(opening, quotes - 1, quotes + 1)]]]
+            wrong = quotes[~may_be_beside[text[np.where(opening, quotes - 1, quotes + 1)]]]
             if len(wrong):
-                raise _bad_quote(shown, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
+                raise _bad_quote(place, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
             if len(quotes):
                 opened = bool(opening[-1])
                 opened_at = line + chunk.count(b"\n", 0, int(quotes[-1]) - 1)
             line += chunk.count(b"\n")
             before, chunk = chunk[-1:], following
     if opened:
-        raise _bad_quote(shown, opened_at)
+        raise _bad_quote(place, opened_at)
 
 
-def uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
-    """The first data row that has not as many cells as the header: its number, its cells, the header's."""
+def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
+    """The first data row with another number of cells than the header: its number from 1, its cells, the header's."""
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as source, contextlib.suppress(csv.Error):
-        rows = (row for row in csv.reader(source, delimiter=delimiter) if row)  # pyarrow leaves out empty lines, too
+        rows = (row for row in csv.reader(source, delimiter=delimiter) if row)  # pyarrow skips empty lines, too
         expected = len(next(rows, ()))
         uneven = ((number, len(row), expected) for number, row in enumerate(rows, 1) if len(row) != expected)
         return next(uneven, None)
     return None
 
 
-def line_that_is_no_text(file: Path) -> int | None:
+def line_that_is_not_utf8(file: Path) -> int | None:
     """The number of the first line that is not UTF-8."""
     with file.open("rb") as source:
         for number, line in enumerate(source, 1):
@@ -86,10 +93,10 @@ def line_that_is_no_text(file: Path) -> int | None:
     return None
 
 
-def _zero_byte(shown: str, line: int) -> BatchRequestError:
-    return BatchRequestError(shown, f"line {line}: there is a zero byte, so it is damaged, or no text in UTF-8.")
+def _zero_byte(place: str, line: int) -> BatchRequestError:
+    return BatchRequestError(place, f"line {line} has a zero byte: the file is damaged, or is not UTF-8 text.")
 
 
-def _bad_quote(shown: str, line: int) -> BatchRequestError:
-    problem = "a quotation mark must surround a whole cell, one inside of it must be doubled, and it must be closed."
-    return BatchRequestError(shown, f"line {line}: {problem}")
+def _bad_quote(place: str, line: int) -> BatchRequestError:
+    problem = "quotation marks must enclose a whole cell, and one inside a cell must be doubled."
+    return BatchRequestError(place, f"line {line} has an unclosed or misplaced quotation mark: {problem}")

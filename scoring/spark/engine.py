@@ -1,14 +1,15 @@
-"""The batch engine for requests past one machine: Feast's Spark store joins, `mlflow.pyfunc.spark_udf` predicts.
+"""The batch engine for requests that outgrow one machine: Feast's Spark store joins, mlflow.pyfunc.spark_udf predicts.
 
-A request's rows come in parts, in the request's order, each the work of one task. What is decided about a row is
-decided by the same functions as in the other engine: its values and types, its reason, the policy, the prediction.
+A request's rows are split into parts, in the request's order, each the work of one task. The functions that decide
+about a row are those of the local engine: its values and types, its reason, the policy, the prediction.
 """
 
 import contextlib
 import functools
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -18,10 +19,10 @@ from pyspark.errors import PySparkException, PythonException
 from pyspark.sql import functions as sf
 
 from scoring import errors
+from scoring.batch.engine import InspectInput, InspectOutput, accept, check_made_for
 from scoring.batch.generations import (
     INPUT_PARTS,
     OUTPUT_PARTS,
-    PARTED_INPUT,
     PartedInput,
     generation,
     publish_input,
@@ -30,9 +31,9 @@ from scoring.batch.generations import (
     remove_file,
     whole,
 )
-from scoring.batch.manifest import MANIFEST_NAME, ORIGIN_KEY, Manifest, Origin, ScoringSummary, software_versions
-from scoring.batch.pipeline import InspectInput, InspectOutput, accept, check_made_for, fetch_file
-from scoring.batch.request import read_batch_request
+from scoring.batch.manifest import MANIFEST_NAME, ORIGIN_KEY, PARTED_INPUT_NAME, Manifest, Origin, ScoringSummary
+from scoring.batch.request import RequestCopy, read_batch_request
+from scoring.batch.scored_rows import summarize
 from scoring.errors import (
     BatchRequestError,
     EngineError,
@@ -41,7 +42,6 @@ from scoring.errors import (
     PredictionFailed,
     first_line,
 )
-from scoring.features.feature_store import read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
@@ -63,11 +63,13 @@ if TYPE_CHECKING:
 class SparkEngine:
     """`scoring.engine.Engine` on Spark. Executors must reach the artifacts and import this package."""
 
-    def __init__(self, master: str, configuration: Mapping[str, str], rows_a_part: int) -> None:
-        """Remember where Spark runs; nothing is started yet."""
+    input_name, output_name = PARTED_INPUT_NAME, MANIFEST_NAME  # both name the parts
+
+    def __init__(self, master: str, configuration: Mapping[str, str], rows_per_part: int) -> None:
+        """Start nothing yet."""
         self._master = master
         self._configuration = configuration
-        self._rows_a_part = rows_a_part
+        self._rows_per_part = rows_per_part
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -79,41 +81,29 @@ class SparkEngine:
         return start_spark(self._master, self._configuration)
 
     def stop(self) -> None:
-        """End the Spark session, if there is one. The engine can't be used any more."""
+        """End the Spark session, if there is one. The engine can't be used after that."""
         if "_spark" in vars(self):
             self._spark.stop()
 
-    def input_place(self, folder: Location) -> Location:
-        """batch_input.json, which names the parts."""
-        return folder / PARTED_INPUT
-
-    def output_place(self, folder: Location) -> Location:
-        """manifest.json, which names the parts."""
-        return folder / MANIFEST_NAME
-
     def write_input(
         self,
-        request: Location,
+        request: RequestCopy,
+        origin: Origin,
         store: "FeatureStore",
-        model: str,
         features: ModelFeatures,
         folder: Location,
         inspect: InspectInput = accept,
     ) -> Content:
-        """See `Engine`. The request is read and checked here; what is joined and written is Spark's."""
-        definitions = read_definitions(store).hash
+        """See `Engine`. This process reads and checks the request; Spark joins and writes."""
         with generation(folder, INPUT_PARTS) as name:
             typed = folder / name / "request.parquet"
-            with scratch_folder() as scratch, publishing(typed) as part:
-                copy = scratch / request.name
-                origin = Origin(fetch_file(request, copy), model, features.service, definitions)
-                rows = write_tables(read_batch_request(copy, features, str(request)), part, {})
+            with publishing(typed) as part:
+                rows = write_tables(read_batch_request(request.file, features, request.place), part, {})
             metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
-            write = WriteInputParts(typed, features, rows, self._rows_a_part, metadata, folder, name)
-            with _telling(f"joining features of service {features.service!r}"):
-                written = write_joined_parts(self._spark, store, write)
+            write = WriteInputParts(typed, features, rows, self._rows_per_part, metadata, folder, name)
+            with _translated(f"joining features of service {features.service!r}"):
+                parts = [each.content for each in write_joined_parts(self._spark, store, write)]
             remove_file(typed)
-            parts = [each.content for each in written]
             with ParquetFiles([folder / part.name for part in parts]) as table:
                 inspect(table, rows, {})
             return publish_input(folder, origin, rows, parts)
@@ -127,69 +117,63 @@ class SparkEngine:
     ) -> Manifest:
         """See `Engine`."""
         joined = read_parted_input(folder)
-        shown = str(folder / PARTED_INPUT)
-        places = tuple(folder / part.name for part in joined.parts)
-        with _reading(shown), ParquetFiles(places[:1]) as first:
-            check_made_for(shown, first.schema, serving.model, serving.features)
+        sources = tuple(folder / part.name for part in joined.parts)
+        rows = _check_parts(sources, str(folder / PARTED_INPUT_NAME), serving)
         with generation(folder, OUTPUT_PARTS) as name:
-            written = self._score(joined, places, serving, policy, (folder, name))
+            before = tuple(itertools.accumulate(rows, initial=0))
+            service = serving.features.service
+            write = WriteOutputParts(sources, before, serving.model.version, service, folder, name)
+            written = self._score(write, serving, policy)
             if policy.kind == "reject":
                 _reject(written)
-            outcome = _outcome(joined, policy, written)
+            summary = _summary(joined, policy, written)
             parts = tuple(each.content for each in written)
-            if [each.rows for each in written] != _rows_of(places) or outcome.rows != joined.rows:
-                raise EngineError(f"{outcome.rows} rows were written for {joined.rows}; nothing was published.")
+            if [each.rows for each in written] != rows or summary.rows != joined.rows:
+                raise EngineError(f"{summary.rows} rows were written for {joined.rows}; nothing was published.")
             with ParquetFiles([folder / part.name for part in parts]) as table:
-                inspect(table, outcome)
-            manifest = Manifest(whole(OUTPUT_PARTS, parts), joined.origin, outcome, parts)
+                inspect(table, summary)
+            manifest = Manifest(whole(OUTPUT_PARTS, parts), joined.origin, summary, parts)
             publish_output(folder, manifest)
             return manifest
 
-    def _score(
-        self,
-        joined: PartedInput,
-        places: tuple[Location, ...],
-        serving: ServingModel,
-        policy: Policy,
-        destination: tuple[Location, str],
-    ) -> list[Written]:
+    def _score(self, write: WriteOutputParts, serving: ServingModel, policy: Policy) -> list[Written]:
         from mlflow.pyfunc import spark_udf
 
-        model = serving.model
-        rows = _rows_of(places)
-        before = tuple(sum(rows[:i]) for i in range(len(rows)))
-        write = WriteOutputParts(places, before, model.version, serving.features.service, *destination)
-        if joined.rows == 0:
+        model, count = serving.model, len(write.parts)
+        if write.before[-1] == 0:
             return [
                 write.write(0, [pa.table({"prediction": pa.nulls(0, pa.float64()), "reason": pa.nulls(0, pa.int32())})])
             ]
-        none = encode_vectors(model.signature.schema.empty_table(), pa.nulls(0, pa.string()))
-        inputs = none.column_names
-        schema = ", ".join(f"{field.name} {_ddl(field.type)}" for field in none.schema)
-        with scratch_folder() as scratch, _telling(f"scoring with {model.version}", str(model.version)):
+        columns = encode_vectors(model.signature.schema.empty_table(), pa.nulls(0, pa.string())).schema
+        schema = ", ".join(f"{field.name} {_ddl(field.type)}" for field in columns)
+        with scratch_folder() as scratch, _translated(f"scoring with {model.version}", str(model.version)):
             predict = spark_udf(self._spark, str(save_served_model(scratch, serving, policy)), SCORES, "local")
-            read = ReadVectors(places, serving.features)
-            vectors = self._spark.range(len(places), numPartitions=len(places)).mapInArrow(
-                read, f"{schema}, {PART} int"
-            )
-            scored = vectors.select(PART, predict(sf.struct(*inputs)).alias("scored"))
+            read = ReadVectors(write.parts, serving.features)
+            vectors = self._spark.range(count, numPartitions=count).mapInArrow(read, f"{schema}, {PART} int")
+            scored = vectors.select(PART, predict(sf.struct(*columns.names)).alias("scored"))
             scored = scored.select(PART, "scored.prediction", "scored.reason")
             return read_written(scored.mapInArrow(write, WRITTEN).collect())
 
 
-def _outcome(joined: PartedInput, policy: Policy, written: list[Written]) -> ScoringSummary:
-    reasons: Counter[str] = Counter()
-    for each in written:
-        reasons.update(each.reasons)
-    return ScoringSummary(
-        batch_input=joined.batch_input,
-        missing_features=policy.kind,
-        impute_values=dict(sorted(policy.impute_values.items())),
-        rows=sum(each.rows for each in written),
-        scored=sum(each.scored for each in written),
-        reasons=dict(sorted(reasons.items())),
-        software=dict(software_versions()),
-    )
+def _check_parts(parts: Sequence[Location], place: str, serving: ServingModel) -> list[int]:
+    """How many rows each part of the input at `place` has; see `check_made_for`."""
+    rows: list[int] = []
+    try:
+        for part in parts:
+            with ParquetFiles([part]) as file:
+                if not rows:
+                    check_made_for(place, file.schema, serving.model, serving.features)
+                rows.append(file.rows)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        problem = f"a part of it can't be read ({first_line(error)}): materialize batch_input again."
+        raise BatchRequestError(place, problem) from None
+    return rows
+
+
+def _summary(joined: PartedInput, policy: Policy, written: list[Written]) -> ScoringSummary:
+    reasons = sum((Counter(each.reasons) for each in written), Counter[str]())
+    rows, scored = sum(each.rows for each in written), sum(each.scored for each in written)
+    return summarize(joined.batch_input, policy, rows, scored, reasons)
 
 
 def _reject(written: list[Written]) -> None:
@@ -199,14 +183,6 @@ def _reject(written: list[Written]) -> None:
         raise FeaturesRejected(offending[: FeaturesRejected.max_listed], total)
 
 
-def _rows_of(places: tuple[Location, ...]) -> list[int]:
-    rows = []
-    for place in places:
-        with ParquetFiles([place]) as file:
-            rows.append(file.rows)
-    return rows
-
-
 def _ddl(dtype: pa.DataType) -> str:
     from pyspark.sql.pandas.types import from_arrow_type
 
@@ -214,34 +190,26 @@ def _ddl(dtype: pa.DataType) -> str:
 
 
 @contextlib.contextmanager
-def _reading(shown: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise BatchRequestError(
-            shown, f"a part of it can't be read ({first_line(error)}): materialize batch_input again."
-        ) from None
-
-
-@contextlib.contextmanager
-def _telling(doing: str, version: str | None = None) -> Iterator[None]:
-    """Raise what went wrong in Spark, or in Python on its executors, as an error of ours."""
+def _translated(doing: str, version: str | None = None) -> Iterator[None]:
+    """Raise what Spark raises, or Python on its executors, as an error of this project; `version`: of a model's."""
     try:
         yield
     except PySparkException as error:
-        # The last line of a traceback on an executor; its words, if they are not ours, may hold feature values.
+        # The last line of an executor's traceback. A message that is not this project's may hold feature values.
         lines = re.findall(r"^(?:scoring\.errors\.)?(\w[\w.]*): (.*)$", str(error), re.MULTILINE)
-        kind, words = lines[-1] if lines and isinstance(error, PythonException) else (type(error).__name__, str(error))
+        kind, message = (
+            lines[-1] if lines and isinstance(error, PythonException) else (type(error).__name__, str(error))
+        )
         ours = hasattr(errors, kind)
         if version is None:
-            raise FeatureStoreError(doing, words if ours else f"{kind}: {words}") from error
+            raise FeatureStoreError(doing, message if ours else f"{kind}: {message}") from error
         if kind in {"PredictionFailed", "ModelRefused"}:
-            raise PredictionFailed(version, words.partition(": ")[2]) from error
-        raise EngineError(f"Spark failed while {doing}: {words if ours else kind}") from error
+            raise PredictionFailed(version, message.partition(": ")[2]) from error
+        raise EngineError(f"Spark failed while {doing}: {message if ours else kind}") from error
     except Py4JJavaError as error:
-        # Its own text is the call and Java's whole trace. A message of the driver's holds no rows.
+        # Its own text is the call and all of Java's trace. A message from the driver holds no rows.
         thrown = error.java_exception
-        kind, words = thrown.getClass().getSimpleName(), first_line(str(thrown.getMessage()))
+        message = f"{thrown.getClass().getSimpleName()}: {first_line(str(thrown.getMessage()))}"
         if version is None:
-            raise FeatureStoreError(doing, f"{kind}: {words}") from error
-        raise EngineError(f"Spark failed while {doing}: {kind}: {words}") from error
+            raise FeatureStoreError(doing, message) from error
+        raise EngineError(f"Spark failed while {doing}: {message}") from error

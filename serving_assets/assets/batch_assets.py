@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from scoring.batch.manifest import ScoringSummary
+from scoring.batch.manifest import Origin, ScoringSummary
 from scoring.batch.quality import source_ages
+from scoring.batch.request import copied_request
 from scoring.errors import BatchRequestError
 from scoring.features.feature_store import read_definitions
 from scoring.files.atomic import scratch_folder
@@ -36,7 +37,6 @@ from serving_assets.assets.problems import RequestProblems
 from serving_assets.records.history import last_scored_request
 from serving_assets.records.observations import last_seen, latest_event, seen_event
 from serving_assets.records.requests import (
-    RequestFile,
     batch_request,
     find_request,
     list_requests,
@@ -81,15 +81,21 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         for key in keys:
             started = time.monotonic()
             folder = result_folder(settings.artifacts, key)
-            inspection = InputInspection(serving.engine.input_place(folder), features, settings, fresh)
+            inspection = InputInspection(folder / serving.engine.input_name, features, settings, fresh)
             metadata = origin_metadata(settings, version, features.service, chosen.by)
             with problems.of(key):
-                # Before the rows are read: what changes later shows it.
-                if key in files and (sha256 := _hash_if_there(settings.batch_requests, files[key])):
-                    context.log_event(seen_event(files[key], sha256, known.get(key)))
+                file = files.get(key)
+                if file is not None and file.shared:  # refused below; a change shows that it may be scored now
+                    shared = read_hash(settings.batch_requests, file)
+                    context.log_event(seen_event(file, shared, known.get(key)))
                 request = find_request(settings.batch_requests, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
-                written.append(serving.engine.write_input(request, store, str(version), features, folder, inspection))
+                with copied_request(request) as copy:
+                    # Before the rows are read: what changes later shows it.
+                    if file is not None:
+                        context.log_event(seen_event(file, copy.content.sha256, known.get(key)))
+                    origin = Origin(copy.content, str(version), features.service, definitions.hash)
+                    written.append(serving.engine.write_input(copy, origin, store, features, folder, inspection))
             found[key] = inspection.findings
             metadata |= inspection.metadata
             metadata["duration_s"] = dg.MetadataValue.float(_since(started))
@@ -130,7 +136,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
 
         for place, (key, folder) in enumerate(inputs.items()):
             started = time.monotonic()
-            file = engine.output_place(folder)
+            file = folder / engine.output_name
             earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
             drawn = drawing if place < PICTURES_PER_RUN else None
             inspection = OutputInspection(file, features, settings, earlier, drawn)
@@ -150,7 +156,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
 def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
     """What the run resolved, else what its first input was made for; all inputs must have been made for it."""
     engine = serving.engine
-    made_for = {engine.input_place(folder): engine.read_input_model(folder) for folder in folders}
+    made_for = {folder / engine.input_name: engine.read_input_model(folder) for folder in folders}
     expected = str(resolved) if resolved else next(iter(made_for.values()))
     for file, model in made_for.items():
         if model != expected:
@@ -172,13 +178,6 @@ def _outcome(outcome: ScoringSummary, seconds: float) -> dict[str, dg.MetadataVa
         "duration_s": dg.MetadataValue.float(seconds),
         "rows_per_second": dg.MetadataValue.float(round(outcome.rows / max(seconds, 1e-3), 1)),
     }
-
-
-def _hash_if_there(folder: Location, file: RequestFile) -> str | None:
-    try:
-        return read_hash(folder, file)
-    except FileNotFoundError:
-        return None  # find_request tells
 
 
 def _since(started: float) -> float:

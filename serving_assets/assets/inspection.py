@@ -33,7 +33,7 @@ from serving_assets.assets.plots import histograms
 
 
 class InputInspection:
-    """Looks at one batch input; `scoring.batch.pipeline.InspectInput`. Keeps what it found, also where it raises."""
+    """Looks at one batch input; `scoring.batch.engine.InspectInput`. Keeps what it found, also where it raises."""
 
     def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
         self._place = place
@@ -76,7 +76,7 @@ class InputInspection:
 
 
 class OutputInspection:
-    """Looks at one batch output; `scoring.batch.pipeline.InspectOutput`. Keeps what it found, also where it raises."""
+    """Looks at one batch output; `scoring.batch.engine.InspectOutput`. Keeps what it found, also where it raises."""
 
     def __init__(
         self,

@@ -18,15 +18,17 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scoring.arrow.signature import ModelInput, Signature
-from scoring.batch.manifest import Manifest
-from scoring.batch.pipeline import write_batch_input, write_batch_output
+from scoring.batch.engine import LocalEngine
+from scoring.batch.manifest import Manifest, Origin
+from scoring.batch.request import copied_request
 from scoring.features.feature_service import link_features
-from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.features.feature_store import apply_definitions, open_feature_store, read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.models.model import Model
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy
+from scoring.serving import ServingModel
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,10 +73,19 @@ class BatchJob:
     ) -> Manifest:
         """Score one request into `artifacts`, as the assets do."""
         folder = artifacts / Path(request.name).stem
-        joined, scored = folder / "batch_input.parquet", folder / "batch_output.parquet"
-        model = self.model(version, meanwhile)
-        write_batch_input(request, self.store, str(model.version), self.features, joined)
-        return write_batch_output(joined, model, self.features, policy or Policy(), scored)
+        self.join(request, folder, version)
+        return self.score(folder, self.model(version, meanwhile), policy)
+
+    def join(self, request: Location, folder: Location, version: int = 1) -> None:
+        """Write a request's batch_input.parquet into the folder."""
+        with copied_request(request) as copy:
+            definitions_hash = read_definitions(self.store).hash
+            origin = Origin(copy.content, f"linear/{version}", self.features.service, definitions_hash)
+            LocalEngine().write_input(copy, origin, self.store, self.features, folder)
+
+    def score(self, folder: Location, model: Model, policy: Policy | None = None) -> Manifest:
+        """Write the folder's batch_output.parquet and manifest."""
+        return LocalEngine().write_output(folder, ServingModel(model, self.features), policy or Policy())
 
 
 def limit_join_memory(folder: Path, limit: str) -> None:

@@ -1,6 +1,7 @@
 """From a request file to batch_input, batch_output and manifest: the same bytes each time, and no row is lost."""
 
 import contextlib
+import copy
 import datetime as dt
 import decimal
 import hashlib
@@ -17,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.arrow.signature import ModelInput, Signature
+from scoring.batch.engine import LocalEngine
 from scoring.batch.manifest import read_manifest
-from scoring.batch.pipeline import read_batch_input_model, write_batch_input, write_batch_output
 from scoring.errors import BatchRequestError, PredictionFailed, ServingError, StorageError
 from scoring.features.feature_service import link_features
 from scoring.files.location import Location
@@ -121,12 +122,11 @@ def test_a_result_is_made_again_alone_from_its_batch_input(job, tmp_path):
     (folder / "batch_output.parquet").local.unlink()
     (folder / "manifest.json").local.unlink()
 
-    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
-    manifest = write_batch_output(source, job.model(), job.features, Policy(), output)
+    manifest = job.score(folder, job.model())
 
     assert files(folder.local) == before
-    assert read_manifest(output) == manifest
-    assert read_batch_input_model(source) == "linear/1"
+    assert read_manifest(folder / "batch_output.parquet") == manifest
+    assert LocalEngine().read_input_model(folder) == "linear/1"
 
 
 def test_an_output_whose_manifest_can_not_be_written_is_not_published_either(job, tmp_path):
@@ -162,7 +162,7 @@ def test_columns_of_tensors_come_out_as_they_went_in(job, tmp_path):
 def test_an_input_that_is_cut_while_it_is_read_is_told_and_not_the_output(job, tmp_path):
     job.run(write_request(tmp_path / "day1.parquet", 200_000), Location(tmp_path / "artifacts"))
     folder = Location(tmp_path / "artifacts" / "day1")
-    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
+    source = folder / "batch_input.parquet"
 
     class Cutting(Model):
         """Somebody cuts the file after the first rows were scored."""
@@ -175,7 +175,7 @@ def test_an_input_that_is_cut_while_it_is_read_is_told_and_not_the_output(job, t
     model = job.model()
     cutting = Cutting(*(getattr(model, name) for name in Model.__struct_fields__))
     with pytest.raises(BatchRequestError, match=r"batch_input\.parquet.*it can't be read|kept changing"):
-        write_batch_output(source, cutting, job.features, Policy(), output)
+        job.score(folder, cutting)
 
 
 @pytest.mark.parametrize("raised", [MemoryError, RuntimeError])
@@ -192,9 +192,8 @@ def test_a_failure_that_may_be_the_machine_s_is_told_apart_from_one_of_the_rows(
         return model.predict_fn(inputs)
 
     failing = msgspec.structs.replace(model, predict_fn=once, unchecked_fn=None)
-    source, output = folder / "batch_input.parquet", folder / "batch_output.parquet"
     with pytest.raises(PredictionFailed, match=f"{raised.__name__} on ... rows") as caught:
-        write_batch_output(source, failing, job.features, Policy(), output)
+        job.score(folder, failing)
     assert caught.value.transient
 
 
@@ -247,8 +246,8 @@ def test_a_time_without_a_zone_is_utc_and_another_zone_is_converted(job, tmp_pat
         ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not int64"),
         (",2026-06-01,x", "column 'driver_id', row 1001: this row has no value"),
         ("3,2026-06-01", "row 1001: it has 2 cells, and the header has 3"),
-        ('3,2026-06-01,"x', "line 1002: a quotation mark must surround a whole cell"),
-        ('3,2026-06-01,5" pipe', "line 1002: a quotation mark must surround a whole cell"),
+        ('3,2026-06-01,"x', "line 1002 has an unclosed or misplaced quotation mark"),
+        ('3,2026-06-01,5" pipe', "line 1002 has an unclosed or misplaced quotation mark"),
     ],
 )
 def test_one_bad_row_in_the_middle_is_named_and_nothing_is_scored(job, tmp_path, row, told):
@@ -334,9 +333,8 @@ def test_null_moments_in_parquet_are_named(job, tmp_path):
 def test_a_request_that_is_not_there_is_told(job, tmp_path):
     with pytest.raises(BatchRequestError, match=r"none\.csv: there is no such file"):
         job.run(Location(tmp_path / "none.csv"), Location(tmp_path / "artifacts"))
-    source, output = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
     with pytest.raises(BatchRequestError, match="materialize batch_input first"):
-        write_batch_output(source, job.model(), job.features, Policy(), output)
+        job.score(Location(tmp_path), job.model())
 
 
 def test_a_request_that_somebody_is_writing_to_is_refused_by_itself_and_is_no_outage(job, tmp_path):
@@ -349,7 +347,7 @@ def test_a_request_that_somebody_is_writing_to_is_refused_by_itself_and_is_no_ou
             return super().stamp()
 
     (tmp_path / "day1.csv").write_text(HEADER)
-    with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: somebody"):
+    with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: another process"):
         job.run(Growing(tmp_path / "day1.csv"), Location(tmp_path / "artifacts"))
 
 
@@ -364,18 +362,18 @@ def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_refu
         return inputs[:, 0] + inputs[:, 1]
 
     signature = Signature((ModelInput("acc_rate", pa.float64()), ModelInput("amount", pa.float64())))
-    features = link_features(job.store, "linear/1", "driver_ranking", signature, ("amount",))
+    other, folder = copy.copy(job), Location(tmp_path)
+    other.features = link_features(job.store, "linear/1", "driver_ranking", signature, ("amount",))
     model = Model(ModelVersion("linear", 1), signature, None, predict, as_array=True)
     table = {
         "driver_id": pa.array([1, 2, 3, 4, 5]),
         "event_timestamp": pa.array([NOW] * 5, pa.timestamp("us", "UTC")),
     }
-    joined, scored = Location(tmp_path / "batch_input.parquet"), Location(tmp_path / "batch_output.parquet")
 
     def run(*amounts: float | None) -> list[dict[str, Any]]:
         pq.write_table(pa.table({**table, "amount": pa.array(amounts)}), tmp_path / "day1.parquet")
-        write_batch_input(Location(tmp_path / "day1.parquet"), job.store, "linear/1", features, joined)
-        write_batch_output(joined, model, features, Policy(), scored)
+        other.join(folder / "day1.parquet", folder)
+        other.score(folder, model)
         return pq.read_table(tmp_path / "batch_output.parquet").to_pylist()
 
     rows = run(1.0, float("inf"), float("-inf"), float("nan"), None)

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scoring.batch.engine import LocalEngine
 from scoring.batch.generations import read_parted_input
-from scoring.batch.manifest import Manifest, output_parts, read_manifest
-from scoring.engine import Engine, LocalEngine
+from scoring.batch.manifest import Manifest, Origin, output_parts, read_manifest
+from scoring.batch.request import copied_request
+from scoring.engine import Engine
 from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.files.location import Location
@@ -167,8 +169,13 @@ class World:
         features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
         return ServingModel(validate(files)[0], features, files)
 
+    def join(self, engine: Engine, request: Location, folder: Location) -> None:
+        with copied_request(request) as copy:
+            origin = Origin(copy.content, "orders/1", self.serving.features.service, "definitions")
+            engine.write_input(copy, origin, self.store, self.serving.features, folder)
+
     def run(self, engine: Engine, folder: Location, policy: Policy | None = None) -> Manifest:
-        engine.write_input(self.request, self.store, "orders/1", self.serving.features, folder)
+        self.join(engine, self.request, folder)
         return engine.write_output(folder, self.serving, policy or Policy())
 
 
@@ -197,7 +204,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Ite
         S3FileSystem(endpoint_override=s3_server.endpoint_url, allow_bucket_creation=True).create_dir("spark")
         from scoring.spark.engine import SparkEngine
 
-        engine = SparkEngine("local[1]", SPARK, rows_a_part=700)
+        engine = SparkEngine("local[1]", SPARK, rows_per_part=700)
         yield engine
         engine.stop()
     time.tzset()
@@ -225,9 +232,9 @@ def spark(world: World, engine: "SparkEngine") -> Location:
 
 
 def test_a_file_system_that_spark_does_not_have_is_named(engine: "SparkEngine") -> None:
-    from scoring.spark.engine import _telling
+    from scoring.spark.engine import _translated
 
-    with pytest.raises(FeatureStoreError) as caught, _telling("joining"):
+    with pytest.raises(FeatureStoreError) as caught, _translated("joining"):
         engine._spark.read.parquet("s3://bucket/features.parquet")
     assert str(caught.value) == (
         'The feature store failed while joining: UnsupportedFileSystemException: No FileSystem for scheme "s3"'
@@ -321,7 +328,7 @@ def test_a_request_without_rows_has_a_result_without_rows(world: World, engine: 
     pq.write_table(pq.read_table(world.request.local).slice(0, 0), tmp_path / "none.parquet")
     for name, each in [("local", LocalEngine()), ("spark", engine)]:
         folder = Location(tmp_path / name)
-        each.write_input(Location(tmp_path / "none.parquet"), world.store, "orders/1", world.serving.features, folder)
+        world.join(each, Location(tmp_path / "none.parquet"), folder)
         assert each.write_output(folder, world.serving, Policy()).outcome.rows == 0
     assert table(Location(tmp_path / "spark")).equals(table(Location(tmp_path / "local")))
 

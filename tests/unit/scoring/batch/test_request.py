@@ -145,8 +145,8 @@ def test_rows_are_neither_dropped_nor_reordered(tmp_path_factory: pytest.TempPat
         ("shop_id,event_timestamp,amount\n1,2026-01-01,much\n", "amount", 1, "'much' is not double"),
         ("shop_id,event_timestamp,amount,rate\n1,2026-01-01,1,0.5\n", "rate", None, "rename it"),
         ("shop_id,event_timestamp,amount,prediction\n1,2026-01-01,1,0.5\n", "prediction", None, "rename it"),
-        ("shop_id,event_timestamp,amount,a,a\n1,2026-01-01,1,2,3\n", "a", None, "twice"),
-        ("shop_id,event_timestamp,amount,a,A\n1,2026-01-01,1,2,3\n", "a", None, "twice"),
+        ("shop_id,event_timestamp,amount,a,a\n1,2026-01-01,1,2,3\n", "a", None, "appears twice"),
+        ("shop_id,event_timestamp,amount,a,A\n1,2026-01-01,1,2,3\n", "a", None, "appears twice"),
         ("shop_id,event_timestamp,amount,Rate\n1,2026-01-01,1,2\n", "Rate", None, "rename it"),
         ("shop_id,event_timestamp,amount,REQUEST_ROW__\n1,2026-01-01,1,2\n", "REQUEST_ROW__", None, "rename it"),
         ("shop_id,event_timestamp,amount,\n1,2026-01-01,1,2\n", None, None, "column number 4 has no name"),
@@ -190,13 +190,13 @@ GOOD = "shop_id,event_timestamp,amount\n7,2026-01-01T00:00:00Z,1\n"
     [
         (b"", "it is empty: its first line must name the columns"),
         (b"\n \r\n", "it is empty"),
-        (GOOD.encode("utf-16"), "no text in UTF-8 (UTF-16, perhaps"),
-        (GOOD.encode("utf-16-be"), "no text in UTF-8"),
-        (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "line 3: there is a zero byte"),
-        (gzip.compress(GOOD.encode()), "it is no text, but compressed (gzip)"),
+        (GOOD.encode("utf-16"), "it is not UTF-8 text. It may be UTF-16, as spreadsheets write it"),
+        (GOOD.encode("utf-16-be"), "it is not UTF-8 text"),
+        (GOOD.encode("utf-8") + b"7,2026-01-01,1\0\n", "line 3 has a zero byte"),
+        (gzip.compress(GOOD.encode()), "it is compressed (gzip)"),
         (
             "shop_id,event_timestamp,größe\n7,2026-01-01,1\n".encode("latin-1"),
-            "the name of its column number 3 is not UTF-8 (byte 0xf6 at place 3 of the name)",
+            "the name of its column number 3 is not UTF-8 (byte 0xf6 at position 3 of the name)",
         ),
         (GOOD.encode() + b"7,2026-01-01," + b"1" * 3_000_000 + b"\n", "a row that is longer than 1 MiB"),
         (b"1" * 3_000_000, "its first line does not end, or is longer than 1 MiB"),
@@ -256,11 +256,11 @@ def test_a_line_that_is_no_utf8_and_a_zero_byte_are_found_wherever_they_are(tmp_
     header = "shop_id,event_timestamp,amount,note\n"
     file = tmp_path / "r.csv"
     file.write_bytes((header + rows).encode() + b"7,2026-01-02T03:04:05Z,1.5,caf\xe9\n")
-    with pytest.raises(BatchRequestError, match="line 5: it is no text in UTF-8: save the file as UTF-8"):
+    with pytest.raises(BatchRequestError, match="line 5 is not UTF-8 text: save the file as UTF-8"):
         read_file(file)
     many = (CHUNK_BYTES // len(rows) + 10) * 3
     file.write_bytes((header + rows * (many // 3)).encode() + b"7,2026-01-02T03:04:05Z,1.5,\0\n")
-    with pytest.raises(BatchRequestError, match=f"line {many + 2}: there is a zero byte"):
+    with pytest.raises(BatchRequestError, match=f"line {many + 2} has a zero byte"):
         read_file(file)
 
 
@@ -341,7 +341,7 @@ def test_a_quotation_mark_too_few_never_loses_a_row(
     places = [i for i, byte in enumerate(content) if byte == ord('"')]
     place = data.draw(st.sampled_from(places))
     file.write_bytes(content[:place] + content[place + 1 :])
-    with pytest.raises(BatchRequestError, match=r"line \d+: a quotation mark"):
+    with pytest.raises(BatchRequestError, match=r"line \d+ has an unclosed or misplaced quotation mark"):
         read_file(file)
 
 
@@ -357,7 +357,7 @@ def test_quotes_are_followed_through_a_file_of_many_chunks(
     assert read_file(file).num_rows == rows
     with file.open("a") as more:
         more.write(row.replace("""c\"""", "c"))
-    with pytest.raises(BatchRequestError, match=f"line {rows + 2}: a quotation mark"):
+    with pytest.raises(BatchRequestError, match=f"line {rows + 2} has an unclosed or misplaced quotation mark"):
         read_file(file)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scoring.batch.manifest import (
     ORIGIN_KEY,
-    OUTCOME_KEY,
+    SUMMARY_KEY,
     Manifest,
     Origin,
     ScoringSummary,
@@ -142,7 +142,7 @@ def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tm
     output = Location(tmp_path / "batch_output.parquet")
     origin = Origin(Content("day1.csv", 1, "00"), "m/1", "service", "hash")
     outcome = ScoringSummary(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
-    said = {ORIGIN_KEY: msgspec.json.encode(origin), OUTCOME_KEY: msgspec.json.encode(outcome)}
+    said = {ORIGIN_KEY: msgspec.json.encode(origin), SUMMARY_KEY: msgspec.json.encode(outcome)}
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(said), output.local)
     theirs = Manifest(content_of(output.local, output.name), origin, outcome)
 
