@@ -1,1 +1,4 @@
-"""One batch request: read, join as of its timestamps, score, publish. Knows nothing of online stores or Dagster."""
+"""One batch request: read it, join it with features as of its timestamps, score it, publish the result.
+
+Knows nothing of online stores or Dagster.
+"""

@@ -1,8 +1,8 @@
-"""On-demand features of joined rows that stream, a block of rows at a time.
+"""On-demand features of joined rows that stream, one block of rows at a time.
 
-Feast calls these transformations row-level, and online they run over one request's rows; but a function may look at the
-rows around a row, and pandas makes floats of whole numbers that have a null among them. That blocks give what all rows
-at once would give is therefore tried out on the first one (`_Trial.depends`).
+Feast calls these transformations row-level, and online they run over one request's rows. But a function may use the
+rows around a row, and pandas turns integers into floats where one of them is null. Whether blocks give the same
+features as all rows at once is therefore tested on the first block (`_Trial.dependence`).
 """
 
 import functools
@@ -22,25 +22,25 @@ from scoring.files.parquet import RowsInTurn
 
 logger = logging.getLogger(__name__)
 
-# Small blocks cost what Feast and pandas take at each call, large ones memory, above all in Python mode, which makes an
-# object of each value: 400,000 rows in blocks of 4096, 32,768 and 131,072 took a batch run 1.6, 1.4 and 1.1 s with two
-# features in pandas mode, 2.7, 3.1 and 4.4 s (445, 457 and 487 MiB) with the same in Python mode.
+# Small blocks cost the overhead of Feast and pandas per call, large ones memory, above all in Python mode, which makes
+# an object of each value: with two features in pandas mode, a batch run over 400,000 rows in blocks of 4096, 32,768 and
+# 131,072 took 1.6, 1.4 and 1.1 s, with the same in Python mode 2.7, 3.1 and 4.4 s (445, 457 and 487 MiB).
 ROWS_PER_BLOCK = 32_768
-# Rows of the first block on which it is tried what other rows change, and column by column, what a null changes.
+# Rows of the first block with which the effect of other rows is tested, and, column by column, the effect of a null.
 ROWS_TRIED, ROWS_WITH_NULLS = 8192, 1024
-# So many of them follow each other in the request, too.
-NEIGHBOURS = 512
-# Rows of each block that go along with the next one, to see that they get there what they got before.
+# How many of them are consecutive rows of the request.
+NEIGHBORS = 512
+# Rows of each block that are computed again with the next one, where they must get the same values.
 CARRIED = 512
 
 
 class NotRowWise(ValueError):
-    """A view's function gave a row another value because of the rows around it, after the first block."""
+    """After the first block, a view's function gave a row another value because of the rows around it."""
 
     def __init__(self, views: Sequence[str]) -> None:
         super().__init__(
-            f"the function of on-demand view {' or '.join(map(repr, views))} gives a row another value when it sees "
-            "other rows with it, which the first rows of the request did not show: make it compute each row by itself"
+            f"the function of on-demand view {' or '.join(map(repr, views))} gives a row another value when it gets "
+            "other rows with it, but did not for the first rows of the request: make it compute each row independently"
         )
 
 
@@ -48,33 +48,33 @@ def with_on_demand_features(
     views: OnDemandViews,
     batches: Iterator[pa.RecordBatch],
     marks: Sequence[str] = (),
-    rows_a_block: int = ROWS_PER_BLOCK,
+    rows_per_block: int = ROWS_PER_BLOCK,
 ) -> Iterator[pa.Table]:
     """Joined rows with their views' on-demand features, in blocks of one size (`OnDemandViews.add`).
 
-    Where a view's function does not compute each row by itself, all rows are taken at once, and a warning names it.
+    Where a view's function does not compute each row independently, all rows form one block, and a warning names it.
 
     Args:
-        views: what is to be computed.
+        views: the views to compute.
         batches: the rows, in any pieces.
-        marks: columns of the rows that come after the features.
-        rows_a_block: rows of each block but the last.
+        marks: columns of the rows that the views do not get, and that come after the features.
+        rows_per_block: rows of each block but the last.
 
     Yields:
-        Tables of one schema: on-demand features have the types that their views declare. Only one that holds a value
-        without a counterpart there has the type that Feast gives it.
+        Tables of one schema: on-demand features have the types that their views declare. Only a feature with a value
+        that has no counterpart in that type has the type that Feast gives it.
 
     Raises:
-        NotRowWise: it turned out in a later block.
+        NotRowWise: a function does not compute each row independently, which only a later block revealed.
         Exception: as `OnDemandViews.add`.
     """
     trial = _Trial(views, marks)
-    blocks = _blocks(batches, rows_a_block)
+    blocks = _blocks(batches, rows_per_block)
     first = list(itertools.islice(blocks, 2))
     if len(first) == 1:
         yield trial.add(first[0])
-    elif first and (why := trial.depends(first[0])):
-        logger.warning("%s: this request is in memory as a whole, which grows with its rows", why)
+    elif first and (why := trial.dependence(first[0])):
+        logger.warning("%s: this request is held in memory as a whole, which grows with its rows", why)
         yield trial.add(pa.concat_tables([*first, *blocks]))
     elif first:
         carried, expected = first[0].slice(0, 0), None
@@ -82,13 +82,13 @@ def with_on_demand_features(
             found = trial.add(pa.concat_tables([block, carried]))
             if expected is not None and not _same(found.slice(block.num_rows), expected):
                 raise NotRowWise([view.name for view in views.views])
-            yield found.slice(0, block.num_rows)
             own = found.slice(0, block.num_rows)
+            yield own
             carried, expected = _spread(block, CARRIED, place), _spread(own, CARRIED, place)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The rows in blocks of one size, but for the last: DuckDB's batches are of any."""
+    """The rows in blocks of one size, the last one excepted; DuckDB's batches have any size."""
     first = next(batches, None)
     if first is None:
         return
@@ -99,37 +99,37 @@ def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 
 
 class _Trial:
-    """Some views, and whether their functions compute each row by itself."""
+    """Some views, and whether their functions compute each row independently."""
 
     def __init__(self, views: OnDemandViews, marks: Sequence[str]) -> None:
         self._views = views
         self._marks = list(marks)
 
     def add(self, rows: pa.Table) -> pa.Table:
-        """The rows with all views' features, and the marks after them."""
+        """The rows with all views' features, then the marks."""
         joined = self._views.add(self._views.declared(rows.drop_columns(self._marks)))
         for mark in self._marks:
             joined = joined.append_column(mark, rows[mark])
         return joined
 
-    def depends(self, rows: pa.Table) -> str | None:
-        """Which view's function gives a row of these another value when it sees other rows with it; None: none does."""
+    def dependence(self, rows: pa.Table) -> str | None:
+        """How a view's function depends on the rows around a row, tested with these; None if no view's does."""
         rows = rows.drop_columns(self._marks)
-        rows = self._views.declared(pa.concat_tables([rows.slice(0, NEIGHBOURS), _spread(rows, ROWS_TRIED)]))
+        rows = self._views.declared(pa.concat_tables([rows.slice(0, NEIGHBORS), _spread(rows, ROWS_TRIED)]))
         for view in self._views.views:
             named = f"the function of on-demand view {view.name!r}"
             try:
-                # Of values that no request has it may warn where it otherwise never does.
+                # With made-up values it may warn where it otherwise never does.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    if self._looks_around(view, rows):
-                        return f"{named} gives a row another value when it sees other rows with it"
-            except Exception as error:  # whatever a function raises; of all rows it may raise nothing
+                    if self._compares_rows(view, rows):
+                        return f"{named} gives a row another value when it gets other rows with it"
+            except Exception as error:  # a function may raise anything, and nothing for all rows at once
                 return f"{named} raises {type(error.__cause__ or error).__name__} for some of the rows alone"
             rows = self._views.add(rows, [view])
         return None
 
-    def _looks_around(self, view: OnDemandFeatureView, rows: pa.Table) -> bool:
+    def _compares_rows(self, view: OnDemandFeatureView, rows: pa.Table) -> bool:
         width = rows.num_columns
 
         def computed(rows: pa.Table) -> pa.Table:
@@ -147,7 +147,7 @@ class _Trial:
                 return True
         filled = _spread(filled, ROWS_WITH_NULLS)
         known, others = computed(filled), _exchanged(filled, kept)
-        # Some of them where `_in_pieces` cuts, of which a function that fills gaps would notice.
+        # Some nulls are where `_in_pieces` cuts, which a function that fills gaps would notice.
         lacking = pa.array([row % 4 in {0, 3} for row in range(filled.num_rows)])
         has = pc.invert(lacking)
         inputs = [name for name in filled.column_names if name not in kept]
@@ -155,21 +155,22 @@ class _Trial:
             some = functools.reduce(lambda rows, name: _lacks(rows, name, lacking), lost, filled)
             try:
                 found = computed(some)
-            except Exception:  # noqa: S112 - then a null in this column ends the request, in whichever block it is
+            except Exception:  # noqa: S112 - then a null in this column ends the request, in any block
                 continue
             if not _same(found.filter(has), known.filter(has)) or differs(some, found, others):
                 return True
         return False
 
     def _kept(self, rows: pa.Table) -> frozenset[str]:
-        """The columns that say whose row it is, and of when."""
+        """The columns that identify a row: keys and timestamps."""
         return self._views.keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
 
 
 def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
-    """So many rows from all over, in their order; all, if there are fewer.
+    """`number` rows from all over the table, in their order; all rows if there are fewer.
 
-    Drawn, the same ones each time: at even steps one would see one kind of rows of a request whose kinds take turns.
+    They are drawn at random, the same ones each time: even steps could hit only one kind of rows in a request whose
+    kinds alternate.
     """
     if rows.num_rows <= number:
         return rows
@@ -177,20 +178,20 @@ def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
 
 
 def _same(one: pa.Table, other: pa.Table) -> bool:
-    """Whether two tables are the same to the last bit, where any NaN is the same as any other."""
-    # The text tells each bit of a number, -0.0 from 0.0 and null from NaN, inside of lists, too; Arrow's equality not.
+    """Whether two tables are the same to the last bit, all NaN being equal."""
+    # repr distinguishes -0.0 from 0.0 and null from NaN, also inside lists; Arrow's equality does not.
     return one.schema.equals(other.schema) and repr(one.to_pydict()) == repr(other.to_pydict())
 
 
 def _in_pieces(computed: Callable[[pa.Table], pa.Table], rows: pa.Table) -> pa.Table:
-    """What is computed of the first row alone, as online, of two more, of a third of the others, and of the rest."""
+    """What is computed in pieces: the first row alone, as online, two more rows, a third of the others, the rest."""
     bounds = [min(bound, rows.num_rows) for bound in (0, 1, 3, 3 + rows.num_rows // 3, rows.num_rows)]
     pieces = [rows.slice(start, stop - start) for start, stop in itertools.pairwise(bounds) if start < stop]
     return pa.concat_tables(map(computed, pieces))
 
 
 def _exchanged(rows: pa.Table, kept: frozenset[str]) -> pa.Table:
-    """The same entities and moments, each with the values of another row."""
+    """The same keys and timestamps, each with the values of another row."""
     backwards = pa.array(range(rows.num_rows - 1, -1, -1), pa.int64())
     named = zip(rows.column_names, rows.columns, strict=True)
     columns = [column if name in kept else column.take(backwards) for name, column in named]
@@ -198,7 +199,7 @@ def _exchanged(rows: pa.Table, kept: frozenset[str]) -> pa.Table:
 
 
 def _filled(rows: pa.Table) -> pa.Table:
-    """The rows with a value for each number or truth value that is null, taken from the others in turn."""
+    """The rows with each null number or boolean replaced by a value of another row, or by a made-up one."""
     numbers = np.arange(rows.num_rows)
     for place, column in enumerate(rows.columns):
         kind = column.type

@@ -1,4 +1,4 @@
-"""What a parquet file of features or predictions looks like: nulls, distributions, drift; and how old a source is."""
+"""Measures of a batch input or output: a sample of a column, drift of predictions, the age of feature sources."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 500_000
 DRIFT_BINS = 10
-# Below this, chance alone drifts further than a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
+# With fewer rows, chance alone exceeds a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
 ROWS_TO_TELL_DRIFT = 100
-# A bin that nobody fell into counts as this share: its logarithm would be infinite.
+# An empty bin counts as this share: its logarithm would be infinite.
 EMPTY_SHARE = 1e-4
 
 
 class SourceAge(msgspec.Struct, frozen=True):
-    """How fresh the source of one feature view is."""
+    """The age of one feature view's source."""
 
     feature_view: str
     newest: datetime | None
-    """Its newest event timestamp; None where that is not known (no parquet files, or no rows)."""
+    """Its newest event timestamp; None if unknown (no parquet files, or no rows)."""
     ttl_s: float | None
 
 
@@ -40,9 +40,9 @@ def sample(table: ParquetFiles, column: str) -> pa.Array:
 
 
 def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
-    """Population stability index of predictions against earlier ones; None where either has too few to tell.
+    """Population stability index of predictions against earlier ones; None if either has fewer than ROWS_TO_TELL_DRIFT.
 
-    The bins are the reference's deciles. 0 = the same distribution; above 0.25 is commonly taken for a shift.
+    The bins are the reference's deciles. 0 = the same distribution; above 0.25 is commonly considered a shift.
 
     Args:
         reference: float64 (n,), finite.
@@ -50,10 +50,10 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
     """
     if min(len(reference), len(current)) < ROWS_TO_TELL_DRIFT:
         return None
-    # Reference values that repeat make edges that repeat: such bins are one.
+    # Repeated reference values give repeated edges: such bins are merged.
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
     shares = [
-        np.maximum(np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1), 0) / len(values)
+        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) / len(values)
         for values in (reference, current)
     ]
     before, now = (np.maximum(share, EMPTY_SHARE) for share in shares)
@@ -61,12 +61,12 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
 
 
 def predictions(table: ParquetFiles) -> np.ndarray:
-    """The predictions of an output that are there, or a sample of them, float64 (n,)."""
+    """The non-null predictions of an output, or a sample of them, float64 (n,)."""
     return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:
-    """How fresh the sources are that fill a model's features, one entry a view.
+    """The age of each source of a model's features, one entry per feature view.
 
     Raises:
         FeatureStoreError: a source can't be read.

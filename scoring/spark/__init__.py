@@ -1,1 +1,1 @@
-"""The Spark engine: the same batch request, past one machine. The only package that imports pyspark."""
+"""The Spark engine: the same batch requests on several machines. The only package that imports pyspark."""

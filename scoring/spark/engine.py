@@ -180,7 +180,7 @@ def _reject(written: list[Written]) -> None:
     total = sum(count for each in written for reason, count in each.reasons.items() if reason != NOT_FINITE)
     if total:
         offending = [(f"row {row + 1}", reason) for each in written for row, reason in each.offending]
-        raise FeaturesRejected(offending[: FeaturesRejected.max_listed], total)
+        raise FeaturesRejected(offending, total)
 
 
 def _ddl(dtype: pa.DataType) -> str:

@@ -1,4 +1,4 @@
-"""The point-in-time join of a batch request on Spark: Feast's own Spark store, and what keeps its answer in order."""
+"""The point-in-time join of a batch request on Spark: Feast's own Spark store, with its answer put in order."""
 
 import functools
 import warnings
@@ -27,32 +27,32 @@ SPARK_TYPES = {"int32": "int", "int64": "bigint", "string": "string"}
 
 
 def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteInputParts) -> list[Written]:
-    """Join a request's rows with the model's features, and have them written in parts; returns what was, by part.
+    """Join a request's rows with the model's features and write them in parts; returns the parts.
 
     Args:
         spark: the session.
-        store: the Feast store; with a Spark offline store of its own, or with views over parquet files.
+        store: the Feast store, with a Spark offline store of its own or with views over parquet files.
         write: which rows, which features, and where to.
 
     Raises:
-        FeatureStoreError: rows were lost. All else that Feast and Spark raise comes as it is.
+        FeatureStoreError: rows were lost. Errors of Feast and Spark are not translated.
     """
     features, rows = write.features, write.rows
     if rows == 0:
         return [write.write(0, [features_of_none(features).append_column(ROW, pa.nulls(0, pa.int64()))])]
     store = on_spark(store)
-    parts = -(-rows // write.rows_a_part)
+    parts = -(-rows // write.rows_per_part)
     keys = tuple(key.name for key in features.join_keys)
-    read = ReadEntityRows(write.request, (*keys, EVENT_TIMESTAMP), write.rows_a_part)
+    read = ReadEntityRows(write.request, (*keys, EVENT_TIMESTAMP), write.rows_per_part)
     types = [f"`{key.name}` {SPARK_TYPES[key.dtype]}" for key in features.join_keys]
     schema = ", ".join([*types, f"`{EVENT_TIMESTAMP}` timestamp_ntz", f"`{ROW}` bigint"])
-    # Feast reads them once for their first moment, once for their last, and several times in its query.
+    # Persisted: Feast reads them once for their first time, once for their last, and several times in its query.
     entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema).persist()
     try:
-        answers = [_ask(store, features, some) for some in _told_apart(entity_rows, features)]
+        answers = [_answer(store, features, some) for some in _unambiguous(entity_rows, features)]
         answer = functools.reduce(DataFrame.unionByName, answers)
-        # Each task gets whole parts, in order; where Feast answers a row several times, the smallest values come first.
-        part = sf.floor(sf.col(ROW) / write.rows_a_part).cast("int")
+        # Each task gets whole parts, in order. Where Feast answers a row several times, the smallest values come first.
+        part = sf.floor(sf.col(ROW) / write.rows_per_part).cast("int")
         placed = answer.repartitionById(parts, part).sortWithinPartitions(ROW, *answer.columns)
         write = msgspec.structs.replace(write, on_demand=on_demand_views(features))
         written = read_written(placed.mapInArrow(write, WRITTEN).collect())
@@ -64,24 +64,24 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     return written
 
 
-def _ask(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
+def _answer(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
     """Feast's answer, `view__feature` and row numbers; without what on-demand views compute."""
     from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
 
     with inside(Path(store.repo_path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Feast says at each call how young its Spark store is
+        warnings.simplefilter("ignore", RuntimeWarning)  # at each call: Feast's Spark store is experimental
         job = store.get_historical_features(entity_rows, features.feast.service, full_feature_names=True)
-    assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - on_spark said so; for the type checker
+    assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - for the type checker: on_spark ensures it
     frame = job.to_spark_df()
     own = {key.name for key in features.join_keys} | {EVENT_TIMESTAMP}
     return frame.select(*[f"`{name}`" for name in frame.columns if name not in own])
 
 
-def _told_apart(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:
-    """The rows in as few frames as needed for Feast's query to tell the keys of any two rows of a frame apart.
+def _unambiguous(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:
+    """The rows in as few frames as needed for Feast's query to distinguish the keys of any two rows of a frame.
 
-    It knows a row by its keys' texts, one after the other without anything between them (feast 0.67): customer 1 of
-    merchant 12 is customer 11 of merchant 2. With a single key there is nothing to confuse.
+    The query identifies a row by its keys as strings, joined without a separator (feast 0.67): customer 1 of merchant
+    12 is customer 11 of merchant 2. A single key is unambiguous.
     """
     composite = sorted(keys for keys in features.joined_keys if len(keys) > 1)
     if not composite:

@@ -1,8 +1,8 @@
-"""A model version as Spark's executors load it: an MLflow pyfunc model around the predict function of batch and online.
+"""A model version for Spark's executors: an MLflow pyfunc model around the predict function of batch and online.
 
-The registered files themselves are not handed to `mlflow.pyfunc.spark_udf`: MLflow would trust the types that they
-name, enforce the signature on frames in which integers beside a null have become doubles, and predict blocks of
-whatever size Spark cuts (docs/adr/003).
+The registered files are not given to `mlflow.pyfunc.spark_udf` directly: MLflow would trust the types that they name,
+enforce the signature on frames in which integers beside a null have become doubles, and predict blocks of any size that
+Spark cuts (docs/adr/003).
 """
 
 import shutil
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REASON = "reason"
-# Codes count from 1, 0 is none: MLflow makes the text "None" of a null in a column of texts (mlflow 3.17).
+# Reasons travel as codes from 1, with 0 for none: MLflow turns a null in a column of strings into "None" (mlflow 3.17).
 _INCOMPLETE = (NOT_FOUND, STALE, NULL_FEATURE)
 REASONS = (*_INCOMPLETE, NOT_FINITE, *(IMPUTED + reason for reason in _INCOMPLETE))
 SCORES = "prediction double, reason int"
@@ -43,7 +43,10 @@ class _Served(msgspec.Struct, frozen=True):
 def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Path:
     """Write the version as a pyfunc model below an empty folder; returns its path, for `spark_udf`.
 
-    Its input is what `encode_vectors` gives, its output columns `prediction` (double) and `reason` (int, see REASONS).
+    It takes the columns of `encode_vectors` and returns `prediction` (double) and `reason` (int, see REASONS).
+
+    Raises:
+        EngineError: the version was loaded without keeping its files.
     """
     import mlflow.pyfunc
 
@@ -56,7 +59,7 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
         version=files.version,
         rules=files.rules,
         as_array=serving.model.as_array,
-        # A task knows its own rows only; who collects the tasks' reasons rejects.
+        # A task knows only its own rows: the driver rejects, by the reasons of all tasks.
         policy=policy if policy.kind == "impute" else Policy(),
     )
     (data / DESCRIPTION).write_bytes(msgspec.json.encode(served))
@@ -65,10 +68,10 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
 
 
 def encode_vectors(vectors: pa.Table, reasons: pa.Array) -> pa.Table:
-    """Feature vectors and their reasons in columns that come through pandas as they are: `i0`, `n0`, `i1`, …, `reason`.
+    """Feature vectors and their reasons in columns that pandas does not change: `i0`, `n0`, `i1`, …, `reason`.
 
-    `n0` says where `i0` is null, for types that pandas has no null for; there, `i0` is 0. Moments are nanoseconds since
-    1970, an int64.
+    `n0` is true where `i0` is null, for types without a null in pandas; there, `i0` is 0. Timestamps are int64
+    nanoseconds since 1970.
     """
     columns: dict[str, Any] = {}
     for place, column in enumerate(vectors.columns):
@@ -78,8 +81,11 @@ def encode_vectors(vectors: pa.Table, reasons: pa.Array) -> pa.Table:
             plain = pc.cast(column, pa.int64()) if pa.types.is_timestamp(column.type) else column
             columns[f"i{place}"] = pc.fill_null(plain, pa.scalar(0, pa.int64()).cast(plain.type))
             columns[f"n{place}"] = pc.is_null(column)
-    codes = pc.add(pc.fill_null(pc.index_in(reasons, pa.array(REASONS)), -1), 1)
-    return pa.table(columns | {REASON: pc.cast(codes, pa.int32())})
+    return pa.table(columns | {REASON: _encode_reasons(reasons)})
+
+
+def _encode_reasons(reasons: pa.Array) -> pa.Array:
+    return pc.cast(pc.add(pc.fill_null(pc.index_in(reasons, pa.array(REASONS)), -1), 1), pa.int32())
 
 
 def decode_vectors(frame: "pd.DataFrame", schema: pa.Schema) -> pa.Table:
@@ -95,7 +101,7 @@ def decode_vectors(frame: "pd.DataFrame", schema: pa.Schema) -> pa.Table:
 
 
 def decode_reasons(codes: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts (n_rows,) of reasons' codes, null for 0."""
+    """The reasons of codes, string (n_rows,), null for 0."""
     chosen = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
     return pa.array([None, *REASONS], pa.string()).take(chosen)
 
@@ -105,7 +111,7 @@ def _has_own_null(dtype: pa.DataType) -> bool:
 
 
 class _Scorer:
-    """What MLflow's pyfunc calls."""
+    """The model that MLflow's pyfunc calls."""
 
     def __init__(self, model: Model, policy: Policy) -> None:
         self._model = model
@@ -117,12 +123,12 @@ class _Scorer:
         vectors = decode_vectors(frame, self._model.signature.schema)
         reasons = decode_reasons(pa.array(frame[REASON].to_numpy()))
         scores = score(self._model, vectors, reasons, self._policy, str)
-        codes = pc.add(pc.fill_null(pc.index_in(scores.reasons, pa.array(REASONS)), -1), 1)
-        return pd.DataFrame({"prediction": scores.predictions.to_numpy(zero_copy_only=False), REASON: codes.to_numpy()})
+        codes = _encode_reasons(scores.reasons).to_numpy()
+        return pd.DataFrame({"prediction": scores.predictions.to_numpy(zero_copy_only=False), REASON: codes})
 
 
 def _load_pyfunc(data: str) -> _Scorer:
-    """MLflow's loader_module calls this."""
+    """Called by MLflow: see `loader_module` above."""
     served = msgspec.json.decode((Path(data) / DESCRIPTION).read_bytes(), type=_Served)
     files = read_model_files(served.version, Path(data) / MODEL, served.rules)
     return _Scorer(load_model(files, served.as_array), served.policy)

@@ -1,4 +1,4 @@
-"""The Spark session: with the settings that make its answers the same on every machine."""
+"""The Spark session, with the settings that make its results the same on every machine."""
 
 import os
 import shutil
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).parent.parent
-# Moments are compared as texts without a zone in Feast's query (feast 0.67): both sides must be UTC.
+# Feast's query compares timestamps as strings without a zone (feast 0.67): both sides must be UTC.
 ALWAYS = {
     "spark.sql.session.timeZone": "UTC",
-    # pandas writes nanoseconds unless told otherwise, and Spark refuses to read them unless told this (spark 4.3).
+    # pandas writes nanoseconds by default, which Spark refuses to read without this (spark 4.3).
     "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
 DEFAULTS = {
@@ -35,7 +35,7 @@ ON_THIS_MACHINE = {
 
 
 def start_spark(master: str, configuration: Mapping[str, str]) -> "SparkSession":
-    """The session of this process: the one that runs already, or a new one on `master`.
+    """This process's session: the one that is running, or a new one on `master`.
 
     Raises:
         EngineError: there is no Java, or Spark does not start.
@@ -44,7 +44,7 @@ def start_spark(master: str, configuration: Mapping[str, str]) -> "SparkSession"
 
     if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
         raise EngineError("Spark needs Java 17 or later: install one, or set JAVA_HOME to where it is.")
-    # What tasks run with: this interpreter. Executors elsewhere have it in the same place if they run the same image.
+    # Tasks run with this interpreter. Executors on other machines have it in the same place if they run the same image.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     local = ON_THIS_MACHINE if master.startswith("local") else {}
     builder = SparkSession.builder.master(master)

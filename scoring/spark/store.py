@@ -1,7 +1,7 @@
-"""Feast's Spark offline store, for views over parquet files, too: the same definitions serve both batch engines.
+"""Feast's Spark offline store, extended to views over parquet files: the same definitions serve both batch engines.
 
-Feast's own store (0.67) wants SparkSource or IcebergSource. A FileSource of parquet files is handed to it as a Spark
-view of those files. Everything else, the point-in-time join before all, is Feast's.
+Feast's store takes SparkSource and IcebergSource only (0.67). Here it also gets a FileSource of parquet files, as a
+Spark view of those files. Everything else is Feast's, above all the point-in-time join.
 """
 
 import copy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class ParquetSparkOfflineStoreConfig(SparkOfflineStoreConfig):
-    """What feature_store.yaml may say under offline_store: what Feast's Spark store takes."""
+    """The offline_store section of feature_store.yaml: the options of Feast's Spark store."""
 
     type: str = "scoring.spark.store.ParquetSparkOfflineStore"
 
@@ -50,7 +50,7 @@ class ParquetSparkOfflineStore(SparkOfflineStore):
         filter_by_created_timestamp: bool = False,
         **kwargs: Any,
     ) -> RetrievalJob:
-        """The point-in-time join, not yet run; as Feast's own store does it, and raising what that raises."""
+        """The point-in-time join, not yet run, as in Feast's own store; raises what that raises."""
         spark = get_spark_session_or_start_new_with_repoconfig(config.offline_store)
         views = [_on_spark(spark, view, config) for view in feature_views]
         return SparkOfflineStore.get_historical_features(
@@ -67,7 +67,7 @@ class ParquetSparkOfflineStore(SparkOfflineStore):
 
 
 def on_spark(store: "FeatureStore") -> "FeatureStore":
-    """The same definitions with a Spark offline store: the store's own if it has one, else the one above."""
+    """The same definitions with a Spark offline store: the store's own, else the one above."""
     from feast import FeatureStore
 
     if isinstance(store.config.offline_store, SparkOfflineStoreConfig):
@@ -108,7 +108,7 @@ def _read(spark: "SparkSession", source: FileSource, config: RepoConfig) -> "Dat
     reverse = {new: old for old, new in source.field_mapping.items()}
     created = reverse.get(source.created_timestamp_column, source.created_timestamp_column)
     if created:
-        # Feast's query loses rows that were created at no known time: its join on their latest compares null to null.
+        # Feast's query loses rows without a created timestamp: its join on the latest one compares null to null.
         earliest = sf.lit("0001-01-01 00:00:00").cast(rows.schema[created].dataType)
         rows = rows.withColumn(created, sf.coalesce(sf.col(f"`{created}`"), earliest))
     return rows

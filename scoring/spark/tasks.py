@@ -1,7 +1,7 @@
-"""What Spark's executors do in Python: read and write the parts of a request, one task a part, always the same bytes.
+"""The Python functions of Spark's executors: read and write the parts of a request, one task per part.
 
-Each is given to `DataFrame.mapInArrow`, and pickled there. Executors reach requests and results as the driver does:
-a folder that all of them see, or S3.
+`DataFrame.mapInArrow` pickles each. Executors reach requests and results as the driver does: a folder that all of them
+see, or S3. A task that is repeated writes the same bytes.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from scoring.batch.join import complete
 from scoring.batch.request import EVENT_TIMESTAMP
-from scoring.batch.scored_rows import CONSTANTS, with_scores
-from scoring.errors import FeatureStoreError
+from scoring.batch.scored_rows import CONSTANTS, count_reasons, with_scores
+from scoring.errors import FeaturesRejected, FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures, reasons_from_nulls
 from scoring.files.location import Location
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from scoring.features.on_demand_views import OnDemandViews
 
 PART = "part__"
-SHOWN_REASONS = 10
+OFFENDING_PER_PART = FeaturesRejected.max_listed
 
 
 class Written(msgspec.Struct, frozen=True):
-    """What a task says of the part that it wrote."""
+    """A part that a task wrote."""
 
     part: int
     content: Content
@@ -45,67 +45,67 @@ class Written(msgspec.Struct, frozen=True):
     scored: int = 0
     reasons: dict[str, int] = {}
     offending: tuple[tuple[int, str], ...] = ()
-    """The first rows, counted from 0 over all parts, that the model was not asked about, and why."""
+    """The first rows whose features are incomplete, counted from 0 over all parts, with their reasons."""
 
 
 WRITTEN = "written string"
 
 
 def read_written(rows: Iterable[Any]) -> list[Written]:
-    """What the tasks of a job said, by part."""
+    """The parts that the tasks of a job wrote, in order."""
     return sorted((msgspec.json.decode(row[0], type=Written) for row in rows), key=lambda each: each.part)
 
 
 class ReadEntityRows(msgspec.Struct, frozen=True):
-    """Part numbers → keys, moment and request-time inputs of their rows, each with its row number."""
+    """Part numbers → keys and event timestamps of their rows, with their row numbers."""
 
     request: Location
     columns: tuple[str, ...]
-    rows_a_part: int
+    rows_per_part: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """A task's."""
+        """See the class; `batches` are those of one task."""
         with ParquetFiles([self.request]) as file:
             for part in _numbers(batches):
-                row = part * self.rows_a_part
-                for table in file.between(row, row + self.rows_a_part, self.columns):
+                row = part * self.rows_per_part
+                for table in file.between(row, row + self.rows_per_part, self.columns):
                     numbers = pa.array(range(row, row + table.num_rows), pa.int64())
-                    # Without a zone: Spark would hand Feast the first and last moment in the driver's own (feast 0.67).
-                    moments = pc.cast(pc.cast(table[EVENT_TIMESTAMP], pa.int64()), pa.timestamp("us"))
-                    place = table.column_names.index(EVENT_TIMESTAMP)
-                    entity_rows = table.set_column(place, EVENT_TIMESTAMP, moments).append_column(ROW, numbers)
+                    # Without a zone: Spark would give Feast the first and last one in the driver's zone (feast 0.67).
+                    timestamps = pc.cast(pc.cast(table[EVENT_TIMESTAMP], pa.int64()), pa.timestamp("us"))
+                    index = table.column_names.index(EVENT_TIMESTAMP)
+                    entity_rows = table.set_column(index, EVENT_TIMESTAMP, timestamps).append_column(ROW, numbers)
                     yield from entity_rows.to_batches()
                     row += table.num_rows
 
 
 class WriteInputParts(msgspec.Struct, frozen=True):
-    """Feast's answer, sorted by row number, whole parts in each task → the parts of batch_input, written."""
+    """Feast's answer, sorted by row number, with whole parts in each task → the parts of batch_input, written."""
 
     request: Location
     features: ModelFeatures
     rows: int
-    rows_a_part: int
+    rows_per_part: int
     metadata: dict[bytes, bytes]
     folder: Location
     name: str
     on_demand: "OnDemandViews | None" = None
-    """What adds on-demand features to the answer."""
+    """Adds on-demand features to the answer."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """A task's."""
-        answers = _split(_without_repeats(pa.Table.from_batches([batch]) for batch in batches), self.rows_a_part)
+        """See the class; `batches` are those of one task."""
+        answers = _split(_without_repeats(pa.Table.from_batches([batch]) for batch in batches), self.rows_per_part)
         for part, tables in itertools.groupby(answers, lambda pair: pair[0]):
-            yield _said(self.write(part, (table for _, table in tables)))
+            yield _report(self.write(part, (table for _, table in tables)))
 
     def write(self, part: int, answers: Iterable[pa.Table]) -> Written:
-        """One part, from Feast's answer for its rows.
+        """Write one part from Feast's answer for its rows.
 
         Raises:
             FeatureStoreError: the answer lacks a row.
         """
-        first = part * self.rows_a_part
+        first = part * self.rows_per_part
         with ParquetFiles([self.request]) as file, _part(self.folder, self.name, part) as (path, name):
-            own = RowsInTurn(file.between(first, min(first + self.rows_a_part, self.rows)), file.schema)
+            own = RowsInTurn(file.between(first, min(first + self.rows_per_part, self.rows)), file.schema)
             rows = write_tables(self._completed(first, own, answers), path, self.metadata)
             return Written(part, content_of(path, name), rows)
 
@@ -125,13 +125,13 @@ class WriteInputParts(msgspec.Struct, frozen=True):
 
 
 class ReadVectors(msgspec.Struct, frozen=True):
-    """Part numbers → feature vectors of their rows, as `scoring.spark.model` gets them."""
+    """Part numbers → feature vectors of their rows, encoded for `scoring.spark.model`."""
 
     parts: tuple[Location, ...]
     features: ModelFeatures
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """A task's."""
+        """See the class; `batches` are those of one task."""
         for part in _numbers(batches):
             with ParquetFiles([self.parts[part]]) as file:
                 for vectors in file.between(0, file.rows, self.features.signature.names):
@@ -142,24 +142,24 @@ class ReadVectors(msgspec.Struct, frozen=True):
 
 
 class WriteOutputParts(msgspec.Struct, frozen=True):
-    """Scores in the order of their rows, whole parts in each task → the parts of batch_output, written."""
+    """Scores in the order of their rows, with whole parts in each task → the parts of batch_output, written."""
 
     parts: tuple[Location, ...]
     before: tuple[int, ...]
-    """How many rows there are before each part."""
+    """How many rows there are before each part, and in total."""
     version: ModelVersion
     service: str
     folder: Location
     name: str
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """A task's."""
+        """See the class; `batches` are those of one task."""
         tables = ((batch[PART][0].as_py(), pa.Table.from_batches([batch])) for batch in batches if batch.num_rows)
         for part, of_part in itertools.groupby(tables, lambda pair: pair[0]):
-            yield _said(self.write(part, (table for _, table in of_part)))
+            yield _report(self.write(part, (table for _, table in of_part)))
 
     def write(self, part: int, scored: Iterable[pa.Table]) -> Written:
-        """One part, from the predictions (double) and the codes of reasons (int) of its rows."""
+        """Write one part from the columns `prediction` (double) and `reason` (int, a code) of its rows."""
         counts: Counter[str] = Counter()
         offending: list[tuple[int, str]] = []
         predicted = 0
@@ -170,9 +170,8 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
             for each in scored:
                 scores = Scores(each["prediction"].combine_chunks(), decode_reasons(each["reason"]))
                 predicted += each.num_rows - scores.predictions.null_count
-                for pair in pc.value_counts(scores.reasons.drop_null()).to_pylist():
-                    counts[pair["values"]] += pair["counts"]
-                offending.extend(_first_offending(scores, row, SHOWN_REASONS - len(offending)))
+                counts.update(count_reasons(scores))
+                offending.extend(_first_offending(scores, row, OFFENDING_PER_PART - len(offending)))
                 yield with_scores(own.take(each.num_rows), scores, self.version, self.service)
                 row += each.num_rows
 
@@ -185,7 +184,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def _part(folder: Location, generation: str, part: int) -> Iterator[tuple[Path, str]]:
-    """A path to write a part to, and the name that it gets when it is whole; a task that is repeated replaces it."""
+    """A path to write a part to, and the name under which it is published when the block ends."""
     name = f"{generation}/part-{part:05d}.parquet"
     with publishing(folder / name) as path:
         yield path, name
@@ -196,13 +195,13 @@ def _numbers(batches: Iterator[pa.RecordBatch]) -> Iterator[int]:
         yield from batch.column(0).to_pylist()
 
 
-def _said(written: Written) -> pa.RecordBatch:
+def _report(written: Written) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"written": [msgspec.json.encode(written).decode()]})
 
 
 def _without_repeats(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The first of the rows of the same number, which follow each other: Feast's query (0.67) gives several where its
-    source has several rows of the same key and moment."""
+    """Only the first of consecutive rows with the same number: Feast's query answers a row several times where its
+    source has several rows of the same key and time (feast 0.67)."""
     last = -1
     for table in tables:
         numbers = table[ROW].to_numpy()
@@ -211,10 +210,10 @@ def _without_repeats(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table if new.all() else table.filter(pa.array(new))
 
 
-def _split(tables: Iterable[pa.Table], rows_a_part: int) -> Iterator[tuple[int, pa.Table]]:
-    """Tables sorted by row number, cut where parts end, with the part that they belong to."""
+def _split(tables: Iterable[pa.Table], rows_per_part: int) -> Iterator[tuple[int, pa.Table]]:
+    """Tables sorted by row number, cut at the ends of parts, each with its part's number."""
     for table in tables:
-        parts = table[ROW].to_numpy() // rows_a_part
+        parts = table[ROW].to_numpy() // rows_per_part
         bounds = [0, *(np.flatnonzero(parts[1:] != parts[:-1]) + 1).tolist(), len(parts)]
         for start, stop in itertools.pairwise(bounds):
             if start < stop:
@@ -224,6 +223,6 @@ def _split(tables: Iterable[pa.Table], rows_a_part: int) -> Iterator[tuple[int, 
 def _first_offending(scores: Scores, row: int, wanted: int) -> list[tuple[int, str]]:
     if wanted <= 0 or scores.reasons.null_count == len(scores.reasons):
         return []
-    told = pc.fill_null(pc.not_equal(scores.reasons, NOT_FINITE), False)
-    places = np.flatnonzero(told.to_numpy(zero_copy_only=False))[:wanted]
+    incomplete = pc.fill_null(pc.not_equal(scores.reasons, NOT_FINITE), False)
+    places = np.flatnonzero(incomplete.to_numpy(zero_copy_only=False))[:wanted]
     return [(row + int(place), scores.reasons[int(place)].as_py()) for place in places]

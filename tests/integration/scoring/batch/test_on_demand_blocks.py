@@ -238,9 +238,9 @@ def test_blocks_have_what_feast_computes_of_all_rows_at_once(world, caplog, serv
     assert_same(joined, typed_as_declared(job, job.to_arrow()))
 
 
-def streamed(job: AsofRetrievalJob, rows_a_block: int) -> pa.Table:
+def streamed(job: AsofRetrievalJob, rows_per_block: int) -> pa.Table:
     """A job's rows with on-demand features, in blocks of another size than usual."""
-    return pa.concat_tables(with_on_demand_features(views_of(job), job.to_batches(), (), rows_a_block))
+    return pa.concat_tables(with_on_demand_features(views_of(job), job.to_batches(), (), rows_per_block))
 
 
 def views_of(job: AsofRetrievalJob) -> OnDemandViews:
@@ -300,7 +300,7 @@ def test_a_function_that_looks_at_other_rows_gets_all_at_once_and_a_warning_says
 
     (said,) = caplog.messages
     assert f"the function of on-demand view '{view}'" in said
-    assert "this request is in memory as a whole, which grows with its rows" in said
+    assert "this request is held in memory as a whole, which grows with its rows" in said
     assert_same(joined, typed_as_declared(job, job.to_arrow()))
 
 
@@ -313,9 +313,9 @@ def test_a_function_that_begins_to_look_at_other_rows_later_ends_the_request(wor
 @pytest.mark.parametrize("service", ["pandas", "python", "both"])
 def test_the_size_of_blocks_never_changes_a_feature(world, service):
     random = np.random.default_rng(11)
-    for rows_a_block in (1, 2, 5, 11):
+    for rows_per_block in (1, 2, 5, 11):
         job = world.ask(service, world.request(random.integers(-1, SHOPS + 2, random.integers(1, 30))))
-        assert_same(streamed(job, rows_a_block), typed_as_declared(job, job.to_arrow()))
+        assert_same(streamed(job, rows_per_block), typed_as_declared(job, job.to_arrow()))
 
 
 @pytest.mark.parametrize("service", ["both", "centred"])
