@@ -1,4 +1,4 @@
-"""Arrow types and conversions: the model signature, timestamps, and values as strings for people.
+"""Arrow types and conversions: the model signature, timestamps, values as strings.
 
 Knows pyarrow only: no model, no store, no file.
 """

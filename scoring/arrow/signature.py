@@ -20,10 +20,10 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "datetime": pa.timestamp("ns"),
 }
 
-# Whole numbers up to here have a double of their own.
-MOST_EXACT = 2**53
+# A double holds every integer up to here.
+MAX_EXACT_INTEGER = 2**53
 
-# Stands in for a value that nobody knows, where only the way matters that it takes.
+# Placeholder values for a probe, whose answer does not matter.
 NEUTRAL: dict[pa.DataType, object] = {
     pa.bool_(): False,
     pa.int32(): 0,
@@ -44,7 +44,7 @@ class ModelInput(msgspec.Struct, frozen=True):
 
 
 class Signature(msgspec.Struct, frozen=True, dict=True):
-    """A model's inputs in the order in which it expects them. Source: the signature stored with the model."""
+    """A model's inputs in the order that it expects. Source: the signature stored with the model."""
 
     inputs: tuple[ModelInput, ...]
 
@@ -55,12 +55,12 @@ class Signature(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        """Arrow schema of a feature vector: one nullable field an input, in order."""
+        """Arrow schema of a feature vector: one nullable field per input, in order."""
         return pa.schema([(column.name, column.dtype) for column in self.inputs])
 
 
 def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signature:
-    """The signature from MLflow's own form of it.
+    """The signature, from MLflow's form of it.
 
     Args:
         model: `name/version`, for the error.
@@ -75,8 +75,7 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
             "it was logged without a signature. Log it with "
             "signature=mlflow.models.infer_signature(features, predictions).",
         )
-    nameless = [column for column in columns if not column.get("name")]
-    if nameless:
+    if not all(column.get("name") for column in columns):
         raise ModelRefused(
             model,
             "its signature has inputs without names (a tensor). Infer it from a DataFrame with named columns.",
@@ -93,10 +92,10 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
 
 
 def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
-    """Whether values of `source` may be handed over as `target`.
+    """Whether values of `source` may be converted to `target`.
 
-    Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). What would
-    round silently (double to float) or needs a convention (text to number, float to integer) is not.
+    Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). One that
+    would round silently (double to float) or needs a convention (string to number, float to integer) is not.
     """
     if source == target or (pa.types.is_timestamp(source) and pa.types.is_timestamp(target)):
         return True
@@ -132,25 +131,25 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
 
 
 def _widened(column: pa.Array) -> pa.Array | None:
-    """Numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; None for others."""
+    """Numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; else None."""
     if column.type == pa.float32():
         values = column.to_numpy().astype(np.float64)
         return pa.array(values) if np.isfinite(values).all() else None
     if column.type == pa.int64() and len(column):
         values = column.to_numpy()
-        if values.min() >= -MOST_EXACT and values.max() <= MOST_EXACT:
+        if values.min() >= -MAX_EXACT_INTEGER and values.max() <= MAX_EXACT_INTEGER:
             return pa.array(values.astype(np.float64))
     return None
 
 
-def as_kept(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Values of an offline source as an online store keeps those of a declared type.
+def as_stored(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Values of an offline source as an online store keeps values of a declared type.
 
-    Feast writes whole seconds, and NaN as null.
+    Feast writes timestamps in seconds, and NaN as null.
 
     Raises:
         ArrowInvalid: a value has no exact counterpart; doubles are rounded to floats.
-        ArrowNotImplementedError: there is no way from one type to the other.
+        ArrowNotImplementedError: Arrow can't convert one type to the other.
     """
     if pa.types.is_timestamp(declared) and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from scoring.arrow.timestamps import MOMENT
+from scoring.arrow.timestamps import TIMESTAMP
 from scoring.batch.manifest import unreadable
 from scoring.batch.request_values import convert_column
 from scoring.batch.text_request import check_encoding, check_quotes, find_uneven_row, line_that_is_not_utf8
@@ -102,7 +102,7 @@ def entity_columns(features: ModelFeatures) -> dict[str, pa.DataType | None]:
     None allows any type.
     """
     order = dict.fromkeys([*(key.name for key in features.join_keys), EVENT_TIMESTAMP])
-    return {**order, **features.request_columns, EVENT_TIMESTAMP: MOMENT}
+    return {**order, **features.request_columns, EVENT_TIMESTAMP: TIMESTAMP}
 
 
 def _read(file: Path, place: str) -> Iterator[pa.Table]:

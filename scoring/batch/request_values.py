@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.arrow.text import plain_strings, text_of
-from scoring.arrow.timestamps import MOMENT, to_moment
+from scoring.arrow.text import plain_strings, to_string
+from scoring.arrow.timestamps import TIMESTAMP, to_timestamps
 from scoring.errors import BatchRequestError
 
 INTEGER = r"^\s*[+-]?\d+\s*$"
@@ -25,7 +25,7 @@ def convert_column(
         return _converted(column, target)
     except MISFITS:
         row = _first_misfit(column, target)
-    text = text_of(column[row])
+    text = to_string(column[row])
     value = text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"
     wanted = "an ISO 8601 date and time of the years 1678 to 2261" if pa.types.is_timestamp(target) else str(target)
     raise BatchRequestError(place, f"{value!r} is not {wanted}.", column=name, row=first_row + row + 1) from None
@@ -50,8 +50,8 @@ def _converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_null(column.type):
         return pc.cast(column, target)  # the caller refuses a null where a value is needed
     if pa.types.is_timestamp(target):
-        timestamps = to_moment(column)
-        return timestamps if target == MOMENT else pc.cast(pc.cast(timestamps, pa.timestamp("us")), target)
+        timestamps = to_timestamps(column)
+        return timestamps if target == TIMESTAMP else pc.cast(pc.cast(timestamps, pa.timestamp("us")), target)
     if pa.types.is_string(column.type):
         if pa.types.is_integer(target) and not pc.all(pc.match_substring_regex(column, INTEGER), min_count=0).as_py():
             raise pa.ArrowInvalid("not an integer")

@@ -19,7 +19,7 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisType, _versio
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id, adapt_datetime_epoch
 from feast.repo_config import RepoConfig
 
-from scoring.feast_plugins.value_encoder import encode_moments
+from scoring.feast_plugins.value_encoder import encode_timestamps
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -156,7 +156,10 @@ class RedisWriter:
     def _rows_of(self, rows: EncodedRows, part: slice) -> Iterator[tuple[bytes, ...]]:
         keys = [key + self._project for key in rows.keys[part]]
         return zip(
-            keys, encode_moments(rows.moments[part]), *(rows.values[name][part] for name in self._features), strict=True
+            keys,
+            encode_timestamps(rows.moments[part]),
+            *(rows.values[name][part] for name in self._features),
+            strict=True,
         )
 
 

@@ -34,7 +34,7 @@ CONTINUED = 0x80
 WEIGHTS = np.uint64(1) << 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
 
 
-def decode_moments(values: Sequence[bytes | None]) -> np.ndarray:
+def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
     there = _present(values)
     seconds = _unpack_integers(there, SECONDS_TAG)

@@ -48,7 +48,7 @@ def encoder(declared: ValueType, found: pa.DataType) -> Encode | None:
     return known.encode if known is not None and known.accepts(found) else None
 
 
-def encode_moments(microseconds: np.ndarray) -> list[bytes]:
+def encode_timestamps(microseconds: np.ndarray) -> list[bytes]:
     """Serialized protobuf Timestamps of times in microseconds since 1970, int64 (n,)."""
     seconds, rest = np.divmod(microseconds, 1_000_000)
     # A field that is zero is left out: a Timestamp's have no presence of their own.

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.arrow.signature import Signature, as_kept, conform
+from scoring.arrow.signature import Signature, as_stored, conform
 from scoring.feast_plugins.join_keys import JoinKey, Keys
 
 NOT_FOUND = "not_found"
@@ -131,7 +131,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
             else:
                 column = columns[feature.column]
                 if not feature.on_demand and pa.types.is_timestamp(feature.dtype):
-                    column = as_kept(column, column.type)
+                    column = as_stored(column, column.type)
                 column = conform(column, feature.dtype, feature.column)
                 for view in feature.views:
                     if view in unusable:

@@ -16,7 +16,7 @@ from feast.field import Field
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.types import from_feast_to_pyarrow_type
 
-from scoring.arrow.signature import as_kept
+from scoring.arrow.signature import as_stored
 from scoring.errors import UnusableFeature, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
@@ -76,7 +76,7 @@ class OnDemandViews:
             kind = self._declared.get(name)
             if kind is not None:
                 try:
-                    rows = rows.set_column(place, name, as_kept(column, kind))
+                    rows = rows.set_column(place, name, as_stored(column, kind))
                 except pa.ArrowInvalid:
                     doing = f"converting {name!r} from {column.type} to {kind}, as its view declares it"
                     raise UnusableFeature(doing, "a value has no counterpart there") from None

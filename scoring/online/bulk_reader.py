@@ -1,8 +1,8 @@
 """Readers of Feast's online stores that look up all entities of a request, or of many requests, at once.
 
-Feast reads an online store entity by entity and makes an object of each value. A bulk reader gets the same rows in one
-command, as columns. What it knows of a store's layout is held against Feast's own functions when it is made; where they
-differ, or a service needs what it can't do, there is no reader, and Feast's own way serves.
+Feast reads an online store entity by entity and makes an object of each value. A bulk reader gets the same rows with
+one command, as columns. What it assumes about a store's layout is compared with Feast's own functions when it is made.
+Where they differ, or a service needs what it can't read, there is no bulk reader and Feast reads the store.
 """
 
 import logging
@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader | None:
-    """A reader of what `features` needs, or None where Feast's own way must serve.
+    """A reader of what `features` needs, or None where Feast must read the store.
 
-    That is: another online store than Feast's SQLite or Redis, on-demand views
-    (`scoring.on_demand_reader` has it read what these need), versioned views, a type other than numbers, bool and text,
-    or a layout that is not the known one.
+    That is the case for online stores other than Feast's SQLite or Redis, on-demand features (`on_demand_online` has
+    it read what these need), versioned views, types other than numbers, booleans and strings, and unknown layouts.
+
+    Raises:
+        FeatureStoreError: the store's settings are wrong.
     """
     from feast.infra.online_stores.redis import RedisOnlineStoreConfig
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
@@ -35,23 +37,21 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
     config = store.config
     makers: dict[Any, Any] = {RedisOnlineStoreConfig: redis_reader, SqliteOnlineStoreConfig: sqlite_reader}
     make = makers.get(type(config.online_store))
-    if make is None:
-        return None
-    versioned = config.registry.enable_online_feature_view_versioning
     views = view_columns(features)
-    if versioned or config.entity_key_serialization_version != SERIALIZATION_VERSION or views is None:
+    if make is None or views is None or config.registry.enable_online_feature_view_versioning:
         return None
-    reader = make(store, views) if all(match_feast(view.keys) for view in views) else None
+    if config.entity_key_serialization_version != SERIALIZATION_VERSION:
+        return None
+    reader: StoreReader | None = make(store, views) if all(match_feast(view.keys) for view in views) else None
     if reader is None:
-        log.warning("The online store is read by Feast itself, which is slower: its layout is not the known one.")
+        log.warning("Feast reads the online store, which is slower: its layout is unknown to the bulk reader.")
     return reader
 
 
 def view_columns(features: ModelFeatures) -> list[ViewColumns] | None:
     """What to read from each feature view; None unless all of it is plain values of views with entities."""
-    if any(feature.on_demand or feature.dtype not in VALUE_FIELDS for feature in features.features):
-        return None
-    if not all(view.keys for view in features.views):
+    plain = all(not feature.on_demand and feature.dtype in VALUE_FIELDS for feature in features.features)
+    if not plain or not all(view.keys for view in features.views):
         return None
     return [
         ViewColumns(

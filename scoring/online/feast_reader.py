@@ -1,4 +1,4 @@
-"""Feast's own way to what an online store holds: for any store, entity by entity."""
+"""Reads an online store through Feast: any store, entity by entity."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
 
 
 class FeastReader:
-    """A `StoreReader` that asks Feast, for a whole feature service or for some features of it."""
+    """A `StoreReader` that calls Feast, for a whole feature service or for some features of it."""
 
-    store_errors: tuple[type[Exception], ...] = (Exception,)
-    """Every online store of Feast's raises its own."""
+    store_errors = (Exception,)  # each of Feast's online stores raises its own
 
     def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] | None = None) -> None:
-        """Remember what to ask for.
+        """Prepare the calls.
 
         Args:
             store: the Feast store.
-            features: what is wanted.
+            features: what to read.
             references: `view:feature` of all of that, and of a column of each view; None: Feast is asked for the
-                service, and computes what its on-demand views add.
+                service, and computes its on-demand features.
         """
         self._store = store
         self._features = features
@@ -51,20 +50,20 @@ class FeastReader:
         """`view__feature` → Feast's own column."""
         if self._references is not None:
             keys = {key.name: entity_rows[key.name] for key in self._features.join_keys}
-            return self._ask(self._references, keys, full_names=True) if self._references else {}
+            return self._call(self._references, keys, full_names=True) if self._references else {}
         short = self._short_names
-        results = self._ask(self._features.feast.service, dict(entity_rows), full_names=short is None)
+        results = self._call(self._features.feast.service, dict(entity_rows), full_names=short is None)
         if short is None:
             return results
         return {full: results[name] for full, name in short.items() if name in results}
 
-    def _ask(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
+    def _call(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
         answer = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
         return dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
 
 
 def _short_names(features: ModelFeatures) -> dict[str, str] | None:
-    """`view__feature` → `feature`, where a view is on demand and no two features have the same name; else None.
+    """`view__feature` → `feature`, where some features are on demand and no two have the same name; else None.
 
     With full names, Feast takes the output of an on-demand view for something else: in Python mode it leaves it out,
     and in pandas mode integers beside a null come back as doubles (feast 0.67).
@@ -79,6 +78,6 @@ def _short_names(features: ModelFeatures) -> dict[str, str] | None:
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:
-    """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast tells it."""
+    """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast reports it."""
     times = column.event_timestamps
     return np.fromiter((time.seconds + time.nanos * 1e-9 for time in times), np.float64, rows)

@@ -1,8 +1,8 @@
-"""On-demand features of a request: what an online store holds, and what the views' functions make of it.
+"""On-demand features of a request: what an online store holds, and what the views' functions compute from it.
 
-The functions are called as in a batch run so that both agree. Feast's own way serves where that
- can't be: a source under another name, aggregations, what is written to the online store, and inputs other than
-numbers, truth values, texts and moments.
+The functions are called as in a batch run, so that both agree. Feast computes the features itself where that is not
+possible: a source under another name, aggregations, views that are written to the online store, and inputs other than
+numbers, booleans, strings and timestamps.
 """
 
 import copy
@@ -19,8 +19,9 @@ from scoring.errors import FeatureStoreError, FunctionNotRunnable, UnusableFeatu
 from scoring.feast_plugins.value_decoder import VALUE_FIELDS
 from scoring.features.model_features import Feature, ModelFeatures
 from scoring.features.on_demand_views import FunctionFailed, OnDemandViews, request_types_of, sources_of
+from scoring.online.bulk_reader import bulk_reader
 from scoring.online.feast_reader import FeastReader
-from scoring.online.reading import RUNNING_VIEW, BulkReader, StoreReader, request_column
+from scoring.online.reading import RUNNING_VIEW, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALLED = ("pandas", "python")
+"""Modes of views whose functions are called here."""
 
 
 class OnDemandOnline:
-    """What adds on-demand features to what was read for one request. Threads may share it."""
+    """Adds on-demand features to what was read for one request. Threads may share it."""
 
     def __init__(self, views: OnDemandViews, inputs: Sequence[Feature], types: Mapping[str, pa.DataType]) -> None:
-        """Args: the views, what they read of other views, and the types of the columns that they read of a request."""
+        """Args: the views, what they read from other views, and the types of what they take from a request."""
         self._views = views
         self._sources = {each.column: each.views[0] for each in inputs}
         self._types = types
@@ -49,13 +51,13 @@ class OnDemandOnline:
 
         Args:
             columns: `view__feature` → values (n,) as the store has them.
-            unusable: view → bool (n,), rows that are not there or past their time to live: a function gets nulls, as it
-                does of a join in the past.
+            unusable: view → bool (n,), rows that are missing or past their time to live: a function gets nulls there,
+                as it does from a point-in-time join.
             entity_rows: the request's, column → n values.
 
         Raises:
             EntityRowsError: a request's value is not what its view declares.
-            UnusableFeature: a function raised, or gave something else than it declares.
+            UnusableFeature: a function raised, or returned something other than it declares.
         """
         given = {name: request_column(name, entity_rows, kind) for name, kind in self._types.items()}
         for name, view in self._sources.items():
@@ -69,20 +71,14 @@ class OnDemandOnline:
             raise UnusableFeature(f"{RUNNING_VIEW} {error.view!r}", type(error.__cause__).__name__) from error
         except (ValueError, pa.ArrowException) as error:
             raise UnusableFeature(RUNNING_VIEW, type(error).__name__) from error
-        made = {name: rows[name].combine_chunks() for name in rows.column_names if name not in given}
-        return {**columns, **made}
+        computed = {name: rows[name].combine_chunks() for name in rows.column_names if name not in given}
+        return {**columns, **computed}
 
 
 def with_on_demand_views(
-    store: "FeatureStore", features: ModelFeatures, views: OnDemandViews, bulk: BulkReader
+    store: "FeatureStore", features: ModelFeatures, views: OnDemandViews
 ) -> tuple[StoreReader, OnDemandOnline] | None:
-    """How to look up features of which some are on demand; None where Feast has to compute them itself.
-
-    Args:
-        store: the Feast store.
-        features: what is needed.
-        views: what computes some of it.
-        bulk: what makes a faster reader of stored features than Feast, if it can.
+    """How to look up features of which `views` compute some; None where Feast has to compute them itself.
 
     Raises:
         FeatureStoreError: a view's function can't be run.
@@ -92,39 +88,36 @@ def with_on_demand_views(
     try:
         inputs = _inputs(views.views)
         types = {key.name: key.arrow_type for key in features.join_keys} | _request_types(views.views, features)
-        stored = _stored_reader(store, features, inputs, bulk)
+        stored = _stored_reader(store, features, inputs)
     except _OnlyFeast as reason:
-        alone = [view.name for view in views.views if view.singleton]
-        if alone:  # Feast would give each row what it computes for the first one (feast 0.67)
-            doing = f"preparing on-demand view {alone[0]!r}"
+        singletons = [view.name for view in views.views if view.singleton]
+        if singletons:  # Feast would give each row what it computes for the first one (feast 0.67)
+            doing = f"preparing on-demand view {singletons[0]!r}"
             raise FeatureStoreError(doing, f"it takes one row at a time, and {reason}") from None
-        logger.warning("On-demand views of service %r are left to Feast, with its types: %s", features.service, reason)
+        logger.warning(
+            "Feast computes the on-demand features of service %r, with its own types: %s", features.service, reason
+        )
         return None
     return stored, OnDemandOnline(views, inputs, types)
 
 
 class _OnlyFeast(Exception):
-    """Why Feast has to compute the views itself."""
+    """Why Feast has to compute the features itself."""
 
 
-def _stored_reader(
-    store: "FeatureStore",
-    features: ModelFeatures,
-    inputs: Sequence[Feature],
-    bulk: BulkReader,
-) -> StoreReader:
-    """What reads the features that are not on demand, and the inputs of those that are."""
-    plain = {each.column: each for each in features.features if not each.on_demand}
-    plain |= {each.column: each for each in inputs if each.column not in plain}
-    to_read = msgspec.structs.replace(features, features=tuple(plain.values()))
-    stored = bulk(store, to_read)
-    if stored is not None:
-        return stored
+def _stored_reader(store: "FeatureStore", features: ModelFeatures, inputs: Sequence[Feature]) -> StoreReader:
+    """A reader of the features that are not on demand, and of the inputs of those that are."""
+    stored = {each.column: each for each in features.features if not each.on_demand}
+    stored = {each.column: each for each in inputs} | stored
+    to_read = msgspec.structs.replace(features, features=tuple(stored.values()))
+    reader = bulk_reader(store, to_read)
+    if reader is not None:
+        return reader
     renamed = [view.name for view in features.views if view.renamed]
-    if renamed:  # references can't say so
+    if renamed:
         raise _OnlyFeast(f"view {renamed[0]!r} has another name or other join keys in the service")
     of_views = [Feature(view.name, view.columns[0], pa.null(), (view.name,)) for view in features.views]
-    return FeastReader(store, to_read, sorted({each.reference for each in (*plain.values(), *of_views)}))
+    return FeastReader(store, to_read, sorted({each.reference for each in (*stored.values(), *of_views)}))
 
 
 def _try_out(view: OnDemandFeatureView) -> None:
@@ -137,16 +130,16 @@ def _try_out(view: OnDemandFeatureView) -> None:
         return
     try:
         copy.copy(view).infer_features()
-    except (Exception, SystemExit) as error:  # whatever a function raises
+    except (Exception, SystemExit) as error:  # a function may raise anything
         raise FunctionNotRunnable(view.name, error) from error
 
 
 def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
-    """What the views read of other views."""
+    """What the views read from other views."""
     inputs = []
     for view in views:
         if view.mode not in CALLED or view.aggregations or view.write_to_online_store:
-            raise _OnlyFeast(f"view {view.name!r} is written to the online store, aggregates, or is no Python")
+            raise _OnlyFeast(f"view {view.name!r} is written to the online store, aggregates, or is not in Python")
         for source in sources_of(view):
             if source.renamed:
                 raise _OnlyFeast(f"view {view.name!r} reads {source.name!r} by another name or other join keys")
@@ -159,8 +152,8 @@ def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
 
 
 def _request_types(views: Sequence[OnDemandFeatureView], features: ModelFeatures) -> dict[str, pa.DataType]:
-    """What the views read of a request."""
+    """What the views take from a request."""
     names = {name for view in views for name in request_types_of(view)}
     for name in sorted(names - features.request_types.keys()):
-        raise _OnlyFeast(f"{name!r}, which comes with the request, has a type of its own kind")
+        raise _OnlyFeast(f"{name!r}, which comes with the request, has a type that no model input may have")
     return {name: kind for name, kind in features.request_types.items() if name in names}

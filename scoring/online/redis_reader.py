@@ -1,4 +1,4 @@
-"""Reads many entities of Feast's Redis online store in one round trip.
+"""Reads many entities from Feast's Redis online store in one round trip.
 
 `RedisReader` sends the commands for all entities of a request, or of many requests, at once, over redis-py's
 connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as long; a
@@ -9,9 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from feast.infra.key_encoding_utils import serialize_entity_key
@@ -27,8 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from scoring.errors import READING, FeatureStoreError, UnusableFeature
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
-from scoring.feast_plugins.value_decoder import decode_moments, decode_values
-from scoring.features.model_features import Feature
+from scoring.feast_plugins.value_decoder import decode_timestamps, decode_values
 from scoring.online.reading import StoreRead, ViewColumns
 
 if TYPE_CHECKING:
@@ -41,137 +39,128 @@ KEYS_AT_ONCE = 2000
 # first are decoded.
 KEYS_PER_PIECE = 400
 RESP2 = 2
-"""The protocol in which a reply is all that a server sends."""
-NO_REDIS = "what its address answers is not what a Redis answers: look at what listens there"
+"""The protocol in which a server sends nothing but replies."""
 
 
-class Group(msgspec.Struct, frozen=True):
-    """Feature views of the same entity: their features stand in one hash, and are read with one command."""
+class NotRedis(FeatureStoreError):
+    """Something other than Redis answered."""
 
-    keys: Keys
-    views: tuple[ViewColumns, ...]
+    def __init__(self) -> None:
+        super().__init__(READING, "its address is answered by something other than Redis: check what listens there")
 
-    @property
-    def features(self) -> tuple[Feature, ...]:
-        """All features to read from each hash."""
-        return tuple(feature for view in self.views for feature in view.features)
 
-    @property
-    def fields(self) -> tuple[bytes, ...]:
-        """The hash's fields to read: each view's event timestamp, then the features."""
-        moments = (f"_ts:{view.view.name}".encode() for view in self.views)
-        features = (_mmh3(f"{view.view.name}:{feature.name}") for view in self.views for feature in view.features)
-        return (*moments, *features)
+class _Hashes:
+    """The hashes of one kind of entity: one command reads the features of all views that share the join keys."""
+
+    def __init__(self, keys: Keys, views: Sequence[ViewColumns]) -> None:
+        self.keys = keys
+        self.views = tuple(views)
+        self.features = [feature for view in views for feature in view.features]
+        names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
+        self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
+
+    def decode(self, replies: Sequence[Any]) -> StoreRead:
+        """The values of some hashes.
+
+        Raises:
+            redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `check_replies`.
+            UnusableFeature, google.protobuf.message.DecodeError: a value is not what its feature is declared to be.
+        """
+        check_replies(replies, self.command.width)
+        fields = list(zip(*replies, strict=True))
+        timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
+        try:
+            return StoreRead(
+                {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)},
+                {
+                    feature.column: decode_values(each, feature.dtype)
+                    for feature, each in zip(self.features, values, strict=True)
+                },
+            )
+        except Exception:
+            # Checked only now: nearly always every value is one that Redis can return.
+            if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
+                raise
+            raise NotRedis from None
 
 
 class RedisReader:
-    """A `StoreReader`: one round trip a group of views, and KEYS_AT_ONCE entities."""
+    """A `StoreReader`: one round trip per kind of entity and KEYS_AT_ONCE entities."""
 
-    store_errors: tuple[type[Exception], ...] = (RedisError, OSError)
+    store_errors = (RedisError, OSError)
 
-    def __init__(self, client: "Redis", project: str, groups: Sequence[Group]) -> None:
+    def __init__(self, client: "Redis", project: str, views: Sequence[ViewColumns]) -> None:
         """Args: a client, Feast's project, and what to read."""
         self._pool = client.connection_pool
         self._project = project.encode()
-        self._groups = [(group, ReadHashes(group.fields), group.features) for group in groups]
+        by_keys: dict[Keys, list[ViewColumns]] = {}
+        for view in views:
+            by_keys.setdefault(view.keys, []).append(view)
+        self._hashes = [_Hashes(keys, each) for keys, each in by_keys.items()]
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        written_s: dict[str, np.ndarray] = {}
+        event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
-        for group, command, features in self._groups:
-            keys = entity_keys(group.keys, entity_rows, behind=self._project)
-            parts: list[Decoded] = []
+        for hashes in self._hashes:
+            keys = entity_keys(hashes.keys, entity_rows, behind=self._project)
+            parts: list[StoreRead] = []
             for start in range(0, len(keys), KEYS_AT_ONCE):
-                parts += self._ask(group, features, command, keys[start : start + KEYS_AT_ONCE])
-            for place, view in enumerate(group.views):
-                moments = [part.written_s[place] for part in parts]
-                written_s[view.name] = moments[0] if len(moments) == 1 else np.concatenate(moments)
-            for place, feature in enumerate(features):
-                arrays = [part.columns[place] for part in parts]
-                columns[feature.column] = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
-        return StoreRead(written_s, columns)
+                parts += self._fetch(hashes, keys[start : start + KEYS_AT_ONCE])
+            if len(parts) == 1:
+                event_s |= parts[0].event_s
+                columns |= parts[0].columns
+                continue
+            for view in hashes.views:
+                event_s[view.name] = np.concatenate([part.event_s[view.name] for part in parts])
+            for feature in hashes.features:
+                columns[feature.column] = pa.concat_arrays([part.columns[feature.column] for part in parts])
+        return StoreRead(event_s, columns)
 
-    def _ask(
-        self, group: Group, features: Sequence[Feature], command: "ReadHashes", keys: Sequence[bytes]
-    ) -> "list[Decoded]":
+    def _fetch(self, hashes: _Hashes, keys: Sequence[bytes]) -> list[StoreRead]:
         pieces = [keys[start : start + KEYS_PER_PIECE] for start in range(0, len(keys), KEYS_PER_PIECE)]
         connection = self._pool.get_connection()
         failed: Exception | None = None
 
-        def ask() -> list[Decoded]:
+        def exchange() -> list[StoreRead]:
             nonlocal failed
             failed, decoded = None, []
-            connection.send_packed_command(map(command.packed, pieces))  # type: ignore[no-untyped-call]
+            connection.send_packed_command(map(hashes.command.packed, pieces))  # type: ignore[no-untyped-call]
             give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
             for piece in pieces:
                 replies = _read_replies(connection, len(piece), give_up_at)
                 if failed is None:  # else the rest is read only because it is on its way
                     try:
-                        check_replies(replies, command.width)
-                        decoded.append(decode(group, features, replies))
-                    except (RedisConnectionError, FeatureStoreError):
+                        decoded.append(hashes.decode(replies))
+                    except (RedisConnectionError, NotRedis):
                         raise
-                    except Exception as error:  # of an entity; the connection has nothing to do with it
+                    except Exception as error:  # of one entity; the connection is in order
                         failed = error
             return decoded
 
         try:
-            decoded = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
-        except BaseException:  # some of the replies may be on their way, or belong to another command
+            decoded = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
+        except BaseException:  # some replies may still be on their way, or belong to another command
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
             self._pool.release(connection)
-        if isinstance(failed, RedisError) and "WRONGTYPE" in str(failed):
-            # An entity's key holds something else than a hash: the store has not failed.
-            raise UnusableFeature(READING, failed) from failed
         if failed is not None:
             raise failed
         return decoded
-
-
-class Decoded(NamedTuple):
-    """What some hashes hold."""
-
-    written_s: list[np.ndarray]
-    """One a view of the group; see `StoreRead`."""
-    columns: list[pa.Array]
-    """One a column of the group."""
-
-
-def decode(group: Group, features: Sequence[Feature], hashes: Sequence[Sequence[bytes | None]]) -> Decoded:
-    """The values of some hashes, each of which has the group's fields.
-
-    Raises:
-        FeatureStoreError: one is of a kind that no Redis holds.
-        UnusableFeature, google.protobuf.message.DecodeError: one is not what the feature is declared to be.
-    """
-    by_field = list(zip(*hashes, strict=True))
-    views = len(group.views)
-    try:
-        return Decoded(
-            [decode_moments(values) for values in by_field[:views]],
-            [decode_values(values, feature.dtype) for values, feature in zip(by_field[views:], features, strict=True)],
-        )
-    except Exception:
-        # Looked at only now: nearly always every value is one that a Redis can hold.
-        if {kind for values in by_field for kind in map(type, values)} <= {bytes, type(None)}:
-            raise
-        raise FeatureStoreError(READING, NO_REDIS) from None
 
 
 def _read_replies(connection: Any, count: int, give_up_at: float) -> list[Any]:
     """The next replies of a connection. One may be an error that Redis answered.
 
     Raises:
-        redis.TimeoutError: they are not there at `give_up_at`, by the monotonic clock. The connection's own limit
-            begins anew with each byte, so that one that dribbles would be kept, and taken again and again.
+        redis.TimeoutError: they have not arrived at `give_up_at`, by the monotonic clock. The connection's own limit
+            starts anew with each byte, so a connection that dribbles would be kept and used again and again.
     """
     parser = connection._parser
-    if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others bring messages between replies
+    if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others send messages between replies
         return [parser.read_response() for _ in range(count)]
-    # The connection's read_response, and that of its parser, take several times as long as hiredis for a reply itself.
+    # The connection's read_response, and its parser's, take several times as long as hiredis takes for a reply.
     replies: list[Any] = []
     while True:
         replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
@@ -184,11 +173,12 @@ def _read_replies(connection: Any, count: int, give_up_at: float) -> list[Any]:
 
 
 def check_replies(replies: Sequence[Any], width: int) -> None:
-    """Nothing, if each is a hash's fields.
+    """Raise unless each reply is a hash's fields.
 
     Raises:
         redis.ConnectionError: one is an error of the connection (Redis is loading its data, or has too many clients).
-        FeatureStoreError: one is neither an error nor a hash's fields.
+        NotRedis: one is neither an error nor a hash's fields.
+        UnusableFeature: the key of an entity holds something other than a hash.
         redis.RedisError: one is another error.
     """
     if set(map(type, replies)) == {list} and set(map(len, replies)) == {width}:
@@ -198,12 +188,14 @@ def check_replies(replies: Sequence[Any], width: int) -> None:
         if isinstance(error, RedisConnectionError):
             raise error
     if any(not isinstance(reply, RedisError) and (type(reply) is not list or len(reply) != width) for reply in replies):
-        raise FeatureStoreError(READING, NO_REDIS)
+        raise NotRedis
+    if "WRONGTYPE" in str(errors[0]):
+        raise UnusableFeature(READING, errors[0])
     raise errors[0]
 
 
-class ReadHashes:
-    """The command that reads the same fields of some hashes: HMGET, as the Redis protocol has it on the wire."""
+class HmgetCommand:
+    """HMGET of the same fields for many hashes, in the bytes of the Redis protocol."""
 
     def __init__(self, fields: Sequence[bytes]) -> None:
         """Args: which fields."""
@@ -214,7 +206,7 @@ class ReadHashes:
     def packed(self, keys: Sequence[bytes]) -> bytes:
         """One command for each of the keys, at least one, in their order."""
         length = len(keys[0])
-        if set(map(len, keys)) == {length}:  # as all have whose join keys are numbers
+        if set(map(len, keys)) == {length}:  # as with numeric join keys
             head, tail = b"%b$%d\r\n" % (self._head, length), b"\r\n" + self._tail
             return head + (tail + head).join(keys) + tail
         return self._head + (self._tail + self._head).join(map(_argument, keys)) + self._tail
@@ -228,24 +220,20 @@ def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisRe
     """A reader of the store's Redis; None for a cluster, sentinels or the GLIDE client, and for an unknown key layout.
 
     Raises:
-        FeatureStoreError: its connection string is not one.
+        FeatureStoreError: its connection string is not valid.
     """
     online = store.config.online_store
     plain = online.redis_type is RedisType.redis and online.client is RedisClient.redis
-    if not plain or not _project_stands_behind(store.project):
+    if not plain or not _project_follows_key(store.project):
         return None
-    by_keys: dict[Keys, list[ViewColumns]] = {}
-    for view in views:
-        by_keys.setdefault(view.keys, []).append(view)
-    groups = [Group(keys, tuple(each)) for keys, each in by_keys.items()]
     try:
         client = RedisOnlineStore()._get_client(online)
-    except Exception as error:  # whatever a string leads to that Feast or redis-py does not take
+    except Exception as error:  # Feast and redis-py raise many kinds for a string that they don't take
         raise FeatureStoreError("reading the connection string of the online store", error) from error
-    return RedisReader(client, store.project, groups)
+    return RedisReader(client, store.project, views)
 
 
-def _project_stands_behind(project: str) -> bool:
+def _project_follows_key(project: str) -> bool:
     entity = EntityKey(join_keys=["a"], entity_values=[Value(int64_val=1)])
     expected = serialize_entity_key(entity, SERIALIZATION_VERSION) + project.encode()
     return bool(_redis_key(project, entity, SERIALIZATION_VERSION) == expected)

@@ -1,4 +1,4 @@
-"""Many entities of Feast's SQLite online store in one query a feature view."""
+"""Reads many entities from Feast's SQLite online store in one query per feature view."""
 
 import sqlite3
 import threading
@@ -18,7 +18,7 @@ from scoring.online.reading import StoreRead, ViewColumns
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-# SQLite takes more (32 766), with a query plan that is made anew for each number of them.
+# SQLite takes more (32,766), but plans the query anew for each number of them.
 KEYS_PER_QUERY = 500
 WAIT_FOR_WRITER_S = 1.0
 
@@ -26,11 +26,11 @@ WAIT_FOR_WRITER_S = 1.0
 class SqliteReader:
     """A `StoreReader` of one database file. Each thread has a connection of its own.
 
-    Opened for writing, though nothing is written: whoever reads first after a writer was killed has to roll back what
-    it left half-way.
+    Opened for writing, though nothing is written: the first to read after a writer was killed has to roll back its
+    unfinished transaction.
     """
 
-    store_errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
+    store_errors = (sqlite3.Error, OSError)
 
     def __init__(self, file: str, project: str, views: Sequence[ViewColumns]) -> None:
         """Args: the database, Feast's project, and what to read."""
@@ -40,40 +40,39 @@ class SqliteReader:
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        written_s: dict[str, np.ndarray] = {}
+        event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for view, table in self._views:
-            written_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
-        return StoreRead(written_s, columns)
+            event_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
+        return StoreRead(event_s, columns)
 
     def _read_view(
         self, view: ViewColumns, table: str, keys: Sequence[bytes], columns: dict[str, pa.Array]
     ) -> np.ndarray:
         values: dict[tuple[bytes, str], bytes] = {}
-        written: dict[bytes, int] = {}
+        stored: dict[bytes, int] = {}
         names = [feature.name for feature in view.features]
         wanted = list(dict.fromkeys(keys))
-        for key, name, value, moment in self._rows(table, names, wanted):
+        for key, name, value, event_ts in self._values(table, names, wanted):
             values[key, name] = value
-            # The features of one row are written together; of one whose view has got a feature more, not.
-            written[key] = min(moment, written.get(key, moment))
-        missing = [key for key in wanted if key not in written]
-        written |= dict(self._moments(table, missing))
+            # The features of a row are written together, unless the view got one more feature later.
+            stored[key] = min(event_ts, stored.get(key, event_ts))
+        stored |= dict(self._event_times(table, [key for key in wanted if key not in stored]))
         for name, feature in zip(names, view.features, strict=True):
             columns[feature.column] = decode_values([values.get((key, name)) for key in keys], feature.dtype)
-        seconds = {moment: _utc_seconds(moment) for moment in set(written.values())}
-        return np.fromiter((seconds[written[key]] if key in written else 0.0 for key in keys), np.float64, len(keys))
+        event_s = {event_ts: _utc_seconds(event_ts) for event_ts in set(stored.values())}
+        return np.fromiter((event_s[stored[key]] if key in stored else 0.0 for key in keys), np.float64, len(keys))
 
-    def _rows(self, table: str, features: list[str], keys: list[bytes]) -> Iterator[tuple[bytes, str, bytes, int]]:
+    def _values(self, table: str, names: list[str], keys: list[bytes]) -> Iterator[tuple[bytes, str, bytes, int]]:
         for some in _slices(keys):
             yield from self._connection().execute(
                 f"SELECT entity_key, feature_name, value, event_ts FROM {table} "
-                f"WHERE entity_key IN ({_marks(some)}) AND feature_name IN ({_marks(features)})",
-                [*some, *features],
+                f"WHERE entity_key IN ({_marks(some)}) AND feature_name IN ({_marks(names)})",
+                [*some, *names],
             )
 
-    def _moments(self, table: str, keys: list[bytes]) -> Iterator[tuple[bytes, int]]:
-        """Of entities without any of the features: whether, and since when, they are there at all."""
+    def _event_times(self, table: str, keys: list[bytes]) -> Iterator[tuple[bytes, int]]:
+        """Of those of the entities that have rows, though perhaps with none of the features."""
         for some in _slices(keys):
             yield from self._connection().execute(
                 f"SELECT entity_key, MIN(event_ts) FROM {table} WHERE entity_key IN ({_marks(some)}) "
@@ -90,7 +89,7 @@ class SqliteReader:
 
 
 def sqlite_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> SqliteReader | None:
-    """A reader of the store's database; None where it keeps vectors."""
+    """A reader of the store's database; None if it keeps vectors."""
     config = store.config
     if config.online_store.vector_enabled:
         return None
@@ -105,6 +104,6 @@ def _marks(values: Sequence[Any]) -> str:
     return ",".join("?" * len(values))
 
 
-def _utc_seconds(moment: int) -> float:
-    # Feast writes a UTC time as if it were one of this machine's time zone, and reads it back so.
-    return datetime.fromtimestamp(moment).replace(tzinfo=UTC).timestamp()
+def _utc_seconds(event_ts: int) -> float:
+    # Feast writes a UTC time as if it were in this machine's time zone, and reads it back the same way.
+    return datetime.fromtimestamp(event_ts).replace(tzinfo=UTC).timestamp()

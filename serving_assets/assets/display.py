@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from scoring.arrow.text import text_of
+from scoring.arrow.text import to_string
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 
@@ -30,7 +30,7 @@ def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.Metadat
 
 def _preview(rows: pa.Table) -> list[dict[str, Any]]:
     # Value by value: one that Python can't hold must not keep a table from being published.
-    columns = {name: [text_of(value) for value in rows[name]] for name in rows.column_names}
+    columns = {name: [to_string(value) for value in rows[name]] for name in rows.column_names}
     return [{name: texts[row] for name, texts in columns.items()} for row in range(rows.num_rows)]
 
 

@@ -5,6 +5,7 @@ import datetime as dt
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,10 @@ from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.materialize import materialize_online_store, read_watermarks
 from scoring.features.model_features import FeastObjects, ModelFeatures
 from scoring.models.registry import ModelVersion
-from scoring.online.lookup import OnlineVectors, feast_lookup, read_online_vectors
+from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors
 from scoring.serving import link_version
 from scoring.settings import Settings
+from tests.support.feature_repository import open_repository, write_definitions
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -79,14 +81,6 @@ on_demand = FeatureService(name="on_demand", features=[stats[["rate"]], computed
 python_mode = FeatureService(name="python_mode", features=[stats[["orders"]], counted])
 hidden = FeatureService(name="hidden", features=[computed])
 """
-CONFIGURATION = """
-project: shops
-provider: local
-registry: {path: data/registry.db}
-online_store: {type: sqlite, path: data/online.db}
-offline_store: {type: scoring.feast_plugins.offline_store.AsofOfflineStore}
-entity_key_serialization_version: 3
-"""
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 TYPES = {"double": pa.float64(), "float": pa.float32(), "int": pa.int32(), "long": pa.int64(), "string": pa.string()}
 
@@ -94,9 +88,7 @@ TYPES = {"double": pa.float64(), "float": pa.float32(), "int": pa.int32(), "long
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> "FeatureStore":
     repo = tmp_path_factory.mktemp("shops")
-    (repo / "data").mkdir()
-    (repo / "definitions.py").write_text(DEFINITIONS)
-    (repo / "feature_store.yaml").write_text(CONFIGURATION)
+    write_definitions(repo, DEFINITIONS)
     hour = dt.timedelta(hours=1)
     stats = pd.DataFrame(
         {
@@ -113,11 +105,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> "FeatureStore":
     )  # fmt: skip
     stats.to_parquet(repo / "data" / "stats.parquet", coerce_timestamps="us")
     place.to_parquet(repo / "data" / "place.parquet", coerce_timestamps="us")
-    store = open_feature_store(Settings(model_name="m", feature_repo=repo))
+    store = open_repository(repo, bulk=False)
     with contextlib.redirect_stderr(io.StringIO()):
-        apply_definitions(store)
         store.materialize(NOW - 2000 * hour, NOW)
     return store
+
+
+def other_repository(store: "FeatureStore", folder: Path, definitions: str) -> "FeatureStore":
+    """Other definitions over a copy of the same data."""
+    write_definitions(folder, definitions)
+    for file in (Path(store.repo_path) / "data").glob("*.parquet"):
+        shutil.copy(file, folder / "data")
+    return open_repository(folder, bulk=False)
 
 
 def signature(**inputs: str) -> Signature:
@@ -129,7 +128,7 @@ def link(store: "FeatureStore", service: str, request_inputs: tuple[str, ...] = 
 
 
 def read(store: "FeatureStore", features: ModelFeatures, now: dt.datetime = NOW, **rows: Any) -> OnlineVectors:
-    return read_online_vectors(feast_lookup(store, features), features, rows, now)
+    return read_online_vectors(fastest_lookup(store, features), features, rows, now)
 
 
 def test_order_and_types_are_the_signatures_and_values_pass_the_declared_type(store: "FeatureStore") -> None:
@@ -277,22 +276,14 @@ def test_impute_values_must_fit_the_inputs(store: "FeatureStore", values: dict[s
         link_version(store, ModelVersion("m", 1), signature(orders="double", visits="long"), settings)
 
 
-def test_the_definitions_hash_is_the_contents_not_the_moments(store: "FeatureStore", tmp_path: Path) -> None:
+def test_the_definitions_hash_covers_the_content_and_no_timestamps(store: "FeatureStore", tmp_path: Path) -> None:
     before = read_definitions(store).hash
     with contextlib.redirect_stderr(io.StringIO()):
         assert apply_definitions(store).hash == before
         materialize_online_store(store, dt.datetime.now(dt.UTC))
-    assert read_definitions(store).hash == before
-    (tmp_path / "data").mkdir()
-    for name in ("stats", "place"):
-        (tmp_path / "data" / f"{name}.parquet").write_bytes(
-            (Path(store.repo_path) / "data" / f"{name}.parquet").read_bytes()
-        )
-    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
-    (tmp_path / "definitions.py").write_text(DEFINITIONS)
-    elsewhere = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
-    with contextlib.redirect_stderr(io.StringIO()):
-        assert apply_definitions(elsewhere).hash == before
+        assert read_definitions(store).hash == before
+        elsewhere = other_repository(store, tmp_path, DEFINITIONS)
+        assert read_definitions(elsewhere).hash == before
         (tmp_path / "definitions.py").write_text(DEFINITIONS.replace("hours=3", "hours=4"))
         assert apply_definitions(elsewhere).hash != before
 
@@ -307,11 +298,9 @@ def test_watermarks_move_with_the_online_store(store: "FeatureStore") -> None:
 
 
 def test_a_broken_definition_is_one_line_that_names_the_repository(tmp_path: Path) -> None:
-    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
-    (tmp_path / "definitions.py").write_text("import nothing_of_that_name")
-    broken = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
+    write_definitions(tmp_path, "import nothing_of_that_name")
     with pytest.raises(FeatureStoreError, match=f"applying {tmp_path}: No module named 'nothing_of_that_name'"):
-        apply_definitions(broken)
+        open_repository(tmp_path)
 
 
 def test_a_missing_repository_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -336,18 +325,11 @@ def test_the_definitions_hash_is_the_same_in_every_process(store: "FeatureStore"
 def test_a_request_column_that_two_on_demand_views_declare_in_two_ways_is_refused(
     store: "FeatureStore", tmp_path: Path
 ) -> None:
-    (tmp_path / "data").mkdir()
-    for file in (Path(store.repo_path) / "data").glob("*.parquet"):
-        (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "feature_store.yaml").write_text(CONFIGURATION)
     whole = 'RequestSource(name="whole", schema=[Field(name="amount", dtype=Int64)])'
     definitions = DEFINITIONS.replace(
         'sources=[stats, basket], mode="python"', f'sources=[stats, {whole}], mode="python"'
     )
     mixed = '\nmixed = FeatureService(name="mixed", features=[stats[["orders"]], computed, counted])\n'
-    (tmp_path / "definitions.py").write_text(definitions + mixed)
-    other = open_feature_store(Settings(model_name="m", feature_repo=tmp_path))
-    with contextlib.redirect_stderr(io.StringIO()):
-        apply_definitions(other)
+    other = other_repository(store, tmp_path, definitions + mixed)
     with pytest.raises(ModelRefused, match="'amount', which comes with the request, once as double and once as int64"):
         link(other, "mixed", twice="long")

@@ -14,11 +14,11 @@ from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.join import PointInTimeJoin
 from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.feature_service import link_features
-from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
+from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import fastest_lookup, read_online_vectors, read_rows
-from scoring.settings import Settings
+from tests.support.feature_repository import open_repository, write_definitions
 from tests.support.servers import RedisServer
 
 DEFINITIONS = """
@@ -132,14 +132,6 @@ fewer_service = FeatureService(name="fewer", features=[stats, fewer])
 backwards_service = FeatureService(name="backwards", features=[stats, backwards])
 other_service = FeatureService(name="other", features=[stats, other])
 """
-CONFIGURATION = """
-project: agreement
-provider: local
-registry: {{path: data/{name}.db}}
-online_store: {online}
-offline_store: {{type: {offline}}}
-entity_key_serialization_version: 3
-"""
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 SHOPS = [1, 2, 3, 4, 5, -6]
 EMPTY, UNKNOWN = 9, 99  # a shop that has a row of nothing but nulls, and one that has none
@@ -147,7 +139,6 @@ TYPES = dict.fromkeys(("told", "prying__told", "called__told", "age"), pa.string
     ("ratio", "part"), pa.float64()
 )
 TYPES |= {"product": pa.int64(), "next": pa.int64()}
-ASOF, DUCKDB = "scoring.feast_plugins.offline_store.AsofOfflineStore", "duckdb"
 
 
 class World:
@@ -155,8 +146,7 @@ class World:
 
     def __init__(self, folder: Path, redis: RedisServer) -> None:
         self.folder = folder
-        (folder / "data").mkdir()
-        (folder / "definitions.py").write_text(DEFINITIONS)
+        write_definitions(folder, DEFINITIONS)
         moment = pa.array([NOW - dt.timedelta(hours=1)] * (len(SHOPS) + 1), pa.timestamp("us", "UTC"))
         stats = {
             "shop_id": pa.array([*SHOPS, EMPTY], pa.int32()),
@@ -184,21 +174,15 @@ class World:
             "number": pa.array([2**53 + 1, 5, 6, 4, 7, 8, 9]),
         }
         pq.write_table(pa.table(brief), folder / "data" / "brief.parquet")
-        address = f'connection_string: "{redis.host}:{redis.port},db=3"'
+        online = f'{{type: redis, connection_string: "{redis.host}:{redis.port},db=3"}}'
         self.stores = {
-            "sqlite": self._open("sqlite", "{type: sqlite, path: data/online.db}", ASOF),
-            "redis": self._open("redis", f"{{type: redis, {address}}}", DUCKDB),
-            "feast": self._open("feast", f"{{type: redis, {address}}}", ASOF),
+            "sqlite": open_repository(folder, "sqlite"),
+            "redis": open_repository(folder, "redis", online=online, offline="duckdb"),
+            "feast": open_repository(folder, "feast", online=online, bulk=False),
         }
-
-    def _open(self, name: str, online: str, offline: str) -> Any:
-        (self.folder / f"{name}.yaml").write_text(CONFIGURATION.format(name=name, online=online, offline=offline))
-        settings = Settings(model_name="m", feature_repo=self.folder, feature_store_yaml=f"{name}.yaml")
-        store = open_feature_store(settings)
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), inside(self.folder):
-            apply_definitions(store)
-            store.materialize(NOW - dt.timedelta(days=1), NOW)
-        return store
+        for store in self.stores.values():
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), inside(folder):
+                store.materialize(NOW - dt.timedelta(days=1), NOW)
 
     def link(self, kind: str, service: str, *inputs: str) -> ModelFeatures:
         signature = Signature(tuple(ModelInput(name, TYPES[name]) for name in inputs))
@@ -215,6 +199,7 @@ class World:
 
     def online(self, kind: str, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         lookup = fastest_lookup(self.stores[kind], features)
+        assert kind != "feast" or isinstance(lookup.stored, FeastReader)
         return read_online_vectors(lookup, features, rows, NOW).vectors.to_pydict()
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.arrow.text import NOT_SHOWN, text_of
+from scoring.arrow.text import NOT_PRINTABLE, to_string
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from serving_assets.assets.display import table_metadata
@@ -24,22 +24,22 @@ ODD = {
     "a zone of another planet": (pa.array([0], pa.timestamp("us", "Mars/Phobos")), "1970-01-01 00:00:00"),
     "a long duration": (pa.array([2**53], pa.duration("s")), str(2**53)),
     "no UTF-8": (NO_UTF8, "a\N{REPLACEMENT CHARACTER}"),
-    "one name twice": (SAME_NAME, NOT_SHOWN),
-    "a list of them": (pa.array([[FAR]], pa.list_(pa.timestamp("us"))), NOT_SHOWN),
+    "one name twice": (SAME_NAME, NOT_PRINTABLE),
+    "a list of them": (pa.array([[FAR]], pa.list_(pa.timestamp("us"))), NOT_PRINTABLE),
     "a dictionary of them": (pa.array([FAR], pa.timestamp("us")).dictionary_encode(), "<value out of range"),
 }
 
 
 @pytest.mark.parametrize(("values", "text"), ODD.values(), ids=ODD)
 def test_a_value_that_python_cannot_hold_is_shown_as_arrow_shows_it_or_not_at_all(values, text):
-    assert text_of(values[0]).startswith(text)
+    assert to_string(values[0]).startswith(text)
 
 
 def test_other_values_are_shown_as_python_shows_them_and_nulls_as_nothing():
-    assert text_of(pa.scalar(1.5)) == "1.5"
-    assert text_of(pa.scalar([1, 2])) == "[1, 2]"
-    assert text_of(pa.scalar(dt.date(2026, 1, 2))) == "2026-01-02"
-    assert text_of(pa.scalar(None, pa.timestamp("us", "Mars/Phobos"))) == ""
+    assert to_string(pa.scalar(1.5)) == "1.5"
+    assert to_string(pa.scalar([1, 2])) == "[1, 2]"
+    assert to_string(pa.scalar(dt.date(2026, 1, 2))) == "2026-01-02"
+    assert to_string(pa.scalar(None, pa.timestamp("us", "Mars/Phobos"))) == ""
 
 
 def test_a_table_of_them_has_a_preview(tmp_path):
@@ -50,4 +50,4 @@ def test_a_table_of_them_has_a_preview(tmp_path):
         shown = table_metadata(file, Location(tmp_path))["preview"].value
 
     assert "10000-01-01" in shown
-    assert NOT_SHOWN in shown
+    assert NOT_PRINTABLE in shown
