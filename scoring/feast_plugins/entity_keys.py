@@ -1,4 +1,4 @@
-"""Entity keys as Feast's online stores know them: serialize_entity_key, version 3, for many entities at once."""
+"""Serialized entity keys, as Feast's online stores use them (version 3), for many entities at once."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
     """Serialized keys of entity rows, in their order.
 
     Args:
-        keys: which join keys make the entity.
+        keys: the join keys of the entity.
         entity_rows: request's join key → its values, of the declared types.
-        behind: what to put behind each key.
+        behind: what to append to each key.
     """
     head = struct.pack("<I", len(keys))
     for name, _ in keys:
@@ -33,7 +33,7 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
 
 
 def match_feast(keys: Keys) -> bool:
-    """Whether Feast's own function serializes some keys of these types as `entity_keys` does."""
+    """Whether Feast serializes keys of these types as `entity_keys` does, tried on two entities."""
     samples: dict[str, list[Any]] = {
         key.name: ["", "aé-1"] if key.dtype == "string" else [0, -(2**31)] for _, key in keys
     }

@@ -1,21 +1,20 @@
-"""The columns that name an entity, and their types. Imports no Feast, so that any module may name a join key."""
+"""The columns that identify an entity, and their types. Imports no Feast, so that any module may name a join key."""
 
 from typing import Literal
 
 import msgspec
 import pyarrow as pa
 
-# The name under which a join numbers the rows.
 ROW = "request_row__"
+"""The column in which a join numbers the rows."""
 
 KeyType = Literal["int32", "int64", "string"]
-
 
 KEY_TYPES: dict[str, KeyType] = {"INT32": "int32", "INT64": "int64", "STRING": "string", "UUID": "string"}
 
 
 class JoinKey(msgspec.Struct, frozen=True):
-    """One column that names an entity, under the name that a request uses for it."""
+    """One column that identifies an entity, under the name that requests use."""
 
     name: str
     dtype: KeyType

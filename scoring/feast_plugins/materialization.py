@@ -1,17 +1,16 @@
 """A Feast batch engine that materializes the online store in slices: Feast's local engine, faster, in bounded memory.
 
-Name it in feature_store.yaml (Feast's own extension point), and `feast materialize-incremental` goes through it:
+Name it in feature_store.yaml (Feast's own extension point), and `feast materialize-incremental` uses it:
 
     batch_engine:
       type: scoring.feast_plugins.materialization.StreamingComputeEngine
 
-What ends up in the online store is what Feast's local engine leaves there: the latest row of each key, the later
-created one among equals. Feast itself still decides which time is copied, and moves its watermark once everything is
-written.
+The online store ends up as Feast's local engine leaves it: with the latest row of each key, of equal ones the one
+created last. Feast still decides which period is copied, and moves its watermark once everything is written.
 
-With this project's offline store, rows stream from the source in slices; with another one, Feast reads and transforms
-them as ever and only the writing is ours. Redis and SQLite are written in bulk. Other stores, types and kinds of views
-are left to Feast's own engine, and so is everything if the layout that is known here is not Feast's any more.
+With this project's offline store, rows stream from the source in slices. With another one, Feast reads and transforms
+them as usual and only the writing is done here. Redis and SQLite are written in bulk. Other stores, types and kinds of
+views are left to Feast's own engine, and so is everything if its layout is no longer the one known here.
 """
 
 import itertools
@@ -44,7 +43,7 @@ ROWS_PER_SLICE, VALUES_PER_SLICE = 8192, 200_000
 
 
 class StreamingComputeEngineConfig(LocalComputeEngineConfig):
-    """What feature_store.yaml may say under batch_engine: as for Feast's local engine."""
+    """Options under batch_engine in feature_store.yaml: those of Feast's local engine."""
 
     type: str = "scoring.feast_plugins.materialization.StreamingComputeEngine"  # type: ignore[assignment]  # Feast fixes its own name
 
@@ -56,7 +55,7 @@ class StreamingComputeEngine(LocalComputeEngine):
         self,
         registry: BaseRegistry,
         task: MaterializationTask,
-        **kwargs: Any,  # noqa: ARG002 - Feast hands over who asked, which its own engine does not use either
+        **kwargs: Any,  # noqa: ARG002 - Feast's signature
     ) -> LocalMaterializationJob:
         context = self.get_execution_context(registry, task)
         builder = _Builder(registry, task, backend=self._get_backend(context))
@@ -64,13 +63,13 @@ class StreamingComputeEngine(LocalComputeEngine):
         try:
             if not _stream(builder, task, context):
                 builder.build().execute(context)
-        except Exception as error:  # Feast's engine hands every error over in the job, and the caller raises it
+        except Exception as error:  # Feast's engine returns every error in the job, and its caller raises it
             return LocalMaterializationJob(job_id, MaterializationJobStatus.ERROR, error)
         return LocalMaterializationJob(job_id, MaterializationJobStatus.SUCCEEDED)
 
 
 class _Builder(LocalFeatureBuilder):
-    """Feast's own plan, whose last step writes in bulk."""
+    """Feast's own plan, with a last step that writes in bulk."""
 
     def build_output_nodes(self, view: Any, input_node: Any) -> LocalOutputNode:  # noqa: ARG002 - Feast's signature
         root: Any = self.dag_root.view
@@ -118,10 +117,10 @@ def _stream(builder: _Builder, task: MaterializationTask, context: ExecutionCont
 
 
 def _key_order(view: FeatureView, keys: list[str]) -> list[str]:
-    """Sort expressions that bring rows into the order of their serialized keys, if only nearly.
+    """Sort expressions that bring rows nearly into the order of their serialized keys.
 
-    Rows that come in a table's own order are written to its end, in a sixth of the time that scattered ones take
-    (SQLite, 600 000 rows). Serialized numbers begin with their lowest byte, and texts with their length.
+    Rows that come in a table's own order are appended to it, in a sixth of the time that scattered ones take (SQLite,
+    600,000 rows). Serialized numbers begin with their lowest byte, and strings with their length.
     """
     types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     order = []
@@ -135,7 +134,7 @@ def _key_order(view: FeatureView, keys: list[str]) -> list[str]:
 
 
 def _is_plain(builder: Any, view: FeatureView) -> bool:
-    """Whether the view is copied as it is in its source."""
+    """Whether the view is copied from its source unchanged."""
     return (
         type(view) is FeatureView
         and view.online
@@ -159,7 +158,7 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
         return False
     if not matches_feast_layout(writer, columns, first.schema):
         logger.warning(
-            "Feature view %r is materialized by Feast's own, slower code: what it writes to %s is not what is known.",
+            "Feature view %r is materialized by Feast's own, slower code: it writes to %s in an unknown layout.",
             view.name,
             config.online_store.type,
         )

@@ -1,4 +1,4 @@
-"""The SQL of a point-in-time join over one source, as DuckDB takes it."""
+"""The SQL of a point-in-time join over one source, in DuckDB's dialect."""
 
 import re
 from datetime import timedelta
@@ -18,10 +18,10 @@ class SourceColumnMissing(ValueError):
 
 
 class Join(msgspec.Struct, frozen=True):
-    """How one feature view joins: names on the source's side and on the entity rows' side."""
+    """How one feature view joins: names in the source and in the entity rows."""
 
     view: str
-    """Its name, as columns bear it."""
+    """Its name in the result's columns."""
     source: FileSource
     keys: dict[str, str]
     """The source's key column → the entity rows'."""
@@ -30,7 +30,7 @@ class Join(msgspec.Struct, frozen=True):
     ttl: timedelta | None
 
     def alias(self, feature: str) -> str:
-        """What a feature is called inside the join: names of the source may differ in case alone, or be ours."""
+        """A feature's name inside the join: the source's names may differ in case alone, or be names of the query."""
         return f"feature {list(self.features).index(feature)}"
 
     def original(self, column: str) -> str:
@@ -52,40 +52,40 @@ def register_source(connection: duckdb.DuckDBPyConnection, name: str, source: Fi
         connection.register(name, ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive"))
 
 
-def asof(source: str, alias: str, join: Join, moment: str) -> str:
-    """The ASOF clause: for each entity row, the source's latest row that is not after it."""
-    time = moment_of(join.original(join.source.timestamp_field))
+def asof(source: str, alias: str, join: Join, event: str) -> str:
+    """The ASOF clause: for each entity row, the source's latest row up to its timestamp `event`."""
+    time = timestamp(join.original(join.source.timestamp_field))
     columns = [f"{time} AS feature_time"]
     columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
     columns += [f"{quote(join.original(column))} AS {quote(join.alias(column))}" for column in join.features]
     # Only rows that some entity row could see, so that a long history is not sorted for a short request.
-    latest = f"(SELECT max({moment_of(moment)}) FROM entities)"
+    latest = f"(SELECT max({timestamp(event)}) FROM entities)"
     query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
     created = join.source.created_timestamp_column
     if created:
         same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
-        # Of rows that differ in nothing but their features, the same one each time.
+        # Of rows that differ in their features alone, always the same one.
         features = (quote(join.original(column)) for column in join.features)
-        order = ", ".join([f"{moment_of(join.original(created))} DESC NULLS LAST", *features])
+        order = ", ".join([f"{timestamp(join.original(created))} DESC NULLS LAST", *features])
         query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
     on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
-    on.append(f"CAST(e.{quote(moment)} AS TIMESTAMPTZ) >= {alias}.feature_time")
+    on.append(f"CAST(e.{quote(event)} AS TIMESTAMPTZ) >= {alias}.feature_time")
     return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
 
 
-def value(alias: str, join: Join, feature: str, moment: str) -> str:
+def value(alias: str, join: Join, feature: str, event: str) -> str:
     """A feature of a joined source under its name in the result: null where its row is past the time to live."""
     value = f"{alias}.{quote(join.alias(feature))}"
     if join.ttl:
-        value = f"CASE WHEN {is_fresh(alias, join.ttl, moment)} THEN {value} END"
+        value = f"CASE WHEN {is_fresh(alias, join.ttl, event)} THEN {value} END"
     return f"{value} AS {quote(join.features[feature])}"
 
 
 def check_columns(connection: duckdb.DuckDBPyConnection, relation: str, join: Join) -> None:
-    """Nothing, if a relation has all columns of the join, in upper and lower case as they are named.
+    """Raise unless a relation has all columns of the join, with the same upper and lower case.
 
     Raises:
-        SourceColumnMissing: it has not. DuckDB alone would take one that differs in case.
+        SourceColumnMissing: it lacks one. DuckDB would take a column that differs in case alone.
     """
     found = [str(name) for name, *_ in connection.execute(f"DESCRIBE {relation}").fetchall()]
     created = join.source.created_timestamp_column
@@ -95,43 +95,39 @@ def check_columns(connection: duckdb.DuckDBPyConnection, relation: str, join: Jo
             raise SourceColumnMissing(join.view, column, found)
 
 
-def is_fresh(alias: str, ttl: timedelta, moment: str) -> str:
-    """Whether a joined row is within its time to live at the entity row's `moment`; null where none was joined."""
-    expiry = f"{alias}.feature_time + INTERVAL {_microseconds(ttl)} MICROSECONDS"
-    return f"{expiry} >= CAST(e.{quote(moment)} AS TIMESTAMPTZ)"
+def is_fresh(alias: str, ttl: timedelta, event: str) -> str:
+    """Whether a joined row is within its time to live at the entity row's `event`; null where none was joined."""
+    expiry = f"{alias}.feature_time + INTERVAL {ttl // timedelta(microseconds=1)} MICROSECONDS"
+    return f"{expiry} >= CAST(e.{quote(event)} AS TIMESTAMPTZ)"
+
+
+def is_found(alias: str, ttl: timedelta | None, event: str) -> str:
+    """Whether a row was joined that is within its time to live."""
+    return f"coalesce({is_fresh(alias, ttl, event)}, false)" if ttl else f"{alias}.feature_time IS NOT NULL"
 
 
 def stale_mark(view: str) -> str:
-    """Name of the column that says whether a view's row was past its time to live."""
+    """Name of the column that marks rows whose row of the view was past its time to live."""
     return f"{view} is stale"
 
 
-def is_found(alias: str, ttl: timedelta | None, moment: str) -> str:
-    """Whether a row was joined that is within its time to live."""
-    return f"coalesce({is_fresh(alias, ttl, moment)}, false)" if ttl else f"{alias}.feature_time IS NOT NULL"
-
-
 def found_mark(view: str) -> str:
-    """Name of the column that says whether a view has a row for an entity row."""
+    """Name of the column that marks rows for which the view has a row."""
     return f"{view} is found"
 
 
-def _microseconds(duration: timedelta) -> int:
-    return duration // timedelta(microseconds=1)
-
-
-def moment_of(column: str) -> str:
-    """A column of timestamps in microseconds with a zone, whatever the file has."""
+def timestamp(column: str) -> str:
+    """A column of timestamps in microseconds with a zone, whichever type the file has."""
     # DuckDB can't compare its nanosecond type with the others (2.0).
     return f"CAST({quote(column)} AS TIMESTAMPTZ)"
 
 
 def parquet_file(file: Path) -> str:
-    """The rows of this very file: not of others that its path fits as a pattern, and without columns from its path."""
+    """The rows of exactly this file: its path is not a pattern, and no columns come from it."""
     literal = re.sub(r"([*?\[])", r"[\1]", str(file)).replace("'", "''")
     return f"read_parquet('{literal}', hive_partitioning = false)"
 
 
 def quote(name: str) -> str:
-    """A name as SQL takes any name."""
+    """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

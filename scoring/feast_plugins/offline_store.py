@@ -6,9 +6,9 @@ Name it in feature_store.yaml (Feast's own extension point):
       type: scoring.feast_plugins.offline_store.AsofOfflineStore
       memory_limit: 1GB
 
-It answers the same as Feast's duckdb store, but for the order of rows, which is the request's, and for paths, which
-count from the feature repository instead of the working directory. What it does not support (sources that are not
-parquet files, a cutoff by created timestamp, substrait views) it hands to Feast's own store.
+It gives the same results as Feast's duckdb store, except that rows keep the request's order and relative paths start at
+the feature repository instead of the working directory. What it does not support (sources other than parquet files, a
+cutoff by created timestamp, substrait views) is left to Feast's own store.
 """
 
 from datetime import datetime
@@ -31,7 +31,7 @@ from scoring.feast_plugins.offline_sql import Join
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
-    """What feature_store.yaml may say under offline_store, beside what Feast's duckdb store takes."""
+    """Options under offline_store in feature_store.yaml, in addition to those of Feast's duckdb store."""
 
     type: str = "scoring.feast_plugins.offline_store.AsofOfflineStore"
 
@@ -39,7 +39,7 @@ class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
     """Memory that a join may use before it spills to disk, as DuckDB writes it."""
 
     temp_directory: str | None = None
-    """Folder for what spills. None: a folder of the system's temporary place, removed afterwards."""
+    """Folder to spill to. None: a temporary folder of the system, removed afterwards."""
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
@@ -61,27 +61,20 @@ class AsofOfflineStore(DuckDBOfflineStore):
         Args:
             config: the feature store's.
             feature_views: views with their projections.
-            feature_refs: `view:feature` of all features asked for.
+            feature_refs: `view:feature` of all requested features.
             entity_df: entity rows with an event timestamp: a frame, or a DuckDB query whose row order counts.
             registry: for the on-demand views among the references.
             project: Feast's project.
             full_feature_names: whether columns are named `view__feature`.
-            filter_by_created_timestamp: whether rows created after the entity row's moment are invisible.
+            filter_by_created_timestamp: whether rows created after the entity row's timestamp are invisible.
         """
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        supported = all(_is_parquet(view.batch_source) for view in feature_views) and all(
-            v.mode != "substrait" for v in on_demand
-        )
-        if filter_by_created_timestamp or not supported:
+        supported = all(_is_parquet(view.batch_source) for view in feature_views)
+        if filter_by_created_timestamp or not supported or any(view.mode == "substrait" for view in on_demand):
+            rows = duckdb.execute(entity_df).df() if isinstance(entity_df, str) else entity_df
+            options = (full_feature_names, filter_by_created_timestamp)
             return DuckDBOfflineStore.get_historical_features(
-                config,
-                feature_views,
-                feature_refs,
-                duckdb.execute(entity_df).df() if isinstance(entity_df, str) else entity_df,
-                registry,
-                project,
-                full_feature_names,
-                filter_by_created_timestamp,
+                config, feature_views, feature_refs, rows, registry, project, *options
             )
         joins = [_join_of(view, feature_refs, full_feature_names) for view in feature_views]
         return AsofRetrievalJob(config, entity_df, joins, feature_refs, on_demand, full_feature_names)
@@ -97,21 +90,11 @@ class AsofOfflineStore(DuckDBOfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The latest row of each key between two moments (both inclusive); names are the source's own."""
+        """The latest row of each key between two times (both inclusive); names are the source's own."""
+        names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         if not _is_parquet(data_source):
-            return DuckDBOfflineStore.pull_latest_from_table_or_query(
-                config,
-                data_source,
-                join_key_columns,
-                feature_name_columns,
-                timestamp_field,
-                created_timestamp_column,
-                start_date,
-                end_date,
-            )
-        columns = [*join_key_columns, *feature_name_columns]
-        moments = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-        return SourceRetrievalJob(config, data_source, columns, moments, (start_date, end_date), join_key_columns)
+            return DuckDBOfflineStore.pull_latest_from_table_or_query(config, data_source, *names, start_date, end_date)
+        return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=True)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -124,21 +107,11 @@ class AsofOfflineStore(DuckDBOfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """All rows between two moments (both inclusive); names are the source's own."""
+        """All rows between two times (both inclusive); names are the source's own."""
+        names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         if not _is_parquet(data_source):
-            return DuckDBOfflineStore.pull_all_from_table_or_query(
-                config,
-                data_source,
-                join_key_columns,
-                feature_name_columns,
-                timestamp_field,
-                created_timestamp_column,
-                start_date,
-                end_date,
-            )
-        columns = [*join_key_columns, *feature_name_columns]
-        moments = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-        return SourceRetrievalJob(config, data_source, columns, moments, (start_date, end_date))
+            return DuckDBOfflineStore.pull_all_from_table_or_query(config, data_source, *names, start_date, end_date)
+        return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=False)
 
 
 def _is_parquet(source: DataSource | None) -> TypeGuard[FileSource]:
@@ -150,13 +123,13 @@ def _is_parquet(source: DataSource | None) -> TypeGuard[FileSource]:
 def _join_of(view: FeatureView, feature_refs: list[str], full_feature_names: bool) -> Join:
     prefix = f"{view.projection.name_to_use()}:"
     names = [reference.removeprefix(prefix) for reference in feature_refs if reference.startswith(prefix)]
-    shown = view.projection.name_alias or view.name
+    name = view.projection.name_alias or view.name
     source = view.batch_source
-    assert isinstance(source, FileSource)  # noqa: S101 - _is_parquet said so; for the type checker
+    assert isinstance(source, FileSource)  # noqa: S101 - as _is_parquet found; for the type checker
     return Join(
-        view=shown,
+        view=name,
         source=source,
         keys=dict(view.projection.join_key_map) or {key.name: key.name for key in view.entity_columns},
-        features={name: f"{shown}__{name}" if full_feature_names else name for name in names},
+        features={feature: f"{name}__{feature}" if full_feature_names else feature for feature in names},
         ttl=view.ttl or None,
     )

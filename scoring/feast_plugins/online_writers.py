@@ -1,8 +1,9 @@
-"""Rows written to Feast's Redis and SQLite online stores many at a time, as Feast itself leaves them there.
+"""Writes rows to Feast's Redis and SQLite online stores many at a time, with the same result as Feast's own code.
 
 A writer knows a store's layout. Its `matches_feast` compares it with what Feast's own class would write.
 """
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,22 +20,23 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisType, _versio
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id, adapt_datetime_epoch
 from feast.repo_config import RepoConfig
 
+from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION
 from scoring.feast_plugins.value_encoder import encode_timestamps
 
 if TYPE_CHECKING:
     from redis import Redis
 
-# Redis serves nobody else during a call: these take it about 2 ms.
+# Redis blocks during a call: this many rows take it about 2 ms.
 ROWS_PER_CALL = 500
-# What Redis takes in one command, and what Lua can unpack.
-VALUES_PER_CALL, MOST_FEATURES = 200_000, 2000
-# After that a transaction of SQLite ends. Each costs several waits for the disk, and nobody reads while it lasts: the
-# API waits for a second (`scoring.online.sqlite_reader`).
+# Limits of one Redis command, and of what Lua can unpack.
+VALUES_PER_CALL, MAX_FEATURES = 200_000, 2000
+# A transaction of SQLite ends after this time. Each costs several waits for the disk, and readers are blocked while it
+# lasts: the API waits for a second (`scoring.online.sqlite_reader`).
 TRANSACTION_S = 0.3
 
 # For each key: unless its hash holds a row that is as new or newer, set the row's fields. Feast compares the same way,
-# in nanoseconds, where a moment up to 1970 counts as none; but it reads all moments before it writes, so that an older
-# row may win against another writer (0.67), while a script is alone.
+# in nanoseconds, where a time up to 1970 counts as none. But it reads all times before it writes, so an older row may
+# win against another writer (0.67), while a script runs alone.
 SCRIPT = """
 local life, always, width = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
 local function varint(bytes, at)
@@ -49,7 +51,7 @@ local function varint(bytes, at)
     scale = scale * 128
   end
 end
-local function moment(bytes)
+local function timestamp(bytes)
   local seconds, nanos, at = 0, 0, 1
   while at <= #bytes do
     local tag = string.byte(bytes, at)
@@ -66,9 +68,9 @@ for i = 1, #KEYS do
   local newer = true
   local stored = not always and redis.call('HGET', KEYS[i], ARGV[4])
   if stored then
-    local old_seconds, old_nanos = moment(stored)
+    local old_seconds, old_nanos = timestamp(stored)
     if old_seconds > 0 or (old_seconds == 0 and old_nanos > 0) then
-      local seconds, nanos = moment(ARGV[at])
+      local seconds, nanos = timestamp(ARGV[at])
       newer = seconds > old_seconds or (seconds == old_seconds and nanos > old_nanos)
     end
   end
@@ -83,14 +85,14 @@ end
 
 
 class EncodedRows(msgspec.Struct, frozen=True):
-    """Rows of one feature view in the bytes that stores keep; each column has one entry a row."""
+    """Rows of one feature view in the bytes that stores keep; each column has one entry per row."""
 
     keys: list[bytes]
     """Serialized entity keys."""
-    moments: np.ndarray
+    event_us: np.ndarray
     """Event times, int64, microseconds since 1970."""
-    created: np.ndarray | None
-    """When the rows were created, likewise; numpy's "not a time" where null. None: the source does not tell."""
+    created_us: np.ndarray | None
+    """When the rows were created, likewise; numpy's "not a time" where null. None: the source has no such column."""
     values: Mapping[str, list[bytes]]
     """Feature → serialized Values."""
     texts: Callable[[], Mapping[str, list[str | None]]]
@@ -107,14 +109,19 @@ class Writer(Protocol):
         """Whether this writer would leave these rows in the store as Feast's own class does. Writes nothing there."""
 
     def write(self, rows: EncodedRows) -> None:
-        """Write the rows; what Feast's class would keep of older ones is kept."""
+        """Write the rows; older ones replace nothing that Feast's class would keep.
+
+        Raises:
+            Exception: the client's, for no usable answer, or a file that is locked, full or gone. Rows before these may
+                have been written.
+        """
 
     def finish(self) -> None:
         """Make what was written visible to others; called once, also after an error."""
 
 
 class RedisWriter:
-    """Hashes of one feature view's rows, by a server-side script that compares and sets."""
+    """Writes hashes with a server-side script that compares and sets."""
 
     def __init__(self, config: RepoConfig, view: FeatureView, store: RedisOnlineStore) -> None:
         """Connects with the first row."""
@@ -136,11 +143,7 @@ class RedisWriter:
         return ours == recorder.hashes
 
     def write(self, rows: EncodedRows) -> None:
-        """See `Writer`.
-
-        Raises:
-            redis.RedisError: no usable answer. Rows before this one may have been written.
-        """
+        """See `Writer`."""
         options = self._config.online_store
         client: Redis = self._store._get_client(options)
         script = client.register_script(SCRIPT)
@@ -151,24 +154,20 @@ class RedisWriter:
             script(keys=keys, args=[*head, *chain.from_iterable(zip(*columns, strict=True))])
 
     def finish(self) -> None:
-        """Nothing to do: each call was seen at once."""
+        """Each call is visible at once."""
 
     def _rows_of(self, rows: EncodedRows, part: slice) -> Iterator[tuple[bytes, ...]]:
         keys = [key + self._project for key in rows.keys[part]]
-        return zip(
-            keys,
-            encode_timestamps(rows.moments[part]),
-            *(rows.values[name][part] for name in self._features),
-            strict=True,
-        )
+        values = (rows.values[name][part] for name in self._features)
+        return zip(keys, encode_timestamps(rows.event_us[part]), *values, strict=True)
 
 
 class _RecordingRedis:
-    """Stands in for a Redis that holds nothing, and keeps what would be written to it."""
+    """Stands in for an empty Redis, and records what would be written to it."""
 
     def __init__(self) -> None:
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
-        self._asked = 0
+        self._reads = 0
 
     def pipeline(self, transaction: bool) -> "_RecordingRedis":  # noqa: ARG002 - Feast calls it by this name
         return self
@@ -180,7 +179,7 @@ class _RecordingRedis:
         pass
 
     def hmget(self, *_: bytes | str) -> None:
-        self._asked += 1
+        self._reads += 1
 
     def hset(self, key: bytes, mapping: dict[Any, bytes]) -> None:
         fields = {name.encode() if isinstance(name, str) else name: value for name, value in mapping.items()}
@@ -190,12 +189,12 @@ class _RecordingRedis:
         pass
 
     def execute(self) -> list[list[None]]:
-        asked, self._asked = self._asked, 0
-        return [[None]] * asked
+        reads, self._reads = self._reads, 0
+        return [[None]] * reads
 
 
 class SqliteWriter:
-    """Rows of one feature view's table. Readers wait while it is written, so a transaction does not last long."""
+    """Writes rows of one table. Readers wait meanwhile, so a transaction is short."""
 
     def __init__(self, config: RepoConfig, view: FeatureView, store: SqliteOnlineStore) -> None:
         """Opens the file with the first row."""
@@ -208,37 +207,31 @@ class SqliteWriter:
 
     def matches_feast(self, rows: EncodedRows, feasts: FeastRows) -> bool:
         """See `Writer`."""
-        found = (
-            self._store._get_conn(self._config)
-            .execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (self._table,))
-            .fetchone()
-        )
-        if found is None:
-            return False  # not applied: Feast's own code says so
+        query = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+        created = self._store._get_conn(self._config).execute(query, (self._table,)).fetchone()
+        if created is None:
+            return False  # not applied: Feast's own code reports it
         contents = []
-        for write in (self._write_as_feast, self._insert):
-            connection = sqlite3.connect(":memory:")
-            try:
-                connection.execute(found[0])
-                write(connection, feasts if write == self._write_as_feast else rows)  # type: ignore[arg-type]
-                order = f"SELECT * FROM {_quote_id(self._table)} ORDER BY entity_key, feature_name"  # noqa: S608
-                contents.append(connection.execute(order).fetchall())
-            finally:
-                connection.close()
+        for by_feast in (True, False):
+            with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+                connection.execute(created[0])
+                if by_feast:
+                    store = SqliteOnlineStore()
+                    store._conn = connection
+                    store.online_write_batch(self._config, self._view, list(feasts), None)
+                else:
+                    self._insert(connection, rows)
+                ordered = f"SELECT * FROM {_quote_id(self._table)} ORDER BY entity_key, feature_name"  # noqa: S608
+                contents.append(connection.execute(ordered).fetchall())
         return contents[0] == contents[1]
 
     def write(self, rows: EncodedRows) -> None:
-        """See `Writer`.
-
-        Raises:
-            sqlite3.Error: the file is locked, full or gone. Rows before these may have been written.
-        """
+        """See `Writer`."""
         connection = self._store._get_conn(self._config)
         self._began = self._began or time.monotonic()
         self._insert(connection, rows)
         if time.monotonic() - self._began > TRANSACTION_S:
-            connection.commit()
-            self._began = None
+            self.finish()
 
     def finish(self) -> None:
         """See `Writer`."""
@@ -246,17 +239,12 @@ class SqliteWriter:
             self._store._get_conn(self._config).commit()
             self._began = None
 
-    def _write_as_feast(self, connection: sqlite3.Connection, rows: FeastRows) -> None:
-        store = SqliteOnlineStore()
-        store._conn = connection
-        store.online_write_batch(self._config, self._view, list(rows), None)
-
     def _insert(self, connection: sqlite3.Connection, rows: EncodedRows) -> None:
-        moments = _stored_times(rows.moments)
-        created = repeat(None) if rows.created is None else _stored_times(rows.created)
+        event_ts = _stored_times(rows.event_us)
+        created_ts = repeat(None) if rows.created_us is None else _stored_times(rows.created_us)
         texts = rows.texts()
         by_feature = [
-            zip(rows.keys, repeat(name), rows.values[name], texts[name], moments, created, strict=False)
+            zip(rows.keys, repeat(name), rows.values[name], texts[name], event_ts, created_ts, strict=False)
             for name in self._features
         ]
         columns = ("entity_key", "feature_name", "value", "value_text", "event_ts", "created_ts")
@@ -270,17 +258,17 @@ class SqliteWriter:
 
 def _stored_times(microseconds: np.ndarray) -> list[int | None]:
     """Times as Feast's SQLite adapter keeps them: seconds, of the UTC clock read as local time."""
-    moments, places = np.unique(microseconds.astype("datetime64[us]"), return_inverse=True)
-    stored = [None if moment is None else adapt_datetime_epoch(moment) for moment in moments.astype(object)]
+    times, places = np.unique(microseconds.astype("datetime64[us]"), return_inverse=True)
+    stored = [None if each is None else adapt_datetime_epoch(each) for each in times.astype(object)]
     return np.array(stored, object)[places].tolist()  # type: ignore[no-any-return]
 
 
 def writer_for(config: RepoConfig, view: FeatureView, store: OnlineStore) -> Writer | None:
     """What writes this view's rows to this store; None where only Feast's own class does."""
     options: Any = config.online_store
-    if config.entity_key_serialization_version != 3 or not 0 < len(view.features) <= MOST_FEATURES:
+    if config.entity_key_serialization_version != SERIALIZATION_VERSION or not 0 < len(view.features) <= MAX_FEATURES:
         return None
-    # Not of a class that somebody made of these: it may write otherwise.
+    # Exactly these classes: a subclass may write differently.
     if type(store) is RedisOnlineStore:
         return RedisWriter(config, view, store) if options.redis_type is not RedisType.redis_cluster else None
     if type(store) is SqliteOnlineStore and not (options.vector_enabled or options.enable_openai_compatible_store):

@@ -11,9 +11,19 @@ from feast import FeatureView, ValueType
 from feast.utils import _convert_arrow_to_proto, _get_feature_view_vector_field_metadata
 
 from scoring.feast_plugins.entity_keys import entity_keys
-from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey
+from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey, Keys
 from scoring.feast_plugins.online_writers import EncodedRows, Writer
-from scoring.feast_plugins.value_encoder import Encode, UnsupportedEncoding, encoder, stored_text, to_microseconds
+from scoring.feast_plugins.value_encoder import (
+    Encode,
+    UnsupportedEncoding,
+    encoder,
+    is_binary,
+    is_integer,
+    is_string,
+    nulls,
+    stored_text,
+    to_microseconds,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +32,7 @@ class RowEncoding(msgspec.Struct, frozen=True):
     """How the columns of one view become what an online store keeps."""
 
     view: Any
-    keys: tuple[JoinKey, ...]
-    """In the order of the serialized key: by name."""
+    keys: Keys
     encoders: dict[str, tuple[ValueType, Encode]]
     """Feature → its declared type, and what encodes it."""
 
@@ -31,15 +40,15 @@ class RowEncoding(msgspec.Struct, frozen=True):
         """Encode rows of the view's columns.
 
         Raises:
-            UnsupportedEncoding: they hold something of which it is not known how Feast would write it.
+            UnsupportedEncoding: it is unknown how Feast would write something in them.
         """
         source = self.view.batch_source
         created = rows[source.created_timestamp_column] if source.created_timestamp_column else None
         encoded = {name: encode(rows[name]) for name, (_, encode) in self.encoders.items()}
         return EncodedRows(
-            keys=entity_keys(tuple((key.name, key) for key in self.keys), self._key_values(rows)),
-            moments=to_microseconds(rows[source.timestamp_field]),
-            created=None if created is None else _with_absent(created),
+            keys=entity_keys(self.keys, {name: _key_values(rows[name], key) for name, key in self.keys}),
+            event_us=to_microseconds(rows[source.timestamp_field]),
+            created_us=None if created is None else _nullable_microseconds(created),
             values=encoded,
             texts=lambda: {
                 name: stored_text(declared, encoded[name], rows[name]) for name, (declared, _) in self.encoders.items()
@@ -51,101 +60,87 @@ class RowEncoding(msgspec.Struct, frozen=True):
         types = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
         return _convert_arrow_to_proto(rows, self.view, types)
 
-    def _key_values(self, rows: pa.RecordBatch) -> dict[str, list[Any]]:
-        values = {}
-        for key in self.keys:
-            column = rows[key.name]
-            if column.null_count:
-                raise UnsupportedEncoding("a join key is null")
-            try:
-                values[key.name] = column.cast(key.arrow_type).to_pylist()
-            except pa.ArrowInvalid:
-                raise UnsupportedEncoding("a join key is out of its type's range") from None
-        return values
-
 
 def row_encoding(view: FeatureView, schema: pa.Schema) -> RowEncoding | None:
-    """How to encode the view's columns as the source has them; None if there is one that only Feast's code can."""
+    """How to encode the view's columns, with the types of its source; None if only Feast's code can encode one."""
     vector = _get_feature_view_vector_field_metadata(view)
     if vector is not None and vector.vector_index:
         return None
+    sources = {field.name: field.type for field in schema}
     encoders: dict[str, tuple[ValueType, Encode]] = {}
     for feature in view.features:
-        declared, place = feature.dtype.to_value_type(), schema.get_field_index(feature.name)
-        found = encoder(declared, schema.field(place).type) if place >= 0 else None
-        if found is None:
+        declared = feature.dtype.to_value_type()
+        encode = encoder(declared, sources[feature.name]) if feature.name in sources else None
+        if encode is None:
             return None
-        encoders[feature.name] = (declared, found)
+        encoders[feature.name] = (declared, encode)
     keys = []
     for column in sorted(view.entity_columns, key=lambda each: each.name):
-        kind, place = KEY_TYPES.get(column.dtype.to_value_type().name), schema.get_field_index(column.name)
-        key = JoinKey(column.name, kind) if kind and column.dtype.to_value_type() is not ValueType.UUID else None
-        if key is None or place < 0 or not _is_alike(schema.field(place).type, key.arrow_type):
+        kind, source = column.dtype.to_value_type(), sources.get(column.name)
+        if kind.name not in KEY_TYPES or kind is ValueType.UUID or source is None:
             return None
-        keys.append(key)
+        key = JoinKey(column.name, KEY_TYPES[kind.name])
+        if not (is_string(source) if key.dtype == "string" else is_integer(source)):
+            return None
+        keys.append((key.name, key))
     return RowEncoding(view, tuple(keys), encoders) if keys else None
 
 
-def _is_alike(found: pa.DataType, declared: pa.DataType) -> bool:
-    if pa.types.is_string(declared):
-        return _is_text(found)
-    return bool(pa.types.is_integer(found) and found != pa.uint64())
+def _key_values(column: pa.Array, key: JoinKey) -> list[Any]:
+    if column.null_count:
+        raise UnsupportedEncoding("a join key is null")
+    try:
+        values: list[Any] = column.cast(key.arrow_type).to_pylist()
+    except pa.ArrowInvalid:
+        raise UnsupportedEncoding("a join key is out of its type's range") from None
+    return values
 
 
-def _with_absent(moments: pa.Array) -> np.ndarray:
-    """Microseconds since 1970, with numpy's "not a time" where null."""
-    absent = np.asarray(moments.is_null().to_numpy(zero_copy_only=False))
-    filled = to_microseconds(pc.fill_null(moments, pa.scalar(0, moments.type)) if moments.null_count else moments)
-    return np.where(absent, np.iinfo(np.int64).min, filled)
+def _nullable_microseconds(timestamps: pa.Array) -> np.ndarray:
+    """Microseconds since 1970, int64 (n,); numpy's "not a time" where null."""
+    filled = pc.fill_null(timestamps, pa.scalar(0, timestamps.type)) if timestamps.null_count else timestamps
+    return np.where(nulls(timestamps), np.iinfo(np.int64).min, to_microseconds(filled))
 
 
 def matches_feast_layout(writer: Writer, columns: RowEncoding, schema: pa.Schema) -> bool:
     """Whether rows of these columns, with the values that are most likely to differ, come out as Feast's own."""
-    rows = _trying(schema, columns)
     try:
+        rows = _samples(schema, columns)
         return writer.matches_feast(columns.encode(rows), columns.as_feast(rows))
-    except Exception as error:  # Feast's functions are not the ones known here any more
+    except Exception as error:  # Feast's functions have changed
         logger.warning("Checking how Feast writes feature view %r: %s", columns.view.name, error)
         return False
 
 
-# Values of each kind of column that are written in ways of their own; nulls are added.
-TRIED: list[tuple[Any, list[Any]]] = [
+SAMPLES: list[tuple[Any, list[Any]]] = [
     (pa.types.is_boolean, [True, False]),
     (pa.types.is_signed_integer, [0, 1, -1, 127, -128]),
     (pa.types.is_unsigned_integer, [0, 1, 127, 128, 255]),
     (pa.types.is_floating, [0.0, -0.0, 1.5, -1e-300, float("inf"), float("nan")]),
-    (pa.types.is_string, ["", "é", "x" * 200]),
-    (pa.types.is_large_string, ["", "é", "x" * 200]),
-    (pa.types.is_binary, [b"", b"\0\xff", b"x" * 200]),
-    (pa.types.is_large_binary, [b"", b"\0\xff", b"x" * 200]),
+    (is_string, ["", "é", "x" * 200]),
+    (is_binary, [b"", b"\0\xff", b"x" * 200]),
     (pa.types.is_timestamp, [0, 1, -1, 1_700_000_000]),
 ]
+"""Values of each kind of column whose encodings differ in form; nulls are added."""
 
 
-def _trying(schema: pa.Schema, columns: RowEncoding) -> pa.RecordBatch:
+def _samples(schema: pa.Schema, columns: RowEncoding) -> pa.RecordBatch:
     source = columns.view.batch_source
-    moments = (source.timestamp_field, source.created_timestamp_column)
-    keys = [key.name for key in columns.keys]
+    keys = {name for name, _ in columns.keys}
     count = 12
     arrays = []
     for field in schema:
         if field.name in keys:
-            values = [str(row) * row if _is_text(field.type) else row for row in range(count)]
-        elif field.name in moments:
+            values = [str(row) * row if is_string(field.type) else row for row in range(count)]
+        elif field.name in (source.timestamp_field, source.created_timestamp_column):
             values = [1_700_000_000 + 3600 * row for row in range(count)]
         else:
-            values = _tried_values(field.type)
+            values = _sample_values(field.type)
         arrays.append(pa.array([values[row % len(values)] for row in range(count)], field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([pa.field(each.name, each.type) for each in schema]))
+    return pa.RecordBatch.from_arrays(arrays, names=schema.names)
 
 
-def _tried_values(kind: pa.DataType) -> list[Any]:
+def _sample_values(kind: pa.DataType) -> list[Any]:
     if pa.types.is_list(kind):
-        inner = [value for value in _tried_values(kind.value_type) if value is not None]
-        return [inner, [], None]
-    return [*next((values for fits, values in TRIED if fits(kind)), []), None]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        return [[value for value in _sample_values(kind.value_type) if value is not None], [], None]
+    return [*next((values for fits, values in SAMPLES if fits(kind)), []), None]

@@ -1,7 +1,7 @@
-"""Feast's serialized values, as an online store keeps them, into arrays: many at once where they have a common form.
+"""Serialized Values, as Feast's online stores keep them, into arrays: many at once where they have a common form.
 
-Values of a fixed length are read where they lie, integers are unpacked from their seven-bit groups; everything else,
-and whatever has another form than expected, goes through protobuf's own parser, one by one.
+Values of a fixed length are read in place, and integers are unpacked from their seven-bit groups. All other values, and
+those whose form is not the expected one, are parsed one by one by protobuf.
 """
 
 from collections.abc import Sequence
@@ -29,23 +29,23 @@ VALUE_FIELDS: dict[pa.DataType, str] = {
 # Below this, parsing one by one is as fast as unpacking together.
 FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
-MOST_GROUPS = 10
+MAX_GROUPS = 10
 CONTINUED = 0x80
-WEIGHTS = np.uint64(1) << 7 * np.arange(MOST_GROUPS, dtype=np.uint64)
+WEIGHTS = np.uint64(1) << 7 * np.arange(MAX_GROUPS, dtype=np.uint64)
 
 
 def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
-    there = _present(values)
-    seconds = _unpack_integers(there, SECONDS_TAG)
+    present = _present(values)
+    seconds = _unpack_integers(present, SECONDS_TAG)
     if seconds is None:
-        parsed = map(Timestamp.FromString, there)
-        seconds = np.fromiter((each.seconds + each.nanos * 1e-9 for each in parsed), np.float64, len(there))
-    if len(there) == len(values):
+        parsed = map(Timestamp.FromString, present)
+        seconds = np.fromiter((each.seconds + each.nanos * 1e-9 for each in parsed), np.float64, len(present))
+    if len(present) == len(values):
         return seconds.astype(np.float64, copy=False)
-    moments = np.zeros(len(values))
-    moments[[place for place, value in enumerate(values) if value]] = seconds
-    return moments
+    event_s = np.zeros(len(values))
+    event_s[[place for place, value in enumerate(values) if value]] = seconds
+    return event_s
 
 
 def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
@@ -56,16 +56,14 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
         dtype: one of VALUE_FIELDS.
 
     Raises:
-        google.protobuf.message.DecodeError: no Value.
+        google.protobuf.message.DecodeError: not a Value.
         UnusableFeature: a value was written under another declaration, and has no counterpart in this type.
     """
-    there = _present(values)
-    unpacked = _unpack(there, dtype)
-    if unpacked is None:
-        return _one_by_one(values, dtype)
-    if unpacked.dtype.kind == "i" and not _fits(unpacked, dtype):
-        return _one_by_one(values, dtype)
-    if len(there) == len(values):
+    present = _present(values)
+    unpacked = _unpack(present, dtype)
+    if unpacked is None or (unpacked.dtype.kind == "i" and not _fits(unpacked, dtype)):
+        return as_declared([plain_value(Value.FromString(value)) if value else None for value in values], dtype)
+    if len(present) == len(values):
         return pa.array(unpacked, dtype)
     spread = np.zeros(len(values), unpacked.dtype)
     missing = np.fromiter((not value for value in values), bool, len(values))
@@ -79,10 +77,6 @@ def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
     if not {type(value) for value in values if not value} <= {bytes, type(None)}:
         raise TypeError("a store keeps bytes")
     return [value for value in values if value]
-
-
-def _one_by_one(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
-    return as_declared([plain_value(Value.FromString(value)) if value else None for value in values], dtype)
 
 
 def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
@@ -103,18 +97,18 @@ def _unpack_fixed(values: Sequence[bytes], form: np.dtype[Any], tag: int) -> np.
 
 
 def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
-    """int64 (n,) from messages of nothing but one integer; None where they are something else, or few."""
+    """int64 (n,) from messages that hold one integer only; None if they are something else, or few."""
     if len(values) < FEW:
         return None
     lengths = set(map(len, values))
     width = max(lengths)
-    if width > 1 + MOST_GROUPS or min(lengths) == 1:
+    if width > 1 + MAX_GROUPS or min(lengths) == 1:
         return None
     if len(lengths) == 1:
         packed = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), width)
         last: Any = width - 2
     else:
-        packed = np.array(values, f"S{width}").view(np.uint8).reshape(len(values), width)  # filled up with zeros
+        packed = np.array(values, f"S{width}").view(np.uint8).reshape(len(values), width)  # padded with zeros
         last = np.fromiter(map(len, values), np.int64, len(values)) - 2
     groups = packed[:, 1:]
     follow = groups >= CONTINUED
@@ -142,33 +136,32 @@ PACKED: dict[pa.DataType, np.dtype[Any]] = {
 
 
 def plain_value(value: Any) -> Any:
-    """What Feast's Value holds; None for nothing."""
+    """What Feast's Value holds; None if it is empty."""
     kind = value.WhichOneof("val")
     if kind is None or kind == "null_val":
         return None
     found = getattr(value, kind)
-    # How Feast writes a null among timestamps.
+    # Feast writes a null among timestamps as a number.
     return None if kind == "unix_timestamp_val" and found == NULL_TIMESTAMP_INT_VALUE else found
 
 
 def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    """Values as a store gives them, as an array (n,) of the type that their feature is declared to have.
+    """Values from a store as an array (n,) of their feature's declared type.
 
     Args:
         values: Python's bool, int, float, str and so on; None = unknown.
-        dtype: the declared type; another one than that of the values where the declaration was changed after they
-            were written.
+        dtype: the declared type. The values have another one if the declaration changed after they were written.
 
     Raises:
         UnusableFeature: a value has no counterpart in the declared type.
     """
     try:
-        if pa.types.is_timestamp(dtype):  # Feast writes whole seconds since 1970
+        if pa.types.is_timestamp(dtype):  # Feast writes seconds since 1970
             return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)
         found = pa.array(values)
         if holds_every_value(found.type, dtype) or pa.types.is_floating(dtype) or pa.types.is_null(found.type):
             return found.cast(dtype)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         raise UnusableFeature(READING, f"a feature declared {dtype} was written as something else.") from None
-    # pa.array would cut 0.24 down to the integer 0.
+    # A cast would round 0.24 down to the integer 0.
     raise UnusableFeature(READING, f"a feature declared {dtype} was written as {found.type}.")
