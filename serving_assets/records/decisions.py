@@ -32,9 +32,6 @@ class VersionCursor(msgspec.Struct, frozen=True):
     """Number of runs asked for; part of each run's key, so that a rollback is not taken for a repetition."""
     left: str | None = None
     """Request that had no output at the last tick: its first scoring was left to the other sensors."""
-    state: str | None = None
-    """State of the registry (`alias_watch.Look.state`) in which the alias named `handled`: while it lasts, there is
-    nothing to do."""
 
 
 class RequestState(msgspec.Struct, frozen=True):

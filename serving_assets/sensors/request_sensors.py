@@ -1,7 +1,6 @@
 """new_batch_request and score_the_others: every new or changed file in the request folder is scored, once."""
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ import dagster as dg
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
-from scoring.models.alias_watch import resolve_alias
 from serving_assets.assets.model_version import registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
@@ -78,7 +76,7 @@ def new_batch_request(
         known = _known(context.instance, partitions, folder.requests, cursor)
         changes = find_changes(place, folder.requests, known)
         if changes.files:
-            resolve_alias(serving.registry, serving.settings, os.environ)
+            serving.registry.resolve(serving.settings.model_name, serving.settings.model_alias)
     except NoRequestFolder as error:
         return dg.SkipReason(str(error))
     except (AliasNotSet, ModelNotRegistered) as error:

@@ -1,13 +1,9 @@
 """new_model_version: looks at the alias, and asks for runs as `decisions` decides."""
 
-import os
-
 import dagster as dg
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
-from scoring.models.alias_watch import resolve_alias, unchanged
-from scoring.models.registry import ModelVersion
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
 from serving_assets.records.history import (
     ASKED_CREATED,
@@ -41,10 +37,8 @@ def new_model_version(
     cursor = _read_cursor(context)
     try:
         settings = serving.settings
-        if cursor.state is not None and cursor.state == unchanged(settings):
-            return _skip(f"The registry is unchanged: the alias still names {cursor.handled}.", cursor)
-        seen = resolve_alias(serving.registry, settings, os.environ)
-        version = Registered(ModelVersion(settings.model_name, seen.version).data_version, seen.created_ms)
+        named = serving.registry.resolve(settings.model_name, settings.model_alias)
+        version = Registered(named.data_version, named.created_ms)
         requests = [] if version == cursor.handled else _requests(context.instance, serving)
     except (AliasNotSet, ModelNotRegistered, NoRequestFolder) as error:
         return dg.SkipReason(str(error))
@@ -52,8 +46,7 @@ def new_model_version(
         raise error from None
     decision = decide_rescoring(cursor, version, requests)
     if not decision.score:
-        at_rest = decision.cursor.handled == version
-        return _skip(decision.reason, msgspec.structs.replace(decision.cursor, state=seen.state if at_rest else None))
+        return dg.SensorResult(skip_reason=decision.reason, cursor=_written(decision.cursor))
     sequence = str(decision.cursor.sequence)
     ranges = adjacent_ranges(decision.score, known_requests(context.instance), REQUESTS_PER_RUN)
     runs = [
@@ -61,7 +54,7 @@ def new_model_version(
             *each,
             # The sequence lets a rollback run; the place tells the ranges of one decision apart.
             run_key=f"{version}:{sequence}" + (f":{place}" if place else ""),
-            run_config=pinned(seen.version),
+            run_config=pinned(named.version),
             tags={ASKED_VERSION: str(version), ASKED_CREATED: str(version.created_ms), ASKED_SEQUENCE: sequence},
         )
         for place, each in enumerate(ranges)
@@ -82,10 +75,6 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
     # It was refused, or its run failed: the newest one that has a result must not wait for somebody to mend it.
     scored = newest_scored(instance, keys[:-1])
     return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
-
-
-def _skip(reason: str, cursor: VersionCursor) -> dg.SensorResult:
-    return dg.SensorResult(skip_reason=reason, cursor=_written(cursor))
 
 
 def _written(cursor: VersionCursor) -> str:
