@@ -1,7 +1,5 @@
 """What the Dagster instance knows of batch requests: their runs, and the model version of their latest output."""
 
-import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -26,10 +24,6 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-# A worker that was killed leaves its run unfinished for ever unless run monitoring is on: it must not stop the sensors.
-ABANDONED_AFTER_S = 3600
-# Nobody who could be killed has begun such a run, however long ago it was asked for.
-WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.MANAGED)
 # Of the failed runs, so many of the newest are looked at, and so many where some request may be behind those.
 FAILED_RUNS, MOST_FAILED_RUNS = 200, 10_000
 # A run writes down its end by the clock of its own machine.
@@ -60,7 +54,7 @@ def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[s
     found: dict[str, str] = {}
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
         run = record.dagster_run
-        if _abandoned_s(instance, record) > time.time() and scores_requests(run):
+        if scores_requests(run):
             found |= dict.fromkeys(partitions_of(run.tags, known), run.run_id)
     return found
 
@@ -68,7 +62,7 @@ def runs_in_flight(instance: dg.DagsterInstance, known: Sequence[str]) -> dict[s
 def failed_runs(
     instance: dg.DagsterInstance, known: Sequence[str], unsettled: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Runs over requests that failed or were abandoned: request → run → when, in seconds since 1970.
+    """Runs over requests that failed: request → run → when, in seconds since 1970.
 
     Args:
         instance: Dagster's.
@@ -77,28 +71,11 @@ def failed_runs(
             since then are all looked through; of others, only the newest ones are known.
     """
     found: dict[str, dict[str, float]] = {}
-    for run, end in [*_failed(instance, unsettled), *_abandoned(instance)]:
+    for run, end in _failed(instance, unsettled):
         if scores_requests(run):
             for key in partitions_of(run.tags, known):
                 found.setdefault(key, {})[run.run_id] = end
     return found
-
-
-def _abandoned(instance: dg.DagsterInstance) -> list[tuple[dg.DagsterRun, float]]:
-    """Runs whose process is gone without a word, and since when they count as ended."""
-    unfinished = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
-    ends = [(record.dagster_run, _abandoned_s(instance, record)) for record in unfinished]
-    return [(run, end) for run, end in ends if end <= time.time()]
-
-
-def _abandoned_s(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
-    """When a run without an end counts as abandoned, in seconds since 1970; infinity if it never does."""
-    status = record.dagster_run.status
-    watched = instance.run_monitoring_enabled and instance.run_launcher.supports_check_run_worker_health
-    if status in WAITING or (watched and status is not dg.DagsterRunStatus.NOT_STARTED):
-        return math.inf  # Dagster itself begins those in its queue, and ends those that it watches
-    began = record.start_time or record.update_timestamp.timestamp()
-    return began + ABANDONED_AFTER_S
 
 
 def _failed(instance: dg.DagsterInstance, unsettled: Mapping[str, float]) -> list[tuple[dg.DagsterRun, float]]:
@@ -159,7 +136,7 @@ def _touched_since(instance: dg.DagsterInstance, made_s: Mapping[str, float], kn
     records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=since), limit=MOST_FAILED_RUNS)
     return {
         key
-        for run, end_s in [*_ends(records), *_abandoned(instance)]
+        for run, end_s in _ends(records)
         if scores_requests(run)
         for key in partitions_of(run.tags, known)
         if key in made_s and end_s > made_s[key]

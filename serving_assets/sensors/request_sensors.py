@@ -12,7 +12,6 @@ from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from serving_assets.assets.model_version import registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
-    ABANDONED_AFTER_S,
     ASKED_VERSION,
     CLOCKS_DIFFER_S,
     failed_since,
@@ -103,8 +102,7 @@ def new_batch_request(
     if left := len(changes.files) - _length([*ranges, *repeated], order):
         waiting.append(f"{left} requests whose run failed wait for the runs of others")
     later = [f"{len(changes.again)} requests whose run failed are taken again later"] if changes.again else []
-    due = [*changes.again, *([now + ABANDONED_AFTER_S] if runs or known.busy else [])]
-    after = _Cursor("" if waiting else listing, others, now, min(due, default=None), changes.ahead)
+    after = _Cursor("" if waiting else listing, others, now, min(changes.again, default=None), changes.ahead)
     return dg.SensorResult(
         run_requests=runs,
         skip_reason=None if runs else "; ".join([*waiting, *later]) or not_taken or NOTHING_NEW,

@@ -50,6 +50,14 @@ def test_no_instance_that_the_project_describes_tells_dagsters_makers_of_its_use
     assert (described["telemetry"], described["nux"]) == ({"enabled": False}, {"enabled": False})
 
 
+@pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
+def test_every_instance_that_the_project_describes_ends_runs_whose_process_is_lost(place):
+    described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
+
+    assert described["run_monitoring"]["enabled"]
+    assert described["run_monitoring"]["max_runtime_seconds"] == 6 * 3600
+
+
 def test_the_documented_instance_for_one_machine_can_be_opened(tmp_path):
     shutil.copy(ROOT / "serving_assets" / "dagster.yaml", tmp_path)
 

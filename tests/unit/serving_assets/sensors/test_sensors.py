@@ -1,18 +1,24 @@
 """The real sensors over a real Dagster instance and a request folder; only the registry is a fake."""
 
+import logging
 import os
 import time
+from pathlib import Path
 
 import dagster as dg
 import msgspec
 import pytest
+import yaml
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.monitoring.run_monitoring import check_run_timeout
 
 from scoring.errors import StorageError
 from scoring.files.location import Location
 from serving_assets.records import history
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN
 from tests.support.daemon import Daemon, _ended
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
@@ -695,23 +701,35 @@ def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> 
         daemon.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_START))
 
 
-@pytest.mark.parametrize(
-    ("status", "hours_ago", "runs"),
-    [
-        (dg.DagsterRunStatus.QUEUED, 30, 1),  # it waits for others
-        (dg.DagsterRunStatus.STARTED, 0.9, 1),
-        (dg.DagsterRunStatus.STARTED, 1.1, 2),  # whoever ran it was killed
-    ],
-)
-def test_a_run_is_abandoned_an_hour_after_it_began_however_long_it_waited(daemon, monkeypatch, status, hours_ago, runs):
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
+def test_a_request_is_not_scored_twice_however_long_its_run_takes_or_waits(daemon, monkeypatch, status):
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
     daemon.read(daemon.runs[0])
     _become(daemon, daemon.runs[0], status)
-    later = time.time() + hours_ago * 3600 + 100  # and the wait after a failed run
+    later = time.time() + 30 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
 
     daemon.tick("new_batch_request")
 
-    assert len(daemon.runs) == runs
+    assert len(daemon.runs) == 1
+
+
+def test_a_run_that_dagsters_monitoring_ends_is_retried(daemon, monkeypatch):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.read(daemon.runs[0])
+    _become(daemon, daemon.runs[0], dg.DagsterRunStatus.STARTED)
+    longest = yaml.safe_load((ROOT / "serving_assets" / "dagster.yaml").read_text())["run_monitoring"]
+    later = time.time() + longest["max_runtime_seconds"] + 100
+    monkeypatch.setattr(time, "time", lambda: later)
+    record = daemon.instance.get_run_record_by_id(daemon.runs[0].run_id)
+
+    check_run_timeout(daemon.instance, record, logging.getLogger(), longest["max_runtime_seconds"])
+    assert "1 requests whose run failed" in daemon.tick("new_batch_request")
+    later += 100
+    daemon.tick("new_batch_request")
+
+    assert len(daemon.runs) == 2
