@@ -15,14 +15,18 @@ from types import FrameType
 from demo import show
 from demo.dagit import Dagit, DagitRefused, Run
 from demo.environment import DAGIT_PORT, DAGSTER_HOME, REQUEST, ROOT, CannotStart, demo_environment, make_folders
+from demo.events import Events
 from demo.online import Api
 from demo.prepare import prepare
 from demo.processes import Processes, check_port_free
+from demo.running import Ports, announced
 from scoring.errors import ServingError
 from scoring.settings import Settings
 
 START_S = 90.0
 RUN_S = 180.0
+POLL_S = 2.0
+POLL_TIMEOUT_S = 5.0
 
 
 def main() -> int:
@@ -40,9 +44,11 @@ def main() -> int:
         os.environ.update(environment)
         warnings.showwarning = _ignore_warning  # filters do not last: SQLAlchemy and MLflow set their own
         show.title()
-        _demonstrate(settings, dagit_port, processes, once=once)
+        events = _demonstrate(settings, dagit_port, processes)
         if not once:
-            _stay_up(processes)
+            with announced(Ports(dagit=dagit_port, api=settings.port)):
+                show.addresses(Dagit(dagit_port).url, Api(settings.port).url)
+                _stay_up(processes, events)
         return 0
     except (CannotStart, ServingError, DagitRefused) as error:
         show.failure(str(error))
@@ -70,7 +76,7 @@ def _prepare_state(settings: Settings, environment: dict[str, str]) -> int:
     return int(text)
 
 
-def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, once: bool) -> None:
+def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> Events:
     # The webserver loads while the model trains.
     workspace = ["-w", str(ROOT / "workspace.yaml")]
     processes.start(
@@ -84,14 +90,14 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes, *, o
     _wait("Dagit", dagit.ready, processes, START_S)
     run_id = dagit.launch(REQUEST)
     _show_run(dagit, run_id, processes)
+    events = Events(settings.mlflow_tracking_uri, api, Dagit(dagit_port, POLL_TIMEOUT_S))
     # Only now, so that the sensors see that the version has already been used, and launch no run.
     processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
     show.batch_output()
 
     _wait("the API", api.ready, processes, START_S)
     show.online(*api.rank([1001, 1002, 1003, 9999]))
-    if not once:
-        show.addresses(dagit.url, api.url)
+    return events
 
 
 def _show_run(dagit: Dagit, run_id: str, processes: Processes) -> Run:
@@ -124,10 +130,11 @@ def _wait(what: str, ready: Callable[[], bool], processes: Processes, seconds: f
         time.sleep(0.1)
 
 
-def _stay_up(processes: Processes) -> None:
+def _stay_up(processes: Processes, events: Events) -> None:
     while True:
         processes.check()
-        time.sleep(1)
+        events.print_new()
+        time.sleep(POLL_S)
 
 
 def _ignore_warning(*_: object, **__: object) -> None:

@@ -1,6 +1,7 @@
 """A client for the GraphQL API of Dagster's webserver. It does what a user would click."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from typing import Any
@@ -32,6 +33,21 @@ query ($run: ID!) {
   }
 }"""
 RUNS = "{ runsOrError(limit: 100) { ... on Runs { results { runId status } } } }"
+FAILED_SINCE = """
+query ($since: Float!) {
+  runsOrError(filter: {statuses: [FAILURE], createdAfter: $since}, limit: 100) { ... on Runs { results { runId } } }
+}"""
+OUTPUTS_SINCE = """
+query ($since: String!) {
+  assetOrError(assetKey: {path: ["batch_output"]}) { ... on Asset {
+    assetMaterializations(afterTimestampMillis: $since, limit: 250) { partition timestamp metadataEntries {
+      label
+      ... on TextMetadataEntry { text }
+      ... on IntMetadataEntry { intValue }
+      ... on MarkdownMetadataEntry { mdStr }
+    } }
+  } }
+}"""
 FAILURES = """
 query ($run: ID!) {
   logsForRun(runId: $run) { ... on EventConnection { events {
@@ -71,11 +87,25 @@ class Run(msgspec.Struct, frozen=True):
         return self.status in {"SUCCESS", "FAILURE", "CANCELED"}
 
 
-class Dagit:
-    """A Dagster webserver on a local port."""
+class Scored(msgspec.Struct, frozen=True):
+    """A published batch output."""
 
-    def __init__(self, port: int) -> None:
+    request: str
+    version: str
+    """`name/version` of the model."""
+    rows: int
+    scored: int
+    reasons: tuple[str, ...]
+    """The number of rows per reason, as in `3 not_found`."""
+    timestamp_ms: int
+
+
+class Dagit:
+    """A Dagster webserver on a local port. `timeout_s` bounds each request."""
+
+    def __init__(self, port: int, timeout_s: float = 30.0) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self._timeout_s = timeout_s
         self._selector: dict[str, str] = {}
 
     def ready(self) -> bool:
@@ -134,6 +164,16 @@ class Dagit:
         """Return the latest runs: id → status."""
         return {run["runId"]: run["status"] for run in self._ask(RUNS)["runsOrError"]["results"]}
 
+    def scored_since(self, timestamp_ms: int) -> list[Scored]:
+        """Return the batch outputs that were published after a time, in milliseconds since 1970, oldest first."""
+        outputs = self._ask(OUTPUTS_SINCE, since=str(timestamp_ms))["assetOrError"].get("assetMaterializations", [])
+        return [_scored(output) for output in reversed(outputs)]
+
+    def failed_since(self, timestamp_s: float) -> list[str]:
+        """Return the ids of failed runs that were created after a time, in seconds since 1970, oldest first."""
+        runs = self._ask(FAILED_SINCE, since=timestamp_s)["runsOrError"]["results"]
+        return [run["runId"] for run in reversed(runs)]
+
     def failure(self, run_id: str) -> str:
         """Return why a run failed, in one line: the first failed step's reason."""
         for event in self._ask(FAILURES, run=run_id)["logsForRun"]["events"]:
@@ -148,10 +188,24 @@ class Dagit:
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             raise DagitRefused(error.read().decode(errors="replace")[:500]) from None
         if answer.get("errors"):
             raise DagitRefused(answer["errors"][0]["message"])
         return answer["data"]
+
+
+def _scored(output: dict[str, Any]) -> Scored:
+    metadata = {entry["label"]: entry for entry in output["metadataEntries"]}
+    scored = metadata["rows_scored"]["intValue"]
+    reasons = re.findall(r"^\| (\w+) \| (\d+) \|$", metadata["reasons"]["mdStr"], re.MULTILINE)
+    return Scored(
+        output["partition"],
+        f"{metadata['model_name']['text']}/{metadata['model_version']['intValue']}",
+        scored + metadata["rows_not_scored"]["intValue"],
+        scored,
+        tuple(f"{rows} {reason}" for reason, rows in reasons),
+        int(output["timestamp"]),
+    )

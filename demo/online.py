@@ -1,9 +1,15 @@
 """A client of the API, as any caller would write it."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
+
+TIMEOUT_S = 5.0
+# What reading /ready raises if this API does not respond.
+NO_STATE = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 
 
 class Api:
@@ -15,10 +21,21 @@ class Api:
     def ready(self) -> bool:
         """Return whether /ready responds with 200."""
         try:
-            with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as response:
-                return bool(response.status == 200)
-        except OSError:
+            return bool(self.state()["ready"])
+        except NO_STATE:
             return False
+
+    def state(self) -> dict[str, Any]:
+        """Return the members of /ready, also if it responds with a problem.
+
+        Raises:
+            NO_STATE: nothing listens on the port, or it is not this API.
+        """
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=TIMEOUT_S) as response:
+                return dict(json.load(response))
+        except urllib.error.HTTPError as error:
+            return dict(json.load(error))
 
     def rank(self, drivers: Sequence[int]) -> tuple[str, str]:
         """Request the best of these drivers. Return the bodies of request and response, as JSON strings."""
@@ -33,8 +50,7 @@ class Api:
     def version(self) -> int | None:
         """Return the serving model version, or None if there is none."""
         try:
-            with urllib.request.urlopen(f"{self.url}/version", timeout=5) as response:
-                model = json.load(response).get("model")
-        except OSError:
+            model = self.state()["model"]
+        except NO_STATE:
             return None
         return int(model["version"]) if model else None

@@ -113,6 +113,11 @@ Next, in another terminal:
     )
 
 
+def event(topic: str, text: str) -> None:
+    """Print what happened while the demo is up, with the local time."""
+    print(f"{time.strftime('%H:%M:%S')} {topic:<10} {text}", flush=True)
+
+
 def failure(text: str) -> None:
     """Print why the demo stopped."""
     print(f"demo: {text}", file=sys.stderr)

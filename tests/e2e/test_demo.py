@@ -1,6 +1,8 @@
 """`make demo` in a copy of the project without any state."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,6 +55,11 @@ class Demo:
             capture_output=True, text=True, timeout=UP_S, check=False,
         )  # fmt: skip
 
+    def events(self) -> list[str]:
+        """The lines that the running demo printed after its addresses, without their times."""
+        lines = self.output.read_text().partition("Running until Ctrl-C")[2].splitlines()
+        return [line[9:] for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
+
     def processes(self) -> list[str]:
         """Command lines of the processes whose working directory is in the copy."""
         found = []
@@ -98,7 +105,7 @@ def test_it_prints_the_batch_output_and_an_answer(demo: Demo) -> None:
 def test_a_promoted_version_starts_one_run_and_serves_without_a_restart(demo: Demo) -> None:
     assert demo.dagit.ready()
     before = demo.dagit.runs()
-    promoted = demo.run("demo.promote")
+    promoted = demo.run("demo.promote", DAGIT_PORT="", SERVING_PORT="")  # it finds the ports itself
     assert promoted.returncode == 0, promoted.stderr
     assert demo.api.version() == 2
     until = time.monotonic() + ARRIVAL_S
@@ -107,6 +114,27 @@ def test_a_promoted_version_starts_one_run_and_serves_without_a_restart(demo: De
         time.sleep(0.5)
     time.sleep(3)  # a later tick would request a second run
     assert len(demo.dagit.runs()) == len(before) + 1
+    while len(events := demo.events()) < 3:
+        assert time.monotonic() < until, events
+        time.sleep(0.5)
+    assert events == [
+        "Model      driver_ranker/2 promoted: alias champion moved from driver_ranker/1",
+        "Online     the API swapped driver_ranker/1 for driver_ranker/2",
+        "Batch      rides_today scored with driver_ranker/2: 150 of 153 rows, 3 not_found",
+    ]
+
+
+def test_a_promotion_without_a_running_demo_is_one_clear_line(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    for ports in (None, {"dagit": free_port(), "api": free_port()}):  # never started, killed
+        if ports:
+            (tmp_path / "var").mkdir()
+            (tmp_path / "var" / "running.json").write_text(json.dumps(ports))
+        refused = demo.run("demo.promote")
+        assert refused.returncode == 1
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("demo: the demo is not up: run `make demo`")
+        assert not (tmp_path / "var" / "mlflow.db").exists()
 
 
 def test_a_busy_port_is_one_clear_line(demo: Demo) -> None:
