@@ -79,9 +79,9 @@ class Engine(Protocol):
             EngineError: Spark failed.
             StorageError: the input can't be fetched, or the result can't be written.
 
-        After each of these an older result is as it was, with one exception. Where the local engine published the
-        output and the very next step fails, replacing manifest.json (the object store goes away between two uploads,
-        say), the next run mends the manifest.
+        After an error an older result is as it was, with one exception: the local engine replaces manifest.json right
+        after the output, and where only that fails (the object store goes down between two uploads), the next run mends
+        the manifest.
         """
 
 

@@ -1,11 +1,10 @@
-"""Whatever ends a batch run, its published files are the old ones or the new ones, whole; and the next run clears up.
+"""However a batch run ends, its published files are the old ones or the new ones, whole, and the next run clears up.
 
 Each run is a process of its own, forked from one that has everything imported.
 """
 
 import hashlib
 import io
-import json
 import multiprocessing as mp
 import os
 import random
@@ -19,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from scoring.batch.manifest import read_manifest
 from scoring.files.location import Location
 from tests.support.batch_job import BatchJob, limit_join_memory, make_repository, measure, write_request
 from tests.support.s3 import make_bucket
@@ -26,15 +26,15 @@ from tests.support.servers import S3Server
 
 KILLS, KILLS_ON_S3 = 50, 20
 RUNS_AT_ONCE = 8
-# What one process may hold of a request's rows: some row groups and the libraries' buffers for them.
+# The memory of a process for a request's rows: some row groups and the libraries' buffers for them.
 ROWS_IN_MEMORY_MIB = 150
-# A fork of pytest itself would take threads' locks along, and a fresh process imports Feast for seconds.
+# A fork of pytest itself would copy locks that threads hold, and a fresh process imports Feast for seconds.
 PROCESSES = mp.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["feast", "scoring.feast_plugins.offline_store", "mlflow", "tests.support.batch_job"])
 
 
 class Place:
-    """One job's folders: repository, request, artifacts (or an S3 prefix for them) and temporary place."""
+    """One job's folders: repository, request, artifacts (or an S3 prefix for them) and temporary files."""
 
     def __init__(
         self, folder: Path, rows: int, artifacts: Location | None = None, environment: Mapping[str, str] | None = None
@@ -50,9 +50,9 @@ class Place:
         self.results = self.artifacts / "day1"
 
     def start(self, version: int, prepare: Callable[[], None] | None = None) -> tuple[mp.Process, Connection]:
-        """A run in a process of its own. It says `started`, waits for an answer, and says how it ended."""
+        """Start a run in a process of its own. It sends `started`, waits for an answer, and sends how it ended."""
         ours, theirs = PROCESSES.Pipe()
-        # A fork has the environment that the server was started in.
+        # A fork has the environment in which the fork server was started.
         given = (self.folder, self.artifacts, version, theirs, self.environment, prepare)
         process = PROCESSES.Process(target=score, args=given)
         process.start()
@@ -109,10 +109,9 @@ def place(tmp_path: Path) -> Place:
 
 
 def assert_manifest_matches(place: Place) -> None:
-    files = place.files()
-    said, output = json.loads(files["manifest.json"]), files["batch_output.parquet"]
-    assert said["batch_output"]["sha256"] == hashlib.sha256(output).hexdigest()
-    assert said["origin"]["model"] == f"linear/{pq.read_table(io.BytesIO(output))['model_version'][0]}"
+    manifest, output = read_manifest(place.results / "batch_output.parquet"), place.published()[1]
+    assert manifest.batch_output.sha256 == hashlib.sha256(output).hexdigest()
+    assert manifest.origin.model == f"linear/{pq.read_table(io.BytesIO(output))['model_version'][0]}"
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -128,7 +127,7 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new_files_whole_and_the_next_one_clears_up(any_place):
+def test_a_run_that_is_killed_at_any_time_leaves_old_or_new_files_whole_and_the_next_one_clears_up(any_place):
     place = any_place
     whole = {}
     for version in (1, 2):
@@ -146,7 +145,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new_files_whole_and_th
         time.sleep(chance.uniform(0, place.took_s))
         process.kill()
         process.join()
-        interrupted += not said_something(pipe)
+        interrupted += not has_message(pipe)
         left_something += bool(place.leftovers())
         published = place.published()
         assert published[0] in inputs
@@ -160,7 +159,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new_files_whole_and_th
     assert_manifest_matches(place)
 
 
-def said_something(pipe: Connection) -> bool:
+def has_message(pipe: Connection) -> bool:
     try:
         return bool(pipe.recv())
     except EOFError:
@@ -168,7 +167,7 @@ def said_something(pipe: Connection) -> bool:
 
 
 class FilesUpTo:
-    """A disk that is full: no file of this process may be longer."""
+    """A full disk: no file of this process may be longer than `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -178,7 +177,7 @@ class FilesUpTo:
 
 
 @pytest.mark.parametrize("room", ["for nothing", "for half of the request", "for the request", "for the input"])
-def test_a_full_disk_is_told_in_one_line_and_the_old_files_stay(place, room):
+def test_a_full_disk_is_named_in_one_line_and_the_old_files_stay(place, room):
     assert place.run(version=1) == "done"
     before = place.files()
     request, joined = (place.folder / "day1.parquet").stat().st_size, len(before["batch_input.parquet"])
@@ -190,11 +189,11 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_files_stay(place, room):
         "for the input": joined + 1000,
     }[room]
 
-    told = place.run(version=2, prepare=FilesUpTo(size))
+    error = place.run(version=2, prepare=FilesUpTo(size))
 
-    assert told.startswith("StorageError: ")
-    assert "File too large" in told
-    assert "\n" not in told
+    assert error.startswith("StorageError: ")
+    assert "File too large" in error
+    assert "\n" not in error
     after = place.files()
     assert after["batch_output.parquet"] == before["batch_output.parquet"]
     assert after["manifest.json"] == before["manifest.json"]

@@ -1,4 +1,4 @@
-"""One batch job without a registry and without Dagster: drivers' features, a linear model, and the files' writers.
+"""A batch job without a registry and without Dagster: drivers' features, a linear model, and the local engine.
 
 `python -m tests.support.batch_job <folder> <request>` scores a request in a process of its own and prints its memory.
 """
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURE = Signature(tuple(ModelInput(name, pa.float64()) for name in ("acc_rate", "conv_rate", "avg_daily_trips")))
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
-# How the repository's own definitions say where the features are.
+# The source of the features in the repository's own definitions.
 SOURCE = """path=f"{DATA}/driver_stats.parquet",
     s3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3", "")"""
 
 
 class BatchJob:
-    """A feature repository that was applied, and models that score what it serves."""
+    """An applied feature repository, and models that score its features."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the repository that `make_repository` put into the folder."""
+        """Open the repository that `make_repository` made in the folder."""
         self.store: FeatureStore = open_feature_store(
             Settings(model_name="linear", feature_repo=folder / "feature_repo")
         )
         self.features: ModelFeatures = link_features(self.store, "linear/1", "driver_ranking", SIGNATURE, ())
 
     def model(self, version: int = 1, meanwhile: Callable[[], None] = lambda: None) -> Model:
-        """A linear model; another version gives other scores. `meanwhile` happens at each prediction."""
+        """A linear model; another version gives other scores. `meanwhile` is called at each prediction."""
         weights = np.array([0.3, 0.2, 0.001]) * version
 
         def predict(inputs: np.ndarray) -> np.ndarray:
@@ -89,15 +89,15 @@ class BatchJob:
 
 
 def limit_join_memory(folder: Path, limit: str) -> None:
-    """Set what a join may take before it spills, as `200MB`."""
+    """Set the memory of a join before it spills, as `200MB`."""
     configuration = folder / "feature_repo" / "feature_store.yaml"
     configuration.write_text(configuration.read_text().replace("memory_limit: 1GB", f"memory_limit: {limit}"))
 
 
 def make_repository(folder: Path, drivers: int = 20, hours: int = 30, source: str | None = None) -> None:
-    """The project's feature repository with one row for each driver, 0 to drivers - 1, and hour up to NOW; applied.
+    """Copy and apply the project's feature repository, with one row per driver, 0 to drivers - 1, and hour up to NOW.
 
-    `source` is Feast's definition of another place of the features, `path="s3://...", s3_endpoint_override="..."`.
+    `source` defines another place of the features for Feast, `path="s3://...", s3_endpoint_override="..."`.
     """
     repository = folder / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repository, ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -106,18 +106,18 @@ def make_repository(folder: Path, drivers: int = 20, hours: int = 30, source: st
     if source is not None:
         definitions = repository / "definitions.py"
         before, path, after = definitions.read_text().partition(SOURCE)
-        assert path, f"{definitions} names its source in another way: change SOURCE"
+        assert path, f"{definitions} defines its source differently: change SOURCE"
         definitions.write_text(before + source + after)
     apply_definitions(open_feature_store(Settings(model_name="linear", feature_repo=repository)))
 
 
 def write_driver_stats(file: Path, drivers: int, hours: int) -> None:
-    """The drivers' features as a parquet file."""
+    """Write the drivers' features as a parquet file."""
     random = np.random.default_rng(3)
     rows = drivers * hours
     hour = np.repeat(np.arange(hours), drivers)
-    moments = pa.array(np.datetime64(NOW.replace(tzinfo=None), "us") - hour.astype("timedelta64[h]"))
-    stamps = moments.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+    times = pa.array(np.datetime64(NOW.replace(tzinfo=None), "us") - hour.astype("timedelta64[h]"))
+    stamps = times.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
     stats = {
         "event_timestamp": stamps,
         "driver_id": pa.array(np.tile(np.arange(drivers), hours), pa.int64()),
@@ -130,13 +130,13 @@ def write_driver_stats(file: Path, drivers: int, hours: int) -> None:
 
 
 def write_request(file: Path, rows: int, drivers: int = 20) -> Location:
-    """A request: the drivers in turn, but for every hundredth row, which names an unknown one; moments of a day."""
+    """Write a request: the drivers in turn, an unknown one in every hundredth row, timestamps of one day."""
     number = np.arange(rows)
-    moments = pa.array(np.datetime64(NOW.replace(tzinfo=None), "us") - (number * 37 % 86_400).astype("timedelta64[s]"))
+    times = pa.array(np.datetime64(NOW.replace(tzinfo=None), "us") - (number * 37 % 86_400).astype("timedelta64[s]"))
     table = pa.table(
         {
             "driver_id": np.where(number % 100 == 99, -1, number % drivers),
-            "event_timestamp": moments.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
+            "event_timestamp": times.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")),
             "order": pa.array(number).cast(pa.string()),
         }
     )
@@ -148,14 +148,14 @@ def write_request(file: Path, rows: int, drivers: int = 20) -> Location:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has taken so far."""
-    # Not ru_maxrss: a program begins with the peak of the one that started it (Linux 6).
+    """The peak memory of this process."""
+    # Not ru_maxrss: a program inherits the peak of the process that started it (Linux 6).
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) / 1024
 
 
 def measure(folder: Path, request: Path) -> dict[str, float]:
-    """Score a few rows, so that everything is imported, and then the request: rows, seconds and peaks of memory."""
+    """Score a few rows, so that everything is imported, then the request; rows, seconds and memory peaks."""
     job = BatchJob(folder)
     job.run(write_request(folder / "few.parquet", 1000), Location(folder / "artifacts"))
     before, started = peak_mib(), time.monotonic()

@@ -1,4 +1,4 @@
-"""The asset graph in this process, over a world and a request folder."""
+"""The asset graph in this process, with a world and a request folder."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class Graph:
         self.world = world
         self.requests, self.artifacts = folder / "requests", folder / "artifacts"
         self.requests.mkdir()
-        # In memory: on files, writing down the fifty events of a run takes as long as the run.
+        # In memory: writing the fifty events of a run to files takes as long as the run.
         self.instance = dg.DagsterInstance.ephemeral(str(folder))
         self.environment = world.environment | {
             "SERVING_BATCH_REQUESTS": str(self.requests),
@@ -70,7 +70,7 @@ class Graph:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """What a person reads on the failed step."""
+    """The message on the failed step."""
     assert not result.success
     (event,) = [event for event in result.all_events if event.is_step_failure][:1]
     return event.step_failure_data.user_failure_data.description

@@ -1,22 +1,20 @@
-"""Something goes away in the middle of a run: it fails with the cause, the old output stays, and a retry succeeds."""
+"""A service goes down during a run: the run fails with the cause, the old output stays, and a retry succeeds."""
 
 import contextlib
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scoring.batch.manifest import read_manifest
 from scoring.files.location import Location
 from serving_assets.resources import Serving
 from tests.support.graph import Graph, driver_rows, failure, metadata
 from tests.support.s3 import make_bucket, put
 from tests.support.servers import MlflowServer, S3Server, free_port
 from tests.support.worlds import World, build_driver_world, register_driver_model
-
-Outage = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +42,10 @@ def graph(world: World, tmp_path: Path, s3_server: S3Server, monkeypatch: pytest
     return made
 
 
-class GoesAway(Serving):
-    """The resource of a run in whose middle something goes away: when it opens the feature store for the nth time.
+class OutageAtOpening(Serving):
+    """A run's resource, with an outage that begins when the feature store is opened for the nth time.
 
-    batch_input is the first to open it, batch_output the second.
+    batch_input opens it first, batch_output second.
     """
 
     def __init__(self, environment: dict[str, str], outage: contextlib.AbstractContextManager[None], nth: int) -> None:
@@ -83,20 +81,19 @@ def test_an_outage_in_the_middle_of_a_run_fails_it_with_the_cause_and_a_retry_su
         "object store": unreachable(monkeypatch),
     }[gone]
 
-    result = graph.run(version=2, serving=GoesAway(graph.environment, outage, nth))
+    result = graph.run(version=2, serving=OutageAtOpening(graph.environment, outage, nth))
     outage.__exit__(None, None, None)
 
-    told = failure(result)
-    assert "\n" not in told
-    assert re.search(cause.format(mlflow=mlflow_server.port), told), told
+    message = failure(result)
+    assert "\n" not in message
+    assert re.search(cause.format(mlflow=mlflow_server.port), message), message
     assert output.read_bytes() == before
     retried = graph.run(version=2)
     assert retried.success
     page = f"{mlflow_server.uri}/#/models/outage_ranker/versions/2"
     assert metadata(retried, "batch_output")["model_page"] == page
     assert output.read_bytes() != before
-    said = json.loads((output.parent / "manifest.json").read_bytes())
-    assert said["origin"]["model"] == "outage_ranker/2"
+    assert read_manifest(output).origin.model == "outage_ranker/2"
 
 
 @contextlib.contextmanager

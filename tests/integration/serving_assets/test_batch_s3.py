@@ -1,8 +1,7 @@
-"""Requests, results and features in S3, reached as every AWS tool reaches it: by the environment."""
+"""Requests, results and features in S3, which the environment configures as for every AWS tool."""
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from pyarrow.fs import S3FileSystem
 
+from scoring.batch.generations import remove_file
+from scoring.batch.manifest import read_manifest
 from scoring.errors import BatchRequestError, FeatureStoreError, StorageError
 from scoring.features.materialize import materialize_online_store
 from scoring.files.location import Location
 from scoring.files.transfer import fetch, publishing
-from scoring.predict import Policy
 from serving_assets.records.request_changes import SETTLED_AFTER_S
 from serving_assets.records.requests import find_request, list_requests
 from tests.support.batch_job import NOW, BatchJob, make_repository, write_driver_stats, write_request
@@ -27,7 +26,7 @@ from tests.support.servers import S3Server, free_port
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Location]:
-    """An S3 bucket of this test's own, on a server that is reached over http by path-style addresses."""
+    """An S3 bucket of this test's own, on a server with http and path-style addresses."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     name = f"b{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]}"
@@ -54,13 +53,10 @@ def test_a_request_in_s3_gives_the_same_bytes_in_s3_as_one_in_a_folder(
     job.run(put(tmp_path / "day1.csv", bucket / "in" / "day1.csv"), bucket / "out" / "artifacts")
 
     folder = bucket / "out" / "artifacts" / "day1"
-    assert sorted(entry.name for entry in folder.files()) == [
-        "batch_input.parquet",
-        "batch_output.parquet",
-        "manifest.json",
-    ]
-    for entry in folder.files():
-        assert (folder / entry.name).read_bytes() == (tmp_path / "artifacts" / "day1" / entry.name).read_bytes()
+    names = sorted(entry.name for entry in folder.files())
+    assert names == ["batch_input.parquet", "batch_output.parquet", "manifest.json"]
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "artifacts" / "day1" / name).read_bytes()
     with (folder / "batch_output.parquet").open() as opened:
         assert pq.ParquetFile(opened).metadata.num_rows == 3000
 
@@ -117,7 +113,7 @@ def test_a_writer_that_fails_or_is_interrupted_publishes_nothing(bucket, tmp_pat
     assert (bucket / "out.txt").read_bytes() == b"old"
 
 
-def test_a_bucket_that_is_not_there_is_told_in_one_line(job, bucket, tmp_path):
+def test_a_bucket_that_does_not_exist_is_named_in_one_line(job, bucket, tmp_path):
     nowhere = Location("s3://no-such-bucket-of-ours")
     with pytest.raises(BatchRequestError, match="there is no such file"):
         job.run(nowhere / "day1.csv", bucket)
@@ -145,8 +141,7 @@ def test_an_object_store_that_goes_away_fails_the_run_and_leaves_the_old_result(
     job.run(request, bucket / "artifacts", version=2)
 
     assert output.read_bytes() != before
-    said = json.loads((output.parent / "manifest.json").read_bytes())
-    assert said["batch_output"]["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert read_manifest(output).batch_output.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
 
 
 def test_a_server_that_is_stopped_in_the_middle_of_a_run_fails_it_and_a_retry_succeeds(job, tmp_path, monkeypatch):
@@ -163,11 +158,11 @@ def test_a_server_that_is_stopped_in_the_middle_of_a_run_fails_it_and_a_retry_su
 
         with pytest.raises(
             StorageError, match=r"^Writing s3://outage/.*/batch_output\.parquet failed: .*NETWORK"
-        ) as told:
+        ) as caught:
             job.run(request, Location("s3://outage/artifacts"), meanwhile=server.stop)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
-        server.start()  # it forgot everything
+        server.start()  # with no buckets: it keeps nothing
         make_bucket(server, "outage")
         put(source, request)
         manifest = job.run(request, Location("s3://outage/artifacts"))
@@ -177,47 +172,40 @@ def test_a_server_that_is_stopped_in_the_middle_of_a_run_fails_it_and_a_retry_su
         server.stop()
 
 
-def test_features_in_s3_are_joined_and_materialized(bucket, s3_server, tmp_path):
+@pytest.fixture
+def features_in_s3(bucket: Location, s3_server: S3Server, tmp_path: Path) -> tuple[BatchJob, Location]:
+    """A job whose features are in the bucket, and where they are."""
     write_driver_stats(tmp_path / "stats.parquet", 20, 30)
-    put(tmp_path / "stats.parquet", bucket / "features" / "driver_stats.parquet")
+    source = put(tmp_path / "stats.parquet", bucket / "features" / "driver_stats.parquet")
     (tmp_path / "s3").mkdir()
-    (tmp_path / "local").mkdir()
-    make_repository(
-        tmp_path / "s3",
-        source=f'path="{bucket}/features/driver_stats.parquet", s3_endpoint_override="{s3_server.endpoint_url}"',
-    )
-    make_repository(tmp_path / "local")
+    make_repository(tmp_path / "s3", source=f'path="{source}", s3_endpoint_override="{s3_server.endpoint_url}"')
+    return BatchJob(tmp_path / "s3"), source
+
+
+def test_features_in_s3_are_joined_and_materialized(job, features_in_s3, tmp_path):
+    remote, _ = features_in_s3
     request = write_request(tmp_path / "day1.parquet", 2000)
 
-    for place in ("s3", "local"):
-        BatchJob(tmp_path / place).run(request, Location(tmp_path / place / "artifacts"))
-    there, here = (
-        pq.read_table(tmp_path / place / "artifacts" / "day1" / "batch_output.parquet") for place in ("s3", "local")
-    )
+    remote.run(request, Location(tmp_path / "remote"))
+    job.run(request, Location(tmp_path / "local"))
+    there, here = (pq.read_table(tmp_path / name / "day1" / "batch_output.parquet") for name in ("remote", "local"))
 
     assert there.equals(here)
     assert there["prediction"].null_count == 20
-    watermarks = materialize_online_store(BatchJob(tmp_path / "s3").store, NOW)
+    watermarks = materialize_online_store(remote.store, NOW)
     assert [mark.until for mark in watermarks] == [NOW]
 
 
-def test_a_feature_source_that_is_gone_fails_the_run_with_the_cause(bucket, s3_server, tmp_path):
-    write_driver_stats(tmp_path / "stats.parquet", 20, 30)
-    put(tmp_path / "stats.parquet", bucket / "driver_stats.parquet")
-    (tmp_path / "repo").mkdir()
-    make_repository(
-        tmp_path / "repo",
-        source=f'path="{bucket}/driver_stats.parquet", s3_endpoint_override="{s3_server.endpoint_url}"',
-    )
-    job = BatchJob(tmp_path / "repo")
+def test_a_feature_source_that_is_gone_fails_the_run_with_the_cause(features_in_s3, s3_server, tmp_path):
+    remote, source = features_in_s3
     request = write_request(tmp_path / "day1.parquet", 100)
-    S3FileSystem(endpoint_override=s3_server.endpoint_url).delete_file(f"{str(bucket)[5:]}/driver_stats.parquet")
+    remove_file(source)
 
     with pytest.raises(
         FeatureStoreError, match=r"joining features of service 'driver_ranking': .*driver_stats"
-    ) as told:
-        job.run(request, Location(tmp_path / "artifacts"))
+    ) as caught:
+        remote.run(request, Location(tmp_path / "artifacts"))
 
-    assert "\n" not in str(told.value)
-    put(tmp_path / "stats.parquet", bucket / "driver_stats.parquet")
-    assert job.run(request, Location(tmp_path / "artifacts"), policy=Policy()).outcome.rows == 100
+    assert "\n" not in str(caught.value)
+    put(tmp_path / "stats.parquet", source)
+    assert remote.run(request, Location(tmp_path / "artifacts")).outcome.rows == 100

@@ -1,6 +1,6 @@
-"""The Spark engine gives what the local one gives for the same request: columns, order, values, manifest, checks.
+"""The Spark engine gives the local engine's result for a request: columns, order, values, manifest, checks.
 
-Spark is the real one, in local mode; executors are processes of their own.
+Spark is real and runs in local mode; executors are processes of their own.
 """
 
 import datetime as dt
@@ -12,13 +12,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
 import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import FileSelector
 
 from scoring.batch.engine import LocalEngine
 from scoring.batch.generations import read_parted_input
@@ -32,20 +32,23 @@ from scoring.files.parquet import ParquetFiles
 from scoring.predict import Policy
 from scoring.serving import ServingModel
 from scoring.settings import Settings
+from tests.support.graph import Graph
 from tests.support.java import java_home
+from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server
+from tests.support.worlds import build_driver_world
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
     from scoring.spark.engine import SparkEngine
 
-# Starting Spark and importing everything in its workers is most of it.
+# Most of the time goes into starting Spark and importing everything in its workers.
 pytestmark = pytest.mark.timeout(600)
 
 REPOSITORY = Path(__file__).resolve().parents[4] / "tests" / "feature_repos" / "orders"
 START = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
-# Their texts, one after the other, are those of other pairs: c and 11, c1 and 1.
+# As strings, one after the other, some pairs are alike: c and 11, c1 and 1.
 CUSTOMERS, MERCHANTS = ["c", "c1", "b", "d"], [1, 11, 2]
 INPUTS = ["mean_amount", "orders", "trusted", "age", "tier", "ratio", "amount"]
 ROWS = 2500
@@ -65,7 +68,7 @@ def write_features(folder: Path) -> None:
     pairs = [(customer, merchant) for customer in CUSTOMERS for merchant in MERCHANTS][:-1]
     seen = [START + dt.timedelta(hours=3 * hour) for hour in range(40)]
     rows = pd.DataFrame(
-        [(*pair, moment) for pair in pairs for moment in seen], columns=["customer_id", "merchant_id", "seen"]
+        [(*pair, time) for pair in pairs for time in seen], columns=["customer_id", "merchant_id", "seen"]
     )
     rows["created"] = rows["seen"] + pd.to_timedelta(random.integers(0, 600, len(rows)), "s")
     rows["amount_mean"] = random.normal(50, 20, len(rows)).astype("float32")
@@ -73,7 +76,7 @@ def write_features(folder: Path) -> None:
     rows["trusted"] = pd.array(random.random(len(rows)) > 0.5, "boolean")
     for column, share in [("amount_mean", 0.03), ("orders", 0.03), ("trusted", 0.03)]:
         rows.loc[random.random(len(rows)) < share, column] = np.nan if column == "amount_mean" else pd.NA
-    # Later versions of a quarter of the rows; some were created at no known time, and those are older than any other.
+    # Later versions of a quarter of the rows. Some have no created timestamp, which counts as older than any other.
     again = rows.sample(frac=0.25, random_state=1).assign(orders=7)
     again["created"] = (again["created"] + pd.to_timedelta(1, "h")).where(random.random(len(again)) < 0.5)
     alone = rows.tail(40).assign(seen=START + dt.timedelta(hours=200), created=pd.NaT)
@@ -92,16 +95,16 @@ def write_features(folder: Path) -> None:
 
 
 def write_request(file: Path) -> Location:
-    """Known and unknown keys, moments before, between and after the features, repeated rows, types of all kinds."""
+    """Known and unknown keys, times before, between and after the features, repeated rows, types of all kinds."""
     random = np.random.default_rng(5)
-    moments = START.timestamp() * 1e6 + random.integers(-(3600 * 10**6), 260 * 3600 * 10**6, ROWS)
-    moments[::7] = START.timestamp() * 1e6 + 3 * 3600 * 10**6 * (np.arange(len(moments[::7])) % 40)
+    times = START.timestamp() * 1e6 + random.integers(-(3600 * 10**6), 260 * 3600 * 10**6, ROWS)
+    times[::7] = START.timestamp() * 1e6 + 3 * 3600 * 10**6 * (np.arange(len(times[::7])) % 40)
     table = pa.table(
         {
             "note": pa.array([f"ünï {i}" if i % 5 else None for i in range(ROWS)]).dictionary_encode(),
             "merchant_id": pa.array(random.choice([*MERCHANTS, 999], ROWS), pa.int16()),
             "customer_id": pa.array(random.choice([*CUSTOMERS, "nobody"], ROWS)),
-            "event_timestamp": pa.array(moments.astype("int64"), pa.timestamp("us", "Asia/Bangkok")),
+            "event_timestamp": pa.array(times.astype("int64"), pa.timestamp("us", "Asia/Bangkok")),
             "amount": pa.array(random.normal(50, 20, ROWS), mask=random.random(ROWS) < 0.02),
             "big": pa.array(np.arange(ROWS, dtype="uint64") + (1 << 63)),
             "price": pa.array([Decimal(i) / 100 for i in range(ROWS)], pa.decimal128(9, 2)),
@@ -114,7 +117,7 @@ def write_request(file: Path) -> Location:
 
 
 class World:
-    """The orders' repository, applied, and a model of theirs in files."""
+    """The orders repository, applied, and a model of it in files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -179,29 +182,31 @@ class World:
         return engine.write_output(folder, self.serving, policy or Policy())
 
 
+def tables(places: list[Location]) -> list[pa.Table]:
+    with ParquetFiles(places) as files:
+        return [files.schema.empty_table(), *files.between(0, files.rows)]
+
+
 def table(folder: Location) -> pa.Table:
-    with ParquetFiles(output_parts(folder)) as files:
-        return pa.concat_tables([files.schema.empty_table(), *files.between(0, files.rows)]).combine_chunks()
+    return pa.concat_tables(tables(output_parts(folder))).combine_chunks()
 
 
 def without_places(manifest: Manifest) -> dict[str, Any]:
-    """What the manifests of both engines must say alike."""
-    said: dict[str, Any] = msgspec.to_builtins(manifest)
-    return {"origin": said["origin"], "outcome": {**said["outcome"], "batch_input": None}}
+    """What the manifests of both engines have in common."""
+    origin, outcome = msgspec.to_builtins(manifest.origin), msgspec.to_builtins(manifest.outcome)
+    return {"origin": origin, "outcome": {**outcome, "batch_input": None}}
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator["SparkEngine"]:
     """Spark in a time zone far from UTC, beside an S3 of the tests' own."""
-    from pyarrow.fs import S3FileSystem
-
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("JAVA_HOME", str(java_home(tmp_path_factory.mktemp("java"))))
         environment.setenv("TZ", "America/New_York")
         time.tzset()
         for name, value in s3_server.environment.items():
             environment.setenv(name, value)  # workers inherit it
-        S3FileSystem(endpoint_override=s3_server.endpoint_url, allow_bucket_creation=True).create_dir("spark")
+        make_bucket(s3_server, "spark")
         from scoring.spark.engine import SparkEngine
 
         engine = SparkEngine("local[1]", SPARK, rows_per_part=700)
@@ -247,8 +252,6 @@ def manifest(folder: Location) -> Manifest:
 
 def objects(folder: Location) -> dict[str, int]:
     """Every file below a folder in S3, and when it was written."""
-    from pyarrow.fs import FileSelector
-
     filesystem, path = folder.filesystem()
     found = filesystem.get_file_info(FileSelector(path, recursive=True))
     return {each.path.removeprefix(f"{path}/"): each.mtime_ns for each in found if each.is_file}
@@ -263,7 +266,7 @@ def test_the_same_request_has_the_same_rows_to_the_last_bit(local: Location, spa
         assert found[name].equals(expected[name]), name
     bits = [each["prediction"].fill_null(0).to_numpy().tobytes() for each in (found, expected)]
     assert bits[0] == bits[1]
-    # The request asked for something of everything.
+    # The request has every case.
     assert set(found["reason"].to_pylist()) == {None, "not_found", "null_feature"}
     assert len(set(found["orders"].to_pylist())) > 100
     assert 7 in found["orders"].to_pylist()
@@ -273,10 +276,7 @@ def test_the_manifest_says_the_same_and_names_the_parts(local: Location, spark: 
     assert without_places(manifest(spark)) == without_places(manifest(local))
     parts = manifest(spark).parts
     assert [part.name.rpartition("/")[2] for part in parts] == [f"part-{i:05d}.parquet" for i in range(4)]
-    rows = []
-    for part in parts:
-        with ParquetFiles([spark / part.name]) as file:
-            rows.append(file.rows)
+    rows = [sum(each.num_rows for each in tables([spark / part.name])) for part in parts]
     assert rows == [700, 700, 700, 500]
     joined = [part.name for part in read_parted_input(spark).parts]
     assert sorted(objects(spark)) == sorted(
@@ -343,49 +343,31 @@ def test_an_engine_that_takes_over_leaves_no_older_result_to_be_taken_for_its_ow
         engine.read_input_model(spark)
 
 
-def test_dagster_shows_the_same_checks_and_metadata(
-    engine: "SparkEngine", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from serving_assets.definitions import definitions
-    from serving_assets.resources import Serving
-    from tests.support.worlds import build_driver_world
-
+def test_dagster_shows_the_same_checks_and_metadata(engine: "SparkEngine", tmp_path: Path) -> None:
     drivers = build_driver_world(tmp_path)
-    (tmp_path / "batch_requests").mkdir()
-    moments = [drivers.now - dt.timedelta(minutes=17 * i) for i in range(150)]
-    rows = pa.table({"driver_id": [1001 + i % 22 for i in range(150)], "event_timestamp": moments})
-    pq.write_table(rows, tmp_path / "batch_requests" / "now.parquet")
-    shown: list[dict[str, Any]] = []
-    for name, extra in [
-        ("local", {}),
-        ("spark", {"SERVING_BATCH_ENGINE": "spark", "SERVING_SPARK_MASTER": "local[1]",
-                   "SERVING_SPARK_ROWS_A_PART": "100"}),
-    ]:  # fmt: skip
-        environment = drivers.environment | extra | {"SERVING_ARTIFACTS": str(tmp_path / name)}
-        home = tmp_path / f"home_{name}"
-        home.mkdir()
-        with dg.DagsterInstance.local_temp(str(home)) as instance:
-            instance.add_dynamic_partitions("batch_requests", ["now"])
-            of_this_world = dg.Definitions(
-                assets=definitions.assets,
-                jobs=definitions.jobs,
-                executor=definitions.executor,
-                resources={"serving": Serving(environment)},
-            )
-            run = of_this_world.resolve_job_def("score_batch").execute_in_process(
-                instance=instance, partition_key="now"
-            )
-            assert run.success
-            shown.append(
-                {
-                    event.asset_key.to_user_string(): event.materialization.metadata
-                    for event in run.get_asset_materialization_events()
-                    if event.asset_key is not None
-                }
-                | {"checks": sorted((each.check_name, each.passed) for each in run.get_asset_check_evaluations())}
-            )
-    local, spark = shown
-    assert table(Location(tmp_path / "spark" / "now")).equals(table(Location(tmp_path / "local" / "now")))
+    times = [drivers.now - dt.timedelta(minutes=17 * i) for i in range(150)]
+    rows = pa.table({"driver_id": [1001 + i % 22 for i in range(150)], "event_timestamp": times})
+    spark_engine = {"SERVING_BATCH_ENGINE": "spark", "SERVING_SPARK_MASTER": "local[1]"}
+    found: list[dict[str, Any]] = []
+    for name, settings in [("local", {}), ("spark", spark_engine | {"SERVING_SPARK_ROWS_A_PART": "100"})]:
+        (tmp_path / name).mkdir()
+        graph = Graph(drivers, tmp_path / name)
+        graph.environment |= settings
+        graph.instance.add_dynamic_partitions("batch_requests", ["now"])
+        pq.write_table(rows, graph.requests / "now.parquet")
+        run = graph.run(key="now")
+        assert run.success
+        found.append(
+            {
+                event.asset_key.to_user_string(): event.materialization.metadata
+                for event in run.get_asset_materialization_events()
+                if event.asset_key is not None
+            }
+            | {"checks": sorted((each.check_name, each.passed) for each in run.get_asset_check_evaluations())}
+        )
+    local, spark = found
+    ours, theirs = (Location(tmp_path / name / "artifacts" / "now") for name in ("spark", "local"))
+    assert table(ours).equals(table(theirs))
     assert spark["checks"] == local["checks"]
     assert len(local["checks"]) == 9
     for asset in ("batch_input", "batch_output"):
@@ -395,5 +377,5 @@ def test_dagster_shows_the_same_checks_and_metadata(
     for key in ("reasons", "rows_scored", "rows_not_scored", "distributions"):
         assert spark["batch_output"][key] == local["batch_output"][key]
     assert str(spark["batch_output"]["dagster/uri"].value).endswith("now/manifest.json")
-    names = sorted(file.name for file in (tmp_path / "spark" / "now").iterdir())
+    names = sorted(file.name for file in ours.local.iterdir())
     assert names == ["batch_input", "batch_input.json", "batch_output", "manifest.json"]

@@ -1,4 +1,4 @@
-"""Several files are published at once: readers go by one small file; older ones go when nobody can be reading them."""
+"""Several files are published at once, by one small file; older ones are removed when nobody can be reading them."""
 
 import os
 import time
@@ -49,7 +49,7 @@ def test_a_reader_finds_the_parts_that_were_published_last(tmp_path):
     assert read_manifest(Location(tmp_path / "batch_output.parquet")).batch_output.size == 1
 
 
-def test_a_generation_that_was_replaced_stays_for_a_day_and_so_does_what_is_being_written(tmp_path):
+def test_a_generation_stays_for_a_day_after_it_was_replaced_or_last_written_to(tmp_path):
     first = write(tmp_path, "batch_input", ["a"])
     publish_input(Location(tmp_path), ORIGIN, 1, first)
     unfinished = write(tmp_path, "batch_input", ["of another run"])
@@ -81,9 +81,9 @@ def test_what_a_failed_block_wrote_is_gone_and_so_are_the_folders_made_for_it(tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("content", "told"), [(None, "there is no such file"), (b"{}", "can't be read")])
-def test_without_joined_rows_the_error_says_what_to_do(tmp_path, content, told):
+@pytest.mark.parametrize(("content", "says"), [(None, "there is no such file"), (b"{}", "can't be read")])
+def test_without_joined_rows_the_error_says_what_to_do(tmp_path, content, says):
     if content is not None:
         (tmp_path / "batch_input.json").write_bytes(content)
-    with pytest.raises(BatchRequestError, match=f"{told}.*materialize batch_input"):
+    with pytest.raises(BatchRequestError, match=f"{says}.*materialize batch_input"):
         read_parted_input(Location(tmp_path))
