@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import AsyncIterator
 
 from litestar import Litestar
@@ -14,12 +15,12 @@ from api.http.endpoint import ANSWERS, ScoringEndpoint
 from api.http.observability import ObservabilityMiddleware
 from api.http.problems import problem_for, to_litestar
 from api.http.routes import STATIC, Description, Health, page_file
-from api.http.stopping import Stopping
 from api.http.webhooks import mlflow_webhook
-from api.inference.merging import MicroBatcher
+from api.inference.batcher import MicroBatcher
+from api.model.alias_follower import AliasFollower
 from api.model.loading import Loader, RegistryLoader
-from api.model.model_slot import AliasFollower, ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.model_slot import ModelSlot
+from api.model.store_health import StoreProbe
 from api.telemetry.metrics import Metrics
 from api.telemetry.request_log import RequestLog
 from api.telemetry.state_metrics import ServingState
@@ -28,7 +29,7 @@ from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
 
-def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopping | None = None) -> Litestar:
+def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
     """The API, without having opened or loaded anything: that begins with the application's life.
 
     Args:
@@ -42,10 +43,10 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
     keys = keys_from(settings)
     if loader is None:
         loader = RegistryLoader(settings, MlflowRegistry.from_settings(settings))
-    stopping = stopping or Stopping()
+    stopping = stopping or threading.Event()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
-    merger = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
+    batcher = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
     webhooks = []
@@ -54,8 +55,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
 
     @contextlib.asynccontextmanager
     async def life(_: Litestar) -> AsyncIterator[None]:
-        for each in (merger, probe, follower):
-            each.start()
+        batcher.start()
         tasks = [
             asyncio.create_task(follower.run(), name="alias-follower"),
             asyncio.create_task(probe.run(lambda: slot.served.scorer if slot.served else None), name="store-probe"),
@@ -66,7 +66,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for each in (merger, probe, follower):
+            for each in (batcher, probe, follower):
                 each.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.stop)
@@ -97,7 +97,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: Stopp
         request_max_body_size=settings.max_body_bytes,
     )
     lines = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    endpoint = ScoringEndpoint(app.asgi_handler, settings, keys, slot, probe.breaker, merger, metrics)
+    endpoint = ScoringEndpoint(app.asgi_handler, settings, keys, slot, probe.breaker, batcher, metrics)
     routes = frozenset((*ANSWERS, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, lines)
     return app

@@ -4,10 +4,10 @@ import functools
 import os
 import socket
 import sys
+import threading
 
 from api.app import create_app
 from api.http.server import server_of
-from api.http.stopping import Stopping
 from api.model.loading import RegistryLoader
 from api.model.settled_loader import SettledLoader
 from api.telemetry.log import configure_logging
@@ -22,7 +22,7 @@ BACKLOG = 2048
 
 def serve() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a wrong setting, 1 for an address that is taken."""
-    stopping, trial = Stopping(), PreforkedTrial()
+    stopping, trial = threading.Event(), PreforkedTrial()
     try:
         settings = Settings.from_environment(os.environ)
         registry = MlflowRegistry.from_settings(settings)

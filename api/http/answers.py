@@ -3,9 +3,9 @@
 from typing import Any
 
 from api.errors import NothingScored
-from api.inference.stages import RowScores
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest
+from api.model.scorer import RowScores
 from scoring.predict import IMPUTED
 from scoring.settings import MissingFeaturesPolicy
 

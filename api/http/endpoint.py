@@ -26,13 +26,12 @@ from api.http.access import Keys
 from api.http.answers import inference_answer, scores_answer
 from api.http.messages import BodyReader, Headers, Response, header_text, headers_of, send_response
 from api.http.problems import problem_for
-from api.inference.merging import MicroBatcher
-from api.inference.stages import PendingRequest, RowScores
-from api.inference.timers import Timers
-from api.model.breaker import Breaker
+from api.inference.batcher import MicroBatcher
+from api.inference.micro_batch import PendingRequest
 from api.model.model_slot import ModelSlot, Served
 from api.model.request_schema import EntityRequest
-from api.model.store_probe import NO_ANSWER
+from api.model.scorer import RowScores
+from api.model.store_health import NO_ANSWER, Breaker
 from api.telemetry.metrics import Metrics
 from api.telemetry.request_context import RequestContext
 from scoring.errors import FeatureStoreError, UnusableFeature
@@ -69,7 +68,6 @@ class ScoringEndpoint:
         self._policy = settings.missing_features
         self._bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_s)
         self._deadline_s = settings.deadline_s
-        self._deadlines = Timers(settings.deadline_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -130,7 +128,7 @@ class ScoringEndpoint:
         self._breaker.check()
         pending = context.pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
         try:
-            scores = await self._batcher.score(pending, self._deadlines)
+            scores = await self._batcher.score(pending, self._deadline_s)
         except TimeoutError:
             if pending.in_store:
                 self._blame_store(pending, NO_ANSWER)
@@ -141,7 +139,6 @@ class ScoringEndpoint:
             self._blame_store(pending, error.public, str(error))
             raise
         finally:
-            pending.over = True
             self._metrics.worked_on(pending, time.time())
         self._breaker.answered()
         self._metrics.scored(scores)
@@ -149,8 +146,8 @@ class ScoringEndpoint:
 
     def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
         """Report a failure of the store: once per batch, though several requests end with it."""
-        if pending.run is not None and not pending.run.blamed:
-            pending.run.blamed = True
+        if pending.batch is not None and not pending.batch.blamed:
+            pending.batch.blamed = True
             self._breaker.failed(problem, reason)
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, cast
 from litestar.types import Receive, Scope, Send
 
 from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeRequested
-from api.inference.timers import Timers
 
 Headers = Mapping[bytes, bytes]
 """Header name in lower case → value; the first one where a name is repeated."""
@@ -33,7 +32,6 @@ class BodyReader:
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._timers = Timers(timeout_s)
 
     async def read(self, headers: Headers, receive: Receive) -> bytes:
         """The body of the request with these headers.
@@ -55,7 +53,7 @@ class BodyReader:
             nonlocal late
             late = task.cancel()
 
-        timer = self._timers.start(asyncio.get_running_loop(), give_up)
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, give_up)
         try:
             while not complete:
                 message = await receive()

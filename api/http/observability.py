@@ -1,5 +1,6 @@
 """Around every request, also one that no route takes: counted, logged, traced; HEAD answered as GET without body."""
 
+import threading
 import time
 from typing import cast
 
@@ -7,7 +8,6 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from api.http.stopping import Stopping
 from api.telemetry.metrics import Metrics
 from api.telemetry.request_context import RequestContext
 from api.telemetry.request_log import RequestLog
@@ -29,7 +29,7 @@ class ObservabilityMiddleware:
         app: ASGIApp,
         routes: frozenset[str],
         metrics: Metrics,
-        stopping: Stopping,
+        stopping: threading.Event,
         tracing: Tracing | None,
         lines: RequestLog | None,
     ) -> None:
@@ -54,7 +54,7 @@ class ObservabilityMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._stopping.begun:
+                if self._stopping.is_set():
                     # The next request on this connection would find it closed.
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif method == "HEAD" and message["type"] == "http.response.body":

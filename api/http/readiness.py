@@ -1,5 +1,6 @@
 """Whether this process should get requests, and what an operator needs to know where it should not."""
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,17 +9,16 @@ from litestar import MediaType, Response
 
 from api.http.answers import model_answer
 from api.http.problems import not_ready, to_litestar
-from api.http.stopping import Stopping
 from api.model.model_slot import ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.store_health import StoreProbe
 from scoring.settings import Settings
 
 
-def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: Stopping) -> dict[str, Any]:
+def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: threading.Event) -> dict[str, Any]:
     """The state of model, registry and feature store; member `problem` is None where requests have all they need."""
     served, refusal, store = slot.served, slot.refusal, probe.state
     problem = None
-    if stopping.begun:
+    if stopping.is_set():
         problem = "This process was told to stop."
     elif served is None:
         problem = f"No model version serves yet: {slot.why_empty()}"
@@ -30,7 +30,7 @@ def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: 
         "problem": problem,
         "alias": f"{settings.model_name}@{settings.model_alias}",
         "model": {**model_answer(served), "feature_service": served.scorer.features.service} if served else None,
-        "registry": {"last_answer_age_s": None if age_s is None else round(age_s, 3), "problem": slot.look_problem},
+        "registry": {"last_answer_age_s": None if age_s is None else round(age_s, 3), "problem": slot.poll_problem},
         "refused": {
             "model": str(refusal.target.version),
             "reason": refusal.public,

@@ -1,5 +1,6 @@
 """The addresses that tell about the API: health, metrics, what serves, and how it is asked."""
 
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +17,8 @@ from api.http.answers import model_answer
 from api.http.messages import header_text
 from api.http.openapi import describe
 from api.http.readiness import readiness, readiness_response
-from api.http.stopping import Stopping
 from api.model.model_slot import ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.store_health import StoreProbe
 from api.telemetry.metrics import Metrics
 from scoring.settings import Settings
 
@@ -56,7 +56,7 @@ class Health(Controller):
         settings: NamedDependency[Settings],
         slot: NamedDependency[ModelSlot],
         probe: NamedDependency[StoreProbe],
-        stopping: NamedDependency[Stopping],
+        stopping: NamedDependency[threading.Event],
     ) -> Response[Any]:
         """Model and feature store are usable, and the process was not told to stop."""
         return readiness_response(readiness(settings, slot, probe, stopping))

@@ -1,6 +1,7 @@
 """uvicorn's server, stopped in the order that a load balancer needs."""
 
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -9,7 +10,6 @@ import structlog
 import uvicorn
 
 from api.http.protocol import OneWriteProtocol
-from api.http.stopping import Stopping
 from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -21,7 +21,7 @@ class DrainingServer(uvicorn.Server):
     uvicorn stops accepting at the signal itself (0.54), when load balancers still send requests here for a while.
     """
 
-    def __init__(self, config: uvicorn.Config, stopping: Stopping, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event, drain_s: float) -> None:
         """Args: uvicorn's own, whom to tell, and how long to wait."""
         super().__init__(config)
         self._stopping = stopping
@@ -31,11 +31,11 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin to stop. Unlike uvicorn's, never raises the signal again at the end: being stopped is no failure."""
         now = time.monotonic()
-        if self._stopping.begun and self._stop_at is not None and now >= self._stop_at and sig == signal.SIGINT:
+        if self._stopping.is_set() and self._stop_at is not None and now >= self._stop_at and sig == signal.SIGINT:
             self.force_exit = True
-        at_once = sig == signal.SIGINT or self._stopping.begun
+        at_once = sig == signal.SIGINT or self._stopping.is_set()
         self._stop_at = now if at_once else now + self._drain_s
-        self._stopping.begin()
+        self._stopping.set()
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second: whether to stop accepting now."""
@@ -44,7 +44,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def server_of(app: Any, settings: Settings, stopping: Stopping) -> DrainingServer:
+def server_of(app: Any, settings: Settings, stopping: threading.Event) -> DrainingServer:
     """The server of one application, not yet running."""
     longest_s = settings.body_timeout_s + settings.deadline_s
     config = uvicorn.Config(

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
 from scoring.models.registry import ModelVersion
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 EntityRows = Mapping[str, Sequence[Any]]
+
+
+class RowScores(msgspec.Struct, frozen=True):
+    """The scores of one request's n entities, in its order."""
+
+    values: list[float | None]
+    """(n,). None where the entity was not scored; always finite."""
+    reasons: list[str | None]
+    """(n,). As in `Scores.reasons`."""
 
 
 class Scorer(Protocol):

@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Hi
 from prometheus_client import ProcessCollector as ProcessFacts
 from prometheus_client.registry import Collector
 
-from api.inference.stages import PendingRequest, RowScores
+from api.inference.micro_batch import PendingRequest
+from api.model.scorer import RowScores
 from api.telemetry.tallies import Distribution, Tally
 from scoring.predict import IMPUTED
 
@@ -86,26 +87,26 @@ class Metrics:
         self._answered.add(route, method, str(status))
         self._took.add(duration_s, route)
 
-    def worked_on(self, asked: PendingRequest, now_s: float) -> None:
+    def worked_on(self, pending: PendingRequest, now_s: float) -> None:
         """A scoring request ended, well or not; `now_s` is the time in seconds since 1970."""
-        run = asked.run
-        if run is None:
+        batch = pending.batch
+        if batch is None:
             return
-        self._stages.add(run.started_at - asked.queued_at, "queue")
-        if run.counted or run.looked_up_at is None or run.online is None:
+        self._stages.add(batch.started_at - pending.queued_at, "queue")
+        if batch.counted or batch.looked_up_at is None or batch.online is None:
             return
-        run.counted = True
-        self._stages.add(run.looked_up_at - run.started_at, "lookup")
-        if run.predicted_at is not None:
-            self._stages.add(run.predicted_at - run.looked_up_at, "predict")
-        self._merged.observe(len(run.asked))
-        reasons = run.online.reasons
+        batch.counted = True
+        self._stages.add(batch.looked_up_at - batch.started_at, "lookup")
+        if batch.predicted_at is not None:
+            self._stages.add(batch.predicted_at - batch.looked_up_at, "predict")
+        self._merged.observe(len(batch.requests))
+        reasons = batch.online.reasons
         self._feature_status("complete").inc(reasons.null_count)
         if reasons.null_count < len(reasons):
             for status, count in collections.Counter(reasons.drop_null().to_pylist()).items():
                 self._feature_status(status).inc(count)
-        if run.online.oldest_s is not None:
-            self._age.observe(now_s - run.online.oldest_s)
+        if batch.online.oldest_s is not None:
+            self._age.observe(now_s - batch.online.oldest_s)
 
     def scored(self, scores: RowScores) -> None:
         """Entities got their scores, or none."""

@@ -6,7 +6,7 @@ import msgspec
 from litestar.types import Scope
 
 if TYPE_CHECKING:
-    from api.inference.stages import PendingRequest
+    from api.inference.micro_batch import PendingRequest
 
 KEY = "serving_context"
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from api.model.breaker import Breaker
 from api.model.model_slot import ModelSlot
+from api.model.store_health import Breaker
 from api.telemetry.metrics import PREFIX
 
 

@@ -56,7 +56,7 @@ class Tracing:
         )
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR, context.problem))
-        for name, from_, until in context.pending.finished() if context.pending else ():
+        for name, from_, until in context.pending.stages() if context.pending else ():
             stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=at(from_))
             stage.end(at(until))
         span.end(at(ended))

@@ -83,10 +83,10 @@ class FakeScorer:
 
 
 class FakeLoader:
-    """A `Loader` whose alias is moved by `point_to`; `look_error` and `load_error` are raised while they are set."""
+    """A `Loader` whose alias is moved by `point_to`; `poll_error` and `load_error` are raised while they are set."""
 
     def __init__(self, scorer: Scorer | None = None) -> None:
-        self.look_error: Exception | None = None
+        self.poll_error: Exception | None = None
         self.load_error: Exception | None = None
         self.loads: list[int] = []
         self.may_load = threading.Event()
@@ -97,8 +97,8 @@ class FakeLoader:
         self.scorer = scorer
 
     def poll(self) -> Target:
-        if self.look_error is not None:
-            raise self.look_error
+        if self.poll_error is not None:
+            raise self.poll_error
         return Target(self.scorer.version, "definitions")
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:

@@ -9,7 +9,7 @@ from api.app import create_app
 from api.http.endpoint import ANSWERS
 from api.http.problems import KINDS
 from api.model.model_slot import ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.store_health import StoreProbe
 from api.telemetry.metrics import PREFIX, Metrics
 from api.telemetry.state_metrics import ServingState
 from scoring.settings import Settings

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 
 from api.http.messages import headers_of
-from api.model.breaker import OPENS_AFTER
+from api.model.store_health import OPENS_AFTER
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.feast_plugins.join_keys import JoinKey
 from tests.support.api_client import api, when_ready

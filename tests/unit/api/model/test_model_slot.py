@@ -1,6 +1,7 @@
 """How the API follows the alias: what is swapped, what is refused, and what is told meanwhile."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,9 +13,9 @@ from litestar.testing import TestClient
 from api.app import create_app
 from api.errors import NoModel
 from api.http.readiness import readiness
-from api.http.stopping import Stopping
-from api.model.model_slot import FIRST_RETRY_S, LONGEST_RETRY_S, AliasFollower, ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.alias_follower import FIRST_RETRY_S, LONGEST_RETRY_S, AliasFollower
+from api.model.model_slot import ModelSlot
+from api.model.store_health import StoreProbe
 from scoring.errors import AliasNotSet, FeatureStoreError, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.settings import Settings
@@ -40,8 +41,6 @@ def following(
         clock, loader, probe = Clock(), FakeLoader(), StoreProbe()
         slot = ModelSlot(clock)
         follower = AliasFollower(SETTINGS, loader, slot, probe)
-        follower.start()
-        probe.start()
         try:
             await story(follower, slot, loader, clock)
         finally:
@@ -120,7 +119,7 @@ def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version()
         assert [line["event"] for line in lines] == ["model_not_tried"]
         assert slot.refusals == 0
         assert loader.loads == [1, 2]
-        told = readiness(SETTINGS, slot, StoreProbe(), Stopping())["refused"]
+        told = readiness(SETTINGS, slot, StoreProbe(), threading.Event())["refused"]
         assert told["fault_of"] == "this_machine"
         assert "/var/tmp failed: No space left on device" in told["reason"]
         assert told["next_attempt_in_s"] == FIRST_RETRY_S
@@ -166,13 +165,13 @@ def test_the_alias_moved_back_clears_the_refusal() -> None:
 def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> None:
     async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.poll()
-        loader.look_error = RegistryUnreachable("http://mlflow", OSError("refused"))
+        loader.poll_error = RegistryUnreachable("http://mlflow", OSError("refused"))
         clock.now += 60
         await follower.poll()
         assert served_version(slot) == 1
         assert slot.poll_age_s() == 60
-        assert slot.look_problem is not None
-        loader.look_error = None
+        assert slot.poll_problem is not None
+        loader.poll_error = None
         loader.point_to(FakeScorer(2))
         loader.load_error = RegistryUnreachable("http://mlflow", OSError("refused"))
         await follower.poll()
@@ -180,7 +179,7 @@ def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> N
         loader.load_error = None
         await follower.poll()
         assert served_version(slot) == 2
-        assert slot.look_problem is None
+        assert slot.poll_problem is None
 
     following(story)
 
@@ -197,7 +196,7 @@ def test_a_join_key_that_the_answers_could_not_name_is_refused() -> None:
 
 def test_before_a_model_is_there_the_process_is_live_and_says_why_it_is_not_ready() -> None:
     loader = FakeLoader()
-    loader.look_error = AliasNotSet("ranker", "champion")
+    loader.poll_error = AliasNotSet("ranker", "champion")
     with TestClient(create_app(Settings(model_name="ranker", poll_interval_s=0.1), loader)) as client:
         assert client.get("/live").json() == {"live": True}
         for method, path in (("POST", "/inference"), ("POST", "/scores"), ("GET", "/version"), ("GET", "/ready")):
@@ -225,7 +224,7 @@ def test_a_store_that_fails_is_told_by_ready_and_not_by_live() -> None:
         assert client.get("/live").status_code == 200
 
 
-@pytest.mark.parametrize("of", ["look", "load"])
+@pytest.mark.parametrize("of", ["poll", "load"])
 @pytest.mark.parametrize(
     "error",
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.model.timed_registry import SLOWEST_BYTES_A_S, TimedRegistry
+from api.model.timed_registry import SLOWEST_BYTES_PER_S, TimedRegistry
 from scoring.errors import AliasNotSet, RegistryTooSlow
 from scoring.models.registry import ModelVersion
 
@@ -63,7 +63,7 @@ def test_files_that_do_not_arrive_are_given_up_on_and_not_fetched_twice_at_once(
 
 
 def test_large_files_may_take_longer_by_their_size(tmp_path: Path) -> None:
-    server = Dribbling(size=5 * SLOWEST_BYTES_A_S)
+    server = Dribbling(size=5 * SLOWEST_BYTES_PER_S)
     registry = TimedRegistry(server, limit_s=0.05)
     registry.size(VERSION)
     threading.Timer(0.4, server.arrived.set).start()

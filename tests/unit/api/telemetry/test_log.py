@@ -5,8 +5,9 @@ import io
 import time
 from typing import BinaryIO, cast
 
-from api.model.model_slot import AliasFollower, ModelSlot
-from api.model.store_probe import StoreProbe
+from api.model.alias_follower import AliasFollower
+from api.model.model_slot import ModelSlot
+from api.model.store_health import StoreProbe
 from api.telemetry.log import NeverFailing
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader, FakeScorer
@@ -46,7 +47,6 @@ def test_the_alias_is_still_followed_after_what_nobody_foresaw() -> None:
         slot = ModelSlot(Surprise(3))
         settings = Settings(model_name="ranker", poll_interval_s=0.01)
         follower = AliasFollower(settings, FakeLoader(FakeScorer(7)), slot, StoreProbe())
-        follower.start()
         task = asyncio.create_task(follower.run())
         for _ in range(500):
             await asyncio.sleep(0.01)
@@ -70,7 +70,6 @@ def test_the_store_is_still_asked_after_what_nobody_foresaw() -> None:
     async def probe() -> bool:
         asked = StoreProbe()
         asked.breaker.failures = 1  # so that it asks at short intervals
-        asked.start()
         task = asyncio.create_task(asked.run(scorer))
         for _ in range(500):
             await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
-from api.http.stopping import Stopping
 from scoring.errors import FeatureStoreError
 from scoring.settings import Settings
 from tests.support.api_client import when_ready
@@ -104,10 +104,10 @@ def test_head_is_get_without_a_body(client: TestClient[Any]) -> None:
 
 
 def test_told_to_stop_ready_says_so_and_connections_are_not_kept() -> None:
-    stopping = Stopping()
+    stopping = threading.Event()
     with TestClient(create_app(Settings(model_name="ranker"), FakeLoader(), stopping)) as client:
         when_ready(client)
-        stopping.begin()
+        stopping.set()
         answer = client.get("/ready")
         assert answer.status_code == 503
         assert "told to stop" in answer.json()["detail"]

@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from api.inference.stages import MicroBatch, PendingRequest
+from api.inference.micro_batch import MicroBatch, PendingRequest
 from api.telemetry.request_context import RequestContext
 from api.telemetry.tracing import Tracing, tracing_to
 from tests.support.fakes import FakeScorer
@@ -22,7 +22,7 @@ def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     asked = PendingRequest(FakeScorer(), {"driver_id": [1]}, 1)
     began = asked.queued_at
-    MicroBatch([asked])()
+    MicroBatch([asked]).run()
     scope = {"headers": [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]}
     context = RequestContext(request_id="r", model="ranker/1", pending=asked)
     trace_id = Tracing(provider).record(scope, "/scores", 200, began, began + 1, context)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import pytest
 import structlog
 
 from api.errors import StoreUnavailable
-from api.model.breaker import OPENS_AFTER, Breaker
+from api.model.store_health import OPENS_AFTER, Breaker
 
 
 def closed() -> Breaker:

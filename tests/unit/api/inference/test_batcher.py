@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from api.errors import Overloaded
-from api.inference.merging import MAX_BATCH_AGE_S, MOST_ROWS, MicroBatcher
-from api.inference.stages import PendingRequest, RowScores
-from api.inference.timers import Timers
-from api.model.scorer import EntityRows
+from api.inference.batcher import MicroBatcher
+from api.inference.micro_batch import PendingRequest
+from api.inference.policy import MAX_BATCH_AGE_S, MAX_ROWS
+from api.model.scorer import EntityRows, RowScores
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.online.lookup import OnlineVectors
 from scoring.predict import Scores
@@ -55,7 +55,7 @@ def asked(scorer: FakeScorer, *ids: int) -> PendingRequest:
 
 
 async def outcomes(merger: MicroBatcher, requests: Sequence[PendingRequest]) -> list[Any]:
-    return await asyncio.gather(*(merger.score(each, Timers(LONG_S)) for each in requests), return_exceptions=True)
+    return await asyncio.gather(*(merger.score(each, LONG_S) for each in requests), return_exceptions=True)
 
 
 def test_requests_that_arrive_together_are_one_lookup_and_each_gets_its_own_scores() -> None:
@@ -87,7 +87,7 @@ def test_a_version_whose_predictions_depend_on_their_company_is_never_merged() -
 
 def test_two_versions_are_never_mixed_and_a_large_request_goes_alone() -> None:
     old, new = CountingScorer(version=1), CountingScorer(version=2)
-    large = list(range(MOST_ROWS))
+    large = list(range(MAX_ROWS))
 
     async def scenario() -> None:
         async with merger() as merging:
@@ -130,7 +130,7 @@ def test_a_store_that_fails_is_asked_once_for_all_of_them() -> None:
         async with merger() as merging:
             requests = [asked(scorer, 1), asked(scorer, 2)]
             found = await outcomes(merging, requests)
-            assert requests[0].run is requests[1].run
+            assert requests[0].batch is requests[1].batch
             return found
 
     assert asyncio.run(scenario()) == [scorer.lookup_error] * 2
@@ -143,7 +143,7 @@ def test_clients_that_ask_again_at_once_are_merged_with_those_that_waited_meanwh
 
     async def client(merging: MicroBatcher, ids: Sequence[int]) -> None:
         for each in ids:
-            await merging.score(asked(scorer, each), Timers(LONG_S))
+            await merging.score(asked(scorer, each), LONG_S)
 
     async def scenario() -> None:
         async with merger() as merging:
@@ -165,11 +165,11 @@ def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
 
     async def scenario() -> float:
         async with merger(threads=2) as merging:
-            first = asyncio.create_task(merging.score(asked(stuck, 1), Timers(LONG_S)))
+            first = asyncio.create_task(merging.score(asked(stuck, 1), LONG_S))
             while not stuck.lookups:
                 await asyncio.sleep(0.001)
             began = time.perf_counter()
-            assert await merging.score(asked(quick, 2), Timers(LONG_S)) == RowScores([2.0], [None])
+            assert await merging.score(asked(quick, 2), LONG_S) == RowScores([2.0], [None])
             took_s = time.perf_counter() - began
             stuck.may_look_up.set()
             await first
@@ -188,12 +188,12 @@ def test_what_comes_during_a_run_of_a_model_that_is_always_slow_waits_for_its_en
 
     async def later(merging: MicroBatcher, after_s: float, entity: int) -> None:
         await asyncio.sleep(after_s)
-        await merging.score(asked(scorer, entity), Timers(LONG_S))
+        await merging.score(asked(scorer, entity), LONG_S)
 
     async def scenario() -> None:
         async with merger(threads=2) as merging:
             for entity in range(20):
-                await merging.score(asked(scorer, entity), Timers(LONG_S))
+                await merging.score(asked(scorer, entity), LONG_S)
             await asyncio.gather(*(later(merging, place * MAX_BATCH_AGE_S * 0.7, 100 + place) for place in range(4)))
 
     asyncio.run(scenario())
@@ -212,7 +212,7 @@ class SlowToPredict(CountingScorer):
         return super().score(entity_rows, online)
 
 
-@pytest.mark.parametrize(("rows", "begun"), [(MOST_ROWS // 2, 2), (MOST_ROWS // 4, 1)])
+@pytest.mark.parametrize(("rows", "begun"), [(MAX_ROWS // 2, 2), (MAX_ROWS // 4, 1)])
 def test_the_store_is_asked_for_the_next_run_while_one_is_predicted_unless_they_may_become_one(
     rows: int, begun: int
 ) -> None:
@@ -221,11 +221,11 @@ def test_the_store_is_asked_for_the_next_run_while_one_is_predicted_unless_they_
 
     async def scenario() -> int:
         async with merger(threads=2) as merging:
-            merging._patience_s = LONG_S  # a run that takes long is another reason to begin
-            first = asyncio.create_task(merging.score(asked(scorer, *range(rows)), Timers(LONG_S)))
+            merging._policy.max_age_s = LONG_S  # a run that takes long is another reason to begin
+            first = asyncio.create_task(merging.score(asked(scorer, *range(rows)), LONG_S))
             while not scorer.lookups:
                 await asyncio.sleep(0)
-            second = asyncio.create_task(merging.score(asked(scorer, *range(rows + 1)), Timers(LONG_S)))
+            second = asyncio.create_task(merging.score(asked(scorer, *range(rows + 1)), LONG_S))
             await asyncio.sleep(0)
             scorer.may_look_up.set()
             await asyncio.sleep(0.05)
@@ -244,14 +244,14 @@ def test_a_request_whose_caller_gave_up_before_its_turn_is_dropped() -> None:
 
     async def scenario() -> None:
         async with merger() as merging:
-            first = asyncio.create_task(merging.score(asked(scorer, 1), Timers(LONG_S)))
+            first = asyncio.create_task(merging.score(asked(scorer, 1), LONG_S))
             while not scorer.lookups:
                 await asyncio.sleep(0.001)
             with pytest.raises(TimeoutError):
-                await merging.score(asked(scorer, 2), Timers(0.05))
+                await merging.score(asked(scorer, 2), 0.05)
             scorer.may_look_up.set()
             await first
-            await merging.score(asked(scorer, 3), Timers(LONG_S))
+            await merging.score(asked(scorer, 3), LONG_S)
 
     asyncio.run(scenario())
     assert scorer.lookups == [[1], [3]]
@@ -263,11 +263,11 @@ def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
 
     async def scenario() -> None:
         async with merger(threads=1, waiting=1) as merging:
-            running = [asyncio.create_task(merging.score(asked(scorer, each), Timers(LONG_S))) for each in (1, 2)]
+            running = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in (1, 2)]
             await asyncio.sleep(0)
             assert merging.full
             with pytest.raises(Overloaded):
-                await merging.score(asked(scorer, 3), Timers(LONG_S))
+                await merging.score(asked(scorer, 3), LONG_S)
             scorer.may_look_up.set()
             await asyncio.gather(*running)
             assert not merging.full
@@ -281,13 +281,13 @@ def test_those_who_gave_up_on_a_stuck_run_take_one_place_together_until_it_ends(
 
     async def scenario() -> None:
         async with merger(threads=2, waiting=4) as merging:
-            burst = [merging.score(asked(scorer, each), Timers(0.05)) for each in range(6)]
+            burst = [merging.score(asked(scorer, each), 0.05) for each in range(6)]
             found = await asyncio.gather(*burst, return_exceptions=True)
             assert [type(each) for each in found] == [TimeoutError] * 6
             stuck = scorer.may_look_up
             scorer.may_look_up = threading.Event()  # of whoever comes now
             others = [asked(scorer, each) for each in range(10, 15)]
-            waiting = [asyncio.create_task(merging.score(each, Timers(LONG_S))) for each in others]
+            waiting = [asyncio.create_task(merging.score(each, LONG_S)) for each in others]
             await asyncio.sleep(0)
             assert merging.full
             waiting[-1].cancel()
@@ -298,7 +298,7 @@ def test_those_who_gave_up_on_a_stuck_run_take_one_place_together_until_it_ends(
             stuck.set()
             while len(merging._running):
                 await asyncio.sleep(0.001)
-            whole = [asyncio.create_task(merging.score(asked(scorer, each), Timers(LONG_S))) for each in range(6)]
+            whole = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in range(6)]
             assert await asyncio.gather(*whole) == [RowScores([float(each)], [None]) for each in range(6)]
 
     asyncio.run(scenario())
@@ -314,7 +314,7 @@ def test_whatever_goes_wrong_in_a_thread_belongs_to_the_callers_and_the_thread_l
             requests[1].entity_rows = {}  # a defect of ours
             found = await outcomes(merging, requests)
             assert [type(each) for each in found] == [KeyError, KeyError]
-            assert await merging.score(asked(scorer, 3), Timers(LONG_S)) == RowScores([3.0], [None])
+            assert await merging.score(asked(scorer, 3), LONG_S) == RowScores([3.0], [None])
 
     asyncio.run(scenario())
 

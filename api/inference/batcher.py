@@ -1,0 +1,186 @@
+"""Threads for the blocking part of scoring, in which requests that wait at the same time share a micro-batch.
+
+One lookup and one prediction cost nearly the same for one request as for ten, so merging makes the API fast under load;
+with one request at a time it costs nothing. It changes no score: only versions are merged whose predictions admission
+has shown not to depend on the rows around them (`Scorer.mergeable`).
+
+The threads are not those of a ThreadPoolExecutor: handing over a micro-batch by its futures costs 6 µs more, 1.3 % of a
+lone request's processor time (Python 3.11), and it joins its threads when the process ends, even if a store hangs.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from api.errors import Overloaded
+from api.inference.micro_batch import MicroBatch, PendingRequest, RequestResult
+from api.inference.policy import BatchPolicy
+from api.model.scorer import RowScores
+
+
+class MicroBatcher:
+    """Scores requests for one event loop, with a fixed number of threads and a bounded number of unfinished requests.
+
+    A caller may give up (at its deadline, or because its task is cancelled). A request that has not started is then
+    dropped; one that has keeps its thread until it ends. So a store that hangs costs at most `threads` threads and as
+    many of the places for requests.
+    """
+
+    def __init__(self, threads: int, waiting: int) -> None:
+        """Args: how many micro-batches run at once, and how many more requests may wait."""
+        self._threads = threads
+        self._max_unfinished = threads + waiting
+        self._batches: queue.SimpleQueue[list[PendingRequest] | None] = queue.SimpleQueue()
+        # Everything below belongs to the event loop's thread.
+        self._policy = BatchPolicy(threads)
+        self._waiting: deque[PendingRequest] = deque()
+        self._running: list[list[PendingRequest]] = []
+        self._unfinished = 0
+        self._abandoned = 0
+        """Running micro-batches for which nobody waits any more."""
+        self._start_scheduled = self._check_scheduled = False
+
+    def start(self) -> None:
+        """Start the threads. Called on the event loop, as all other methods."""
+        self._loop = asyncio.get_running_loop()
+        for number in range(self._threads):
+            threading.Thread(target=self._work, name=f"request-{number}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let each thread end after the requests that wait now, without waiting for it."""
+        while self._waiting:
+            self._batches.put(self._policy.take(self._waiting, time.monotonic()))
+        for _ in range(self._threads):
+            self._batches.put(None)
+
+    @property
+    def full(self) -> bool:
+        """Whether `score` would raise Overloaded now."""
+        return self._unfinished + self._abandoned >= self._max_unfinished
+
+    async def score(self, request: PendingRequest, deadline_s: float) -> RowScores:
+        """The scores of one request.
+
+        Raises:
+            Overloaded: as many requests are unfinished as may be.
+            TimeoutError: there are none after `deadline_s` seconds.
+            Exception: what `Scorer` raises for this request.
+        """
+        if self.full:
+            raise Overloaded
+        result: asyncio.Future[RowScores] = self._loop.create_future()
+        request.result = result
+        self._unfinished += 1
+        self._waiting.append(request)
+        if not self._policy.gathering:
+            self._schedule_start()
+        # asyncio.timeout would cancel the whole task, which takes longer to prepare.
+        timer = self._loop.call_later(deadline_s, self._expire, request)
+        try:
+            return await result
+        except asyncio.CancelledError:
+            if result.cancelled():
+                self._leave(request)
+            raise
+        finally:
+            timer.cancel()
+
+    def _expire(self, request: PendingRequest) -> None:
+        if request.result is not None and not request.result.done():
+            request.result.set_exception(TimeoutError())
+            self._leave(request)
+
+    def _leave(self, request: PendingRequest) -> None:
+        """Nobody waits any more for this request, which is not finished."""
+        self._unfinished -= 1
+        if request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            self._count_abandoned()
+
+    def _count_abandoned(self) -> None:
+        self._abandoned = sum(all(request.abandoned for request in batch) for batch in self._running)
+
+    def _schedule_start(self) -> None:
+        """Start a micro-batch once the event loop has processed everything that arrived at the same time."""
+        if not self._start_scheduled:
+            self._start_scheduled = True
+            self._loop.call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        self._start_scheduled = False
+        if self._waiting and self._policy.may_start(time.monotonic(), len(self._running)):
+            self._start_batch()
+        if self._waiting and not self._check_scheduled:
+            self._check_scheduled = True
+            self._loop.call_later(self._policy.max_age_s, self._check)
+
+    def _check(self) -> None:
+        self._check_scheduled = False
+        self._schedule_start()
+
+    def _start_batch(self) -> None:
+        batch = self._policy.take(self._waiting, time.monotonic())
+        self._running.append(batch)
+        self._batches.put(batch)
+
+    def _overlap(self, rows: int) -> None:
+        """The lookup for a micro-batch of so many entities has finished; its prediction runs."""
+        if self._policy.may_overlap(rows, sum(request.rows for request in self._waiting), len(self._running)):
+            self._start_batch()
+
+    def _work(self) -> None:
+        while batch := self._batches.get():
+            self._run(batch)
+            del batch  # or it would stay in memory until the next one
+
+    def _run(self, batch: list[PendingRequest]) -> None:
+        started_at = time.monotonic()
+        wanted = [request for request in batch if not request.abandoned]
+
+        def looked_up() -> None:
+            if self._waiting:  # read in this thread: the event loop checks again
+                self._loop.call_soon_threadsafe(self._overlap, sum(request.rows for request in wanted))
+
+        try:
+            results = MicroBatch(wanted).run(looked_up) if wanted else []
+        except BaseException as error:  # the thread lives on, whatever it is
+            results = [error] * len(wanted)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._deliver, batch, wanted, results, time.monotonic() - started_at)
+
+    def _deliver(
+        self,
+        batch: list[PendingRequest],
+        wanted: Sequence[PendingRequest],
+        results: Sequence[RequestResult],
+        took_s: float,
+    ) -> None:
+        self._running = [each for each in self._running if each is not batch]
+        for request, result in zip(wanted, results, strict=True):
+            if request.result is None or request.abandoned:
+                continue
+            self._unfinished -= 1
+            if isinstance(result, BaseException):
+                request.result.set_exception(result)
+            else:
+                request.result.set_result(result)
+        if self._abandoned:
+            self._count_abandoned()
+        gathering = self._policy.gathering
+        self._policy.finished(len(batch), took_s, len(self._waiting), time.monotonic())
+        if self._policy.gathering and not gathering:
+            self._loop.call_soon(self._gather)
+        elif self._waiting and not self._policy.gathering:
+            self._schedule_start()
+
+    def _gather(self) -> None:
+        self._policy.turn(len(self._waiting), time.monotonic())
+        if self._policy.gathering:
+            self._loop.call_soon(self._gather)
+        else:
+            self._start_next()

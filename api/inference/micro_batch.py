@@ -1,0 +1,151 @@
+"""The blocking part of scoring: one lookup and one prediction for one or several requests, and a result for each."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from api.model.scorer import EntityRows, RowScores, Scorer
+from scoring.errors import FeatureStoreError, UnusableFeature
+from scoring.online.lookup import OnlineVectors
+from scoring.predict import Scores
+
+RequestResult = RowScores | BaseException
+GAVE_UP: RequestResult = TimeoutError()
+"""For a request whose caller does not wait any more."""
+
+
+class PendingRequest:
+    """One request from when it starts to wait. Times are `time.perf_counter` in seconds."""
+
+    __slots__ = ("batch", "entity_rows", "queued_at", "result", "rows", "scorer")
+
+    def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
+        """Args: the version that serves it, and its entities, of which there are `rows`."""
+        self.scorer = scorer
+        self.entity_rows = entity_rows
+        self.rows = rows
+        self.queued_at = time.perf_counter()
+        self.batch: MicroBatch | None = None
+        """The micro-batch that it is in; None before it starts."""
+        self.result: asyncio.Future[RowScores] | None = None
+        """What its caller waits for; None without one."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.result is not None and self.result.done()
+
+    @property
+    def in_store(self) -> bool:
+        """Whether it waits for the feature store, or did when it ended."""
+        return self.batch is not None and self.batch.looked_up_at is None
+
+    def may_join(self, other: "PendingRequest") -> bool:
+        """Whether it may be in one micro-batch with `other`."""
+        return self.scorer is other.scorer and self.scorer.mergeable
+
+    def stages(self) -> Iterator[tuple[str, float, float]]:
+        """The stages that are over: (`queue` | `lookup` | `predict`, started at, ended at)."""
+        if self.batch is None:
+            return
+        marks = (self.queued_at, self.batch.started_at, self.batch.looked_up_at, self.batch.predicted_at)
+        for name, started_at, ended_at in zip(("queue", "lookup", "predict"), marks, marks[1:], strict=False):
+            if started_at is None or ended_at is None:
+                return
+            yield name, started_at, ended_at
+
+
+class MicroBatch:
+    """One lookup and one prediction for some requests to the same version. Made and run in a worker thread."""
+
+    __slots__ = ("blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at")
+
+    def __init__(self, requests: Sequence[PendingRequest]) -> None:
+        self.requests = requests
+        self.online: OnlineVectors | None = None
+        self.blamed = self.counted = False
+        """Whether its end was reported to the circuit breaker and to the metrics: once, not for each request."""
+        self.started_at = time.perf_counter()
+        self.looked_up_at: float | None = None
+        self.predicted_at: float | None = None
+        for request in requests:
+            request.batch = self
+
+    def run(self, looked_up: Callable[[], None] = lambda: None) -> list[RequestResult]:
+        """The result of each request, in their order. If it fails for all of them, each is tried alone.
+
+        So a request that makes the store or the model fail is the only one to fail.
+
+        Args:
+            looked_up: called in this thread when the lookup for all of them has finished.
+        """
+        scorer = self.requests[0].scorer
+        entity_rows = _merged(self.requests)
+        try:
+            online = self.online = scorer.look_up(entity_rows, datetime.now(UTC))
+        except BaseException as error:  # it belongs to the callers
+            # A store that fails would only make each of them wait for it again.
+            store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
+            if store_failed or len(self.requests) == 1:
+                return [error] * len(self.requests)
+            return [GAVE_UP if request.abandoned else MicroBatch([request]).run()[0] for request in self.requests]
+        self.looked_up_at = time.perf_counter()
+        looked_up()
+        results = _score(scorer, self.requests, online)
+        self.predicted_at = time.perf_counter()
+        return results
+
+
+def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVectors) -> list[RequestResult]:
+    """The result of each request by one prediction for all of them or, if that fails, by one for each."""
+    try:
+        return _split(scorer.score(_merged(requests), online), requests)
+    except BaseException as error:
+        if len(requests) == 1:
+            return [error]
+    parts = _parts(requests, online)
+    complete = [place for place, part in enumerate(parts) if part.reasons.null_count == len(part.reasons)]
+    results: dict[int, RequestResult] = {}
+    if 0 < len(complete) < len(requests):
+        # Under the policy `reject` the others fail, without a prediction.
+        merged = OnlineVectors(
+            pa.concat_tables([parts[place].vectors for place in complete]),
+            pa.concat_arrays([parts[place].reasons for place in complete]),
+        )
+        results = dict(zip(complete, _score(scorer, [requests[place] for place in complete], merged), strict=True))
+    for place, (request, part) in enumerate(zip(requests, parts, strict=True)):
+        if place not in results:
+            results[place] = GAVE_UP if request.abandoned else _score(scorer, [request], part)[0]
+    return [results[place] for place in range(len(requests))]
+
+
+def _parts(requests: Sequence[PendingRequest], online: OnlineVectors) -> list[OnlineVectors]:
+    starts = itertools.accumulate((request.rows for request in requests[:-1]), initial=0)
+    return [
+        OnlineVectors(online.vectors.slice(start, request.rows), online.reasons.slice(start, request.rows))
+        for request, start in zip(requests, starts, strict=True)
+    ]
+
+
+def _merged(requests: Sequence[PendingRequest]) -> EntityRows:
+    if len(requests) == 1:
+        return requests[0].entity_rows
+    columns = requests[0].entity_rows
+    return {name: list(itertools.chain.from_iterable(each.entity_rows[name] for each in requests)) for name in columns}
+
+
+def _split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
+    values, reasons = scores.predictions.to_pylist(), _to_list(scores.reasons)
+    ends = itertools.accumulate(request.rows for request in requests)
+    return [
+        RowScores(values[end - request.rows : end], reasons[end - request.rows : end])
+        for request, end in zip(requests, ends, strict=True)
+    ]
+
+
+def _to_list(column: pa.Array) -> list[str | None]:
+    return [None] * len(column) if column.null_count == len(column) else column.to_pylist()

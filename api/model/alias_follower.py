@@ -1,0 +1,151 @@
+"""Follows the registry's alias: polls it, loads the version it names beside the one that serves, and swaps."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import structlog
+
+from api.model.loading import Loader, Target
+from api.model.model_slot import ModelSlot, Refusal, Served
+from api.model.request_schema import RequestForm
+from api.model.store_health import StoreProbe
+from scoring.errors import NoRoom, RegistryError, ServingError, first_line
+from scoring.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+FIRST_RETRY_S = 30.0
+LONGEST_RETRY_S = 600.0
+WARM_UP_S = 5.0
+
+
+class AliasFollower:
+    """Fills a `ModelSlot`, in a thread of its own: a registry that hangs delays the next poll and nothing else."""
+
+    def __init__(self, settings: Settings, loader: Loader, slot: ModelSlot, probe: StoreProbe) -> None:
+        """Args: how often to poll, what loads, what to fill, and what warms up a scorer's way to the online store."""
+        self._settings = settings
+        self._loader = loader
+        self._slot = slot
+        self._probe = probe
+        self._executor = ThreadPoolExecutor(1, "follower")
+        self._woken = asyncio.Event()
+        self._logged: str | None = None
+
+    def wake(self) -> None:
+        """Poll now instead of at the end of the interval."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            try:
+                await self.poll()
+            except Exception:  # an unexpected error must not end the following
+                log.exception("look_failed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), self._settings.poll_interval_s)
+            self._woken.clear()
+
+    def stop(self) -> None:
+        """Let its thread end, without waiting for it."""
+        self._executor.shutdown(wait=False)
+
+    async def poll(self) -> None:
+        """Poll once, and load what should serve if that has changed. Raises nothing; the slot has the outcome."""
+        slot = self._slot
+        try:
+            target = await self._in_thread(self._loader.poll)
+        except Exception as error:
+            self._registry_failed(error)
+            return
+        slot.polled_at = slot.clock()
+        if slot.served is not None and slot.served.target == target:
+            slot.refusal = None
+        elif slot.refusal is None or slot.refusal.target != target or slot.clock() >= slot.refusal.retry_at:
+            await self._replace(target)
+            return
+        self._registry_answered()
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    async def _replace(self, target: Target) -> None:
+        slot = self._slot
+        current = slot.served.scorer if slot.served else None
+        started_at = slot.clock()
+        try:
+            scorer = await self._in_thread(lambda: self._loader.load(target, current))
+            form = RequestForm(str(scorer.version), scorer.features, self._settings.max_entities)
+        except RegistryError as error:  # an outage says nothing about the version
+            self._registry_failed(error)
+            return
+        except Exception as error:
+            self._registry_answered()
+            self._refuse(target, error)
+            return
+        self._registry_answered()
+        await self._probe.check(scorer, WARM_UP_S)
+        if await self._alias_moved(target):
+            log.info("model_not_swapped", model=str(scorer.version), reason="The alias moved while it was loaded.")
+            self.wake()
+            return
+        slot.served = Served(target, scorer, form)
+        slot.swaps += 1
+        slot.refusal = None
+        log.info(
+            "model_swapped",
+            model=str(scorer.version),
+            replaced=str(current.version) if current else None,
+            feature_service=scorer.features.service,
+            took_s=round(slot.clock() - started_at, 3),
+        )
+
+    async def _alias_moved(self, target: Target) -> bool:
+        """Whether something else should serve by now: a version that was taken back while it loaded never serves."""
+        try:
+            return await self._in_thread(self._loader.poll) != target
+        except Exception:  # the next poll reports it
+            return False
+
+    def _registry_answered(self) -> None:
+        if self._slot.poll_problem is not None:
+            log.info("registry_answers_again")
+        self._slot.poll_problem = self._logged = None
+
+    def _registry_failed(self, error: Exception) -> None:
+        reason = _reason(error)
+        if reason != self._logged:  # once, not at every poll or attempt to download
+            log.warning("registry_gives_no_answer", reason=reason, exc_info=_unexpected(error))
+        self._logged = reason
+        self._slot.poll_problem = _public(error)
+
+    def _refuse(self, target: Target, error: Exception) -> None:
+        slot = self._slot
+        of_this_machine = isinstance(error, NoRoom)
+        before = slot.refusal if slot.refusal is not None and slot.refusal.target == target else None
+        attempts = before.attempts + 1 if before else 1
+        reason = _reason(error)
+        if before is None or before.reason != reason:
+            event = "model_not_tried" if of_this_machine else "model_refused"
+            log.error(event, model=str(target.version), reason=reason, exc_info=_unexpected(error))
+        wait_s = min(FIRST_RETRY_S * 2 ** (attempts - 1), LONGEST_RETRY_S)
+        slot.refusal = Refusal(target, reason, _public(error), attempts, of_this_machine, slot.clock() + wait_s)
+        slot.refusals += not of_this_machine
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ServingError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _public(error: Exception) -> str:
+    return error.public if isinstance(error, ServingError) else f"{type(error).__name__}; the log has more."
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    return None if isinstance(error, ServingError) else error

@@ -1,0 +1,132 @@
+"""Whether the feature store answers: a circuit breaker for requests, and a probe in the background.
+
+When the store has failed several times in a row, requests are refused without trying it. The circuit breakers on PyPI
+(pybreaker, aiobreaker, purgatory) try a half-open circuit with a caller's request. Here the probe does, so that no
+client waits to find out that the store is still down.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from api.errors import StoreUnavailable
+from api.model.scorer import Scorer
+from scoring.errors import ServingError, UnusableFeature, first_line
+
+log = structlog.get_logger(__name__)
+
+OPENS_AFTER = 3
+INTERVAL_S = 2.0
+# While the store fails, so that its return is noticed soon.
+RETRY_S = 0.5
+TIMEOUT_S = 1.0
+NO_ANSWER = "The feature store gave no answer in time."
+
+
+class StoreState(msgspec.Struct, frozen=True):
+    """What is known of the feature store."""
+
+    usable: bool
+    problem: str | None = None
+    """Why it is not usable, in one line."""
+    answered_at: datetime | None = None
+    """When it last answered."""
+
+
+class Breaker:
+    """Open (the store is not usable) until the first answer, and after OPENS_AFTER failures in a row.
+
+    Every outcome is reported to it, on the event loop. One answer closes it.
+    """
+
+    def __init__(self) -> None:
+        self.state = StoreState(usable=False, problem="The feature store has not been tried yet.")
+        self.failures = 0
+        """In a row."""
+        self.opened = 0
+        """How often it opened after it had been closed."""
+        self._logged: str | None = None
+
+    def check(self) -> None:
+        """Raise StoreUnavailable while it is open."""
+        if not self.state.usable:
+            raise StoreUnavailable
+
+    def answered(self) -> None:
+        """The store answered."""
+        if not self.state.usable:
+            log.info("feature_store_usable")
+        self.failures = 0
+        self._logged = None
+        self.state = StoreState(usable=True, answered_at=datetime.now(UTC))
+
+    def failed(self, problem: str, reason: str | None = None) -> None:
+        """The store failed, or gave no answer in time.
+
+        Args:
+            problem: what /ready shows, to anyone.
+            reason: what the log gets, once until it changes; the same by default.
+        """
+        reason = reason or problem
+        self.failures += 1
+        was_usable = self.state.usable
+        if was_usable and self.failures < OPENS_AFTER:
+            return
+        self.opened += was_usable
+        if reason != self._logged:
+            log.warning("feature_store_unusable", reason=reason)
+        self._logged = reason
+        self.state = StoreState(False, problem, self.state.answered_at)
+
+
+class StoreProbe:
+    """Looks up one entity at intervals, in a thread of its own: a store that hangs holds this thread and no other."""
+
+    def __init__(self) -> None:
+        self.breaker = Breaker()
+        self._executor = ThreadPoolExecutor(1, "store-probe")
+        self._running: Future[None] | None = None
+
+    @property
+    def state(self) -> StoreState:
+        """What is known of the store."""
+        return self.breaker.state
+
+    async def run(self, scorer: Callable[[], Scorer | None]) -> None:
+        """Probe until cancelled, by the scorer that `scorer` returns; None if nothing serves yet."""
+        while True:
+            try:
+                if (current := scorer()) is not None:
+                    await self.check(current, TIMEOUT_S)
+            except Exception:  # an unexpected error must not end the probing
+                log.exception("probe_failed")
+            await asyncio.sleep(RETRY_S if self.breaker.failures else INTERVAL_S)
+
+    def stop(self) -> None:
+        """Let its thread end, without waiting for it."""
+        self._executor.shutdown(wait=False)
+
+    async def check(self, scorer: Scorer, timeout_s: float) -> None:
+        """Probe once and report the outcome to the breaker. Raises nothing."""
+        if self._running is not None and not self._running.done():
+            self.breaker.failed(NO_ANSWER)
+            return
+        self._running = self._executor.submit(scorer.check_store)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wrap_future(self._running)
+        except UnusableFeature:  # an answer, whose values are of no interest here
+            self.breaker.answered()
+        except TimeoutError:
+            self.breaker.failed(NO_ANSWER)
+        except ServingError as error:
+            self.breaker.failed(error.public, str(error))
+        except Exception as error:
+            kind = type(error).__name__
+            self.breaker.failed(f"The feature store can't be read ({kind}).", f"{kind}: {first_line(error)}")
+        else:
+            self.breaker.answered()
