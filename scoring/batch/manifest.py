@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from scoring.errors import BatchRequestError, StillWritten, first_line
 from scoring.files.atomic import scratch_folder
-from scoring.files.location import Location, telling
+from scoring.files.location import Location, storage_errors
 from scoring.files.transfer import Content, holding, publishing
 from scoring.settings import MissingFeaturesPolicy
 
@@ -139,7 +139,7 @@ def settle_manifest(output: Location, ours: Manifest) -> Manifest:
 
 def _matches(manifest: Manifest, output: Location) -> bool:
     # Metadata and size suffice: the same input, version, policy and software give the same bytes.
-    with output.open() as file, telling("reading", output):
+    with output.open() as file, storage_errors("reading", output):
         size, footer = file.size(), pq.read_metadata(file)
     return size == manifest.batch_output.size and _manifest_of(manifest.batch_output, footer) == manifest
 

@@ -1,4 +1,9 @@
-"""Files that a reader finds whole: the old one or the new one, never a part. What a crash leaves is cleared away."""
+"""Files that a reader always finds complete, old or new, and scratch folders. Both clean up after crashes.
+
+A writer holds a lock on its unfinished file or folder, and the system releases the lock when the process ends, however
+it ends; so an unlocked one is a leftover. Process ids and ages would not do: containers that share a volume count
+processes separately, and runs may be long. On a file system without locks, nothing is taken for a leftover.
+"""
 
 import contextlib
 import errno
@@ -18,14 +23,13 @@ SYNC_BYTES, SYNC_EVERY_S = 8 << 20, 0.05
 
 @contextlib.contextmanager
 def whole_file(destination: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `destination` when the block ends well, and vanishes when it raises.
+    """A path to write to, which replaces `destination` when the block ends, and is removed if the block raises.
 
-    Its folder is made where there is none, and vanishes with it. The bytes are on disk before the name changes. Two
-    writers at once leave one of the two files, whole. What a killed writer of `destination` left behind is removed
-    first.
+    A missing folder is made, and removed again with the path. The bytes are on disk before the replacement. Of two
+    writers at once, the last one to end wins. Leftovers of killed writers of `destination` are removed first.
     """
     destination = destination.absolute()
-    if destination.is_dir():  # else that would show when all is written
+    if destination.is_dir():  # otherwise the replacement would fail, after all the writing
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(destination))
     prefix = f".{destination.name}."
     handle, part, made = _new_part(destination.parent, prefix)
@@ -41,13 +45,13 @@ def whole_file(destination: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         os.close(handle)
         if made:
-            with contextlib.suppress(OSError):  # what was published is in it, or another writer's part
+            with contextlib.suppress(OSError):  # it holds the new file, or another writer's part
                 destination.parent.rmdir()
 
 
 @contextlib.contextmanager
 def _synced_meanwhile(part: Path) -> Iterator[None]:
-    """Bring what the block writes to the disk while it writes on, so that little is left to wait for at its end."""
+    """Sync the file to disk while the block writes it, so that little is left to sync at the end."""
     ended = threading.Event()
     with ThreadPoolExecutor(1, "sync") as thread:
         syncing = thread.submit(_sync_as_it_grows, part, ended)
@@ -55,7 +59,7 @@ def _synced_meanwhile(part: Path) -> Iterator[None]:
             yield
         finally:
             ended.set()
-        syncing.result()  # the system tells that a disk failed once: the last fsync would not hear of it again
+        syncing.result()  # the system reports a disk failure to one fsync only, not again to the last one
 
 
 def _sync_as_it_grows(part: Path, ended: threading.Event) -> None:
@@ -70,16 +74,16 @@ def _sync_as_it_grows(part: Path, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for this block's own files, in the system's temporary place (TMPDIR says where).
+    """A folder below TMPDIR for this block's own files, removed when the block ends.
 
-    Removed when the block ends; what killed processes left is removed first.
+    Leftovers of killed processes are removed first.
 
     Raises:
-        OSError: there is no room for it, or what should hold it belongs to somebody else.
+        OSError: there is no room for it, or its parent can't be made or belongs to another user.
     """
-    place = scratch_place()
-    _remove_leftovers(place, SCRATCH_PREFIX, "")
-    handle, folder = _new_scratch(place)
+    root = scratch_root()
+    _remove_leftovers(root, SCRATCH_PREFIX, "")
+    handle, folder = _new_scratch(root)
     try:
         yield folder
     finally:
@@ -87,34 +91,29 @@ def scratch_folder() -> Iterator[Path]:
         os.close(handle)
 
 
-def scratch_place() -> Path:
+def scratch_root() -> Path:
     """The folder below TMPDIR that holds this user's scratch folders and nothing else.
 
     Raises:
-        OSError: another user made something there.
+        OSError: it can't be made, or belongs to another user.
     """
-    place = Path(tempfile.gettempdir()) / f"model-serving-scratch-{os.getuid()}"
+    root = Path(tempfile.gettempdir()) / f"model-serving-scratch-{os.getuid()}"
     try:
-        place.mkdir(mode=0o700, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        # Of no kind that says something of the place that is written to.
-        raise OSError(f"{place} can't be made, because a file lies there: remove it, or set TMPDIR") from error
-    found = place.lstat()
+        # Not of these classes, which would seem to be about the file that the caller writes.
+        raise OSError(f"{root} can't be made, because a file is in its place: remove it, or set TMPDIR") from error
+    found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "this is not a folder of ours: remove it, or set TMPDIR", str(place))
-    return place
-
-
-# Who still writes holds a lock on the file or folder, and the system lets go of it however its process ends. A lock,
-# and not a process number or an age: containers that share a volume count processes each for itself, and runs may be
-# long. Where the file system knows no locks, nothing is ever taken for a leftover.
+        raise PermissionError(errno.EPERM, "not a folder of this user: remove it, or set TMPDIR", str(root))
+    return root
 
 
 def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
     with os.scandir(folder) as entries:
         found = [Path(each.path) for each in entries if each.name.startswith(prefix) and each.name.endswith(suffix)]
     for leftover in found:
-        with contextlib.suppress(OSError):  # gone, somebody else's, or still being written
+        with contextlib.suppress(OSError):  # gone, another user's, or still being written
             handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,29 +123,29 @@ def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
 
 
 def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
-    """Handle and path of a part, and whether its folder was made for it."""
+    """Handle and path of a new part, and whether its folder was made for it."""
     made = False
     while True:
         made |= not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another writer, whose part is gone, took the folder with it
+        with contextlib.suppress(FileNotFoundError):  # another writer removed its part, and the folder with it
             _remove_leftovers(folder, prefix, ".part")
             handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
-            if _hold(handle, Path(name)):
+            if _lock(handle, Path(name)):
                 return handle, Path(name), made
 
 
-def _new_scratch(place: Path) -> tuple[int, Path]:
+def _new_scratch(root: Path) -> tuple[int, Path]:
     while True:
-        folder = Path(tempfile.mkdtemp(dir=place, prefix=SCRATCH_PREFIX))
+        folder = Path(tempfile.mkdtemp(dir=root, prefix=SCRATCH_PREFIX))
         with contextlib.suppress(FileNotFoundError):
             handle = os.open(folder, os.O_RDONLY)
-            if _hold(handle, folder):
+            if _lock(handle, folder):
                 return handle, folder
 
 
-def _hold(handle: int, path: Path) -> bool:
-    """Lock what was just made; False (and closed) if another process took it for a leftover in between."""
+def _lock(handle: int, path: Path) -> bool:
+    """Lock a new file or folder; False, with the handle closed, if another process took it for a leftover before."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

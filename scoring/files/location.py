@@ -1,7 +1,7 @@
 """Where requests and results are kept: a folder on this machine, or a prefix of an S3 bucket.
 
-S3 goes through pyarrow, which finds credentials and region as every AWS tool does: AWS_ACCESS_KEY_ID and its like,
-AWS_REGION, ~/.aws, the machine's own role. AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names another server than Amazon's.
+pyarrow talks to S3, and finds credentials and region as every AWS tool does: in AWS_ACCESS_KEY_ID and its like,
+AWS_REGION, ~/.aws, or the machine's role. AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names a server other than Amazon's.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem, S3FileSystem
 
 ALLOWED = "a folder, file:///folder or s3://bucket/prefix"
-# Both are tried three times. The second is how long a server may send nothing at all.
+# pyarrow tries three times. The second is how long a server may send nothing.
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 10
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A file as a listing shows it."""
+    """A file in a listing."""
 
     name: str
     size: int
     """Bytes."""
     modified_ns: int
-    """When it was last written, in nanoseconds since 1970; in S3 to the second."""
+    """When it was last written, in nanoseconds since 1970; S3 gives whole seconds."""
 
 
 class Location:
-    """A file or folder, on this machine or in S3. `location / "name"` is what lies below it. Making one opens nothing.
+    """A file or folder, on this machine or in S3. `location / "name"` is below it. Creating one opens nothing.
 
     Raises:
         ValueError: the text names no such place.
@@ -54,12 +54,10 @@ class Location:
             self._path = Path(urllib.parse.unquote(rest))
         elif scheme == "s3" and rest.strip("/") and not rest.startswith("/"):
             if "@" in rest.partition("/")[0] or "?" in rest:
-                raise ValueError(
-                    "credentials, region and endpoint belong into the AWS_ variables, not into the address"
-                )
+                raise ValueError("set credentials, region and endpoint in the AWS_ variables, not in the address")
             self._bucket_path = rest.rstrip("/")
         else:
-            raise ValueError("no such kind of place")
+            raise ValueError("it has another scheme or no path")
 
     @property
     def local(self) -> Path | None:
@@ -68,12 +66,12 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return str(self).rpartition("/")[2]
 
     @property
     def parent(self) -> "Location":
-        """The folder that it lies in."""
+        """The folder that contains it."""
         return Location(self._path.parent) if self._path is not None else Location(str(self).rpartition("/")[0])
 
     def __truediv__(self, name: str) -> "Location":
@@ -92,7 +90,7 @@ class Location:
         return hash(str(self))
 
     def filesystem(self) -> tuple["FileSystem", str]:
-        """pyarrow's file system and the path in it. What it raises is its own."""
+        """pyarrow's file system and the path in it, which raises pyarrow's own errors."""
         if self._path is not None:
             from pyarrow.fs import LocalFileSystem
 
@@ -100,33 +98,33 @@ class Location:
         return s3(), str(self._bucket_path)
 
     def files(self) -> list[Entry]:
-        """The files that lie directly in this folder, in no order. A prefix that no object bears has none.
+        """The files directly in this folder, in no order. A prefix without objects has none.
 
         Raises:
             FileNotFoundError: there is no such folder on this machine.
             StorageError: it can't be listed.
         """
-        with telling("listing", self):
+        with storage_errors("listing", self):
             if self._path is not None:
                 return list(_scan(self._path))
             from pyarrow.fs import FileSelector
 
             try:
                 found = s3().get_file_info(FileSelector(self._bucket_path))
-            except FileNotFoundError:  # a bucket that is not there is another error
+            except FileNotFoundError:  # a missing bucket is another error
                 return []
             return [Entry(each.base_name, each.size, each.mtime_ns) for each in found if each.is_file]
 
     def open(self) -> "NativeFile":
-        """The file, to read from any place in it; what `ParquetFile` takes. Close it.
+        """The file, for random reads, as `ParquetFile` needs it. Close it.
 
-        In S3 each read is a request of its own: where another process may replace the file meanwhile, `fetch` it.
+        In S3 each read is a request of its own: `fetch` a file that another process may replace meanwhile.
 
         Raises:
             FileNotFoundError: there is no such file.
-            StorageError: it can't be opened. Reads after that raise OSError.
+            StorageError: it can't be opened. Later reads raise OSError.
         """
-        with telling("opening", self):
+        with storage_errors("opening", self):
             if self._path is not None:
                 from pyarrow import OSFile
 
@@ -134,32 +132,20 @@ class Location:
             return s3().open_input_file(self._bucket_path)
 
     def read_bytes(self) -> bytes:
-        """All bytes of a small file.
-
-        Raises:
-            FileNotFoundError, StorageError: as `open`.
-        """
-        with self.open() as file, telling("reading", self):
+        """All bytes of a small file. Raises as `open` does."""
+        with self.open() as file, storage_errors("reading", self):
             return bytes(file.read())
 
     def exists(self) -> bool:
-        """Whether there is such a file.
-
-        Raises:
-            StorageError: that can't be told.
-        """
-        with telling("looking for", self):
+        """Whether there is such a file. Raises StorageError if the store gives no answer."""
+        with storage_errors("looking for", self):
             if self._path is not None:
                 return self._path.is_file()
             return bool(s3().get_file_info(self._bucket_path).is_file)
 
     def stamp(self) -> str:
-        """What changes whenever the file is replaced or written to: S3's ETag, or inode, size and time on a disk.
-
-        Raises:
-            FileNotFoundError, StorageError: as `open`.
-        """
-        with telling("looking at", self):
+        """Changes with every write: the ETag in S3; inode, size and time on a disk. Raises as `open` does."""
+        with storage_errors("looking at", self):
             if self._path is not None:
                 found = self._path.stat()
                 return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
@@ -170,15 +156,15 @@ class Location:
 def _scan(folder: Path) -> Iterator[Entry]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(OSError):  # removed since the listing began, or a link that leads nowhere
+            with contextlib.suppress(OSError):  # removed since the listing began, or a dangling link
                 if entry.is_file():
                     found = entry.stat()
                     yield Entry(entry.name, found.st_size, found.st_mtime_ns)
 
 
 def s3() -> "S3FileSystem":
-    """S3 as the environment says, connected to when it is used."""
-    # pyarrow reads the endpoint from the environment only where it is given a URI (pyarrow 25).
+    """S3 as the environment configures it. The first use connects."""
+    # pyarrow 25 reads the endpoint from the environment only if it gets a URI.
     return _s3_at(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None)
 
 
@@ -190,13 +176,13 @@ def _s3_at(endpoint: str | None) -> "S3FileSystem":
         endpoint_override=endpoint,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
-        background_writes=False,  # else parts of the file wait in memory, all of them if the network is slow
+        background_writes=False,  # with them, parts of the file wait in memory: all of them on a slow network
     )
 
 
 @contextlib.contextmanager
-def telling(doing: str, place: Location) -> Iterator[None]:
-    """OSErrors within the block, but for a file that is not there, become a StorageError that names the place."""
+def storage_errors(doing: str, place: Location) -> Iterator[None]:
+    """Raise a StorageError that names the place for any OSError in the block, except FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:

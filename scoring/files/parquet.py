@@ -1,7 +1,8 @@
-"""Tables in parquet: written as the same bytes in whatever pieces they come, and several files read as one table."""
+"""Tables in parquet files: the same rows give the same bytes, and several files read as one table."""
 
 import base64
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,20 +18,20 @@ ROWS_PER_BATCH = 65_536
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:
-    """An empty table. pyarrow's own makes an array of each type, which it can't of every type (pyarrow 25)."""
+    """An empty table. `Schema.empty_table` can't make one of every type (pyarrow 25)."""
     return pa.Table.from_batches([], schema)
 
 
 class ParquetFiles:
-    """Parquet files of one schema, read as one table, in their order. Use it as a context: it keeps them open.
+    """Parquet files of one schema, read as one table, in their order. A context manager that keeps them open.
 
     Raises:
-        FileNotFoundError, StorageError: one can't be opened.
-        pa.ArrowInvalid: one is not parquet.
+        FileNotFoundError, StorageError: a file can't be opened.
+        pa.ArrowInvalid: a file is not parquet.
     """
 
     def __init__(self, files: Sequence[Location | Path]) -> None:
-        """Open at least one file and read what they say of themselves."""
+        """Open the files, at least one, and read their metadata."""
         with contextlib.ExitStack() as opened:
             places = [file if isinstance(file, Location) else Location(file) for file in files]
             sources = [opened.enter_context(place.open()) for place in places]
@@ -48,7 +49,7 @@ class ParquetFiles:
 
     @property
     def row_groups(self) -> int:
-        """How many row groups they have together."""
+        """Number of row groups in all files."""
         return len(self._groups)
 
     def first(self, rows: int) -> pa.Table:
@@ -59,8 +60,8 @@ class ParquetFiles:
         return no_rows(self.schema)
 
     def nulls(self, column: str) -> int:
-        """How many values of a column are null, from the files' statistics where they have them."""
-        # Statistics are kept for leaves: a column of lists or structs has several or none of its own.
+        """Number of nulls in a column, from the files' statistics where they have them."""
+        # Statistics are kept for leaves: a column of lists or structs has several, or none of its own name.
         leaves = self._files[0].schema
         place = next(i for i in range(len(leaves)) if leaves.column(i).path == column)
         nulls = 0
@@ -73,13 +74,13 @@ class ParquetFiles:
         return nulls
 
     def values(self, column: str, row_groups: Iterable[int]) -> pa.Array:
-        """The non-null values of a column in some row groups, counted over all files."""
+        """The non-null values of a column in some row groups, which are counted over all files."""
         chosen = [self._groups[each] for each in row_groups]
         chunks = [chunk for file, group in chosen for chunk in file.read_row_group(group, [column])[column].chunks]
         return pa.chunked_array(chunks, self.schema.field(column).type).combine_chunks().drop_null()
 
     def between(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows from `start` up to but not `stop`, counted over all files, at most a row group at a time."""
+        """The rows from `start` to before `stop`, counted over all files, at most a row group at a time."""
         end = 0
         for file, group in self._groups:
             begin, end = end, end + file.metadata.row_group(group).num_rows
@@ -89,7 +90,7 @@ class ParquetFiles:
 
 
 class RowsInTurn:
-    """A stream of tables, from which one takes rows in other numbers than they come in."""
+    """The rows of a stream of tables, in pieces of any other size."""
 
     def __init__(self, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
         """Take nothing yet; `schema` is that of the tables."""
@@ -97,17 +98,14 @@ class RowsInTurn:
         self._rest = no_rows(schema)
 
     def take(self, rows: int) -> pa.Table:
-        """The next rows; fewer where the stream ends."""
-        pieces = []
-        while rows > self._rest.num_rows:
-            pieces.append(self._rest)
-            rows -= self._rest.num_rows
-            following = next(self._tables, None)
-            self._rest = self._rest.slice(0, 0) if following is None else following
-            if following is None:
-                return pa.concat_tables(pieces)
+        """The next rows; fewer at the end of the stream."""
         taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
-        return pa.concat_tables([*pieces, taken])
+        pieces, missing = [taken], rows - taken.num_rows
+        while missing and (following := next(self._tables, None)) is not None:
+            taken, self._rest = following.slice(0, missing), following.slice(missing)
+            pieces.append(taken)
+            missing -= taken.num_rows
+        return pa.concat_tables([piece for piece in pieces if piece.num_rows] or pieces[:1])
 
 
 def write_tables(
@@ -117,41 +115,38 @@ def write_tables(
     closing_metadata: Callable[[], dict[str, str]] = dict,
     constants: Collection[str] = (),
 ) -> int:
-    """Write tables of one schema below each other; returns their rows.
+    """Write tables of one schema, one after the other. Returns the number of rows.
 
-    A row group is written while the next one is made: three of them are in memory at most.
+    A thread writes a row group while the next one is made: at most three of them are in memory.
 
     Args:
-        tables: at least one, in any pieces; each row group of the file has ROWS_PER_BATCH rows but the last one.
+        tables: at least one, of any sizes. Every row group but the last has ROWS_PER_BATCH rows.
         file: where to write.
-        schema_metadata: what the file says of itself from the start, in its Arrow schema.
-        closing_metadata: what it says of itself once all rows are written, in its footer; asked for then.
-        constants: columns that `scoring.files.encodings.constant` made. In the file they are of their values' type.
+        schema_metadata: metadata of the file's Arrow schema.
+        closing_metadata: called after the last row, for more metadata of the file.
+        constants: columns made by `scoring.files.encodings.constant`. In the file they have their values' type.
     """
-    rows = 0
-    pieces = _rows_at_a_time(tables, ROWS_PER_BATCH)
+    pieces = _in_row_groups(iter(tables))
     first = next(pieces)
     schema = first.schema.with_metadata(schema_metadata)
-    told = pa.schema([_of_values(field) if field.name in constants else field for field in schema], schema_metadata)
+    # The writer would store the tables' schema, in which constants are dictionaries; readers need their values' type.
+    stored = pa.schema([_of_values(field) if field.name in constants else field for field in schema], schema_metadata)
+    options = encodings(first, constants)
+    rows = 0
     with (
-        # Arrow's schema is added below, because it is another one than that of the tables where there are constants.
-        pq.ParquetWriter(
-            file, schema, store_schema=False, write_page_checksum=True, **encodings(first, constants)
-        ) as writer,
+        pq.ParquetWriter(file, schema, store_schema=False, write_page_checksum=True, **options) as writer,
         ThreadPoolExecutor(1, "parquet") as thread,
     ):
         written: Future[None] | None = None
-        piece: pa.Table | None = first
-        while piece is not None:
+        for piece in itertools.chain([first], pieces):
             if written is not None:
                 written.result()
             written = thread.submit(writer.write_table, piece.replace_schema_metadata(schema_metadata))
             rows += piece.num_rows
-            piece = next(pieces, None)
         if written is not None:
             written.result()
-        said: dict[str | bytes, str | bytes] = {"ARROW:schema": base64.b64encode(told.serialize())}
-        writer.add_key_value_metadata(said | schema_metadata | closing_metadata())
+        arrow_schema = {"ARROW:schema": base64.b64encode(stored.serialize())}
+        writer.add_key_value_metadata(arrow_schema | schema_metadata | closing_metadata())
     return rows
 
 
@@ -159,19 +154,13 @@ def _of_values(field: pa.Field) -> pa.Field:
     return field.with_type(field.type.value_type)
 
 
-def _rows_at_a_time(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows, `rows` at a time; one empty table if there are none."""
-    waiting: list[pa.Table] = []
-    count = 0
-    given = False
-    for table in tables:
-        waiting.append(table)
-        count += table.num_rows
-        while count >= rows:
-            # In one piece, because the writer may end a page where a piece of a column ends.
-            joined = pa.concat_tables(waiting)
-            yield joined.slice(0, rows).combine_chunks()
-            given = True
-            waiting, count = [joined.slice(rows)], count - rows
-    if count or not given:
-        yield pa.concat_tables(waiting).combine_chunks()
+def _in_row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, ROWS_PER_BATCH at a time; one empty table if there are none."""
+    first = next(tables)
+    rows = RowsInTurn(itertools.chain([first], tables), first.schema)
+    piece = rows.take(ROWS_PER_BATCH)
+    while True:
+        yield piece.combine_chunks()  # because the writer may end a page where a chunk of a column ends
+        piece = rows.take(ROWS_PER_BATCH)
+        if not piece.num_rows:
+            return

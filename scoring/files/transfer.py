@@ -1,4 +1,4 @@
-"""Files go from and to where they are kept whole or not at all."""
+"""Files between this machine and their location: one state of them, whole or not at all, hashed on the way."""
 
 import contextlib
 import errno
@@ -15,15 +15,15 @@ import msgspec
 
 from scoring.errors import StillWritten, StorageError
 from scoring.files.atomic import scratch_folder, whole_file
-from scoring.files.location import Location, s3, telling
+from scoring.files.location import Location, s3, storage_errors
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
 
-FETCH_TRIES = 10
-CHUNK_BYTES = 1 << 24  # each is a request of its own in S3
+ATTEMPTS = 10
+CHUNK_BYTES = 1 << 24  # in S3, each is a request of its own
 HASHED_BYTES, HASHED_EVERY_S = 1 << 20, 0.02
-TICK_NS = 20_000_000  # two of the longest that Linux has
+TICK_NS = 20_000_000  # twice the longest tick of Linux
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -37,17 +37,17 @@ class Content(msgspec.Struct, frozen=True):
 
 
 def fetch(source: Location, destination: Path) -> Content:
-    """Copy a file to this machine: one state of it, also where another process replaces it meanwhile.
+    """Copy one state of a file to this machine, even if another process replaces the file meanwhile.
 
     Raises:
         FileNotFoundError: there is no such file.
         StorageError: it can't be read or copied; StillWritten if it kept changing.
     """
-    for _ in range(FETCH_TRIES):
-        before = _stamp_at_rest(source)
+    for _ in range(ATTEMPTS):
+        before = _settled_stamp(source)
         digest = hashlib.sha256()
         size = 0
-        with source.open() as file, telling("copying", source):
+        with source.open() as file, storage_errors("copying", source):
             try:
                 with destination.open("wb") as copy:
                     while chunk := file.read(CHUNK_BYTES):
@@ -62,8 +62,8 @@ def fetch(source: Location, destination: Path) -> Content:
     raise StillWritten(str(source))
 
 
-def _stamp_at_rest(source: Location) -> str:
-    """The stamp, once the next write would change it: a disk tells times in ticks, and two writes may share one."""
+def _settled_stamp(source: Location) -> str:
+    """A stamp that the next write will change: the clock of a disk ticks, and two writes may share a tick."""
     stamp = source.stamp()
     if source.local is not None and 0 <= time.time_ns() - source.local.stat().st_mtime_ns < TICK_NS:
         time.sleep(TICK_NS / 1e9)
@@ -72,19 +72,19 @@ def _stamp_at_rest(source: Location) -> str:
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One state of a file that is being read, also where another process replaces it meanwhile."""
+    """One state of a file, held open for reading."""
 
     file: "NativeFile | Path"
     """What `ParquetFile` takes."""
     content: Callable[[], Content]
-    """Which bytes they are; waits until all of them were read once.
-
-    Raises StillWritten where somebody has written into the file since."""
+    """Which bytes they are; waits until all of them were hashed. Raises StillWritten if the file was written to."""
 
 
 @contextlib.contextmanager
 def holding(source: Location, copy: Path) -> Iterator[Held]:
-    """A file to read. On this machine it is read in place, and hashed meanwhile; from S3 it is copied to `copy` first.
+    """Hold one state of a file, even if another process replaces the file meanwhile.
+
+    A file on this machine is read in place, and hashed by a thread. One in S3 is copied to `copy` first.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,10 +95,10 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
         yield Held(copy, lambda: content)
         return
     with contextlib.ExitStack() as stack:
-        for _ in range(FETCH_TRIES):
-            before = _stamp_at_rest(source)
+        for _ in range(ATTEMPTS):
+            before = _settled_stamp(source)
             file = stack.enter_context(source.open())
-            with telling("opening", source):
+            with storage_errors("opening", source):
                 own = stack.enter_context(source.local.open("rb"))
             if source.stamp() == before:
                 break
@@ -109,7 +109,7 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
         digest = thread.submit(hashlib.file_digest, own, "sha256")
 
         def content_of_held() -> Content:
-            with telling("reading", source):
+            with storage_errors("reading", source):
                 sha256, now = digest.result().hexdigest(), os.fstat(own.fileno())
             if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
                 raise StillWritten(str(source))
@@ -120,9 +120,9 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def publishing(destination: Location) -> Iterator[Path]:
-    """An empty file on this machine to write to; when the block ends well, it becomes `destination`, whole.
+    """An empty file on this machine to write to, which replaces `destination` when the block ends.
 
-    When the block raises, or the process is killed at any moment, an older file stays as it was.
+    An older file stays as it was if the block raises, or the process is killed at any time.
 
     Raises:
         StorageError: it can't be written, here or there (a full disk, an object store that is down).
@@ -141,11 +141,21 @@ def publishing(destination: Location) -> Iterator[Path]:
         raise StorageError("writing", str(destination), error) from error
 
 
+def _upload(file: Path, destination: Location) -> None:
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    # In one call: pyarrow 25 completes an upload when its stream is closed, even by an exception, so that an
+    # interrupted loop of writes would publish what it had written.
+    path = str(destination).removeprefix("s3://")
+    copy_files(str(file), path, source_filesystem=LocalFileSystem(), destination_filesystem=s3())
+
+
 @contextlib.contextmanager
 def hashing(file: Path) -> Iterator[Callable[[str], Content]]:
-    """Hash a file while the block writes it, from its start to its end and no byte twice.
+    """Hash a file while the block writes it from start to end.
 
-    Yields what gives `content_of` the file, which must be whole when that is asked for.
+    Yields a function that gives the file's content under the name that it has for others. Call it when the file is
+    complete.
     """
     whole = threading.Event()
     with ThreadPoolExecutor(1, "hash") as thread:
@@ -178,12 +188,3 @@ def content_of(file: Path, name: str) -> Content:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256")
         return Content(name, opened.tell(), digest.hexdigest())
-
-
-def _upload(file: Path, destination: Location) -> None:
-    from pyarrow.fs import LocalFileSystem, copy_files
-
-    # In one call: pyarrow completes an upload whose stream is closed, also where an exception closed it, so that a
-    # loop of writes that is interrupted would publish what it wrote so far (pyarrow 25).
-    path = str(destination).removeprefix("s3://")
-    copy_files(str(file), path, source_filesystem=LocalFileSystem(), destination_filesystem=s3())

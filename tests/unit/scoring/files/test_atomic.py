@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring.files.atomic import SCRATCH_PREFIX, SYNC_BYTES, SYNC_EVERY_S, scratch_folder, scratch_place, whole_file
+from scoring.files.atomic import SCRATCH_PREFIX, SYNC_BYTES, SYNC_EVERY_S, scratch_folder, scratch_root, whole_file
 
 
 def test_the_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_scratch_folder_ends_with_its_block_and_dead_ones_with_the_next(
     others = tmp_path / "model-serving-checkout"
     others.mkdir()
     os.mkfifo(tmp_path / "model-serving-fifo")
-    dead = scratch_place() / f"{SCRATCH_PREFIX}dead"
+    dead = scratch_root() / f"{SCRATCH_PREFIX}dead"
     dead.mkdir()
     (dead / "spilt").write_text("x")
 
@@ -111,7 +111,7 @@ def test_a_scratch_folder_ends_with_its_block_and_dead_ones_with_the_next(
             assert inner != outer
         assert (outer / "file").exists()
 
-    assert list(scratch_place().iterdir()) == []
+    assert list(scratch_root().iterdir()) == []
     assert others.exists()
 
 
@@ -119,7 +119,7 @@ def test_what_somebody_else_put_in_the_place_of_scratch_folders_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    place = scratch_place()
+    place = scratch_root()
     place.rmdir()
     (tmp_path / "elsewhere").mkdir()
     place.symlink_to(tmp_path / "elsewhere")

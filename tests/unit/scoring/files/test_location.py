@@ -190,7 +190,7 @@ def test_a_full_tmpdir_is_named_where_a_file_is_copied(tmp_path: Path) -> None:
 def test_a_file_where_tmpdir_belongs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="because a file lies there: remove it, or set TMPDIR"), scratch_folder():
+    with pytest.raises(OSError, match="because a file is in its place: remove it, or set TMPDIR"), scratch_folder():
         pass
 
 
