@@ -1,4 +1,4 @@
-"""The Feast feature store as a whole: open it, apply its definitions, name their state, fill the online store."""
+"""The Feast feature store as a whole: open it, apply its definitions, read or freeze their state."""
 
 import contextlib
 import copy
@@ -27,7 +27,7 @@ class AppliedDefinitions(msgspec.Struct, frozen=True):
 
     project: str
     hash: str
-    """SHA-256 over the definitions' own content, hex: the same for the same definitions on any machine."""
+    """SHA-256 over the definitions' content, hex: the same for the same definitions on any machine."""
     entities: tuple[str, ...]
     feature_views: tuple[str, ...]
     feature_services: tuple[str, ...]
@@ -38,27 +38,24 @@ def open_feature_store(settings: Settings, *, online_only: bool = False) -> "Fea
 
     Args:
         settings: where its configuration is.
-        online_only: without the offline store that it names, whose libraries then need not be installed.
+        online_only: without the configured offline store, whose libraries then need not be installed.
 
     Raises:
-        FeatureStoreError: no such folder or file, a variable that it names is not set, or a configuration that Feast
-            refuses.
+        FeatureStoreError: there is no such folder or file, a variable in it is not set, or Feast refuses it.
     """
     import_feast()
     from feast import FeatureStore, RepoConfig
 
     configuration = settings.feature_repo / settings.feature_store_yaml
     if not configuration.is_file():
-        raise FeatureStoreError(
-            f"opening {configuration}",
-            "there is no such file: set SERVING_FEATURE_REPO and SERVING_FEATURE_STORE_YAML.",
-        )
+        problem = "there is no such file: set SERVING_FEATURE_REPO and SERVING_FEATURE_STORE_YAML."
+        raise FeatureStoreError(f"opening {configuration}", problem)
     repository = settings.feature_repo.resolve()
     try:
-        named = _read_configuration(configuration)
+        options = _read_configuration(configuration)
         if online_only:
-            named["offline_store"] = {"type": "scoring.feast_plugins.no_offline_store.NoOfflineStore"}
-        config = RepoConfig(**named)
+            options["offline_store"] = {"type": "scoring.feast_plugins.no_offline_store.NoOfflineStore"}
+        config = RepoConfig(**options)
         config.repo_path = repository
         return FeatureStore(repo_path=str(repository), config=config)
     except FeatureStoreError:
@@ -68,33 +65,33 @@ def open_feature_store(settings: Settings, *, online_only: bool = False) -> "Fea
 
 
 def _read_configuration(configuration: Path) -> dict[str, Any]:
-    # As Feast reads it, but that it leaves ${NAME} as it is where there is no such variable, and fails at the first use
+    # As Feast reads it. But Feast leaves ${NAME} unchanged if there is no such variable, and fails at the first use
     # (feast 0.67).
     import yaml
 
-    text = os.path.expandvars(configuration.read_text("utf-8"))
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    content = os.path.expandvars(configuration.read_text("utf-8"))
+    lines = [line for line in content.splitlines() if not line.lstrip().startswith("#")]
     missing = sorted(set(re.findall(r"\$\{(\w+)\}", "\n".join(lines))))
     if missing:
         raise FeatureStoreError(f"reading {configuration}", f"it needs the variable {', '.join(missing)}: set it.")
-    named: dict[str, Any] = yaml.safe_load(text)
-    return named
+    options: dict[str, Any] = yaml.safe_load(content)
+    return options
 
 
 def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:
-    """Bring the Feast registry to what the repository's Python files define (as `feast apply`).
+    """Apply the definitions in the repository's Python files to the Feast registry (as `feast apply`).
 
     Raises:
-        FeatureStoreError: a definition does not import or Feast refuses it. The registry is then as it was.
+        FeatureStoreError: a definition can't be imported or Feast refuses it. The registry is then unchanged.
     """
     from feast.repo_operations import apply_total
 
-    repository, said = Path(store.repo_path), io.StringIO()
+    repository, printed = Path(store.repo_path), io.StringIO()
     try:
-        with inside(repository), contextlib.redirect_stdout(said):
+        with inside(repository), contextlib.redirect_stdout(printed):
             apply_total(store.config, repository, skip_source_validation=False)
-    except SystemExit as error:  # Feast prints why and ends the process where definitions clash (feast 0.67)
-        reason = said.getvalue().strip().splitlines()
+    except SystemExit as error:  # Feast prints why and exits where definitions clash (feast 0.67)
+        reason = printed.getvalue().strip().splitlines()
         raise FeatureStoreError(f"applying {repository}", reason[-1] if reason else "it gave no reason") from error
     except Exception as error:
         raise FeatureStoreError(f"applying {repository}", error) from error
@@ -105,31 +102,26 @@ def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:
 def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
     """What the Feast registry holds now, and its hash.
 
-    Only definitions count for the hash: not when they were applied, nor how far the online store is materialized.
+    The hash covers the definitions alone: not when they were applied, nor how far the online store is materialized.
     """
-    entities = sorted(store.list_entities(), key=lambda entity: entity.name)
-    views = sorted(store.list_all_feature_views(), key=lambda view: view.name)
-    services = sorted(store.list_feature_services(), key=lambda service: service.name)
-    definitions: list[Any] = [*entities, *views, *services]
     digest = hashlib.sha256(store.project.encode())
-    for definition in definitions:
-        digest.update(_content(definition.to_proto().spec))
-    return AppliedDefinitions(
-        project=store.project,
-        hash=digest.hexdigest(),
-        entities=tuple(entity.name for entity in entities),
-        feature_views=tuple(view.name for view in views),
-        feature_services=tuple(service.name for service in services),
-    )
+    names: list[tuple[str, ...]] = []
+    kinds: Any = (store.list_entities(), store.list_all_feature_views(), store.list_feature_services())
+    for kind in kinds:
+        definitions = sorted(kind, key=lambda each: each.name)
+        names.append(tuple(each.name for each in definitions))
+        for definition in definitions:
+            digest.update(_content(definition.to_proto().spec))
+    return AppliedDefinitions(store.project, digest.hexdigest(), *names)
 
 
 def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "FeatureStore":
-    """A store of its own on the definitions that `store`'s registry holds now, which never asks that registry again.
+    """A separate store on the definitions that `store`'s registry holds now, which never reads that registry again.
 
-    No read of a Redis online store waits longer than `read_timeout_s`, unless its connection string says otherwise.
+    No read of a Redis online store waits longer than `read_timeout_s`, unless its connection string sets a timeout.
 
-    For serving: Feast refreshes its copy of the registry inside whichever request finds it expired or its file changed,
-    and all others wait behind its lock meanwhile (feast 0.67). Open another one when the definitions change.
+    For serving: Feast refreshes its copy of the registry during the request that finds it expired or its file changed,
+    and all others wait for its lock meanwhile (feast 0.67). Freeze again when the definitions change.
 
     Raises:
         FeatureStoreError: the registry can't be read.
@@ -139,14 +131,11 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
 
     try:
         definitions = store.registry.proto().__deepcopy__()
-        # A view's state says whether somebody materializes it at this moment. Feast refuses to read a view that is
-        # being materialized or that never was (feast 0.67), although its rows are there, or are simply not found.
-        for view in (
-            *definitions.feature_views,
-            *definitions.stream_feature_views,
-            *definitions.on_demand_feature_views,
-        ):
-            view.meta.ClearField("state")
+        # A view's state tells whether it is being materialized. Feast refuses to read a view that is, or that never was
+        # (feast 0.67), although its rows are there, or are simply not found.
+        for kind in ("feature_views", "stream_feature_views", "on_demand_feature_views"):
+            for view in getattr(definitions, kind):
+                view.meta.ClearField("state")
         with tempfile.TemporaryDirectory(prefix="definitions-") as folder:
             file = Path(folder) / "registry.db"
             file.write_bytes(definitions.SerializeToString())
@@ -155,11 +144,11 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
             config._registry = RegistryConfig(  # type: ignore[assignment]  # Feast declares None only
                 path=str(file),
                 cache_ttl_seconds=0,  # never expires
-                cache_mode="thread",  # "sync" would look at the file again in every request
+                cache_mode="thread",  # "sync" would check the file again in every request
                 enable_online_feature_view_versioning=store.config.registry.enable_online_feature_view_versioning,
             )
             frozen = FeatureStore(repo_path=str(store.repo_path), config=config)
-            # Both are made at first use: here, and not by two requests at once.
+            # Both are created at first use: here, and not by two requests at once.
             _ = frozen.registry, frozen.provider
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
@@ -173,10 +162,10 @@ def _content(spec: Any) -> bytes:
 
 
 def _lasting(value: Any) -> Any:
-    """What a definition says that does not change by itself."""
+    """The parts of a definition that change only if its author changes them."""
     if isinstance(value, dict):
-        # The data sources inside a view's or a service's definition carry when they were created and last applied. A
-        # function is pickled anew whenever a definition is read, with another order in each process (feast 0.67).
-        passing = {"createdTimestamp", "lastUpdatedTimestamp", *(["body"] if value.get("bodyText") else [])}
-        return {name: _lasting(each) for name, each in value.items() if name not in passing}
+        # Data sources inside a view or a service carry when they were created and last applied. A function is pickled
+        # anew whenever a definition is read, in another order in each process (feast 0.67).
+        volatile = {"createdTimestamp", "lastUpdatedTimestamp", *(["body"] if value.get("bodyText") else [])}
+        return {name: _lasting(each) for name, each in value.items() if name not in volatile}
     return [_lasting(each) for each in value] if isinstance(value, list) else value

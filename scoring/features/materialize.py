@@ -1,4 +1,4 @@
-"""Fill the online store from the offline store, and say how far each view is filled."""
+"""Fill the online store from the offline store, and read how far each view is filled."""
 
 import contextlib
 import io
@@ -12,14 +12,13 @@ from scoring.errors import FeatureStoreError
 from scoring.imports import inside
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
-
+    from feast import FeatureStore, FeatureView
 
 BEFORE_ALL_ROWS = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """Up to when a feature view's rows are in the online store. `until` is None where nothing was materialized yet."""
+    """The time up to which a feature view's rows are in the online store; None if nothing was materialized yet."""
 
     feature_view: str
     until: datetime | None
@@ -28,26 +27,24 @@ class Watermark(msgspec.Struct, frozen=True):
 def materialize_online_store(store: "FeatureStore", until: datetime, *, everything: bool = False) -> list[Watermark]:
     """Copy what is new in the offline store, up to `until` (with a time zone), to the online store.
 
-    With `everything`, all that is not older than its view's time to live is copied, whatever was copied before: for an
-    online store that lost what it had, of which the watermarks in Feast's registry know nothing.
+    With `everything`, all that is not older than its view's time to live is copied, even if it was copied before: for
+    an online store that lost its rows, which the watermarks in Feast's registry don't show.
 
-    Feast's own materialize-incremental: it goes on from each view's watermark and moves it once all rows are written.
-    Where feature_store.yaml names no batch engine, rows go through this project's (`feast_plugins.materialization`),
-    which writes the same faster. Returns the new watermarks.
+    This is Feast's own materialize-incremental: it continues from each view's watermark and moves it once all rows are
+    written. Where feature_store.yaml names no batch engine, this project's (`feast_plugins.materialization`) writes the
+    rows, faster. Returns the new watermarks.
 
     Raises:
-        FeatureStoreError: a source can't be read or the online store can't be written. A retry goes on from the old
+        FeatureStoreError: a source can't be read or the online store can't be written. A retry continues from the old
             watermark.
     """
     try:
         with inside(Path(store.repo_path)), contextlib.redirect_stdout(io.StringIO()):
-            _materialize_in_slices(store)
+            _use_streaming_engine(store)
             if everything:
-                for view in store.list_batch_feature_views():
-                    if view.online:
-                        store.materialize(
-                            until - view.ttl if view.ttl else BEFORE_ALL_ROWS, until, feature_views=[view.name]
-                        )
+                for view in _online_views(store):
+                    since = until - view.ttl if view.ttl else BEFORE_ALL_ROWS
+                    store.materialize(since, until, feature_views=[view.name])
             else:
                 store.materialize_incremental(end_date=until)
     except Exception as error:
@@ -56,8 +53,8 @@ def materialize_online_store(store: "FeatureStore", until: datetime, *, everythi
     return read_watermarks(store)
 
 
-def _materialize_in_slices(store: "FeatureStore") -> None:
-    """Put this project's batch engine in the place of Feast's local one; leave any other that was chosen."""
+def _use_streaming_engine(store: "FeatureStore") -> None:
+    """Replace Feast's local batch engine with this project's; leave any other that was chosen."""
     from feast.infra.compute_engines.local.compute import LocalComputeEngine
     from feast.infra.passthrough_provider import PassthroughProvider
 
@@ -75,9 +72,11 @@ def _materialize_in_slices(store: "FeatureStore") -> None:
 
 def read_watermarks(store: "FeatureStore") -> list[Watermark]:
     """How far each feature view with an online store is materialized, by name."""
-    views = sorted(store.list_batch_feature_views(), key=lambda view: view.name)
     return [
         Watermark(view.name, max((end for _, end in view.materialization_intervals), default=None))
-        for view in views
-        if view.online
+        for view in _online_views(store)
     ]
+
+
+def _online_views(store: "FeatureStore") -> "list[FeatureView]":
+    return sorted((view for view in store.list_batch_feature_views() if view.online), key=lambda view: view.name)

@@ -1,8 +1,8 @@
-"""What on-demand views add to rows: one way for batch, Spark and online, so that they agree to the bit.
+"""Runs the functions of on-demand views: one way for batch, Spark and online, so that they agree to the bit.
 
-Feast runs a view's function in two ways. Offline it gets all columns, of the types that the source has; online Python's
-objects, of which doubles and 64-bit integers are made again. Here it gets the same columns in each way, as the online
-store keeps them.
+Feast runs a function in two ways. Offline it passes all columns, with the source's types; online it passes Python
+objects and converts them back to doubles and 64-bit integers. Here a function always gets the same columns, as the
+online store keeps them.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from scoring.errors import UnusableFeature, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
 
-# What pyarrow calls the row numbers of a frame, where they are more than a count (pyarrow 25).
+# pyarrow's name for the row numbers of a frame that are not 0, 1, 2, .. (pyarrow 25).
 PANDAS_INDEX = "__index_level_0__"
 
 
 class FunctionFailed(Exception):
-    """What a user wrote for an on-demand view can't be run. `__cause__` is what it raised."""
+    """The function of an on-demand view can't be run. `__cause__` is what it raised."""
 
     def __init__(self, view: str, error: BaseException) -> None:
         super().__init__(f"the function of on-demand view {view!r} raised {type(error).__name__}: {first_line(error)}")
@@ -34,7 +34,7 @@ class FunctionFailed(Exception):
 
 
 class OnDemandViews:
-    """Some on-demand views, and which of their features are asked for. It can be pickled, and threads may share it."""
+    """Some on-demand views, and which of their features are needed. Can be pickled; threads may share it."""
 
     def __init__(
         self,
@@ -43,28 +43,24 @@ class OnDemandViews:
         keys: Iterable[str],
         repository: Path | None = None,
     ) -> None:
-        """Remember them; nothing is computed yet.
+        """Prepare the calls; nothing is computed yet.
 
         Args:
             views: with their projections.
-            references: `view:feature` of all features asked for, at least one of each view.
+            references: `view:feature` of all features that are needed, at least one of each view.
             keys: names of the join keys.
-            repository: the feature repository, if the functions are to be called from inside of it.
+            repository: the feature repository, if the functions are to be called from inside it.
         """
         self.views = tuple(views)
         self.keys = frozenset(keys)
         self._repository = repository
-        asked_for = set(references)
+        self._inputs = {view.name: _inputs(view) for view in views}
+        self._declared = {name: kind for inputs in self._inputs.values() for name, kind in inputs.items()}
         self._outputs = {}
-        self._inputs = {}
-        self._declared: dict[str, pa.DataType | None] = {}
+        needed = set(references)
         for view in views:
-            inputs = _inputs(view)
-            self._declared |= inputs
-            self._inputs[view.name] = self.keys | inputs.keys()
-            shown = view.projection.name_to_use()
-            types = declared_types(view.features)
-            self._outputs[view.name] = {name: kind for name, kind in types.items() if f"{shown}:{name}" in asked_for}
+            prefix, types = view.projection.name_to_use(), declared_types(view.features)
+            self._outputs[view.name] = {name: kind for name, kind in types.items() if f"{prefix}:{name}" in needed}
 
     def declared(self, rows: pa.Table) -> pa.Table:
         """The rows, with what the functions read as the views declare it.
@@ -81,20 +77,20 @@ class OnDemandViews:
                     doing = f"converting {name!r} from {column.type} to {kind}, as its view declares it"
                     raise UnusableFeature(doing, "a value has no counterpart there") from None
                 except pa.ArrowNotImplementedError:
-                    continue  # the function may know what to do with it
+                    continue  # the function may take it
         return rows
 
     def add(self, rows: pa.Table, views: Sequence[OnDemandFeatureView] | None = None) -> pa.Table:
         """The rows with the features of all views, or of these, `view__feature`.
 
         Args:
-            rows: join keys, request-time inputs and features, `declared`; a function sees of them the keys and what its
-                view names.
+            rows: join keys, request-time inputs and features, `declared`; a function gets the keys and what its view
+                names.
             views: some of the views.
 
         Returns:
-            The rows' own columns, and one for each feature asked for, of its declared type. Only one that holds a value
-            without a counterpart there has the type that pandas or Arrow give it.
+            The rows' own columns, and one for each needed feature, of its declared type. Only one with a value that has
+            no counterpart there has the type that pandas or Arrow gave it.
 
         Raises:
             ValueError: a function returned other rows than it got, or not the features that its view declares.
@@ -102,9 +98,9 @@ class OnDemandViews:
         """
         with contextlib.nullcontext() if self._repository is None else inside(self._repository):
             for view in self.views if views is None else views:
-                inputs = rows.select([name for name in rows.column_names if name in self._inputs[view.name]])
+                passed = self.keys | self._inputs[view.name].keys()
                 try:
-                    derived = self._run(view, inputs)
+                    derived = self._run(view, rows.select([name for name in rows.column_names if name in passed]))
                 except (Exception, SystemExit) as error:
                     raise FunctionFailed(view.name, error) from error
                 _check_rows(view.name, derived, rows.num_rows)
@@ -113,7 +109,7 @@ class OnDemandViews:
         return rows
 
     def _run(self, view: OnDemandFeatureView, rows: pa.Table) -> pa.Table:
-        """What a view's function returns of rows that are `declared`."""
+        """What a view's function returns for rows that are `declared`."""
         if not view.singleton:
             return view.transform_arrow(rows, full_feature_names=True)
         # It takes one row's values and returns one row's. Feast calls it with the first row alone (feast 0.67).
@@ -142,7 +138,7 @@ class Source(NamedTuple):
 
 
 def sources_of(view: OnDemandFeatureView) -> list[Source]:
-    """The feature views that an on-demand view reads, and what it reads of them."""
+    """The feature views that an on-demand view reads, and what it reads from them."""
     return [
         Source(each.name_to_use(), bool(each.name_alias or each.join_key_map), declared_types(each.features))
         for each in view.source_feature_view_projections.values()
@@ -155,13 +151,12 @@ def request_types_of(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]
 
 
 def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
-    """Feature → its declared type; None for one that Arrow has not."""
+    """Feature → its declared type; None for one that Arrow lacks."""
     found: dict[str, pa.DataType | None] = {}
     for field in fields:
-        try:
+        found[field.name] = None
+        with contextlib.suppress(ValueError):
             found[field.name] = from_feast_to_pyarrow_type(field.dtype)
-        except ValueError:
-            found[field.name] = None
     return found
 
 
@@ -186,8 +181,8 @@ def _check_rows(view: str, derived: pa.Table, rows: int) -> None:
 
 def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.DataType | None) -> pa.ChunkedArray:
     if _column(view, name) not in derived.column_names:
-        inputs = {field.name for each in view.source_feature_view_projections.values() for field in each.features}
-        why = " (Feast takes away what has the name of an input)" if name in inputs else ""
+        inputs = {each for source in sources_of(view) for each in source.types}
+        why = " (Feast removes a column that is named as an input)" if name in inputs else ""
         raise ValueError(f"the function of on-demand view {view.name!r} returned no {name!r}{why}")
     found = derived[_column(view, name)]
     if kind is not None:
@@ -197,7 +192,7 @@ def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.Da
 
 
 def _is_reordered(derived: pa.Table) -> bool:
-    """Whether pandas' own row numbers came back in another order. Feast takes the first row for the first in any."""
+    """Whether pandas' row numbers came back in another order. Feast ignores them."""
     if PANDAS_INDEX not in derived.column_names or not pa.types.is_integer(derived[PANDAS_INDEX].type):
         return False
     index = derived[PANDAS_INDEX].to_numpy()
