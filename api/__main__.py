@@ -1,4 +1,4 @@
-"""`python -m api`: can be told to stop from here on, before `api.process` imports what takes a second."""
+"""`python -m api`. Handles stop signals from the first line on, before `api.process` spends a second on imports."""
 
 import os
 import shutil
@@ -19,8 +19,8 @@ def main() -> int:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    # Not by an exception, which whatever is being imported may catch, or tell with its trace. There is nothing to clear
-    # up before anything is served; the trial's process ends with this one.
+    # Not by an exception: a module that is being imported may catch it or print its traceback. Nothing needs cleaning
+    # up before the API serves; the trial's process ends with this one.
     os._exit(0 if number == signal.SIGTERM else 128 + number)
 
 

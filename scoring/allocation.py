@@ -1,4 +1,4 @@
-"""How glibc's allocator is told to behave. Elsewhere nothing is told to anybody."""
+"""Settings of glibc's memory allocator. With another C library, the functions do nothing."""
 
 import contextlib
 import ctypes
@@ -8,20 +8,20 @@ LARGE_BYTES = 1 << 20
 
 
 def give_back_memory() -> None:
-    """Give the system back what is free now, and from now on each block of a megabyte or more when it is freed.
+    """Return free memory to the system now, and later each block of at least one MiB as soon as it is freed.
 
-    By default the size from which this is so grows with what is freed, up to 32 MiB, and record batches fill a heap
-    that never shrinks: scoring 10 million rows peaked at 569 MiB instead of 482, and was no faster (glibc 2.36).
+    By default that threshold grows up to 32 MiB, and record batches fill a heap that never shrinks: scoring 10 million
+    rows peaked at 569 MiB instead of 482, and was no faster (glibc 2.36).
     """
-    _tell("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
-    _tell("malloc_trim", 0)
+    _call("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
+    _call("malloc_trim", 0)
 
 
 def use_few_arenas(number: int) -> None:
-    """Have threads share so many heaps: each further one would reserve address space."""
-    _tell("mallopt", M_ARENA_MAX, number)
+    """Let threads share this number of heaps, because each heap reserves address space."""
+    _call("mallopt", M_ARENA_MAX, number)
 
 
-def _tell(function: str, *arguments: int) -> None:
+def _call(function: str, *arguments: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library
         getattr(ctypes.CDLL(None), function)(*arguments)

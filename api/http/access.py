@@ -71,11 +71,11 @@ def _keys_in_file(settings: Settings) -> tuple[Secret, ...]:
         keys = tuple(Secret(line.strip()) for line in file.read_text("utf-8").splitlines() if line.strip())
     except OSError as error:
         raise SettingsError(variable, f"is {str(file)!r}, which can't be read ({error.strerror}).") from None
-    except ValueError as error:  # a key that is too short, or no UTF-8: neither is shown
-        problem = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise SettingsError(variable, f"is {str(file)!r}, which holds what is not allowed ({problem}).") from None
+    except ValueError as error:  # a key that is too short, or not UTF-8: the message shows neither
+        problem = "the file is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise SettingsError(variable, f"is {str(file)!r}, which has an invalid key: {problem}.") from None
     if not keys:
-        raise SettingsError(variable, f"is {str(file)!r}, which holds no key.")
+        raise SettingsError(variable, f"is {str(file)!r}, which has no key.")
     return keys
 
 

@@ -222,7 +222,10 @@ def _readiness() -> dict[str, Any]:
     refused = {
         "model": {"type": "string"},
         "reason": {"type": "string"},
-        "fault_of": {"enum": ["version", "this_machine"], "description": "The second: it could not even be tried."},
+        "fault_of": {
+            "enum": ["version", "this_machine"],
+            "description": "`this_machine`: the version could not be tried on this machine.",
+        },
         "attempts": {"type": "integer"},
     }
     return _object(

@@ -38,7 +38,7 @@ class Event(msgspec.Struct):
 
 
 class Deliveries:
-    """Tells the deliveries that were signed with our secret, are fresh, and come for the first time."""
+    """Accepts deliveries that are signed with our secret, fresh, and not repeated."""
 
     def __init__(self, secret: Secret, clock: Callable[[], float] = time.time) -> None:
         """Args: the webhook's secret, and what gives seconds since 1970."""

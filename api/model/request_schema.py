@@ -196,5 +196,7 @@ def _key_column(key: JoinKey) -> tuple[Any, Any]:
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise InvalidRequest("A member of the JSON object stands there twice")
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"Duplicate JSON member {repeated[:50]!r}")
     return members

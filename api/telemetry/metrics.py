@@ -79,7 +79,7 @@ class Metrics:
         )
 
     def read_at_each_scrape(self, collector: Collector) -> None:
-        """Also tell what `collector` collects."""
+        """Also export what `collector` collects."""
         self.registry.register(collector)
 
     def answered(self, route: str, method: str, status: int, duration_s: float) -> None:

@@ -91,7 +91,7 @@ def _fill(
             raise ModelRefused(
                 model,
                 f"its input {model_input.name!r} is {model_input.dtype}, but feature {feature.column} is declared "
-                f"{feature.dtype}, whose values that can't hold. Train on the declared type, or declare the other.",
+                f"{feature.dtype}, which does not fit into it. Train on the declared type, or change the declaration.",
             )
         features.append(msgspec.structs.replace(feature, input=model_input.name))
     if missing:

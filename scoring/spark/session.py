@@ -13,7 +13,7 @@ from scoring.files.parquet import ROWS_PER_BATCH
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Feast's query compares timestamps as strings without a zone (feast 0.67): both sides must be UTC.
 ALWAYS = {
     "spark.sql.session.timeZone": "UTC",

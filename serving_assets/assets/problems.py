@@ -1,4 +1,4 @@
-"""What is wrong with single requests of a run over many: told for each, while the others are scored."""
+"""Problems of single requests in a run over many: each is recorded, and the others are scored."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from serving_assets.assets.display import markdown_table
 from serving_assets.assets.failures import is_outage
 from serving_assets.records.observations import refused_event
 
-# What is wrong with one request, and is wrong until somebody changes it.
+# Errors of one request, which last until something is changed.
 OF_ONE_REQUEST = (
     BatchRequestError,
     EntityRowsError,
@@ -31,18 +31,18 @@ OF_ONE_REQUEST = (
     PredictionFailed,
     UnusableFeature,
 )
-# Somebody's file lies where the folder of a request's results belongs, or a folder where one of its files does.
+# A file exists where the folder of a request's results belongs, or a folder where one of its files belongs.
 BLOCKED = (FileExistsError, IsADirectoryError, NotADirectoryError)
-# Refused requests that the one line names with their reasons. The failure's metadata has all of them.
+# Refused requests that the message names with their reasons. The failure's metadata lists all of them.
 TOLD = 10
 
 
 class RequestProblems:
-    """Whose problem it is when the work on one request raises: the request's, or that of all.
+    """Decides whether an error belongs to one request or ends the whole run.
 
-    Whatever is not known to concern all is the request's, so that no request can keep the others from being scored.
-    Of the stores one can't know: one that fails for a single request is that request's problem, and it is taken again
-    later; one that fails twice in a row, or for all, is an outage.
+    An error that is not known to affect all requests belongs to its request, so that no request can keep the others
+    from being scored. A store that fails for a single request is that request's problem, and the request is retried
+    later; a store that fails twice in a row, or for all requests, is an outage.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, folder: Location) -> None:
@@ -102,7 +102,7 @@ class RequestProblems:
         if total > 1:
             named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:TOLD])
             more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
-            others = " The sensor score_the_others has the others scored." if len(failed) < total else ""
+            others = " The sensor score_the_others starts a run for the other requests." if len(failed) < total else ""
             told = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
         rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
         refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))

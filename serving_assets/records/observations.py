@@ -26,18 +26,18 @@ class Seen(msgspec.Struct, frozen=True):
     """`RequestFile.fingerprint` when it was read."""
     sha256: str
     event: int = 0
-    """Where in Dagster's log it stands; later ones have higher numbers."""
+    """Its position in Dagster's event log; later events have higher numbers."""
     since: int = 0
-    """Where in the log the first of the events stands that say so of this content without another one in between."""
+    """Position in the log of the first event of the uninterrupted series with this content."""
     moment_s: float = 0.0
     """When it was read, in seconds since 1970."""
 
 
 class RequestResult(msgspec.Struct, frozen=True):
-    """That a request was scored, or refused until somebody changes something."""
+    """A request was scored, or refused until something is changed."""
 
     event: int
-    """Where in Dagster's log it stands."""
+    """Its position in Dagster's event log."""
     moment_s: float
     """Seconds since 1970."""
     run: str

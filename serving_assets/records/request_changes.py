@@ -46,12 +46,12 @@ class Changes(msgspec.Struct, frozen=True):
     files: tuple[tuple[RequestFile, str], ...] = ()
     """Files to score, each with its hash: new ones, those with other content than before, those whose run failed."""
     touched: tuple[tuple[RequestFile, str], ...] = ()
-    """Files that look changed, and are not."""
+    """Files with another fingerprint but the same content."""
     waiting: tuple[str, ...] = ()
-    """Why some files are not looked at yet."""
+    """Why some files are not read yet."""
     ahead: tuple[str, ...] = ()
-    """How the files look whose time of last change lies in the future. Of those, it can't tell who is still written
-    to: they are taken when they look the same twice."""
+    """Fingerprints of the files whose modification time is in the future. Such a file may still be being written: it is
+    taken when two ticks find the same fingerprint."""
     again: tuple[float, ...] = ()
     """When requests whose runs failed are taken again, in seconds since 1970; later than now."""
 
@@ -88,7 +88,7 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
             same = before is not None and before.sha256 == sha256 and not tried.open
             (touched if same else found).append((file, sha256))
     if broken and not found and not touched:
-        raise broken[0]  # an outage, as far as one can see: the tick fails
+        raise broken[0]  # probably an outage: the tick fails
     told = [f"{len(names)} new or changed files {reason}{_named(reason, names)}" for reason, names in waiting.items()]
     if broken:
         told.append(f"{len(broken)} new or changed files can't be read ({broken[0]})")
@@ -96,11 +96,11 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
     return Changes(tuple(found), tuple(touched), tuple(told), ahead, tuple(again))
 
 
-FROM_THE_FUTURE = "were written in the future by their time, and are taken if they stay as they are"
+FROM_THE_FUTURE = "have a modification time in the future, and are taken if they do not change"
 
 
 def _wait_for(file: RequestFile, known: Known, until: float) -> str | None:
-    """Why this file is not looked at yet."""
+    """Why this file is not read yet; None if it is."""
     before = known.seen.get(file.key)
     if before is None or before.fingerprint != file.fingerprint:
         if _is_ahead(file):

@@ -186,7 +186,7 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _content(changes: Changes, known: Known, first: str, last: str, order: Sequence[str]) -> str:
-    """Names what is scored: content that comes back after another one, or after a failed run, is another thing."""
+    """A digest of the content to score. Content that returns after another one, or after a failed run, has a new one."""
     inside = set(order[order.index(first) : order.index(last) + 1])
     digest = hashlib.sha256()
     for file, sha256 in changes.files:

@@ -165,7 +165,7 @@ def test_requests_that_cannot_be_scored_are_named_and_the_others_are_not_half_re
     result = graph.run(tags=tags)
 
     assert "1 of the run's 2 requests can't be scored. day2: Batch request" in failure(result)
-    assert "The sensor score_the_others has the others scored." in failure(result)
+    assert "The sensor score_the_others starts a run for the other requests." in failure(result)
     refused = [
         event.event_specific_data.asset_observation
         for event in result.all_events
