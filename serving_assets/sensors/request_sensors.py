@@ -186,7 +186,7 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _content(changes: Changes, known: Known, first: str, last: str, order: Sequence[str]) -> str:
-    """A digest of the content to score. Content that returns after another one, or after a failed run, has a new one."""
+    """Digest of the content to score. Content that returns after another one, or after a failed run, gets a new one."""
     inside = set(order[order.index(first) : order.index(last) + 1])
     digest = hashlib.sha256()
     for file, sha256 in changes.files:
