@@ -39,8 +39,8 @@ demo: .venv/.runtime ## train, register and serve the example in batch and onlin
 demo-promote: .venv/.runtime ## train and promote another model version while the demo is up
 	@.venv/bin/python -m demo.promote
 
-test: .venv/.dev ## run all tests against real servers, three files at a time; ARGS="-n 0 -k redis" selects some
-	@.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .venv/.dev ## run all tests against real servers, two files at a time; ARGS="-n 0 -k redis" selects some
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 image-test: .venv/.dev ## build both images and run them against real servers; requires root, buildah and debootstrap
 	@.venv/bin/python -m pytest tests/image/build_and_run.py -s $(ARGS)

@@ -258,7 +258,7 @@ SPOILT: dict[Callable[[Path, World], None], str] = {
     crashing: "it crashed while it was loaded on trial (SIGSEGV)",
     wrong_signature: "it fails on its golden rows (input_example): ValueError on 3 rows",
     not_finite: "no finite number for 5 of 5 golden rows",
-    wrong_shape: "say which column is the prediction",
+    wrong_shape: "choose a column with the version's tag serving.output_column",
     too_large: "SERVING_MAX_MODEL_BYTES allows 300000",
 }
 

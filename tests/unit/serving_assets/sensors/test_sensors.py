@@ -435,7 +435,7 @@ def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_gone(daem
 def test_a_file_from_the_future_is_named_and_taken_when_it_stays_as_it_is(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1", age_s=-86_400)
-    assert "1 new or changed files were written in the future" in (told := daemon.tick("new_batch_request"))
+    assert "1 new or changed files have a modification time in the future" in (told := daemon.tick("new_batch_request"))
     assert "(day1.csv)" in told
     daemon.write_request("day1", age_s=-86_400, text="longer than before\n")
     assert "(day1.csv)" in daemon.tick("new_batch_request")
