@@ -14,7 +14,16 @@ from types import FrameType
 
 from demo import show
 from demo.dagit import Dagit, DagitRefused, Run
-from demo.environment import DAGIT_PORT, DAGSTER_HOME, REQUEST, ROOT, CannotStart, demo_environment, make_folders
+from demo.environment import (
+    DAGIT_PORT,
+    DAGSTER_HOME,
+    MLFLOW_PORT,
+    REQUEST,
+    ROOT,
+    CannotStart,
+    demo_environment,
+    make_folders,
+)
 from demo.events import Events
 from demo.online import Api
 from demo.prepare import prepare
@@ -40,14 +49,15 @@ def main() -> int:
     processes = Processes(environment)
     try:
         settings = Settings.from_environment(environment)
-        dagit_port = _prepare_state(settings, environment)
+        dagit_port, mlflow_port = _prepare_state(settings, environment)
         os.environ.update(environment)
         warnings.showwarning = _ignore_warning  # filters do not last: SQLAlchemy and MLflow set their own
         show.title()
         events = _demonstrate(settings, dagit_port, processes)
         if not once:
+            _start_mlflow(settings, mlflow_port, processes)
             with announced(Ports(dagit=dagit_port, api=settings.port)):
-                show.addresses(Dagit(dagit_port).url, Api(settings.port).url)
+                show.addresses(Dagit(dagit_port).url, Api(settings.port).url, f"http://127.0.0.1:{mlflow_port}")
                 _stay_up(processes, events)
         return 0
     except (CannotStart, ServingError, DagitRefused) as error:
@@ -61,18 +71,24 @@ def main() -> int:
         processes.stop()
 
 
-def _prepare_state(settings: Settings, environment: dict[str, str]) -> int:
-    """Check both ports and create the folders of the demo's state. Return Dagit's port."""
-    text = environment.get(DAGIT_PORT, "3000")
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise CannotStart(f"{DAGIT_PORT} is {text!r}: it must be a port from 1 to 65535.")
+def _prepare_state(settings: Settings, environment: dict[str, str]) -> tuple[int, int]:
+    """Check the ports and create the folders of the demo's state. Return the ports of Dagit and of the MLflow UI."""
+    dagit_port, mlflow_port = _port(environment, DAGIT_PORT, 3000), _port(environment, MLFLOW_PORT, 5001)
     for host, port, server, example in (
-        ("127.0.0.1", int(text), "Dagit", f"make demo {DAGIT_PORT}=3100"),
+        ("127.0.0.1", dagit_port, "Dagit", f"make demo {DAGIT_PORT}=3100"),
+        ("127.0.0.1", mlflow_port, "MLflow", f"make demo {MLFLOW_PORT}=5100"),
         (settings.host, settings.port, "the API", "SERVING_PORT=8272 make demo"),
     ):
         check_port_free(host, port, server, f"stop the process that uses it, or choose another port: {example}")
     make_folders()
     shutil.copyfile(ROOT / "demo" / "dagster.yaml", DAGSTER_HOME / "dagster.yaml")
+    return dagit_port, mlflow_port
+
+
+def _port(environment: dict[str, str], variable: str, default: int) -> int:
+    text = environment.get(variable) or str(default)
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise CannotStart(f"{variable} is {text!r}: it must be a port from 1 to 65535.")
     return int(text)
 
 
@@ -98,6 +114,14 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> E
     _wait("the API", api.ready, processes, START_S)
     show.online(*api.rank([1001, 1002, 1003, 9999]))
     return events
+
+
+def _start_mlflow(settings: Settings, port: int, processes: Processes) -> None:
+    """Start the MLflow UI. It loads last, because nothing in the demo waits for it."""
+    server = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    processes.start(
+        "mlflow", [sys.executable, "-m", "mlflow", *server, "--backend-store-uri", settings.mlflow_tracking_uri]
+    )
 
 
 def _show_run(dagit: Dagit, run_id: str, processes: Processes) -> Run:

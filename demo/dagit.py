@@ -97,6 +97,8 @@ class Scored(msgspec.Struct, frozen=True):
     scored: int
     reasons: tuple[str, ...]
     """The number of rows per reason, as in `3 not_found`."""
+    changes: str | None
+    """How the predictions differ from those of the version that they replace; None if there is none."""
     timestamp_ms: int
 
 
@@ -207,5 +209,6 @@ def _scored(output: dict[str, Any]) -> Scored:
         scored + metadata["rows_not_scored"]["intValue"],
         scored,
         tuple(f"{rows} {reason}" for reason, rows in reasons),
+        metadata["changed_predictions"]["text"] if "changed_predictions" in metadata else None,
         int(output["timestamp"]),
     )

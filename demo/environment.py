@@ -19,6 +19,7 @@ FEATURE_SERVICE = "driver_ranking"
 REQUEST = "rides_today"
 
 DAGIT_PORT = "DAGIT_PORT"
+MLFLOW_PORT = "MLFLOW_PORT"
 
 
 class CannotStart(Exception):
@@ -39,6 +40,8 @@ def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH")))),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Job execution (mlflow 3.17) starts eight more processes, for features that the demo does not use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",

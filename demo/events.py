@@ -56,6 +56,9 @@ class Events:
             self._scored_ms = max(self._scored_ms, each.timestamp_ms + 1)
             counts = ", ".join([f"{each.scored} of {each.rows} rows", *each.reasons])
             yield "Batch", f"{each.request} scored with {each.version}: {counts}"
+            if each.changes is not None:
+                yield "", each.changes
+            yield "", f"preview and plots: {show.request_page(self._dagit.url, each.request)}"
 
     def _failed(self) -> Iterator[tuple[str, str]]:
         for run_id in self._dagit.failed_since(self._started_s):

@@ -39,6 +39,9 @@ def main() -> int:
     except (ServingError, CannotStart, DagitRefused) as error:
         show.failure(str(error))
         return 1
+    except KeyboardInterrupt:
+        show.failure("interrupted: a version that is already promoted stays the champion.")
+        return 130
     show.online(*api.rank([1001, 1002, 1003, 9999]))
     print(f"Within seconds, the sensor new_model_version launches a run with this version: {dagit.url}/runs")
     return 0

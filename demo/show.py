@@ -96,13 +96,16 @@ def online(request: str, answer: str) -> None:
     _line("", f"→ {answer}")
 
 
-def addresses(dagit: str, api: str) -> None:
+def addresses(dagit: str, api: str, mlflow: str) -> None:
     """Print the addresses of the servers and suggestions."""
     print(
         f"""
 Running until Ctrl-C:
   Dagster UI (Dagit)  {dagit}/asset-groups  materialize assets, inspect their metadata and the sensors
+                      {request_page(dagit, REQUEST)}
+                      preview and plots of the batch output
   Swagger UI          {api}/  try POST /inference and POST /scores
+  MLflow UI           {mlflow}/#/models/{MODEL}  the registered versions; ready in a few seconds
 Next, in another terminal:
   make demo-promote
       trains and promotes a new version: the API serves it, and a sensor scores the request again
@@ -111,6 +114,11 @@ Next, in another terminal:
 """,
         flush=True,
     )
+
+
+def request_page(dagit: str, request: str) -> str:
+    """Return the address of Dagit's page of a batch output."""
+    return f"{dagit}/assets/batch_output?view=partitions&partition={request}"
 
 
 def event(topic: str, text: str) -> None:

@@ -112,7 +112,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
     kinds={"scikitlearn", "parquet"},
     description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
-    "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.",
+    "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.\n\n"
+    "[Preview, plots and comparison with the replaced version](/assets/batch_output?view=partitions) of each request",
 )
 def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Score each batch_input.parquet of this run's partitions with the version that it was made for."""

@@ -29,7 +29,8 @@ from serving_assets.assets.checks import (
     stop_if_blocked,
 )
 from serving_assets.assets.display import table_metadata
-from serving_assets.assets.plots import histograms
+from serving_assets.assets.plots import histograms, version_comparison
+from serving_assets.assets.version_comparison import compare_with_replaced
 
 
 class InputInspection:
@@ -92,20 +93,14 @@ class OutputInspection:
         self._settings = settings
         self._earlier = earlier
         self._drawing = drawing
-        self._picture: Future[str] | None = None
+        self._plots: dict[str, Future[str]] = {}
         self._metadata: dict[str, dg.MetadataValue] = {}
         self.findings: list[Finding] = []
 
     @property
     def metadata(self) -> dict[str, dg.MetadataValue]:
-        """What Dagit shows of the table. Waits for its picture."""
-        if self._picture is None:
-            return self._metadata
-        try:
-            picture = self._picture.result()
-        except Exception as error:  # numbers that matplotlib or numpy can't lay out; the output is published
-            picture = f"could not be drawn ({type(error).__name__}: {first_line(error)})"
-        return self._metadata | {"distributions": dg.MetadataValue.md(picture)}
+        """Return what Dagit shows of the table. Wait for its plots."""
+        return self._metadata | {name: dg.MetadataValue.md(_markdown(plot)) for name, plot in self._plots.items()}
 
     def __call__(self, table: ParquetFiles, outcome: ScoringSummary) -> None:
         """Look at the finished table.
@@ -118,9 +113,24 @@ class OutputInspection:
         self.findings.append(drift_finding(self._earlier, predictions(table), self._settings.max_prediction_drift))
         stop_if_blocked(str(self._place), self.findings)
         self._metadata = table_metadata(table, self._place)
+        compared = compare_with_replaced(self._place.parent, table)
+        if compared is not None:
+            self._metadata |= compared.metadata()
         if self._drawing is not None:
             shown = ["prediction", *self._features.signature.names]
-            self._picture = self._drawing.submit(histograms(table, shown))
+            self._plots["distributions"] = self._drawing.submit(histograms(table, shown))
+            if compared is not None and len(compared.differences()):
+                self._plots["changes"] = self._drawing.submit(
+                    version_comparison,
+                    *(compared.before, compared.after, compared.earlier, compared.current, compared.differences()),
+                )
+
+
+def _markdown(plot: Future[str]) -> str:
+    try:
+        return plot.result()
+    except Exception as error:  # numbers that matplotlib or numpy can't lay out; the output is published
+        return f"could not be drawn ({type(error).__name__}: {first_line(error)})"
 
 
 def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:

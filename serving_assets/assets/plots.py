@@ -17,6 +17,7 @@ from scoring.files.parquet import ParquetFiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BINS = 30
 PANELS_PER_ROW = 4
@@ -57,10 +58,49 @@ def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
             except (ValueError, FloatingPointError) as error:  # the numbers differ by too little or too much for bins
                 panel.clear()
                 _tell(panel, name, first_line(error, 40))
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=80)
-    more = f"\n\n{left_out} more features are not drawn." if left_out else ""
-    return f"![Distributions](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}){more}"
+        picture = _markdown_image("Distributions", figure)
+    return picture + (f"\n\n{left_out} more features are not drawn." if left_out else "")
+
+
+def version_comparison(
+    before: str, after: str, earlier: np.ndarray, current: np.ndarray, differences: np.ndarray
+) -> str:
+    """Draw both versions' predictions, and their differences per row. Return Markdown with one plot.
+
+    Args:
+        before, after: the names of the versions.
+        earlier, current: their predictions, float64; NaN where there is none.
+        differences: current minus earlier, float64, without NaN.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": 7}), np.errstate(over="raise"):
+        figure = Figure(figsize=(6.4, 1.9))
+        figure.subplots_adjust(0.06, 0.16, 0.98, 0.84, wspace=0.2)
+        both, change = figure.subplots(1, 2)
+        edges = np.histogram_bin_edges(np.concatenate([_finite(earlier), _finite(current)]), BINS)
+        for name, values, color in ((before, earlier, "#8c8c8c"), (after, current, "#4f43dd")):
+            both.stairs(np.histogram(_finite(values), edges)[0], edges, color=color, label=name)
+        both.set_title("prediction", fontsize=8, y=1)
+        both.legend(frameon=False, fontsize=6)
+        change.stairs(*np.histogram(differences, BINS), fill=True, color="#4f43dd")
+        change.axvline(0, color="#8c8c8c", linewidth=0.8)
+        change.set_title("change per row", fontsize=8, y=1)
+        for panel in (both, change):
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.locator_params(nbins=TICKS)
+        return _markdown_image("Change of the predictions", figure)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _markdown_image(title: str, figure: "Figure") -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=80)
+    return f"![{title}](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()})"
 
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:

@@ -1,4 +1,4 @@
-"""The API as its own process, and clients that cost little beside it."""
+"""The API in its own process, and light-weight clients for it."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ BODY = b'{"request_id":"r","driver_ids":[1001,1002,1003,1004,1005]}'
 
 @dataclasses.dataclass
 class ApiServer(Server):
-    """`python -m api` with the environment given; `start` returns when it is ready."""
+    """`python -m api` with the given environment; `start` returns when it is ready."""
 
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     awaited: str = "/ready"
@@ -31,7 +31,7 @@ class ApiServer(Server):
     stops_within_s = 30.0
 
     def start(self, when: str = "/ready") -> None:
-        """Start it, and return when this path gives 200."""
+        """Start the API, and return when this path responds with 200."""
         self.awaited = when
         super().start()
 
@@ -59,13 +59,13 @@ class ApiServer(Server):
         return httpx.post(self.url + path, content=body, headers=known | headers, timeout=10)
 
     def log_lines(self) -> list[dict[str, Any]]:
-        # Not splitlines: a request's id may hold other characters that end a line in Unicode.
+        # Not splitlines: a request id may contain other Unicode line separators.
         return [json.loads(line) for line in self.log.read_text().split("\n") if line.startswith("{")]
 
 
 @dataclasses.dataclass
 class Answer:
-    """What a `Connection` got."""
+    """The response to a request on a `Connection`."""
 
     status: int
     headers: dict[str, str]
@@ -74,14 +74,14 @@ class Answer:
 
 
 class Connection:
-    """One keep-alive HTTP connection over bare streams: a full client would take the CPU that the server needs."""
+    """One keep-alive HTTP connection over plain streams. A full client would use CPU time that the server needs."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> Answer:
-        """Send a request and read its answer; raises OSError or IncompleteReadError where there is none."""
+        """Send a request and read the response. Raise OSError or IncompleteReadError if there is none."""
         began = time.perf_counter()
         if self._streams is None:
             self._streams = await asyncio.open_connection(HOST, self._port)
@@ -97,7 +97,7 @@ class Connection:
         return Answer(int(lines[0].split()[1]), headers, content, time.perf_counter() - began)
 
     async def close(self) -> None:
-        """Also where the other side has closed it."""
+        """Close the connection, also if the other side has closed it."""
         if self._streams is not None:
             writer, self._streams = self._streams[1], None
             writer.close()

@@ -1,6 +1,6 @@
-"""A batch job without a registry and without Dagster: drivers' features, a linear model, and the local engine.
+"""A batch job without a registry and Dagster: features of drivers, a linear model, and the local engine.
 
-`python -m tests.support.batch_job <folder> <request>` scores a request in a process of its own and prints its memory.
+`python -m tests.support.batch_job <folder> <request>` scores a request in its own process and prints its memory use.
 """
 
 import datetime as dt
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURE = Signature(tuple(ModelInput(name, pa.float64()) for name in ("acc_rate", "conv_rate", "avg_daily_trips")))
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
-# The source of the features in the repository's own definitions.
+# The source of the features in feature_repo/definitions.py.
 SOURCE = """path=f"{DATA}/driver_stats.parquet",
     s3_endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3", "")"""
 
@@ -53,7 +53,7 @@ class BatchJob:
         self.features: ModelFeatures = link_features(self.store, "linear/1", "driver_ranking", SIGNATURE, ())
 
     def model(self, version: int = 1, meanwhile: Callable[[], None] = lambda: None) -> Model:
-        """A linear model; another version gives other scores. `meanwhile` is called at each prediction."""
+        """A linear model; each version gives different scores. `meanwhile` is called at each prediction."""
         weights = np.array([0.3, 0.2, 0.001]) * version
 
         def predict(inputs: np.ndarray) -> np.ndarray:
@@ -89,15 +89,15 @@ class BatchJob:
 
 
 def limit_join_memory(folder: Path, limit: str) -> None:
-    """Set the memory of a join before it spills, as `200MB`."""
+    """Set the memory that a join may use before it spills to disk, for example `200MB`."""
     configuration = folder / "feature_repo" / "feature_store.yaml"
     configuration.write_text(configuration.read_text().replace("memory_limit: 1GB", f"memory_limit: {limit}"))
 
 
 def make_repository(folder: Path, drivers: int = 20, hours: int = 30, source: str | None = None) -> None:
-    """Copy and apply the project's feature repository, with one row per driver, 0 to drivers - 1, and hour up to NOW.
+    """Copy and apply the project's feature repository, with a row per hour up to NOW for each driver below `drivers`.
 
-    `source` defines another place of the features for Feast, `path="s3://...", s3_endpoint_override="..."`.
+    `source` defines another location of the features for Feast, `path="s3://...", s3_endpoint_override="..."`.
     """
     repository = folder / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", repository, ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -130,7 +130,7 @@ def write_driver_stats(file: Path, drivers: int, hours: int) -> None:
 
 
 def write_request(file: Path, rows: int, drivers: int = 20) -> Location:
-    """Write a request: the drivers in turn, an unknown one in every hundredth row, timestamps of one day."""
+    """Write a request: the drivers in turn, an unknown driver in every hundredth row, timestamps of one day."""
     number = np.arange(rows)
     times = pa.array(np.datetime64(NOW.replace(tzinfo=None), "us") - (number * 37 % 86_400).astype("timedelta64[s]"))
     table = pa.table(
@@ -148,14 +148,14 @@ def write_request(file: Path, rows: int, drivers: int = 20) -> Location:
 
 
 def peak_mib() -> float:
-    """The peak memory of this process."""
-    # Not ru_maxrss: a program inherits the peak of the process that started it (Linux 6).
+    """Return the peak memory of this process."""
+    # Not ru_maxrss, because a program inherits the peak of its parent process (Linux 6).
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) / 1024
 
 
 def measure(folder: Path, request: Path) -> dict[str, float]:
-    """Score a few rows, so that everything is imported, then the request; rows, seconds and memory peaks."""
+    """Score a few rows, so that everything is imported, then the request. Return rows, seconds and memory peaks."""
     job = BatchJob(folder)
     job.run(write_request(folder / "few.parquet", 1000), Location(folder / "artifacts"))
     before, started = peak_mib(), time.monotonic()

@@ -13,7 +13,7 @@ from tests.support.servers import HOST
 
 
 def write_certificate(folder: Path) -> None:
-    """Write certificate.pem, which is its own authority, and key.pem."""
+    """Write a self-signed certificate.pem and its key.pem."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""docker-compose.yml as `docker compose config` would show it: variables put in, merges done. No docker is needed."""
+"""docker-compose.yml as `docker compose config` prints it: variables replaced, merges done. Docker is not required."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 EXAMPLE_FILE = ROOT / ".env.example"
 
-# $$, ${NAME}, ${NAME:-default} or ${NAME:?message}: all that our file uses of Compose's syntax.
+# $$, ${NAME}, ${NAME:-default} or ${NAME:?message}: the only forms of Compose's syntax that our file uses.
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?:(?P<sign>:[-?])(?P<text>[^}]*))?\})")
 
 EXAMPLE_VALUES = {
@@ -29,18 +29,18 @@ EXAMPLE_VALUES = {
     "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
     "GRAFANA_ADMIN_PASSWORD": "graf4na",
 }
-"""A value for each variable that has no default."""
+"""A value for each variable without a default."""
 
 
 class MissingVariable(Exception):
-    """A required variable has no value: `docker compose` would say so and start nothing."""
+    """A required variable has no value. `docker compose` would report it and start nothing."""
 
 
 def load(environment: Mapping[str, str] = EXAMPLE_VALUES) -> dict[str, Any]:
-    """The whole file with these variables. An environment has the variables without a value that are among them.
+    """Return the whole file with these variables. A variable that a service passes on appears only if it is among them.
 
     Raises:
-        MissingVariable: one is required and not there.
+        MissingVariable: a required variable is missing.
     """
     return {name: _filled_in(part, environment) for name, part in _read().items() if not name.startswith("x-")}
 
@@ -52,7 +52,7 @@ def _read() -> dict[str, Any]:
 
 
 def passed_on() -> dict[str, set[str]]:
-    """Service → variables that it gets only where the environment or .env sets them."""
+    """Service → variables that it gets only if the environment or .env sets them."""
     return {
         name: {variable for variable, value in service.get("environment", {}).items() if value is None}
         for name, service in _read()["services"].items()
@@ -66,10 +66,10 @@ def services(environment: Mapping[str, str] = EXAMPLE_VALUES) -> dict[str, dict[
 
 
 def fill_in(text: str, environment: Mapping[str, str]) -> str:
-    """`text` with its variables' values.
+    """Return `text` with variables replaced by their values.
 
     Raises:
-        MissingVariable: one is required and not there.
+        MissingVariable: a required variable is missing.
     """
 
     def value(match: re.Match[str]) -> str:

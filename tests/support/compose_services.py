@@ -1,4 +1,4 @@
-"""A service of docker-compose.yml as a process: its command, variables, files, health check and way to stop."""
+"""A service of docker-compose.yml as a process: its command, variables, files, health check and stop signal."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from tests.support import dockerfile
 from tests.support.places import Places, service_of
 from tests.support.servers import HOST, Server, answers_http
 
-# How the image says it wants to be stopped, where docker-compose.yml does not say so.
+# The stop signal of the image, where docker-compose.yml sets none.
 STOP_SIGNALS = {"proxy": "SIGQUIT"}
 PROGRAMS_OF_OTHERS = {"wget", "curl"}
 DOCKERS_GRACE = "10s"
@@ -30,7 +30,7 @@ class Service(Server):
     places: Places
     wanted: bool = dataclasses.field(default=False, init=False)
     status: int | None = dataclasses.field(default=None, init=False)
-    """How it ended when it was last told to stop."""
+    """The exit status of the last `docker stop`."""
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock, init=False, repr=False)
 
     starts_within_s = 120.0
@@ -54,26 +54,26 @@ class Service(Server):
 
     @property
     def target(self) -> str:
-        """The Dockerfile's target that it is an image of."""
+        """The target of the Dockerfile that its image is built from."""
         target: str = self.definition["build"]["target"]
         return target
 
     def environment_of_process(self) -> dict[str, str]:
-        """What the image and docker-compose.yml give it, and nothing of this process but where programs are."""
+        """The environment of the image and docker-compose.yml, and this process's variables that locate programs."""
         own = self.places.moved_environment(self.process_name, self.variables_of_image() | {"TMPDIR": "/tmp"})
         return own | self.environment | self.variables_of_machine()
 
     def variables_of_image(self) -> dict[str, str]:
-        """What the image sets; /tmp is each container's own."""
+        """The environment that the image sets; each container has its own /tmp."""
         return dockerfile.environment(self.target) if "build" in self.definition else {}
 
     def variables_of_machine(self) -> dict[str, str]:
-        """Where this machine has what is in the image."""
+        """The locations on this machine of programs that the image contains."""
         return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What docker-compose.yml gives it."""
+        """The environment that docker-compose.yml sets."""
         return self.places.environment(self.process_name)
 
     def answers(self) -> bool:
@@ -85,7 +85,7 @@ class Service(Server):
         return False
 
     def healthy(self) -> bool:
-        """What its health check says."""
+        """Return whether its health check succeeds."""
         kind, *check = self.definition["healthcheck"]["test"]
         check = [self.places.moved(self.process_name, part) for part in check]
         if check[0] in PROGRAMS_OF_OTHERS:
@@ -94,7 +94,7 @@ class Service(Server):
         return self.run(command).returncode == 0
 
     def run(self, command: list[str], timeout_s: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """The end of another command with this process's environment: `docker compose run` or `exec`."""
+        """Run another command with this process's environment, as `docker compose run` or `exec` does."""
         return subprocess.run(
             command,
             env=self.environment_of_process() | environment,
@@ -111,9 +111,9 @@ class Service(Server):
             super().start()
 
     def stop(self) -> None:
-        """As docker does: the signal reaches the main process only, and when that is gone, so are all others.
+        """Stop it as docker does: the signal reaches the main process only, and when that ends, all others are killed.
 
-        One that is still there when its time is over is killed, which its status tells.
+        A process that outlives its grace period is killed; its exit status shows that.
         """
         with self.lock:
             self.wanted = False
@@ -129,7 +129,7 @@ class Service(Server):
                 self.kill()
 
     def crash(self) -> None:
-        """kill -9, and whatever it started with it. It stays wanted."""
+        """Kill it and its children with SIGKILL. It stays wanted, so it is restarted."""
         process = self.process
         assert process is not None
         os.killpg(process.pid, signal.SIGKILL)
@@ -137,16 +137,18 @@ class Service(Server):
 
 @dataclasses.dataclass(kw_only=True)
 class Daemon(Service):
-    """Dagster's daemon, which listens nowhere."""
+    """Dagster's daemon, which listens on no port."""
 
-    said: int = dataclasses.field(default=0, init=False)
-    """Length of its log when it was started."""
+    logged: int = dataclasses.field(default=0, init=False)
+    """The length of its log at its last start."""
 
     def answers(self) -> bool:
-        """As soon as it says so: its own health check takes three seconds of CPU, see `healthy`."""
-        return "Instance is configured with the following daemons" in self.log.read_text(errors="replace")[self.said :]
+        """Return whether its log reports the start. Its health check takes three seconds of CPU time; see `healthy`."""
+        return (
+            "Instance is configured with the following daemons" in self.log.read_text(errors="replace")[self.logged :]
+        )
 
     def start(self) -> None:
         with self.lock:
-            self.said = len(self.log.read_text(errors="replace")) if self.log.exists() else 0
+            self.logged = len(self.log.read_text(errors="replace")) if self.log.exists() else 0
             super().start()

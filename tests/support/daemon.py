@@ -1,4 +1,4 @@
-"""What Dagster's daemon does with the sensors, step by step, over a real instance and a fake registry."""
+"""Dagster's daemon step by step: it evaluates the sensors on a real instance with a fake registry."""
 
 import os
 import time
@@ -38,7 +38,7 @@ class FakeRegistry:
 
 
 class FakeServing:
-    """What the sensors use of `Serving`."""
+    """The members of `Serving` that the sensors use."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(
@@ -48,7 +48,7 @@ class FakeServing:
 
 
 class Daemon:
-    """Does with a tick's outcome what Dagster's daemon does, and plays the runs."""
+    """Handles the result of a tick as Dagster's daemon does, and simulates the runs."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class Daemon:
         os.utime(file, (time.time() - age_s,) * 2)
 
     def tick(self, name: str) -> str | None:
-        """One tick; the runs it asked for are started. Returns why it skipped."""
+        """Evaluate a sensor once and start the runs that it requests. Return its skip reason."""
         context = dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref(),
@@ -90,7 +90,7 @@ class Daemon:
         self.tick("new_batch_request")
 
     def tick_after_failure(self, run: dg.DagsterRun) -> str | None:
-        """What score_the_others does with a run that failed."""
+        """Evaluate score_the_others for a failed run."""
         name = "score_the_others"
         failed = self.instance.get_run_by_id(run.run_id)
         event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_FAILURE.value, job_name=run.job_name)
@@ -105,7 +105,7 @@ class Daemon:
         return None
 
     def _start(self, sensor: str, request: dg.RunRequest) -> None:
-        # Without the events that plan each of its assets: nobody here reads them, and 1000 requests have 2000.
+        # Without the planned materialization of each asset: no test reads them, and 1000 requests would have 2000.
         run = dg.DagsterRun(
             job_name="score_batch",
             run_id=str(uuid.uuid4()),
@@ -121,7 +121,7 @@ class Daemon:
         self.runs.append(self.instance.add_run(run))
 
     def finish(self, run: dg.DagsterRun) -> None:
-        """The run succeeds: with the version that it pins, else with what the alias names now."""
+        """End the run with success: with the version that it pins, else with the version that the alias names now."""
         config = run.run_config.get("ops", {}).get("registered_model_version", {}).get("config", {})
         self.materialize(run, config.get("version") or self.serving.registry.champion)
 
@@ -136,14 +136,14 @@ class Daemon:
         self.instance.handle_new_event(_ended(run, dg.DagsterEventType.RUN_SUCCESS))
 
     def read(self, run: dg.DagsterRun) -> None:
-        """The run reads its files."""
+        """Record that the run reads its files."""
         keys = set(self.partitions(run))
         for file in list_requests(Location(self.folder)):
             if file.key in keys:
                 self.instance.report_runless_asset_event(seen_event(file, read_hash(Location(self.folder), file)))
 
     def refuse(self, run: dg.DagsterRun, *keys: str) -> None:
-        """The run reads its files, can't score some of them, and fails for it."""
+        """End the run with failure, after it read its files and could not score some of them."""
         self.read(run)
         for key in keys:
             event = dg.DagsterEvent(

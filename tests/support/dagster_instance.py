@@ -1,4 +1,4 @@
-"""Dagster instances for tests, each on SQLite files of its own."""
+"""Dagster instances for tests, each on its own SQLite files."""
 
 import functools
 import shutil
@@ -9,14 +9,14 @@ import dagster as dg
 
 
 def new_instance(home: Path) -> dg.DagsterInstance:
-    """An instance without runs whose files are below `home`, which may be there if it is empty."""
+    """Return an instance without runs, with its files in `home`, which may exist if it is empty."""
     shutil.copytree(_without_runs().name, home, dirs_exist_ok=True)
     return dg.DagsterInstance.local_temp(str(home))
 
 
 @functools.cache
 def _without_runs() -> "tempfile.TemporaryDirectory[str]":
-    # Copied, because Dagster takes half a second of CPU and many writes to the disk to make its tables (1.13).
+    # Copied, because creating the tables takes half a second of CPU time and many disk writes (Dagster 1.13).
     folder = tempfile.TemporaryDirectory(prefix="dagster-home-")
     with dg.DagsterInstance.local_temp(folder.name) as instance:
         instance.get_run_records(limit=1)

@@ -1,4 +1,4 @@
-"""Dagster's own processes for tests: Dagit and the daemon, over one DAGSTER_HOME."""
+"""Dagster's processes for tests: Dagit and the daemon, with one DAGSTER_HOME."""
 
 import dataclasses
 import sys
@@ -35,7 +35,7 @@ class Dagit(Server):
         return answers_http(self.port, "/server_info")
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """The `data` of a GraphQL answer."""
+        """Return the `data` of a GraphQL response."""
         url = f"http://{self.host}:{self.port}/graphql"
         return httpx.post(url, json={"query": query, "variables": variables}, timeout=30).json()["data"]
 
@@ -59,19 +59,19 @@ class Daemon(Server):
 
 
 def runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Every run there ever was, oldest first."""
+    """Return all runs, oldest first."""
     return [record.dagster_run for record in reversed(instance.get_run_records())]
 
 
 def ticks(instance: dg.DagsterInstance, sensor: str) -> list[Any]:
-    """The sensor's finished ticks, newest first."""
+    """Return the sensor's finished ticks, newest first."""
     states = [state for state in instance.all_instigator_state() if state.instigator_name == sensor]
     found = [tick for state in states for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)]
     return [tick for tick in found if tick.status.value != "STARTED"]
 
 
 def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, within_s: float = 180) -> None:
-    """Until each of the sensors has looked `more` times from now on."""
+    """Wait until each of the sensors has finished `more` ticks from now on."""
     seen = {sensor: len(ticks(instance, sensor)) for sensor in sensors}
     wait_until(
         lambda: all(len(ticks(instance, sensor)) >= seen[sensor] + more for sensor in sensors),
@@ -81,7 +81,7 @@ def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, w
 
 
 def wait_until(happened: Callable[[], object], what: str, within_s: float = 180) -> None:
-    """Until it has happened; an AssertionError that says what did not."""
+    """Wait until the condition holds. Raise AssertionError with its name if it does not."""
     deadline = time.monotonic() + within_s
     while not happened():
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"

@@ -1,4 +1,4 @@
-"""Stand-ins for what the API depends on, as classes."""
+"""Fakes of the dependencies of the API."""
 
 import contextlib
 import resource
@@ -23,7 +23,7 @@ DRIVER = (JoinKey("driver_id", "int64"),)
 
 
 def features(*join_keys: JoinKey, request_inputs: dict[str, pa.DataType] | None = None) -> ModelFeatures:
-    """A link to a feature store that is not there."""
+    """Return model features without a feature store."""
     inputs = tuple(ModelInput(name, dtype) for name, dtype in (request_inputs or {}).items())
     return ModelFeatures(
         service="service",
@@ -36,14 +36,14 @@ def features(*join_keys: JoinKey, request_inputs: dict[str, pa.DataType] | None 
 
 
 def id_as_score(entity_rows: EntityRows) -> list[tuple[float | None, str | None]]:
-    """Each entity's first key as its score; negative ones are unknown."""
+    """Score each entity with its first key; entities with a negative key are unknown."""
     ids = next(iter(entity_rows.values()))
     return [(None, "not_found") if key < 0 else (float(key), None) for key in ids]
 
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """In place of a full disk: this process and those that it starts meanwhile write no file beyond `size` bytes."""
+    """Simulate a full disk: this process and its children can't write files of more than `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Feast repositories of a test's own: one file of definitions, and a configuration for each kind of store."""
+"""Feast repositories for a single test: one file of definitions, and a configuration per kind of store."""
 
 import contextlib
 import io
@@ -40,16 +40,16 @@ def open_repository(
     bulk: bool = True,
     apply: bool = True,
 ) -> "FeatureStore":
-    """A store on the definitions in `folder`, configured in `<name>.yaml`, with a registry of its own.
+    """Open a store with the definitions in `folder`, configured in `<name>.yaml`, with its own registry.
 
     Args:
         folder: the repository.
-        name: of its configuration.
-        project: Feast's name for it.
-        online: section `online_store` of the configuration; NAME in it becomes `name`.
+        name: name of its configuration.
+        project: name of the Feast project.
+        online: section `online_store` of the configuration; NAME in it is replaced by `name`.
         offline: type of the offline store.
         engine: type of the batch engine.
-        bulk: whether the online store may be read in bulk; else it has versioned views, which only Feast reads.
+        bulk: whether the online store can be read in bulk; otherwise it has versioned views, which only Feast can read.
         apply: whether to apply the definitions.
     """
     from scoring.features.feature_store import apply_definitions, open_feature_store

@@ -1,4 +1,4 @@
-"""All services of docker-compose.yml but the monitoring, on this machine, as `docker compose up` would run them."""
+"""All services of docker-compose.yml except monitoring, on this machine, as `docker compose up` runs them."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from tests.support.servers import HOST
 
 @dataclasses.dataclass
 class Stack:
-    """The processes by their names; `ended` lists those that ended though nobody had stopped them."""
+    """The processes by name; `ended` lists those that ended without being stopped."""
 
     places: Places
     processes: dict[str, Service]
@@ -31,7 +31,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where callers ask."""
+        """The address for callers."""
         return f"http://{HOST}:{self['proxy'].port}"
 
     def address(self, process: str) -> str:
@@ -40,7 +40,7 @@ class Stack:
 
 @contextlib.contextmanager
 def up(folder: Path, variables: dict[str, str]) -> Iterator[Stack]:
-    """The stack, healthy. While it runs, what ends is started again, as docker does for `restart: unless-stopped`."""
+    """Start the stack until it is healthy. Processes that end are restarted, as by `restart: unless-stopped`."""
     places = Places(folder, variables)
     processes = {name: stand_ins.make(name, places) for name in places.ports}
     stack = Stack(places, processes)
@@ -61,7 +61,7 @@ def up(folder: Path, variables: dict[str, str]) -> Iterator[Stack]:
 
 
 def start_in_order(stack: Stack) -> None:
-    """Each as soon as what it depends on is healthy."""
+    """Start each service when its dependencies are healthy."""
     started: dict[str, list[Future[None]]] = {}
 
     def start(process: Service) -> None:

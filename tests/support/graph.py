@@ -13,7 +13,7 @@ from tests.support.worlds import World
 
 
 class Graph:
-    """One world's asset graph with a Dagster instance, a request folder and artifacts of its own."""
+    """The asset graph of a world, with its own Dagster instance, request folder and artifacts."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
@@ -62,7 +62,7 @@ class Graph:
         return pq.read_table(self.file("batch_output.parquet", key)).to_pylist()
 
     def stale(self, asset: str, key: str | None = None) -> bool:
-        # Dagster has no public interface for what Dagit shows here.
+        # Dagster has no public interface for this part of Dagit.
         resolver = CachingStaleStatusResolver(
             self.instance, definitions.resolve_asset_graph(), LoadingContextForTest(self.instance)
         )
@@ -70,7 +70,7 @@ class Graph:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """The message on the failed step."""
+    """Return the message of the failed step."""
     assert not result.success
     (event,) = [event for event in result.all_events if event.is_step_failure][:1]
     return event.step_failure_data.user_failure_data.description

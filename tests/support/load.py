@@ -1,4 +1,4 @@
-"""Clients that ask without a pause through a proxy, in a thread of their own, while a test does something else."""
+"""Clients that send requests through a proxy in a background thread."""
 
 import asyncio
 import threading
@@ -6,12 +6,12 @@ import threading
 from tests.support import compose
 from tests.support.api_server import BODY, Connection
 
-# Between two requests of one client: what starts meanwhile needs the processor, too.
+# Between two requests of one client, because processes that start meanwhile need CPU time, too.
 PAUSE_S = 0.2
 
 
 class Load:
-    """`with Load(port) as load:`; afterwards `load.failures` tells each answer that was none of 200."""
+    """`with Load(port) as load:`; afterwards, `load.failures` lists the responses other than 200."""
 
     def __init__(self, port: int, clients: int = 4) -> None:
         self.answers = 0

@@ -1,4 +1,4 @@
-"""A registry whose versions are folders, and changes to their files."""
+"""A registry whose versions are folders, and modifications of their files."""
 
 import shutil
 from collections.abc import Callable
@@ -15,12 +15,12 @@ VERSION = ModelVersion("m", 1)
 
 
 def loading_rules(**settings: Any) -> LoadingRules:
-    """The rules of these settings; defaults for the others."""
+    """Return the loading rules for these settings; others have their defaults."""
     return LoadingRules.from_settings(Settings(model_name="m", **settings))
 
 
 class FolderRegistry:
-    """A registry whose one version lies in a folder."""
+    """A registry with one version, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class FolderRegistry:
         return VERSION
 
     def size(self, model: ModelVersion) -> int:
-        return 0  # as of an artifact store that does not tell
+        return 0  # as of an artifact store that does not report sizes
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         if file:

@@ -1,7 +1,7 @@
-"""Where on this machine is what docker-compose.yml places in containers: the one list of what the full stack replaces.
+"""Where the parts of docker-compose.yml are on this machine: the only list of what the full stack replaces.
 
-Hosts, ports, paths, and how often run monitoring looks. Everything else is taken from the file as it is. Each container
-has a folder here that stands for its root.
+It lists hosts, ports, paths, and the interval of run monitoring. Everything else is used as the file has it. Each
+container's root is a folder here.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ PORTS = {
     "postgres": 5432, "redis": 6379, "s3": 7070, "mlflow": 5000, "code-location": 4000,
     "webserver": 3000, "daemon": 0, "api": 8172, "proxy": 8080,
 }  # fmt: skip
-"""Where each service listens in its container."""
+"""The port of each service in its container."""
 
-# Keys of a service that mean something to a process, and those that only a container has.
+# Keys of a service that apply to a process, and those that apply only to a container.
 TAKEN = {
     "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "profiles", "restart",
     "stop_grace_period", "stop_signal", "tmpfs", "volumes",
@@ -32,7 +32,7 @@ OF_CONTAINERS = {
     "shm_size", "user",
 }  # fmt: skip
 
-# The variables of each service. A new one may hold an address or a path of a new form: see that `moved` knows it.
+# The variables of each service. If a new one contains an address or a path of a new form, extend `moved`.
 OF_S3 = {
     "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_EC2_METADATA_DISABLED",
@@ -75,14 +75,14 @@ HOSTS = {"DAGSTER_PG_HOST", "SERVING_HOST"}
 OWN_PORT = {"SERVING_PORT"}
 POSTGRES_PORT = {"DAGSTER_PG_PORT"}
 
-# In the files below deploy/: text that must be there once → text with the ports of this machine.
+# In the files of deploy/: a string that must occur once → the string with the ports of this machine.
 FILES = {
     "deploy/redis.conf": {"bind * -::*": f"bind {HOST}", "port 6379": "port {redis}"},
     "deploy/workspace.yaml": {"host: code-location": f"host: {HOST}", "port: 4000": "port: {code-location}"},
-    # 30 s would be most of what the suite may take.
+    # 30 s would take too much of the suite's time.
     "deploy/dagster.yaml": {"poll_interval_seconds: 30": "poll_interval_seconds: 2"},
     "deploy/nginx/nginx.conf": {"listen 8080;": f"listen {HOST}:{{proxy}};"},
-    # Docker's name server gives one address for each replica; and Debian's nginx is too old for `resolve`.
+    # Docker's DNS returns one address per replica, and Debian's nginx is too old for `resolve`.
     "deploy/nginx/upstream.conf": {
         "resolver 127.0.0.11 valid=2s ipv6=off;": "",
         "server api:8172 resolve max_fails=0;": "{replicas}",
@@ -90,7 +90,7 @@ FILES = {
     "deploy/postgres/databases.sh": {},
 }
 REPLICA = f"server {HOST}:{{port}} max_fails=0;"
-# Of our images' own files, this one names a host.
+# The only file of our images that names a host.
 IN_IMAGE = {"/app/deploy/workspace.yaml": "deploy/workspace.yaml"}
 
 ADDRESS = re.compile(r"\b(?P<service>" + "|".join(PORTS) + r"):(?P<port>\d+)\b")
@@ -100,11 +100,11 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:opt/venv|app|etc|var|tmp|data)(?![\
 
 @dataclasses.dataclass
 class Places:
-    """Addresses and folders of the stack's processes; a replica's name is `api-1`, any other's that of its service."""
+    """Addresses and folders of the stack's processes. A replica is named `api-1`, others like their service."""
 
     folder: Path
     variables: dict[str, str]
-    """What .env holds."""
+    """The contents of .env."""
     ports: dict[str, int] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,11 +114,11 @@ class Places:
         self.ports = dict(zip(names, lasting_ports(len(names)), strict=True))
 
     def environment(self, process: str) -> dict[str, str]:
-        """What docker-compose.yml gives the process."""
+        """Return the process's section of docker-compose.yml."""
         return self.moved_environment(process, self.services[service_of(process)].get("environment", {}))
 
     def moved_environment(self, process: str, given: dict[str, str]) -> dict[str, str]:
-        """These variables, with the addresses and folders of this machine."""
+        """Return these variables with the addresses and folders of this machine."""
         here = {
             **dict.fromkeys(HOSTS, HOST),
             **dict.fromkeys(OWN_PORT, str(self.ports[process])),
@@ -127,7 +127,7 @@ class Places:
         return {name: here.get(name) or self.moved(process, value) for name, value in given.items()}
 
     def moved(self, process: str, text: str) -> str:
-        """A text of this process's container, with the addresses and folders of this machine."""
+        """Return a string of this process's container with the addresses and folders of this machine."""
         own = PORTS[service_of(process)]
 
         def address(match: re.Match[str]) -> str:
@@ -138,7 +138,7 @@ class Places:
         def own_address(match: re.Match[str]) -> str:
             return f"{match['host']}:{self.ports[process]}" if int(match["port"]) == own else match[0]
 
-        # Its own first: what comes out of the other has that form.
+        # Its own variables first, because the result of the other replacement has that form.
         text = ADDRESS.sub(address, OWN_ADDRESS.sub(own_address, text))
         text = text.replace("--host=0.0.0.0", f"--host={HOST}").replace(
             f"--port={own}", f"--port={self.ports[process]}"
@@ -148,7 +148,7 @@ class Places:
         return text
 
     def path(self, process: str, path: str) -> Path:
-        """Where a path of the process's container is."""
+        """Return the location of a path of the process's container."""
         mounted = {
             target: here for target, here in self._mounts(process).items() if f"{path}/".startswith(f"{target}/")
         }
@@ -158,11 +158,11 @@ class Places:
         return self.root(process) / path.lstrip("/")
 
     def root(self, process: str) -> Path:
-        """What stands for the root of the process's container."""
+        """Return the folder that replaces the root of the process's container."""
         return self.folder / process
 
     def prepare(self, process: str) -> None:
-        """Make its folders, and write the files that it reads."""
+        """Create its folders, and write the files that it reads."""
         service = self.services[service_of(process)]
         for place in ("/tmp", *(each.partition(":")[0] for each in service.get("tmpfs", []))):
             self.path(process, place).mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ class Places:
         return self.moved(process, text)
 
     def _mounts(self, process: str) -> dict[str, Path]:
-        """Folder or file of the container → where it is, for those that are not below the process's root."""
+        """Return folder or file of the container → its location, for those outside the process's root."""
         found = {"/opt/venv": Path(sys.prefix), "/app": compose.ROOT}
         for source, target in self._volumes(process):
             if not source.startswith("."):
@@ -193,7 +193,7 @@ class Places:
         return found | {target: self.root(process) / target.lstrip("/") for target in self._files(process)}
 
     def _files(self, process: str) -> dict[str, str]:
-        """File of the container → file below the repository's root that it is, with other addresses."""
+        """Return file of the container → file in the repository that it is made from, with other addresses."""
         mounted = {target: os.path.normpath(source) for source, target in self._volumes(process)}
         files = {target: source for target, source in mounted.items() if (compose.ROOT / source).is_file()}
         return files | (IN_IMAGE if "build" in self.services[service_of(process)] else {})
@@ -204,7 +204,7 @@ class Places:
 
 
 def lasting_ports(count: int) -> list[int]:
-    """Free ports below those that clients get: no connection of another may take a port while its server is stopped."""
+    """Return free ports below the ephemeral range, so that no client gets the port of a server that is stopped."""
     found: set[int] = set()
     while len(found) < count:
         port = random.randrange(10_000, 32_000)
@@ -215,5 +215,5 @@ def lasting_ports(count: int) -> list[int]:
 
 
 def service_of(process: str) -> str:
-    """The service that a process belongs to."""
+    """Return the service that a process belongs to."""
     return "api" if process.startswith("api-") else process

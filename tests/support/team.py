@@ -1,4 +1,4 @@
-"""Those who use the full stack, with what they see of it: callers, the data scientist, whoever looks at Dagit."""
+"""The users of the full stack and their views of it: callers, the data scientist, the operator at Dagit."""
 
 import datetime as dt
 import io
@@ -17,14 +17,14 @@ from tests.support.worlds import DRIVER_INPUTS, World
 AUTHORIZATION = {"Authorization": f"Bearer {compose.EXAMPLE_VALUES['SERVING_API_KEYS']}"}
 OUTPUT = "artifacts/rides_today/batch_output.parquet"
 SENSORS = ("new_batch_request", "new_model_version")
-# Of a tick that found all servers that it needs.
+# Statuses of a tick that reached all servers that it needs.
 GOOD = ("SKIPPED", "SUCCESS")
-# A trial and a run take 8 s of processor time each, and tests share two cores.
+# A trial and a run take 8 s of CPU time each, and tests share two cores.
 WITHIN_S = 150
 
 
 class Team:
-    """See the module."""
+    """The users of one stack."""
 
     def __init__(self, stack: Stack, instance: dg.DagsterInstance) -> None:
         self.stack = stack
@@ -34,45 +34,45 @@ class Team:
             access_key=compose.EXAMPLE_VALUES["S3_ACCESS_KEY"],
             secret_key=compose.EXAMPLE_VALUES["S3_SECRET_KEY"],
         )
-        # One, because making it costs more than a request; each request by a new connection, as servers come and go.
+        # Creating a client costs more than a request. Each request has a new connection, because servers restart.
         self.http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
         environment = stack["code-location"].environment
         self.world = World(stack.places.folder, environment, dt.datetime.now(dt.UTC))
 
     def read(self, key: str) -> bytes:
-        """An object of the bucket."""
+        """Return an object of the bucket."""
         with self.bucket.open_input_file(f"serving/{key}") as file:
             return bytes(file.read())
 
     def objects(self) -> dict[str, bytes]:
-        """All that batch has written."""
+        """Return everything that batch has written."""
         found = self.bucket.get_file_info(FileSelector("serving/artifacts", recursive=True))
         return {each.path: self.read(each.path.removeprefix("serving/")) for each in found if each.is_file}
 
     def output(self) -> pd.DataFrame:
-        """The request's rows, scored."""
+        """Return the request's scored rows."""
         return pd.read_parquet(io.BytesIO(self.read(OUTPUT)))
 
     def scored_with(self) -> set[int]:
-        """The versions in the request's output; none before there is one."""
+        """Return the model versions in the request's output; none before it exists."""
         try:
             return set(self.output()["model_version"])
         except FileNotFoundError:
             return set()
 
     def ask(self, drivers: list[int]) -> httpx.Response:
-        """POST /scores through the proxy."""
+        """Send POST /scores through the proxy."""
         body = {"request_id": "r", "driver_ids": drivers}
         return self.http.post(f"{self.stack.url}/scores", json=body, headers=AUTHORIZATION)
 
     def scores(self, drivers: list[int]) -> dict[int, float | None]:
-        """What it answers."""
+        """Return the response's scores."""
         answer = self.ask(drivers)
         assert answer.status_code == 200, answer.text
         return {row["driver_id"]: row["score"] for row in answer.json()["scores"]}
 
     def versions_online(self) -> list[int | None]:
-        """What each replica serves; None where it does not."""
+        """Return the version that each replica serves; None if it does not respond."""
         return [self._version(f"{self.stack.address(each.name)}/version") for each in self.stack.replicas]
 
     def _version(self, url: str) -> int | None:
@@ -83,17 +83,17 @@ class Team:
         return int(answer["model"]["version"]) if answer.get("model") else None
 
     def wait_until_ready(self, replica: str) -> None:
-        """Until it says so itself."""
+        """Wait until it reports that it is healthy."""
         url = f"{self.stack.address(replica)}/ready"
         wait_until(lambda: answers_http(self.stack[replica].port, "/ready"), url)
 
     def has_begun(self, run_id: str, step: str) -> bool:
-        """Whether the run is at this step, or past it."""
+        """Return whether the run is at this step, or past it."""
         started = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_START).records
         return any(record.event_log_entry.step_key == step for record in started)
 
     def train(self, alpha: float, *, promote: bool = True) -> int:
-        """One more version, on the features in S3."""
+        """Register another version, trained on the features in S3."""
         stats = pd.read_parquet(io.BytesIO(self.read("features/driver_stats.parquet")))
         from sklearn.linear_model import ElasticNet
 
@@ -103,13 +103,13 @@ class Team:
         return self.world.register(model, frame, tags=tags, promote=promote, input_example=frame.head(5))
 
     def wait_until_all_serve(self, version: int) -> None:
-        """Until batch has scored with it, and each replica answers with it."""
+        """Wait until batch has scored with the version, and each replica serves it."""
         wait_until(lambda: self.versions_online() == [version] * 2, f"both replicas serve version {version}", WITHIN_S)
         wait_until(lambda: self.scored_with() == {version}, f"batch scored with version {version}", WITHIN_S)
         wait_until(lambda: all(run.is_finished for run in runs(self.instance)), "the end of all runs")
 
     def wait_for_good_ticks(self) -> None:
-        """Until each sensor has looked from now on, and found what it needs."""
+        """Wait until each sensor has finished another tick, with all servers that it needs."""
         now = dt.datetime.now(dt.UTC).timestamp()
 
         def looked(sensor: str) -> bool:

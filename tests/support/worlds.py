@@ -1,6 +1,6 @@
-"""Whole small worlds for tests: a Feast repository with data, applied and materialized, and an MLflow registry.
+"""Complete small worlds for tests: a Feast repository with data, applied and materialized, and an MLflow registry.
 
-Each lives in one folder, on files and SQLite. Imports Feast, MLflow and scikit-learn only when a world is built.
+Each is in one folder, in files and SQLite. Feast, MLflow and scikit-learn are imported only when a world is built.
 """
 
 import dataclasses
@@ -26,32 +26,32 @@ CUSTOMER_INPUTS = ["mean_basket", "age", "has_card"]
 
 @dataclasses.dataclass
 class World:
-    """One world: where it is, how to serve it, and how to register more versions in it."""
+    """One world: its location, the settings to serve it, and methods to register versions in it."""
 
     folder: Path
     environment: dict[str, str]
-    """What a process needs in its environment to serve this world."""
+    """The environment variables of a process that serves this world."""
     now: dt.datetime
-    """The latest moment for which there are features."""
+    """The timestamp of the newest features."""
 
     @property
     def settings(self) -> Settings:
-        """The settings of `environment`."""
+        """Return the settings of `environment`."""
         return Settings.from_environment(self.environment)
 
     def settings_with(self, **environment: str) -> Settings:
-        """The settings of `environment` with some of its variables changed."""
+        """Return the settings of `environment` with some variables changed."""
         return Settings.from_environment(self.environment | environment)
 
     @property
     def client(self) -> "MlflowClient":
-        """A client of its model registry."""
+        """Return a client of its model registry."""
         from mlflow import MlflowClient
 
         return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
 
     def store(self) -> "FeatureStore":
-        """Its feature store."""
+        """Return its feature store."""
         from scoring.features.feature_store import open_feature_store
 
         return open_feature_store(self.settings)
@@ -70,7 +70,7 @@ class World:
             if experiment
             else self.client.create_experiment("tests", artifact_location=self._artifact_location())
         )
-        # MLflow warns of integer inputs without a way to say "missing"; those are part of what is tested.
+        # MLflow warns about integer inputs, which can't be missing; they are part of the tests.
         predict = getattr(estimator, log_model.get("pyfunc_predict_fn", "predict"))
         with warnings.catch_warnings(), mlflow.start_run(experiment_id=experiment_id):
             warnings.simplefilter("ignore")
@@ -90,7 +90,7 @@ class World:
         return version
 
     def register_files(self, files: Path, *, tags: Mapping[str, str]) -> int:
-        """Register a model folder as it is, whatever it holds."""
+        """Register a model folder without validation."""
         import mlflow
 
         name = self.settings.model_name
@@ -106,7 +106,7 @@ class World:
 
     def _artifact_location(self) -> str | None:
         if self.environment["MLFLOW_TRACKING_URI"].startswith("http"):
-            return None  # where the server keeps them
+            return None  # the server stores artifacts itself
         return (self.folder / "mlartifacts").as_uri()
 
     def promote(self, version: int) -> None:
@@ -126,10 +126,10 @@ def build_driver_world(
 
     Args:
         folder: an empty folder.
-        redis: Feast's connection string of a Redis to take as the online store, as `127.0.0.1:6379`; SQLite by default.
-        registry: address of an MLflow server to register in; a database in the folder by default.
-        stats: rows of the view driver_stats to take instead.
-        model: name to register it under; one of a test's own, where tests share the registry.
+        redis: connection string of the Redis online store, such as `127.0.0.1:6379`; by default, the store is SQLite.
+        registry: address of an MLflow server; a database in the folder by default.
+        stats: rows of the view driver_stats; by default those of the demo.
+        model: name of the registered model; a test that shares the registry uses its own.
     """
     from feast.driver_test_data import create_driver_hourly_stats_df
 
@@ -150,7 +150,7 @@ def build_driver_world(
 def register_driver_model(
     world: World, alpha: float = 0.001, inputs: list[str] | None = None, promote: bool = True
 ) -> int:
-    """One more version of the drivers' ElasticNet; another `alpha` gives other scores."""
+    """Register another version of the drivers' ElasticNet; another `alpha` gives other scores."""
     import pandas as pd
     from sklearn.linear_model import ElasticNet
 
@@ -165,7 +165,7 @@ def register_driver_model(
 
 
 def build_customer_world(folder: Path) -> World:
-    """Customers c-0 to c-29 in two views, and a classifier pipeline that answers with probabilities."""
+    """Customers c-0 to c-29 in two views, and a classifier pipeline that returns probabilities."""
     import numpy as np
     import pandas as pd
     from sklearn.compose import ColumnTransformer
