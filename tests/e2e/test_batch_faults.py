@@ -1,6 +1,6 @@
-"""However a batch run ends, its published files are the old ones or the new ones, whole, and the next run clears up.
+"""However a batch run ends, the published files are the whole old or the whole new ones, and the next run cleans up.
 
-Each run is a process of its own, forked from one that has everything imported.
+Each run is its own process, forked from one that has everything imported.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from tests.support.servers import S3Server
 
 KILLS, KILLS_ON_S3 = 50, 20
 RUNS_AT_ONCE = 8
-# The memory of a process for a request's rows: some row groups and the libraries' buffers for them.
+# The memory of a process for the rows of a request: a few row groups and the libraries' buffers.
 ROWS_IN_MEMORY_MIB = 150
-# A fork of pytest itself would copy locks that threads hold, and a fresh process imports Feast for seconds.
+# A fork of pytest itself would copy locks held by threads, and a new process takes seconds to import Feast.
 PROCESSES = mp.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["feast", "scoring.feast_plugins.offline_store", "mlflow", "tests.support.batch_job"])
 
 
 class Place:
-    """One job's folders: repository, request, artifacts (or an S3 prefix for them) and temporary files."""
+    """The folders of one job: repository, request, artifacts (or an S3 prefix for them) and temporary files."""
 
     def __init__(
         self, folder: Path, rows: int, artifacts: Location | None = None, environment: Mapping[str, str] | None = None
@@ -50,7 +50,7 @@ class Place:
         self.results = self.artifacts / "day1"
 
     def start(self, version: int, prepare: Callable[[], None] | None = None) -> tuple[mp.Process, Connection]:
-        """Start a run in a process of its own. It sends `started`, waits for an answer, and sends how it ended."""
+        """Start a run in its own process. It sends `started`, waits for an answer, and sends its result."""
         ours, theirs = PROCESSES.Pipe()
         # A fork has the environment in which the fork server was started.
         given = (self.folder, self.artifacts, version, theirs, self.environment, prepare)
@@ -116,7 +116,7 @@ def assert_manifest_matches(place: Place) -> None:
 
 @pytest.fixture(params=["folder", "s3"])
 def any_place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Artifacts in a folder, and in a bucket of this test's own."""
+    """Artifacts in a folder, and in a bucket for this test."""
     if request.param == "folder":
         return Place(tmp_path, rows=60_000)
     server: S3Server = request.getfixturevalue("s3_server")
@@ -127,7 +127,7 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_at_any_time_leaves_old_or_new_files_whole_and_the_next_one_clears_up(any_place):
+def test_a_run_killed_at_any_time_leaves_whole_files_and_the_next_run_cleans_up(any_place):
     place = any_place
     whole = {}
     for version in (1, 2):
@@ -167,7 +167,7 @@ def has_message(pipe: Connection) -> bool:
 
 
 class FilesUpTo:
-    """A full disk: no file of this process may be longer than `size` bytes."""
+    """Simulate a full disk: this process can't write files of more than `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -177,11 +177,11 @@ class FilesUpTo:
 
 
 @pytest.mark.parametrize("room", ["for nothing", "for half of the request", "for the request", "for the input"])
-def test_a_full_disk_is_named_in_one_line_and_the_old_files_stay(place, room):
+def test_a_full_disk_is_a_one_line_error_and_the_old_files_remain(place, room):
     assert place.run(version=1) == "done"
     before = place.files()
     request, joined = (place.folder / "day1.parquet").stat().st_size, len(before["batch_input.parquet"])
-    assert request + 1000 < joined < joined + 1000 < len(before["batch_output.parquet"])  # or there is no such room
+    assert request + 1000 < joined < joined + 1000 < len(before["batch_output.parquet"])  # or without a size limit
     size = {
         "for nothing": 10,
         "for half of the request": request // 2,
@@ -201,7 +201,7 @@ def test_a_full_disk_is_named_in_one_line_and_the_old_files_stay(place, room):
     assert place.run(version=2) == "done"
 
 
-def test_eight_runs_of_one_request_at_once_give_the_result_of_one(place):
+def test_eight_concurrent_runs_of_one_request_give_the_result_of_one_run(place):
     assert place.run(version=1) == "done"
     before = place.files()
     (place.results / "batch_output.parquet").local.unlink()
@@ -212,7 +212,7 @@ def test_eight_runs_of_one_request_at_once_give_the_result_of_one(place):
     assert place.leftovers() == []
 
 
-def test_eight_runs_with_two_versions_at_once_leave_one_winner_whole(place):
+def test_eight_concurrent_runs_with_two_versions_leave_one_whole_result(place):
     whole = {}
     for version in (1, 2):
         assert place.run(version) == "done"
@@ -241,7 +241,7 @@ def run_at_once(place: Place, versions: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_the_memory_of_a_run_does_not_grow_with_its_rows(tmp_path, suffix):
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path, suffix):
     limit_mib = 200
     make_repository(tmp_path, drivers=10_000)
     limit_join_memory(tmp_path, f"{limit_mib}MB")

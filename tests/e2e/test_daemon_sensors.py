@@ -1,7 +1,7 @@
 """The sensors in a real daemon, with a real MLflow server and real run workers.
 
-The tests share one daemon's life, in order: first version, outage and new version, rollback, a restart with a pinned
-run that has a bad file in it. The last one looks back at all of its runs.
+The tests share one daemon and run in order: first version, outage and new version, rollback, a restart with a pinned
+run that contains a bad file. The last test checks all runs.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from tests.support.dagster_servers import ROOT, WORKSPACE, Daemon, runs, ticks, 
 from tests.support.servers import MlflowServer, environment_for_servers
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
-# Each run takes eight seconds on a quiet machine, and other tests use it, too.
+# Each run takes eight seconds on a quiet machine, and other tests run at the same time.
 pytestmark = pytest.mark.timeout(300)
 
 
 @dataclasses.dataclass
 class Place:
-    """A driver world with an MLflow server and a daemon, and no model version at first."""
+    """A driver world with an MLflow server and a daemon, at first without a model version."""
 
     world: World
     registry: MlflowServer
@@ -36,7 +36,7 @@ class Place:
     daemon: Daemon
 
     def drop_request(self, key: str, text: str | None = None) -> None:
-        """A request file, as if it had been written a minute ago."""
+        """Write a request file with a modification time one minute ago."""
         file = Path(self.world.environment["SERVING_BATCH_REQUESTS"]) / f"{key}.csv"
         now = self.world.now.isoformat()
         part = file.with_suffix(".part")
@@ -48,17 +48,17 @@ class Place:
         return Path(self.world.environment["SERVING_ARTIFACTS"]) / key / "batch_output.parquet"
 
     def versions(self, key: str) -> set[int]:
-        """The model versions in the request's published output."""
+        """Return the model versions in the request's published output."""
         file = self.output(key)
         return set(pq.read_table(file)["model_version"].to_pylist()) if file.exists() else set()
 
     def wait_until_scored(self, key: str, version: int) -> None:
-        """Until the request's output is by this version and its run has ended."""
+        """Wait until the request's output is from this version and its run has ended."""
         wait_until(lambda: self.versions(key) == {version}, f"{key} scored with version {version}", within_s=150)
         wait_until(lambda: all(run.is_finished for run in runs(self.instance)), "the end of all runs")
 
     def command(self, *arguments: str) -> None:
-        """Dagster's command line, where the daemon also runs."""
+        """Run Dagster's command line in the daemon's environment."""
         done = subprocess.run(
             [sys.executable, "-m", "dagster", *arguments, "-w", str(WORKSPACE)],
             env=environment_for_servers() | self.daemon.own_environment(),
@@ -91,15 +91,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         daemon.stop()
 
 
-def told(place: Place, sensor: str) -> list[str]:
-    """What the sensor's ticks say: why they skipped, or failed."""
+def tick_messages(place: Place, sensor: str) -> list[str]:
+    """Return the skip reasons and errors of the sensor's ticks."""
     return [str(tick.error or tick.skip_reason) for tick in ticks(place.instance, sensor)]
 
 
-def test_a_request_waits_for_the_first_version_which_then_scores_it(place):
+def test_a_request_waits_for_the_first_version_and_is_scored_with_it(place):
     place.drop_request("day1")
     wait_until(
-        lambda: any("1 batch requests wait for a model version" in text for text in told(place, "new_batch_request")),
+        lambda: any(
+            "1 batch requests wait for a model version" in text for text in tick_messages(place, "new_batch_request")
+        ),
         "a tick that says what the request waits for",
     )
     assert runs(place.instance) == []
@@ -109,9 +111,9 @@ def test_a_request_waits_for_the_first_version_which_then_scores_it(place):
     place.wait_until_scored("day1", version=1)
 
 
-def test_ticks_fail_and_say_so_while_the_registry_is_down_and_the_version_after_it_is_scored(place):
+def test_ticks_fail_while_the_registry_is_down_and_a_version_after_the_outage_is_used(place):
     def refused() -> list[str]:
-        return [text for text in told(place, "new_model_version") if "gave no answer" in text]
+        return [text for text in tick_messages(place, "new_model_version") if "gave no answer" in text]
 
     with place.registry.stopped():
         wait_until(lambda: len(refused()) >= 2, "two ticks that say that the registry gave no answer")
@@ -121,15 +123,15 @@ def test_ticks_fail_and_say_so_while_the_registry_is_down_and_the_version_after_
     place.wait_until_scored("day1", version=2)
 
 
-def test_a_rollback_is_scored(place):
+def test_a_rollback_scores_the_request_again(place):
     place.world.promote(1)
 
     place.wait_until_scored("day1", version=1)
 
 
-def test_a_pinned_run_from_the_command_line_fails_for_its_bad_file_and_the_others_are_scored_with_the_pin(place):
+def test_a_pinned_run_fails_for_a_bad_file_and_scores_the_others_with_the_pinned_version(place):
     place.daemon.kill()
-    place.daemon.log.unlink()  # it is what tells that the next one is up
+    place.daemon.log.unlink()  # a new log shows that the next daemon is up
     keys = ["bad", "day2", "day3"]
     for key in keys:
         place.drop_request(key, "driver_id\n1001\n" if key == "bad" else None)
@@ -145,7 +147,7 @@ def test_a_pinned_run_from_the_command_line_fails_for_its_bad_file_and_the_other
     assert not place.output("bad").exists()
 
 
-def test_each_of_these_took_one_run_and_a_restarted_daemon_asks_for_nothing_more(place):
+def test_each_event_took_one_run_and_a_restarted_daemon_requests_none(place):
     wait_for_ticks(place.instance, "new_model_version", "new_batch_request", "score_the_others")
 
     success, failure = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE

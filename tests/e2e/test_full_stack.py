@@ -1,7 +1,7 @@
-"""The services of docker-compose.yml without Docker: real servers on loopback, started once; the tests run in order.
+"""The services of docker-compose.yml without Docker: real servers on loopback, started once. The tests run in order.
 
 Commands, environments, health checks and configuration files come from the compose file; `places.py` lists what is
-replaced. The tests follow a team: install the example, batch, online, promote, upgrade, then every outage.
+replaced. The tests follow a team: install the example, batch, online, promotion, upgrade, then every outage.
 """
 
 import io
@@ -28,15 +28,15 @@ from tests.support.load import Load
 from tests.support.servers import environment_for_servers, nginx_program
 from tests.support.team import AUTHORIZATION, SENSORS, Team
 
-# Starting everything takes a minute on a busy machine, all of it in the first test.
+# Starting everything takes a minute on a busy machine, and the first test does it.
 pytestmark = pytest.mark.timeout(400)
 
-# In .env: a machine that is starting servers does not answer within 0.3 s.
+# In .env, because a machine that starts servers does not respond within 0.3 s.
 VARIABLES = compose.EXAMPLE_VALUES | {"SERVING_DEADLINE_S": "5", "SERVING_POLL_INTERVAL_S": "1"}
 GUIDE = (compose.ROOT / "docs" / "deploy.md").read_text("utf-8")
 DRIVERS = list(range(1001, 1051))
 UNKNOWN_DRIVER = 9999
-# Two polls of the alias and of the stores by the API.
+# The API polls the alias and the stores twice in this time.
 OUTAGE_S = 2
 
 
@@ -44,7 +44,7 @@ OUTAGE_S = 2
 def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     """The running, empty stack and its users."""
     nginx_program()
-    # Not in pytest's directory: that one is closed to other users, and under root PostgreSQL and nginx run as others.
+    # Not in pytest's directory, which other users can't read: under root, PostgreSQL and nginx run as other users.
     with tempfile.TemporaryDirectory(prefix="full-stack-") as directory, pytest.MonkeyPatch.context() as environment:
         Path(directory).chmod(0o755)
         with full_stack.up(Path(directory), VARIABLES) as stack:
@@ -93,13 +93,13 @@ def test_the_documented_commands_install_the_example_and_every_server_is_healthy
 
 
 def register_webhook_as_documented(team: Team) -> None:
-    """Register it before the first alias is set: MLflow's workers reload webhooks once a minute.
+    """Register the webhook before the first alias is set, because MLflow's workers reload webhooks once a minute.
 
-    Docker's DNS would resolve to any replica; here it is the first.
+    Docker's DNS would resolve to any replica; here it is always the first.
     """
     ((script),) = re.findall(r"code-location python - <<'PYTHON'\n(.+?)\nPYTHON\n", GUIDE, re.DOTALL)
     given = {"SECRET": VARIABLES["SERVING_WEBHOOK_SECRET"], "MLFLOW_TRACKING_URI": team.stack.address("mlflow")}
-    # In a separate process: an earlier test may have set another MLflow server in this one.
+    # In a separate process, because an earlier test may have set another MLflow server in this one.
     done = subprocess.run(
         [sys.executable, "-"], input=team.stack.places.moved("code-location", script),
         env=environment_for_servers() | given, capture_output=True, text=True, check=False,
@@ -123,7 +123,7 @@ def test_the_sensor_scores_a_request_on_s3_equal_to_a_manual_computation(team: T
 
 
 def computed_manually(team: Team, request: pd.DataFrame) -> np.ndarray:
-    """Predictions for the request's known drivers, computed without the product."""
+    """Return predictions for the request's known drivers, computed without the product."""
     rows = request[request["driver_id"] != UNKNOWN_DRIVER].reset_index(names="place")
     rows["event_timestamp"] = pd.to_datetime(rows["event_timestamp"], utc=True).astype("datetime64[us, UTC]")
     stats = pd.read_parquet(io.BytesIO(team.read("features/driver_stats.parquet")))
@@ -179,7 +179,7 @@ def before_outages(team: Team) -> "Kept":
 
 
 class Kept:
-    """The state that the servers hold for their users."""
+    """The state of the servers that users rely on."""
 
     def __init__(self, team: Team) -> None:
         self.objects = team.objects()
@@ -200,7 +200,7 @@ def test_requests_are_refused_while_redis_is_down_and_its_data_survives(team: Te
     assert team.scores(DRIVERS) == before_outages.scores
 
 
-def test_the_proxy_answers_as_soon_as_it_is_restarted(team: Team) -> None:
+def test_the_proxy_responds_as_soon_as_it_is_restarted(team: Team) -> None:
     team.stack["proxy"].stop()
     with pytest.raises(httpx.ConnectError):
         team.ask(DRIVERS)
@@ -209,9 +209,9 @@ def test_the_proxy_answers_as_soon_as_it_is_restarted(team: Team) -> None:
     assert team.ask(DRIVERS).status_code == 200
 
 
-# In this order, no restart hides that a service did not recover from another's outage.
+# In this order, no restart hides a service that did not recover from another service's outage.
 @pytest.mark.parametrize("name", ["webserver", "daemon", "code-location", "s3", "mlflow", "postgres"])
-def test_requests_are_answered_during_an_outage_and_batch_resumes_after_it(
+def test_requests_are_served_during_an_outage_and_batch_resumes_after_it(
     team: Team, before_outages: Kept, name: str
 ) -> None:
     with Load(team.stack["proxy"].port, clients=2) as load:
@@ -219,7 +219,7 @@ def test_requests_are_answered_during_an_outage_and_batch_resumes_after_it(
         time.sleep(OUTAGE_S)
         team.stack[name].start()
     assert load.failures == []
-    if name != "webserver":  # only people use it
+    if name != "webserver":  # only people use Dagit
         team.wait_for_good_ticks()
 
 
@@ -247,7 +247,7 @@ def test_a_killed_replica_fails_no_request_and_a_killed_run_is_retried(team: Tea
         team.stack.replicas[0].crash()
 
         def scored_anew() -> bool:
-            seen.add(team.output().shape[0])  # raises where it is not whole
+            seen.add(team.output().shape[0])  # raises if it is not whole
             return all(run.is_finished for run in runs(team.instance)[known + 1 :] or [runs(team.instance)[-1]])
 
         wait_until(lambda: len(runs(team.instance)) > known + 1, "another run")

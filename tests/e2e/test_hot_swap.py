@@ -1,4 +1,4 @@
-"""The API as a process that follows the alias of a real MLflow server, on a real Redis, while requests come in."""
+"""The API process follows the alias of a real MLflow server, with a real Redis, under load."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ SETTINGS = {
 }
 TAGS = {"feast.feature_service": "driver_ranking"}
 DRIVERS = list(range(1001, 1006))
-# A trial takes 7 s of processor time, and tests share two cores.
+# A trial takes 7 s of CPU time, and tests share two cores.
 LOADED_WITHIN_S = 90.0
 
 
@@ -54,7 +54,7 @@ class RegistryWithWebhooks(MlflowServer):
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server of this module's own: a test stops it."""
+    """An MLflow server for this module, because a test stops it."""
     server = RegistryWithWebhooks(tmp_path_factory.mktemp("mlflow"))
     server.start()
     yield server
@@ -85,7 +85,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[ApiS
 
 
 def wait_until(condition: Callable[[], bool], what: str, within_s: float = LOADED_WITHIN_S) -> float:
-    """Seconds until it held."""
+    """Wait until the condition holds. Return the seconds it took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < within_s, what
@@ -98,13 +98,13 @@ def served_version(api: ApiServer) -> int:
 
 
 def promote(world: World, api: ApiServer, version: int) -> float:
-    """Move the alias; seconds until the API answers with that version."""
+    """Move the alias. Return the seconds until the API responds with that version."""
     world.promote(version)
     return wait_until(lambda: served_version(api) == version, f"version {version}: {api.get('/ready').text}")
 
 
 class Load:
-    """Clients that ask without a pause, and keep what they are answered."""
+    """Clients that send requests without a pause, and record the responses."""
 
     def __init__(self, api: ApiServer, clients: int = 3) -> None:
         self.answers: list[tuple[int, dict[str, Any], str | None]] = []
@@ -119,7 +119,7 @@ class Load:
                 try:
                     answer = client.post("/scores", json=body)
                     self.answers.append((answer.status_code, answer.json(), answer.headers.get("X-Model-Version")))
-                except Exception as error:  # no answer is a failed request, too
+                except Exception as error:  # no response is a failed request, too
                     self.answers.append((0, {"error": repr(error)}, None))
                 time.sleep(0.005)
 
@@ -143,7 +143,7 @@ def scores_of(body: dict[str, Any]) -> tuple[float, ...]:
 
 
 @pytest.mark.timeout(400)
-def test_twenty_swaps_under_load_fail_no_request_and_each_answer_is_of_one_version(
+def test_twenty_swaps_under_load_fail_no_request_and_each_response_is_from_one_version(
     world: World, api: ApiServer
 ) -> None:
     versions = [register_driver_model(world, alpha=alpha, promote=False) for alpha in (0.002, 0.005, 0.02)]
@@ -163,7 +163,7 @@ def test_twenty_swaps_under_load_fail_no_request_and_each_answer_is_of_one_versi
         assert scores_of(body) == expected[version]
         seen.add(version)
     assert seen == set(versions)
-    # A rollback to a version that served before needs no trial. One of twenty may meet a moment of a busy machine.
+    # A rollback to a version that served before needs no trial. One of twenty may be slow on a busy machine.
     assert sorted(took_s)[-2] < 2 * POLL_S
     assert max(took_s) < 2 * POLL_S + 3
     metrics = api.get("/metrics").text
@@ -214,7 +214,7 @@ def crafted(folder: Path, world: World) -> None:
 
 
 def crashing(folder: Path, world: World) -> None:
-    """A boosted tree that claims more inputs than it gets: scikit-learn reads beyond the end of the row."""
+    """A boosted tree that refers to more inputs than it gets, so that scikit-learn reads beyond the end of the row."""
     _, frame = estimator_and_frame(world)
     boosted = GradientBoostingRegressor(n_estimators=2).fit(frame, frame["conv_rate"])
     saved(folder, boosted, frame, skops_trusted_types=["sklearn.tree._tree.Tree"])
@@ -264,9 +264,7 @@ SPOILT: dict[Callable[[Path, World], None], str] = {
 
 
 @pytest.mark.timeout(600)
-def test_versions_that_can_not_serve_are_refused_and_cost_no_request(
-    world: World, api: ApiServer, tmp_path: Path
-) -> None:
+def test_unusable_versions_are_refused_and_no_request_fails(world: World, api: ApiServer, tmp_path: Path) -> None:
     versions = {}
     for spoil in SPOILT:
         spoil(tmp_path / spoil.__name__, world)
@@ -296,7 +294,7 @@ def test_versions_that_can_not_serve_are_refused_and_cost_no_request(
     assert logged == [f"driver_ranker/{version}" for version in versions.values()]
 
 
-def test_a_registry_that_is_down_leaves_the_version_serving_and_its_silence_grows(
+def test_during_an_outage_of_the_registry_the_version_keeps_serving_and_the_poll_age_grows(
     world: World, api: ApiServer, registry: MlflowServer
 ) -> None:
     def silent_s() -> float:
@@ -326,9 +324,7 @@ def webhook_to(api: ApiServer, world: World) -> Iterator[None]:
         world.client.delete_webhook(created.webhook_id)
 
 
-def test_after_a_kill_it_is_ready_again_without_a_hand_and_a_webhook_shortens_the_wait(
-    world: World, api: ApiServer
-) -> None:
+def test_a_killed_process_recovers_by_itself_and_a_webhook_triggers_a_poll(world: World, api: ApiServer) -> None:
     before = served_version(api)
     api.kill()
     api.environment["SERVING_POLL_INTERVAL_S"] = "600"

@@ -1,4 +1,4 @@
-"""The API as a process, when things go wrong around it: its store, its load, its end."""
+"""The API process under faults: outages of its store, overload, termination."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,11 @@ from tests.support.worlds import World, build_driver_world
 pytestmark = pytest.mark.timeout(400)
 
 DEADLINE_S = 0.3
-# Beyond the deadline: held by the median, so that a machine busy with other tests does not fail these.
+# Beyond the deadline. Only the median must keep it, because the machine may be busy with other tests.
 SLACK_S = 0.1
 KEYS = ("a-key-that-opens-the-api", "another-key-for-rotation")
 SETTINGS = {"SERVING_POLL_INTERVAL_S": "1", "SERVING_DEADLINE_S": str(DEADLINE_S), "SERVING_DRAIN_S": "1"}
-# One process takes long to start, so most tests share it.
+# A process takes long to start, so most tests share one.
 SHARED = {
     "SERVING_API_KEYS": ",".join(KEYS),
     "SERVING_LOG_LEVEL": "debug",
@@ -36,7 +36,7 @@ SHARED = {
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis of this module's own: its tests stop it."""
+    """A Redis for this module, because its tests stop it."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -66,7 +66,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, drivers: World) -> Iterator[Ap
 
 
 def wait_until(condition: Callable[[], bool], within_s: float) -> float:
-    """Seconds until it held."""
+    """Wait until the condition holds. Return the seconds it took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < within_s
@@ -81,7 +81,7 @@ def threads_of(server: ApiServer) -> int:
 
 @contextlib.contextmanager
 def frozen(server: RedisServer) -> Iterator[None]:
-    """A black hole: connections are taken, nothing is ever answered."""
+    """A server that accepts connections and never responds."""
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     try:
@@ -92,7 +92,7 @@ def frozen(server: RedisServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing(server: RedisServer) -> Iterator[None]:
-    """Nothing listens; when it is back, its data is too."""
+    """The server is down, and back with its data afterwards."""
     dump(server)
     server.stop()
     try:
@@ -108,7 +108,7 @@ def dump(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("outage", [frozen, refusing])
-def test_an_outage_of_the_store_costs_one_deadline_and_is_over_when_it_is_over(
+def test_an_outage_of_the_store_costs_one_deadline_and_requests_succeed_again_after_it(
     api: ApiServer, redis: RedisServer, outage: Callable[[RedisServer], contextlib.AbstractContextManager[None]]
 ) -> None:
     wait_until(lambda: api.ask().status_code == 200, 10)
@@ -122,7 +122,7 @@ def test_an_outage_of_the_store_costs_one_deadline_and_is_over_when_it_is_over(
             assert answer.status_code == 503, answer.text
             assert int(answer.headers["Retry-After"]) >= 1
             assert answer.json()["type"].rpartition(":")[2] in {"deadline-exceeded", "feature-store-failed"}
-        # The first ones wait for the store.
+        # The first requests wait for the store.
         assert took_s[0] < DEADLINE_S + 10 * SLACK_S
         assert statistics.median(took_s) < DEADLINE_S + SLACK_S
         wait_until(lambda: api.get("/ready").status_code == 503, 10)
@@ -130,11 +130,11 @@ def test_an_outage_of_the_store_costs_one_deadline_and_is_over_when_it_is_over(
         assert "serving_breaker_open 1.0" in api.get("/metrics").text
     assert wait_until(lambda: api.ask().status_code == 200, 5) < 5
     wait_until(lambda: api.get("/ready").status_code == 200, 5)
-    # A poll of the registry has a thread of its own for a moment.
+    # A poll of the registry runs briefly in its own thread.
     assert wait_until(lambda: threads_of(api) <= threads, 5) < 5
 
 
-def test_told_to_stop_it_loses_no_request_of_a_client_that_listens(tmp_path: Path, drivers: World) -> None:
+def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close(tmp_path: Path, drivers: World) -> None:
     failures: list[str] = []
     answers = 0
 
@@ -163,10 +163,10 @@ def test_told_to_stop_it_loses_no_request_of_a_client_that_listens(tmp_path: Pat
     assert failures == []
 
 
-def test_ten_times_the_load_is_turned_away_at_once_and_what_is_accepted_is_answered(
+def test_tenfold_load_is_rejected_at_once_and_accepted_requests_are_served(
     api: ApiServer,
 ) -> None:
-    """The strict figures are measured by benchmarks/overload.py: here, they would fail with whatever else runs."""
+    """benchmarks/overload.py measures the strict figures. Here, they would fail on a busy machine."""
     answers: list[Answer] = []
     health: list[Answer] = []
 
@@ -202,7 +202,7 @@ def test_ten_times_the_load_is_turned_away_at_once_and_what_is_accepted_is_answe
     assert statistics.median(answer.took_s for answer in health) < 0.2
 
 
-def test_a_body_that_trickles_in_is_given_up_on(api: ApiServer) -> None:
+def test_a_body_that_arrives_too_slowly_is_refused(api: ApiServer) -> None:
     headers = ("Host: api", "Content-Type: application/json", "Content-Length: 60", f"Authorization: Bearer {KEYS[0]}")
     head = "\r\n".join(("POST /inference HTTP/1.1", *headers, "", ""))
     with socket.create_connection((api.host, api.port), timeout=10) as connection:
@@ -215,7 +215,7 @@ def test_a_body_that_trickles_in_is_given_up_on(api: ApiServer) -> None:
     assert api.ask().status_code == 200
 
 
-def test_a_body_after_the_wish_for_another_protocol_is_refused_by_its_reason(api: ApiServer) -> None:
+def test_a_request_to_upgrade_the_protocol_is_refused_with_its_reason(api: ApiServer) -> None:
     with socket.create_connection((api.host, api.port), timeout=10) as connection:
         headers = (f"Content-Length: {len(BODY)}", f"Authorization: Bearer {KEYS[0]}", "Content-Type: application/json")
         upgrade = ("Host: api", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
@@ -226,9 +226,7 @@ def test_a_body_after_the_wish_for_another_protocol_is_refused_by_its_reason(api
     assert api.ask().status_code == 200
 
 
-def test_a_store_whose_address_is_a_black_hole_leaves_the_process_up_and_not_ready(
-    tmp_path: Path, drivers: World
-) -> None:
+def test_with_a_store_that_never_responds_the_process_is_up_and_not_ready(tmp_path: Path, drivers: World) -> None:
     with socket.socket() as hole:
         hole.bind((HOST, 0))
         hole.listen()
@@ -252,31 +250,31 @@ def test_a_store_whose_address_is_a_black_hole_leaves_the_process_up_and_not_rea
             server.stop()
 
 
-def test_no_key_shows_anywhere_and_each_of_them_opens(api: ApiServer) -> None:
+def test_each_api_key_is_accepted_and_none_is_printed(api: ApiServer) -> None:
     refused = [api.ask(Authorization=given) for given in ("", f"Bearer {KEYS[0]}x", KEYS[0], f"Basic {KEYS[0]}")]
     for answer in refused:
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
     for key in KEYS:
         assert api.ask(Authorization=f"Bearer {key}").status_code == 200
-    told = [api.get(path).text for path in ("/ready", "/metrics", "/version", "/openapi.json", "/nothing")]
-    assert KEYS[0] not in "".join([api.log.read_text(), *told, *(answer.text for answer in refused)])
+    bodies = [api.get(path).text for path in ("/ready", "/metrics", "/version", "/openapi.json", "/nothing")]
+    assert KEYS[0] not in "".join([api.log.read_text(), *bodies, *(answer.text for answer in refused)])
 
 
-def test_no_password_of_the_registrys_address_shows_anywhere(tmp_path: Path, drivers: World) -> None:
+def test_no_password_in_the_registry_address_is_printed(tmp_path: Path, drivers: World) -> None:
     password = "a-password-of-the-registry"
     unreachable = {"MLFLOW_TRACKING_URI": f"http://user:{password}@{HOST}:{free_port()}"}
     server = ApiServer(tmp_path, environment=drivers.environment | SETTINGS | unreachable)
     server.start(when="/live")
     try:
         wait_until(lambda: "gave no answer" in server.get("/ready").text, 120)
-        told = [server.get(path).text for path in ("/ready", "/metrics", "/version")] + [server.ask().text]
+        bodies = [server.get(path).text for path in ("/ready", "/metrics", "/version")] + [server.ask().text]
     finally:
         server.stop()
-    assert password not in "".join([server.log.read_text(), *told])
+    assert password not in "".join([server.log.read_text(), *bodies])
 
 
-def test_a_process_that_was_stopped_leaves_nothing_in_its_temporary_folder(drivers: World, tmp_path: Path) -> None:
+def test_a_stopped_process_leaves_its_temporary_folder_empty(drivers: World, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with serving(tmp_path, drivers, TMPDIR=str(scratch)):
@@ -284,7 +282,7 @@ def test_a_process_that_was_stopped_leaves_nothing_in_its_temporary_folder(drive
     assert [file for file in scratch.rglob("*") if file.name != "model-serving-scratch-0"] == []
 
 
-def test_each_request_is_one_line_of_the_log_with_its_problem_and_without_its_body(api: ApiServer) -> None:
+def test_each_request_is_one_log_line_with_its_problem_and_without_its_body(api: ApiServer) -> None:
     wrong = api.ask(b'{"request_id":"mine","driver_ids":["secret-driver"]}')
     right = api.ask(b'{"request_id":"mine-2","driver_ids":[1001]}')
     assert (wrong.status_code, right.status_code) == (422, 200)

@@ -1,4 +1,4 @@
-"""nginx as docker-compose.yml runs it, in front of replicas that turn away what is too much for them."""
+"""nginx as docker-compose.yml runs it, in front of replicas that reject requests under overload."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ SECONDS = 2
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """nginx; who listens behind it is for the tests to say."""
+    """nginx; each test starts the replicas behind it."""
     with proxy_of(tmp_path_factory.mktemp("proxy"), compose.EXAMPLE_VALUES) as server:
         yield server
 
 
 @contextlib.contextmanager
 def proxy_of(folder: Path, variables: Mapping[str, str], tls_port: int | None = None) -> Iterator[Service]:
-    """nginx as the compose file starts it with these variables, and on `tls_port` as the one for TLS does."""
+    """Start nginx as the compose file does with these variables, and on `tls_port` with TLS."""
     nginx_program()
     server = stand_ins.make("proxy", Places(folder, dict(variables)))
     if tls_port is not None:
@@ -53,7 +53,7 @@ def proxy_of(folder: Path, variables: Mapping[str, str], tls_port: int | None = 
 
 
 class Replica:
-    """Takes TAKES_S for a request, AT_ONCE at a time, and answers 503 to all others, as the API does under overload."""
+    """Takes TAKES_S per request, AT_ONCE requests at a time, and responds to others with 503, as the API does."""
 
     def __init__(self) -> None:
         self.busy = 0
@@ -62,7 +62,7 @@ class Replica:
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Takes a new connection."""
+        """Accept a new connection."""
         self.connections[writer] = asyncio.create_task(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,7 @@ class Replica:
         writer.close()
 
     async def hang_up(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         self.ended.set()
         for writer, serving in self.connections.items():
             writer.close()
@@ -94,7 +94,7 @@ class Replica:
 
 @contextlib.asynccontextmanager
 async def replicas_behind(proxy: Service, *, one_hangs: bool = False, starting: int = 0) -> AsyncIterator[int]:
-    """All of them, the last ones not ready yet; how many requests they could answer in SECONDS."""
+    """Start the replicas, the last ones not ready yet. Yield how many requests they can serve in SECONDS."""
     replicas = {name: Replica() for name in proxy.places.replicas}
     replicas[proxy.places.replicas[0]].hangs = one_hangs
     for name in proxy.places.replicas[len(replicas) - starting :]:
@@ -108,7 +108,7 @@ async def replicas_behind(proxy: Service, *, one_hangs: bool = False, starting: 
 
 
 async def press(proxy: Service, clients: int) -> Counter[int]:
-    """How often each status came."""
+    """Return status → number of responses."""
     statuses: Counter[int] = Counter()
     until = time.monotonic() + SECONDS
 
@@ -124,7 +124,7 @@ async def press(proxy: Service, clients: int) -> Counter[int]:
     return statuses
 
 
-def test_when_more_is_asked_than_replicas_can_do_they_go_on_doing_what_they_can(proxy: Service) -> None:
+def test_under_overload_replicas_keep_serving_at_capacity(proxy: Service) -> None:
     async def overload() -> tuple[Counter[int], int]:
         async with replicas_behind(proxy) as possible:
             return await press(proxy, clients=24), possible
@@ -134,7 +134,7 @@ def test_when_more_is_asked_than_replicas_can_do_they_go_on_doing_what_they_can(
     assert statuses[200] > possible / 2
 
 
-def test_a_replica_that_takes_requests_and_never_answers_costs_time_and_no_request(proxy: Service) -> None:
+def test_a_replica_that_never_responds_costs_time_but_no_request(proxy: Service) -> None:
     async def ask() -> list[int]:
         async with replicas_behind(proxy, one_hangs=True), Connection(proxy.port) as connection:
             return [(await connection.ask("GET", "/scores")).status for _ in range(4)]
@@ -142,7 +142,7 @@ def test_a_replica_that_takes_requests_and_never_answers_costs_time_and_no_reque
     assert asyncio.run(ask()) == [200] * 4
 
 
-def test_replicas_that_are_added_cost_no_request_before_they_are_ready(tmp_path: Path) -> None:
+def test_added_replicas_fail_no_request_before_they_are_ready(tmp_path: Path) -> None:
     async def ask(proxy: Service) -> Counter[int]:
         async with replicas_behind(proxy, starting=4):
             return await press(proxy, clients=AT_ONCE)
@@ -152,7 +152,7 @@ def test_replicas_that_are_added_cost_no_request_before_they_are_ready(tmp_path:
     assert set(statuses) == {200}
 
 
-def test_other_machines_are_answered_over_tls_and_not_without(tmp_path: Path) -> None:
+def test_other_machines_are_served_with_tls_only(tmp_path: Path) -> None:
     port = free_port()
 
     async def ask(proxy: Service) -> tuple[httpx.Response, httpx.Response]:
@@ -167,7 +167,7 @@ def test_other_machines_are_answered_over_tls_and_not_without(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/metrics//", "/webhooks/mlflow"])
-def test_what_is_not_for_callers_is_not_there_for_them(proxy: Service, path: str) -> None:
+def test_internal_routes_are_hidden_from_callers(proxy: Service, path: str) -> None:
     async def ask() -> Answer:
         async with replicas_behind(proxy), Connection(proxy.port) as connection:
             return await connection.ask("GET", path)
@@ -181,7 +181,7 @@ def test_what_is_not_for_callers_is_not_there_for_them(proxy: Service, path: str
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
-        (b"GET / HTTP/1.1", 400),  # and no Host
+        (b"GET / HTTP/1.1", 400),  # and without a Host header
         (b"no request", 400),
         (b"GET /scores HTTP/3.0\r\nHost: h", 505),
         (b"TRACE /scores HTTP/1.1\r\nHost: h", 405),
@@ -189,9 +189,7 @@ def test_what_is_not_for_callers_is_not_there_for_them(proxy: Service, path: str
         (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 40_000, 400),
     ],
 )
-def test_what_the_proxy_itself_refuses_it_refuses_with_a_problem(
-    proxy: Service, request_line: bytes, status: int
-) -> None:
+def test_refusals_of_the_proxy_are_problems(proxy: Service, request_line: bytes, status: int) -> None:
     with socket.create_connection((HOST, proxy.port), timeout=10) as client:
         client.sendall(request_line + b"\r\n\r\n")
         head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")

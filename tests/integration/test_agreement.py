@@ -1,6 +1,6 @@
 """The whole way in three worlds: definitions, training, online store, a file through the graph, keys through the API.
 
-Batch and online give the same score for the same entity at the same moment, to the last bit.
+Batch and online give the same score for the same entity at the same time, to the last bit.
 """
 
 import datetime as dt
@@ -27,8 +27,8 @@ READY_S = 60.0
 
 def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What the whole graph makes of these entity rows as of now."""
-    moment = dt.datetime.now(dt.UTC)
-    table = pa.Table.from_pylist([row | {"event_timestamp": moment.isoformat()} for row in rows])
+    now = dt.datetime.now(dt.UTC)
+    table = pa.Table.from_pylist([row | {"event_timestamp": now.isoformat()} for row in rows])
     (folder / "requests").mkdir()
     pyarrow.csv.write_csv(table, folder / "requests" / "now.csv")
     environment = world.environment | {
@@ -62,7 +62,7 @@ def online(world: World, request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 DRIVERS = [{"driver_id": driver} for driver in (1003, 1001, 9999, 1001, 1020)]
-CUSTOMERS = [{"customer_id": customer} for customer in ("c-3", "c-29", "nobody", "c-0")]
+CUSTOMERS = [{"customer_id": customer} for customer in ("c-3", "c-29", "unknown", "c-0")]
 PAIRS = [{"customer_id": "c-1", "merchant_id": 4}, {"customer_id": "c-4", "merchant_id": 1},
          {"customer_id": "c-4", "merchant_id": 9}]  # fmt: skip
 

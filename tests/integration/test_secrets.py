@@ -1,4 +1,4 @@
-"""No secret that the environment holds is told to anybody: not in logs, metrics, problems or Dagster's records."""
+"""No secret of the environment appears in logs, metrics, problems or Dagster's records."""
 
 import dataclasses
 import datetime as dt
@@ -45,10 +45,10 @@ def world(world_on_servers: World) -> World:
     return dataclasses.replace(world_on_servers, environment=compose | world_on_servers.environment | SECRETS | here)
 
 
-def check_silent(said: str) -> None:
-    assert len(said) > 500
-    told = [name for name, secret in SECRETS.items() if secret in said]
-    assert told == []
+def check_no_secret(output: str) -> None:
+    assert len(output) > 500
+    leaked = [name for name, secret in SECRETS.items() if secret in output]
+    assert leaked == []
 
 
 def test_the_api_tells_none_when_it_works_and_when_its_stores_are_gone(
@@ -56,31 +56,31 @@ def test_the_api_tells_none_when_it_works_and_when_its_stores_are_gone(
 ) -> None:
     key = SECRETS["SERVING_API_KEYS"]
     api = ApiServer(tmp_path, environment=world.environment, key=key)
-    said: list[str] = []
+    output: list[str] = []
 
     def ask_everything() -> None:
         answers = [api.ask(), api.ask(b"{"), api.ask(Authorization="Bearer another"), api.ask(path="/scores")]
         answers += [api.get(path) for path in ("/live", "/ready", "/version", "/metrics", "/openapi.json", "/", "/env")]
         answers.append(api.ask(b"{}", "/webhooks/mlflow", **{"X-MLflow-Signature": "v1,no"}))
-        said.extend(f"{answer.status_code} {dict(answer.headers)} {answer.text}" for answer in answers)
+        output.extend(f"{answer.status_code} {dict(answer.headers)} {answer.text}" for answer in answers)
 
     api.start()
     try:
         ask_everything()
-        assert said[0].startswith("200 ")
+        assert output[0].startswith("200 ")
         with guarded_redis.stopped(), postgres_server.stopped():
             wait_until(lambda: api.get("/ready").status_code == 503, "the API to see that Redis is gone")
             wait_until(lambda: "registry_gives_no_answer" in api.log.read_text(), "the API to miss the registry")
             ask_everything()
-            assert "503 " in "".join(said)
+            assert "503 " in "".join(output)
     finally:
         api.stop()
-    check_silent("\n".join([*said, api.log.read_text()]))
+    check_no_secret("\n".join([*output, api.log.read_text()]))
 
 
 BROKEN = {
     "an address without a port": ("FEAST_REGISTRY", "postgresql+psycopg2://feast:f3ast@127.0.0.1:port/feast"),
-    "an address of nobody": ("FEAST_REGISTRY", f"postgresql+psycopg2://feast:f3ast@127.0.0.1:{free_port()}/feast"),
+    "a closed port": ("FEAST_REGISTRY", f"postgresql+psycopg2://feast:f3ast@127.0.0.1:{free_port()}/feast"),
     "another scheme": ("FEAST_REGISTRY", "postgres://feast:f3ast@127.0.0.1/feast"),
     "no address": ("FEAST_REGISTRY", "f3ast"),
     "a wrong password": ("FEAST_REDIS", "{redis},password=red1s-and-more"),
@@ -123,10 +123,10 @@ def test_dagster_keeps_none_of_a_run_that_works_and_of_one_that_fails(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     works, kept = run_batch(world, tmp_path / "works", "works")
-    monkeypatch.setenv(*BROKEN["an address of nobody"])
+    monkeypatch.setenv(*BROKEN["a closed port"])
     fails, kept_too = run_batch(world, tmp_path / "fails", "fails")
     assert (works.success, fails.success) == (True, False)
-    check_silent(kept + kept_too + caplog.text + "".join(capfd.readouterr()))
+    check_no_secret(kept + kept_too + caplog.text + "".join(capfd.readouterr()))
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -144,8 +144,8 @@ def test_no_error_of_a_store_tells_one(
     with pytest.raises(ServingError) as raised:
         load_and_look_up(applied_world, online_scorer)
     # Also what led to it: a log may hold the whole chain.
-    check_silent("".join(traceback.format_exception(raised.value)))
-    # What /ready tells anybody says what kind of failure it is, and nothing of where.
+    check_no_secret("".join(traceback.format_exception(raised.value)))
+    # /ready is public: it names the kind of failure and no address.
     assert HOST not in raised.value.public
     assert KIND.get(what, "") in raised.value.public
 

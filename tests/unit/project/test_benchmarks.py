@@ -1,4 +1,4 @@
-"""What the benchmarks make of what they measure, and that their peers are who they are said to be."""
+"""The statistics of the benchmarks, and the versions of their peers."""
 
 import re
 import subprocess

@@ -272,8 +272,8 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     write_certificate(tmp_path)
     tls = tmp_path / "tls.d" / "tls.conf"
     tls.write_text(tls.read_text().replace("/etc/nginx/tls", str(tmp_path)))
-    said = subprocess.run([nginx, "-t", "-c", tmp_path / "nginx.conf"], check=False, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
+    result = subprocess.run([nginx, "-t", "-c", tmp_path / "nginx.conf"], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_redis_starts_with_its_configuration_and_requires_the_password(tmp_path: Path) -> None:
@@ -306,8 +306,8 @@ def test_prometheus_accepts_its_configuration() -> None:
         ["check", "rules", "alerts.yml"],
         ["test", "rules", ROOT / "tests" / "unit" / "project" / "alerts.yml"],
     ):
-        said = subprocess.run([promtool, *arguments], cwd=DEPLOY, check=False, capture_output=True, text=True)
-        assert said.returncode == 0, said.stdout + said.stderr
+        result = subprocess.run([promtool, *arguments], cwd=DEPLOY, check=False, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
