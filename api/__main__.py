@@ -1,36 +1,95 @@
-"""`python -m api`. Handles stop signals from the first line on, before `api.process` spends a second on imports."""
+"""`python -m api`: the process that serves online with the settings of the environment, from its start to its end."""
 
+import errno
+import functools
 import os
 import shutil
 import signal
+import socket
 import sys
+import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
-FEASTS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+if TYPE_CHECKING:
+    from scoring.settings import Settings
+
+BACKLOG = 2048
+FEAST_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class AddressUnavailable(Exception):
+    """The API can't listen on the address of the settings."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        if error.errno == errno.EADDRINUSE:
+            problem = f"{host}:{port} is already in use: set SERVING_PORT to a free port."
+        else:
+            # Python appends the address to the system's message.
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            problem = f"can't listen on {host}:{port} ({why}): set SERVING_HOST and SERVING_PORT to a free address."
+        super().__init__(problem)
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status, as `api.process.serve` does."""
-    for stop in (signal.SIGTERM, signal.SIGINT):  # until uvicorn handles them
-        signal.signal(stop, _end)
-    from api.process import serve
+    """Serve until SIGTERM or SIGINT.
 
-    return serve()
+    Returns the exit status: 2 for a wrong setting, 1 for an address that is unavailable.
+    """
+    # Handle stop signals from the first line on: the imports take a second. uvicorn replaces these handlers.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _exit)
+    from api.app import create_app
+    from api.http.server import server_of
+    from api.model.loading import RegistryLoader
+    from api.model.settled_loader import SettledLoader
+    from api.telemetry.log import configure_logging
+    from scoring.errors import SettingsError
+    from scoring.models.registry import MlflowRegistry
+    from scoring.models.trial_load import validate_in_trial
+    from scoring.models.trial_process import PreforkedTrial
+    from scoring.settings import Settings
+
+    stopping, trial = threading.Event(), PreforkedTrial()
+    try:
+        settings = Settings.from_environment(os.environ)
+        registry = MlflowRegistry.from_settings(settings)
+        loader = RegistryLoader(settings, registry, functools.partial(validate_in_trial, run=trial.run))
+        app = create_app(settings, SettledLoader(loader), stopping)
+        _listen(settings).close()  # reports an unavailable address before the trial's imports, which take seconds
+        configure_logging(settings.log_level)
+        if sys.platform == "linux":  # elsewhere libraries that are only imported may have started threads
+            trial.fork()
+        listener = _listen(settings)  # connections are accepted only now, when they can be answered
+    except (SettingsError, AddressUnavailable) as error:
+        print(f"api: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    server = server_of(app, settings, stopping)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
+def _listen(settings: "Settings") -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise AddressUnavailable(settings.host, settings.port, error) from error
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
     # Not by an exception: a module that is being imported may catch it or print its traceback. Nothing needs cleaning
     # up before the API serves; the trial's process ends with this one.
     os._exit(0 if number == signal.SIGTERM else 128 + number)
 
 
 if __name__ == "__main__":
-    INHERITED = os.environ.get(FEASTS_FOLDER)
+    INHERITED = os.environ.get(FEAST_FOLDER_VARIABLE)
     STATUS = main()
-    # Feast (0.67) makes a folder when it is imported, which it removes at an end that does not come here.
-    if os.environ.get(FEASTS_FOLDER) not in {None, INHERITED}:
-        shutil.rmtree(os.environ[FEASTS_FOLDER], ignore_errors=True)
+    # Importing Feast (0.67) makes a folder, which Feast removes only if the interpreter exits normally.
+    if os.environ.get(FEAST_FOLDER_VARIABLE) not in {None, INHERITED}:
+        shutil.rmtree(os.environ[FEAST_FOLDER_VARIABLE], ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python would wait for MLflow's threads, which may still be fetching files (a ThreadPoolExecutor, mlflow 3.17).
+    # Python would wait for MLflow's threads, which may still be downloading files (a ThreadPoolExecutor, mlflow 3.17).
     os._exit(STATUS)

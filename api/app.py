@@ -1,15 +1,18 @@
-"""The application: everything is built here from settings and, for tests, from parts passed in."""
+"""The application: built here from the settings and, in tests, from parts that are passed in."""
 
 import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
-from litestar import Litestar
+from litestar import Litestar, Request, Response
 from litestar.di import Provide
+from litestar.exceptions import NotFoundException
 from litestar.static_files import create_static_files_router
 
+from api.errors import RouteNotFound
 from api.http.access import keys_from
 from api.http.endpoint import ANSWERS, ScoringEndpoint
 from api.http.observability import ObservabilityMiddleware
@@ -21,24 +24,23 @@ from api.model.alias_follower import AliasFollower
 from api.model.loading import Loader, RegistryLoader
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.telemetry.metrics import Metrics
+from api.telemetry.metrics import Metrics, ServingState
 from api.telemetry.request_log import RequestLog
-from api.telemetry.state_metrics import ServingState
 from api.telemetry.tracing import tracing_to
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
 
 def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
-    """The API, without having opened or loaded anything: that begins with the application's life.
+    """Build the API. It opens and loads nothing before the application's lifespan begins.
 
     Args:
         settings: all of them.
-        loader: where the model that serves comes from; the MLflow and Feast registries of the settings by default.
-        stopping: what the server sets when it was told to stop.
+        loader: loads model versions; from the MLflow and Feast registries of the settings by default.
+        stopping: set by the server once the process is stopping.
 
     Raises:
-        SettingsError: the settings don't say who may ask.
+        SettingsError: an API key is invalid, or the API would listen beyond loopback without keys.
     """
     keys = keys_from(settings)
     if loader is None:
@@ -54,7 +56,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         webhooks.append(mlflow_webhook(settings.webhook_secret, settings, follower.wake))
 
     @contextlib.asynccontextmanager
-    async def life(_: Litestar) -> AsyncIterator[None]:
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
         batcher.start()
         tasks = [
             asyncio.create_task(follower.run(), name="alias-follower"),
@@ -70,6 +72,19 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
                 each.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.stop)
+
+    def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        if isinstance(error, NotFoundException):
+            methods = {path: {"POST"} for path in ANSWERS} | {route.path: route.methods for route in app.routes}
+            error = RouteNotFound(
+                [
+                    f"{method} {path}"
+                    for path in sorted(methods)
+                    for method in sorted(methods[path] - {"HEAD", "OPTIONS"})
+                    if "{" not in path  # the files of the page
+                ]
+            )
+        return to_litestar(problem_for(error, request.scope))
 
     parts = {
         "settings": settings,
@@ -90,16 +105,16 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
             ),
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
-        exception_handlers={Exception: lambda request, error: to_litestar(problem_for(error, request.scope))},
-        lifespan=[life],
+        exception_handlers={Exception: handle_error},
+        lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
-    lines = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
+    request_log = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
     endpoint = ScoringEndpoint(app.asgi_handler, settings, keys, slot, probe.breaker, batcher, metrics)
     routes = frozenset((*ANSWERS, *(route.path for route in app.routes)))
-    app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, lines)
+    app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)
     return app
 
 

@@ -1,34 +1,36 @@
-"""What can go wrong between a request's arrival and its answer, besides what scoring itself raises.
+"""Errors between the arrival of a request and its response, besides those that scoring itself raises.
 
 ServingError (scoring.errors)
-├── RequestError             the client has to change the request
+├── RequestError             the client must change the request
 │   ├── InvalidHost          the header Host has characters that no host name has
-│   ├── MethodNotAllowed     the path does not take this method
+│   ├── RouteNotFound        no route has this path
+│   ├── MethodNotAllowed     the path does not accept this method
 │   ├── KeyNeeded            no API key, or an unknown one
 │   ├── NotSigned            a webhook delivery without a valid, recent signature
-│   ├── NotJson              another content type
+│   ├── NotJson              the content type is not JSON
 │   ├── BodyEncoded          the body is compressed
 │   ├── BodyTooLarge         the body is larger than allowed
 │   ├── BodyTooSlow          the body did not arrive in time
 │   ├── ClientLeft           the client closed the connection before the body was complete
 │   ├── UpgradeRequested     the client wants to switch to another protocol
 │   ├── MalformedBody        the body is not valid JSON
-│   ├── InvalidRequest       valid JSON, but not a request for this model
+│   ├── InvalidRequest       the body is valid JSON, but not a request for this model
 │   └── NothingScored        every entity was excluded
 └── Unavailable              the same request may succeed later
-    ├── NoModel              no model version serves yet
+    ├── NoModel              no model version is loaded yet
     ├── Overloaded           too many requests are unfinished
     ├── StoreUnavailable     the feature store failed several times in a row
-    └── DeadlineExceeded     the answer took too long
+    └── DeadlineExceeded     the response took too long
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from scoring.errors import ServingError
 
 
 class RequestError(ServingError):
-    """A request that can't be answered, now or later."""
+    """A request that will not succeed, however often it is sent."""
 
 
 class InvalidHost(RequestError):
@@ -38,19 +40,26 @@ class InvalidHost(RequestError):
         super().__init__("The header Host is not a valid host name.")
 
 
+class RouteNotFound(RequestError):
+    """No route has this path; `routes` lists those that exist, each with its method."""
+
+    def __init__(self, routes: Sequence[str]) -> None:
+        super().__init__(f"No route has this path. The routes are {', '.join(routes)}.")
+
+
 class MethodNotAllowed(RequestError):
-    """The path does not take this method; `allowed` lists those that it takes, as in the header Allow."""
+    """The path does not accept this method; `allowed` lists the accepted ones, as in the header Allow."""
 
     def __init__(self, allowed: str) -> None:
         self.allowed = allowed
-        super().__init__(f"This path takes these methods only: {allowed}.")
+        super().__init__(f"This path accepts only the methods {allowed}.")
 
 
 class KeyNeeded(RequestError):
-    """There is no API key in the request, or an unknown one."""
+    """The request has no API key, or an unknown one."""
 
     def __init__(self) -> None:
-        super().__init__("An API key is needed: send it in the header Authorization: Bearer <key>.")
+        super().__init__("An API key is required: send it in the header Authorization: Bearer <key>.")
 
 
 class NotSigned(RequestError):
@@ -89,7 +98,7 @@ class BodyTooSlow(RequestError):
 
 
 class ClientLeft(RequestError):
-    """The client closed the connection before the body was complete, so nobody reads the answer."""
+    """The client closed the connection before the body was complete, so nobody reads the response."""
 
     def __init__(self) -> None:
         super().__init__("The connection was closed before the body was complete.")
@@ -110,28 +119,29 @@ class MalformedBody(RequestError):
 
 
 class InvalidRequest(RequestError):
-    """The body is valid JSON, but not a request for the model version that serves."""
+    """The body is valid JSON, but not a request for the current model version; `example` is a valid request."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}.")
+    def __init__(self, problem: str, expected: str, example: dict[str, Any]) -> None:
+        self.example = example
+        super().__init__(f"{problem}. {expected}")
 
 
 class NothingScored(RequestError):
-    """No entity could be scored; `excluded` has each with its reason, in request order."""
+    """No entity could be scored; `excluded` lists each with its reason, in request order."""
 
-    def __init__(self, excluded: list[dict[str, Any]]) -> None:
+    def __init__(self, excluded: list[Any]) -> None:
         self.excluded = excluded
         super().__init__(f"None of the {len(excluded)} entities could be scored.")
 
 
 class Unavailable(ServingError):
-    """The request was not answered; the client may send it again after `retry_after_s` seconds."""
+    """The request failed; the client may send it again after `retry_after_s` seconds."""
 
     retry_after_s = 1
 
 
 class NoModel(Unavailable):
-    """No model version serves yet; `reason` says why."""
+    """No model version is loaded yet; `reason` is the cause."""
 
     retry_after_s = 5
 
@@ -140,14 +150,14 @@ class NoModel(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """As many requests are unfinished as the settings allow."""
+    """The number of unfinished requests has reached the limit of the settings."""
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting.")
 
 
 class StoreUnavailable(Unavailable):
-    """The feature store failed several times in a row, so this request did not try it."""
+    """The feature store failed several times in a row, so this request was not sent to it."""
 
     def __init__(self) -> None:
         super().__init__("Features can't be read now.")
@@ -157,4 +167,4 @@ class DeadlineExceeded(Unavailable):
     """The feature store or the model took longer than a request may take."""
 
     def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"There was no answer within {deadline_s:g} s.")
+        super().__init__(f"There was no response within {deadline_s:g} s.")

@@ -38,7 +38,7 @@ IMPORTED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.sklearn",
     "feast",
-    "api.process",
+    "api.app",
 )
 _PRINT_MEMORY = """
 import importlib, sys, warnings

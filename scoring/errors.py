@@ -129,7 +129,8 @@ class MissingFeatures(ModelRefused):
             model,
             f"feature service {service!r} does not serve its inputs {', '.join(missing)} "
             f"(it serves {', '.join(served) or 'nothing'}). Add them to the service, name another service in the "
-            "version's tag feast.feature_service, or declare them in SERVING_REQUEST_INPUTS.",
+            "version's tag feast.feature_service, or, if they come with the request, declare them in its tag "
+            "serving.request_inputs or in SERVING_REQUEST_INPUTS.",
         )
 
 

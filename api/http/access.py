@@ -1,4 +1,4 @@
-"""Who may ask for scores: callers with one of the keys, or anybody where no keys are set."""
+"""API keys: which callers may request scores."""
 
 import hashlib
 import hmac
@@ -13,43 +13,46 @@ SCHEME = "bearer"
 
 
 class Keys:
-    """The keys that open the API, kept as digests. None: open to anybody."""
+    """The valid API keys, kept as digests. Without any, every caller is admitted."""
 
     def __init__(self, keys: tuple[Secret, ...] = ()) -> None:
-        """Args: all that are valid now."""
         self._digests = [_digest(key.reveal()) for key in keys]
 
     @property
-    def needed(self) -> bool:
-        """Whether a caller needs one."""
+    def required(self) -> bool:
+        """Whether a caller needs a key."""
         return bool(self._digests)
 
-    def check(self, authorization: bytes | None) -> None:
-        """Raise KeyNeeded unless the value of the header Authorization holds a key, or none is needed.
+    def admit(self, authorization: bytes | None) -> bool:
+        """Return whether the value of the header Authorization contains a valid key, or none is required.
 
-        Every key is compared, each in constant time, so the time taken reveals nothing about any of them.
+        Every key is compared, each in constant time, so the duration reveals nothing about any of them.
         """
         if not self._digests:
-            return
+            return True
         scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
         given = _digest(key.strip())
-        fits = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != SCHEME or not any(fits):
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == SCHEME and any(matches)
+
+    def check(self, authorization: bytes | None) -> None:
+        """Raise KeyNeeded unless `admit` returns true."""
+        if not self.admit(authorization):
             raise KeyNeeded
 
 
 def keys_from(settings: Settings) -> Keys:
-    """The keys of the settings.
+    """Return the keys of the settings.
 
     Raises:
-        SettingsError: their file can't be read, or the API would listen beyond loopback without keys.
+        SettingsError: a key is invalid, their file can't be read, or the API would listen beyond loopback without keys.
     """
     keys = _usable("SERVING_API_KEYS", settings.api_keys) + _usable("SERVING_API_KEYS_FILE", _keys_in_file(settings))
     if not keys and not settings.allow_anonymous and not _is_loopback(settings.host):
         raise SettingsError(
             "SERVING_API_KEYS",
-            f"is not set and SERVING_HOST is {settings.host!r}, which is not loopback: set keys, or "
-            "SERVING_ALLOW_ANONYMOUS=true if whoever reaches the port may ask.",
+            f"is not set and SERVING_HOST is {settings.host!r}, which is not loopback: set keys, or set "
+            "SERVING_ALLOW_ANONYMOUS=true to let anyone who can reach the port request scores.",
         )
     return Keys(keys)
 
@@ -57,7 +60,7 @@ def keys_from(settings: Settings) -> Keys:
 def _usable(variable: str, keys: tuple[Secret, ...]) -> tuple[Secret, ...]:
     for text in (key.reveal() for key in keys):
         if not (text.isascii() and text.isprintable()) or " " in text:
-            problem = "holds a key that no header can carry: use letters, digits and signs of ASCII, without spaces."
+            problem = "has a key that no header can carry: use visible ASCII characters without spaces."
             raise SettingsError(variable, problem)
     return keys
 

@@ -1,77 +1,123 @@
-"""Scores as the answers to POST /inference and POST /scores. Pure: no request, no header."""
+"""The bodies of the 200 responses to POST /inference and POST /scores: their types, and how they are made from scores.
 
-from typing import Any
+The OpenAPI document is made from the same types. Knows no request and no header.
+"""
+
+import functools
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from api.errors import NothingScored
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest
+from api.model.request_schema import EntityRequest, RequestForm, entity_fields
 from api.model.scorer import RowScores
 from scoring.predict import IMPUTED
 from scoring.settings import MissingFeaturesPolicy
 
-
-def inference_answer(
-    served: Served, request: EntityRequest, scores: RowScores, policy: MissingFeaturesPolicy
-) -> dict[str, Any]:
-    """The entity with the highest prediction; of equals, the one that the request names first.
-
-    Raises:
-        NothingScored: no entity has a prediction.
-    """
-    scored = [value for value in scores.values if value is not None]
-    excluded = []
-    if len(scored) < len(scores.values):
-        excluded = [
-            {**served.form.entity(request, row), "reason": scores.reasons[row]}
-            for row, value in enumerate(scores.values)
-            if value is None
-        ]
-    if not scored:
-        raise NothingScored(excluded)
-    highest = max(scored)
-    return {
-        "request_id": request.request_id,
-        "prediction": served.form.choice(request, scores.values.index(highest)),
-        "score": highest,
-        "model": model_answer(served),
-        "excluded": excluded,
-        **_imputed(served, request, scores.reasons, policy),
-        "error": None,
-    }
+REASON_DESCRIPTION = (
+    "`not_found`: the online store has no row for the entity. `stale`: its row is past the feature view's time to "
+    "live. `null_feature`: a feature is null. `not_finite`: the model's output is not a finite number."
+)
+Reason = Annotated[str, Meta(description=REASON_DESCRIPTION)]
 
 
-def scores_answer(
-    served: Served, request: EntityRequest, scores: RowScores, policy: MissingFeaturesPolicy
-) -> dict[str, Any]:
-    """One score an entity, in request order: null, with a reason, where there is none."""
-    return {
-        "request_id": request.request_id,
-        "model": model_answer(served),
-        "scores": [
-            {
-                **served.form.entity(request, row),
-                "score": value,
-                "reason": scores.reasons[row] if value is None else None,
-            }
-            for row, value in enumerate(scores.values)
-        ],
-        **_imputed(served, request, scores.reasons, policy),
-    }
+class Model(msgspec.Struct, frozen=True):
+    """The model version that answered."""
+
+    name: str
+    version: int
 
 
-def model_answer(served: Served) -> dict[str, Any]:
-    """Which version made an answer."""
-    return {"name": served.scorer.version.name, "version": served.scorer.version.version}
+class AnswerForm:
+    """The types of the answers to one form of request. Their members depend on its join keys."""
+
+    def __init__(self, form: RequestForm | None, policy: MissingFeaturesPolicy) -> None:
+        """Define the types.
+
+        Args:
+            form: the requests. None describes those of any model, for the OpenAPI document.
+            policy: for missing features; `impute` adds the member `imputed`.
+        """
+        self._imputes = policy == "impute"
+        keys, names = entity_fields(form)
+        only = keys[0][1] if len(keys) == 1 else None
+        self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)
+        self.excluded = msgspec.defstruct("Excluded", [*keys, ("reason", Reason)], rename=names, frozen=True)
+        self.entity_score = msgspec.defstruct(
+            "EntityScore", [*keys, ("score", float | None), ("reason", Reason | None)], rename=names, frozen=True
+        )
+        excluded: Any = list[self.excluded]  # type: ignore[name-defined]  # made here
+        imputed = Annotated[excluded, Meta(description="Entities scored with imputed features, and why.")]
+        choice = Meta(description="The entity with the highest score; of equal ones, the first in the request.")
+        self.inference_answer = msgspec.defstruct(
+            "Inference",
+            [
+                ("request_id", str),
+                ("prediction", Annotated[only or self.entity, choice]),
+                ("score", Annotated[float, Meta(description="Its predicted value.")]),
+                ("model", Model),
+                ("excluded", Annotated[excluded, Meta(description="Entities without a score, and why.")]),
+                *([("imputed", imputed)] if self._imputes else []),
+                ("error", type(None)),
+            ],
+            frozen=True,
+        )
+        self.scores_answer = msgspec.defstruct(
+            "Scores",
+            [
+                ("request_id", str),
+                ("model", Model),
+                ("scores", list[self.entity_score]),  # type: ignore[name-defined]  # made here
+                *([("imputed", imputed)] if self._imputes else []),
+            ],
+            frozen=True,
+        )
+
+    def inference(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
+        """Return the entity with the highest prediction; of equal ones, the first in the request.
+
+        Raises:
+            NothingScored: no entity has a prediction.
+        """
+        values, keys = scores.values, served.form.key_columns(request)
+        excluded = []
+        if None in values:
+            rows = zip(values, *keys, scores.reasons, strict=True)
+            excluded = [self.excluded(*entity) for value, *entity in rows if value is None]
+            if len(excluded) == len(values):
+                raise NothingScored(excluded)
+        highest = max(value for value in values if value is not None)
+        best = values.index(highest)
+        choice = keys[0][best] if len(keys) == 1 else self.entity(*(column[best] for column in keys))
+        imputed = self._imputed(keys, scores.reasons)
+        return self.inference_answer(request.request_id, choice, highest, model_of(served), excluded, *imputed, None)
+
+    def scores(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
+        """Return one score per entity, in request order: null, with a reason, for an entity without one."""
+        keys, reasons = served.form.key_columns(request), scores.reasons
+        if self._imputes:  # the reasons of entities with a score are in `imputed`
+            reasons = [
+                None if value is not None else reason for value, reason in zip(scores.values, reasons, strict=True)
+            ]
+        rows = list(map(self.entity_score, *keys, scores.values, reasons))
+        return self.scores_answer(request.request_id, model_of(served), rows, *self._imputed(keys, scores.reasons))
+
+    def _imputed(self, keys: list[list[Any]], reasons: list[str | None]) -> list[list[msgspec.Struct]]:
+        """Return the members that the policy `impute` adds: one, or none under another policy."""
+        if not self._imputes:
+            return []
+        rows = zip(*keys, reasons, strict=True)
+        imputed = [(entity, reason) for *entity, reason in rows if reason is not None and reason.startswith(IMPUTED)]
+        return [[self.excluded(*entity, reason.removeprefix(IMPUTED)) for entity, reason in imputed]]
 
 
-def _imputed(
-    served: Served, request: EntityRequest, reasons: list[str | None], policy: MissingFeaturesPolicy
-) -> dict[str, Any]:
-    if policy != "impute":
-        return {}
-    rows = [(row, reason) for row, reason in enumerate(reasons) if reason is not None and reason.startswith(IMPUTED)]
-    return {
-        "imputed": [
-            {**served.form.entity(request, row), "reason": reason.removeprefix(IMPUTED)} for row, reason in rows
-        ]
-    }
+def model_of(served: Served) -> Model:
+    """Return the model version of an answer."""
+    return Model(served.scorer.version.name, served.scorer.version.version)
+
+
+# Two, because requests to the previous version may end after a swap.
+answer_form = functools.lru_cache(maxsize=2)(AnswerForm)
+"""The `AnswerForm` for these arguments, made once."""

@@ -1,14 +1,14 @@
-"""POST /inference and POST /scores, from the request to the answer: every method and every error of the two paths.
+"""POST /inference and POST /scores, from the request to the response: every method and every error of the two paths.
 
 They don't go through Litestar, which makes a task group for a handler's dependencies, a copy of the handler for each
 guard, and request and response objects that parse all headers. Its router and its layers of exception handlers take a
 sixth of what remains without these (litestar 2.25, docs/adr/009).
 """
 
+import functools
 import string
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from litestar.enums import ScopeType
@@ -23,8 +23,8 @@ from api.errors import (
     Overloaded,
 )
 from api.http.access import Keys
-from api.http.answers import inference_answer, scores_answer
-from api.http.messages import BodyReader, Headers, Response, header_text, headers_of, send_response
+from api.http.answers import AnswerForm, answer_form
+from api.http.messages import BodyReader, Response, header_value, headers_of, send_response
 from api.http.problems import problem_for
 from api.inference.batcher import MicroBatcher
 from api.inference.micro_batch import PendingRequest
@@ -34,16 +34,22 @@ from api.model.scorer import RowScores
 from api.model.store_health import NO_ANSWER, Breaker
 from api.telemetry.metrics import Metrics
 from api.telemetry.request_context import RequestContext
-from scoring.errors import FeatureStoreError, UnusableFeature
-from scoring.settings import MissingFeaturesPolicy, Settings
+from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
+from scoring.settings import Settings
 
-MakeAnswer = Callable[[Served, EntityRequest, RowScores, MissingFeaturesPolicy], dict[str, Any]]
+MakeAnswer = Callable[[AnswerForm, Served, EntityRequest, RowScores], msgspec.Struct]
 
-ANSWERS: dict[str, MakeAnswer] = {"/inference": inference_answer, "/scores": scores_answer}
+ANSWERS: dict[str, MakeAnswer] = {"/inference": AnswerForm.inference, "/scores": AnswerForm.scores}
 METHODS = "POST, OPTIONS"
-JSON = "application/json"
-# What a Host may consist of, as in Litestar's own check (2.25).
+JSON = b"application/json"
+JSON_HEADER = (b"content-type", JSON)
+# The characters of a valid Host, as in Litestar's own check (2.25).
 HOST_CHARACTERS = f"{string.ascii_letters}{string.digits}!$&'()*+,;=-._~:[]@%".encode()
+
+
+@functools.lru_cache(maxsize=2)
+def _version_header(model: str) -> tuple[bytes, bytes]:
+    return b"x-model-version", header_value(model)
 
 
 class ScoringEndpoint:
@@ -89,36 +95,30 @@ class ScoringEndpoint:
         if headers.get(b"host", b"").translate(None, HOST_CHARACTERS):
             raise InvalidHost
         if scope["method"] == "OPTIONS":
-            return Response(204, {"allow": METHODS}, b"")
+            return Response(204, [(b"allow", METHODS.encode())], b"")
         if scope["method"] != "POST":
             raise MethodNotAllowed(METHODS)
         # Before the body is read: a client without a key, or one that can't be answered now, need not send it.
         self._keys.check(headers.get(b"authorization"))
         if self._batcher.full:
             raise Overloaded
-        if _value(headers, b"content-type").partition(";")[0].rstrip() != JSON:
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != JSON:
             raise NotJson
-        if _value(headers, b"content-encoding") not in {"", "identity"}:
+        if headers.get(b"content-encoding", b"").strip().lower() not in {b"", b"identity"}:
             raise BodyEncoded
-        body = await self._bodies.read(headers, receive)
+        body = await self._bodies.read(scope, headers, receive)
         context = RequestContext.of(scope)
         served, request, scores = await self._score(body, context)
-        return Response(
-            200,
-            {
-                "content-type": JSON,
-                "x-request-id": header_text(request.request_id),
-                "x-model-version": header_text(str(served.scorer.version)),
-            },
-            msgspec.json.encode(make_answer(served, request, scores, self._policy)),
-        )
+        answer = make_answer(answer_form(served.form, self._policy), served, request, scores)
+        id_header = (b"x-request-id", header_value(request.request_id))
+        return Response(200, [JSON_HEADER, id_header, _version_header(context.model)], msgspec.json.encode(answer))
 
     async def _score(self, body: bytes, context: RequestContext) -> tuple[Served, EntityRequest, RowScores]:
-        """What serves, the request in `body` and its scores; `context` keeps what is known of it.
+        """Score the request in `body` with the current version, and record in `context` what is known of it.
 
         Raises:
-            RequestError, EntityRowsError, FeaturesRejected: this request can't be answered.
-            Unavailable, FeatureStoreError: not now.
+            RequestError, FeaturesRejected: the request can't be answered.
+            Unavailable, FeatureStoreError: it can't be answered now.
             PredictionFailed: the model failed.
         """
         served = self._slot.current()  # once: a swap while the request waits does not concern it
@@ -133,6 +133,8 @@ class ScoringEndpoint:
             if pending.in_store:
                 self._blame_store(pending, NO_ANSWER)
             raise DeadlineExceeded(self._deadline_s) from None
+        except EntityRowsError as error:
+            raise served.form.invalid(str(error).removesuffix(".")) from None
         except UnusableFeature:
             raise
         except FeatureStoreError as error:
@@ -145,11 +147,7 @@ class ScoringEndpoint:
         return served, request, scores
 
     def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
-        """Report a failure of the store: once per batch, though several requests end with it."""
+        """Report a failure of the store: once per batch, although several requests end with it."""
         if pending.batch is not None and not pending.batch.blamed:
             pending.batch.blamed = True
             self._breaker.failed(problem, reason)
-
-
-def _value(headers: Headers, name: bytes) -> str:
-    return headers.get(name, b"").decode("latin-1").strip().lower()

@@ -1,7 +1,7 @@
 """HTTP requests and responses as ASGI messages, for what does not go through Litestar.
 
 Litestar's request and response objects parse and copy all headers, which takes longer than reading a body and sending
-an answer (litestar 2.25).
+a response (litestar 2.25).
 """
 
 import asyncio
@@ -14,84 +14,88 @@ from litestar.types import Receive, Scope, Send
 from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeRequested
 
 Headers = Mapping[bytes, bytes]
-"""Header name in lower case → value; the first one where a name is repeated."""
+"""Header name in lower case → value; the first one if a name is repeated."""
+
+BODY_COMPLETE = "serving_body_complete"
+"""Key in the ASGI state of a request whose whole body has arrived, so that reading it needs no timer."""
 
 
 class Response(NamedTuple):
     """A whole response."""
 
     status: int
-    headers: dict[str, str]
-    """Names in lower case, values in visible ASCII; Content-Length is added when it is sent."""
+    headers: list[tuple[bytes, bytes]]
+    """Names in lower case, values in visible ASCII. `send_response` adds Content-Length."""
     body: bytes
 
 
 class BodyReader:
-    """Reads request bodies within a size and a time."""
+    """Reads request bodies within limits of size and time."""
 
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
 
-    async def read(self, headers: Headers, receive: Receive) -> bytes:
-        """The body of the request with these headers.
+    async def read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        """Return the body of a request.
+
+        Args:
+            scope: the request.
+            headers: its headers, from `headers_of`.
+            receive: receives its ASGI messages.
 
         Raises:
-            BodyTooLarge: it is, or its Content-Length says so.
-            BodyTooSlow: it did not arrive in time.
+            BodyTooLarge: the body or its Content-Length exceeds the limit.
+            BodyTooSlow: the body did not arrive in time.
             ClientLeft: the client closed the connection.
             UpgradeRequested: the client wants to switch to another protocol.
         """
         announced = headers.get(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > self._max_bytes:
             raise BodyTooLarge(self._max_bytes)
-        pieces, length, complete = [], 0, False
-        # asyncio.timeout takes longer than reading a body that is already there.
-        task, late = cast("asyncio.Task[None]", asyncio.current_task()), False
-
-        def give_up() -> None:
-            nonlocal late
-            late = task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, give_up)
-        try:
-            while not complete:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise ClientLeft
-                pieces.append(message["body"])
-                length += len(pieces[-1])
-                if length > self._max_bytes:
-                    raise BodyTooLarge(self._max_bytes)
-                complete = not message.get("more_body")
-        except asyncio.CancelledError:
-            if not late or task.uncancel():
-                raise  # cancelled by someone else
-            raise BodyTooSlow(self._timeout_s) from None
-        finally:
-            timer.cancel()
-        if not length and b"upgrade" in headers:
+        if BODY_COMPLETE in scope["state"]:
+            body = await self._receive_all(receive)
+        else:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    body = await self._receive_all(receive)
+            except TimeoutError:
+                raise BodyTooSlow(self._timeout_s) from None
+        if not body and b"upgrade" in headers:
             raise UpgradeRequested  # httptools took the body for data of the other protocol (0.9)
+        return body
+
+    async def _receive_all(self, receive: Receive) -> bytes:
+        pieces, length, complete = [], 0, False
+        while not complete:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientLeft
+            pieces.append(message["body"])
+            length += len(pieces[-1])
+            if length > self._max_bytes:
+                raise BodyTooLarge(self._max_bytes)
+            complete = not message.get("more_body")
         return b"".join(pieces)
 
 
 def headers_of(scope: Scope) -> Headers:
-    """The headers of a request."""
+    """Return the headers of a request."""
     return dict(reversed(cast("list[tuple[bytes, bytes]]", scope["headers"])))
 
 
 async def send_response(send: Send, response: Response) -> None:
     """Send a whole response."""
-    headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in response.headers.items()]
+    headers = response.headers
     if response.status != 204:
-        headers.append((b"content-length", b"%d" % len(response.body)))
+        headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": False})
 
 
-def header_text(text: str) -> str:
-    """`text` as a header value: percent-encoded, except for visible ASCII and spaces between."""
+def header_value(text: str) -> bytes:
+    """Return `text` as a header value: percent-encoded, except for visible ASCII and the spaces between words."""
     stripped = text.strip() == text
     if stripped and text.isascii() and text.isprintable() and "%" not in text:
-        return text  # quote gives the same and takes ten times as long
-    return urllib.parse.quote(text, safe="!\"#$&'()*+,/:;<=>?@[\\]^`{|} " if stripped else "/")
+        return text.encode()  # quote gives the same and takes ten times as long
+    return urllib.parse.quote(text, safe="!\"#$&'()*+,/:;<=>?@[\\]^`{|} " if stripped else "/").encode()

@@ -1,4 +1,4 @@
-"""Around every request, also one that no route takes: counted, logged, traced; HEAD answered as GET without body."""
+"""Counts, logs and traces every request, even if no route matches; answers HEAD as GET without a body."""
 
 import threading
 import time
@@ -16,13 +16,13 @@ from api.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# Requested every few seconds by machines: not worth a line each.
+# Machines request these every few seconds: logged at debug only.
 MACHINE_ROUTES = frozenset(("/live", "/ready", "/metrics"))
 UNKNOWN = "other"
 
 
 class ObservabilityMiddleware:
-    """ASGI middleware outside Litestar's router, which answers 404 and 405 before its own middleware begins."""
+    """ASGI middleware outside Litestar's router, which answers 404 and 405 before its own middleware runs."""
 
     def __init__(
         self,
@@ -31,26 +31,36 @@ class ObservabilityMiddleware:
         metrics: Metrics,
         stopping: threading.Event,
         tracing: Tracing | None,
-        lines: RequestLog | None,
+        request_log: RequestLog | None,
     ) -> None:
-        """Args: what answers, the paths that it has, and who is told."""
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            routes: its paths.
+            metrics: counts each request.
+            stopping: set once the process is stopping.
+            tracing: traces scoring requests, unless None.
+            request_log: logs each request, unless None.
+        """
         self._app = app
         self._routes = routes
         self._metrics = metrics
         self._stopping = stopping
         self._tracing = tracing
-        self._lines = lines
+        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        began, status, method = time.perf_counter(), 500, str(scope["method"])
+        started_at, status, method = time.perf_counter(), 500, scope["method"]
+        RequestContext.start(scope)
         if method == "HEAD":
             scope = cast("HTTPScope", {**scope, "method": "GET"})
 
-        async def note_status(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -63,29 +73,34 @@ class ObservabilityMiddleware:
 
         self._metrics.in_flight += 1
         try:
-            await self._app(scope, receive, note_status)
+            await self._app(scope, receive, send_observed)
         finally:
             self._metrics.in_flight -= 1
-            self._tell(scope, method, status, began)
+            self._record(scope, method if method in METHODS else UNKNOWN, status, started_at)
 
-    def _tell(self, scope: HTTPScope, method: str, status: int, began: float) -> None:
-        ended = time.perf_counter()
+    def _record(self, scope: HTTPScope, method: str, status: int, started_at: float) -> None:
+        ended_at = time.perf_counter()
         route = self._route(scope)
-        method = method if method in METHODS else UNKNOWN
-        self._metrics.answered(route, method, status, ended - began)
+        self._metrics.answered(route, method, status, ended_at - started_at)
         context = RequestContext.of(scope)
-        facts = {"method": method, "route": route, "status": status, "duration_ms": round((ended - began) * 1e3, 2)}
-        facts |= context.facts()
+        facts: dict[str, object] = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round((ended_at - started_at) * 1e3, 2),
+            **context.facts(),
+        }
         if self._tracing is not None and context.pending is not None:
-            facts["trace_id"] = self._tracing.record(scope, route, status, began, ended, context)
+            facts["trace_id"] = self._tracing.record(scope, route, status, started_at, ended_at, context)
         if route in MACHINE_ROUTES:
             log.debug("request", **facts)
-        elif self._lines is not None:
-            self._lines.tell(facts)
+        elif self._request_log is not None:
+            self._request_log.write(facts)
 
     def _route(self, scope: HTTPScope) -> str:
         template = scope.get("path_template")
         if template:
             return template
-        # A known path with another method; anything else is the caller's invention, and there is no end of those.
+        # Litestar sets no template for a known path with another method. All unknown paths share one name, because
+        # clients can make up any number of them.
         return scope["path"] if scope["path"] in self._routes else UNKNOWN

@@ -2,13 +2,14 @@
 
 import traceback
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import litestar
 import msgspec
 import structlog
 from litestar.exceptions import HTTPException
 from litestar.types import Scope
+from msgspec import Meta
 
 from api.errors import (
     BodyEncoded,
@@ -26,13 +27,13 @@ from api.errors import (
     NotJson,
     NotSigned,
     Overloaded,
+    RouteNotFound,
     StoreUnavailable,
     UpgradeRequested,
 )
-from api.http.messages import Response, header_text
+from api.http.messages import Response, header_value
 from api.telemetry.request_context import RequestContext
 from scoring.errors import (
-    EntityRowsError,
     FeaturesRejected,
     FeatureStoreError,
     PredictionFailed,
@@ -50,11 +51,11 @@ class Kind(msgspec.Struct, frozen=True):
     """One kind of problem."""
 
     name: str
-    """The end of its `type`."""
+    """The last part of its `type`."""
     status: int
     title: str
     detail: str | None = None
-    """What a client reads instead of the error's message, where that one is for operators."""
+    """The detail for clients, if the error's own message is for operators."""
 
 
 NOT_FOUND = Kind("not-found", 404, "Not found")
@@ -62,8 +63,7 @@ METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "Method not allowed")
 BODY_TOO_LARGE = Kind("body-too-large", 413, "Body too large")
 BAD_REQUEST = Kind("bad-request", 400, "Malformed request")
 NOT_READY = Kind("not-ready", 503, "Not ready")
-INVALID_REQUEST = Kind("invalid-request", 422, "Invalid request")
-SEE_LOG = "The log has more under this problem's instance."
+SEE_LOG = "The log has details under this problem's instance."
 INTERNAL = Kind("internal-error", 500, "Internal error", SEE_LOG)
 STORE_FAILED = Kind("feature-store-failed", 503, "Feature store failed", "Features can't be read now.")
 
@@ -78,12 +78,12 @@ BY_ERROR: dict[type[Exception], Kind] = {
     ClientLeft: BAD_REQUEST,
     InvalidHost: BAD_REQUEST,
     UpgradeRequested: BAD_REQUEST,
+    RouteNotFound: NOT_FOUND,
     MethodNotAllowed: METHOD_NOT_ALLOWED,
-    InvalidRequest: INVALID_REQUEST,
-    EntityRowsError: INVALID_REQUEST,
+    InvalidRequest: Kind("invalid-request", 422, "Invalid request"),
     NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
     FeaturesRejected: Kind("features-rejected", 422, "Features missing"),
-    # /ready gives the reason, with names that only operators should read.
+    # /ready gives the reason, with names that are for operators only.
     NoModel: Kind("no-model", 503, "No model serves yet", "No model version serves yet: see /ready for the reason."),
     Overloaded: Kind("overloaded", 503, "Too many requests"),
     DeadlineExceeded: Kind("deadline-exceeded", 503, "Deadline exceeded"),
@@ -94,55 +94,64 @@ BY_ERROR: dict[type[Exception], Kind] = {
 }
 BY_STATUS = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE)}
 KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), *BY_STATUS.values(), BAD_REQUEST, NOT_READY, INTERNAL)))
+TYPES = sorted({TYPE_PREFIX + kind.name for kind in KINDS})
+HEADERS = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An RFC 9457 problem."""
+
+    type: Annotated[str, Meta(extra_json_schema={"format": "uri", "enum": TYPES})]
+    title: str
+    status: int
+    detail: str
+    instance: Annotated[
+        str, Meta(description="Identifies this occurrence, also in the log.", extra_json_schema={"format": "uri"})
+    ]
+    excluded: Annotated[list[Any], Meta(extra_json_schema={"items": {"$ref": "#/components/schemas/Excluded"}})] = []
+    request_id: Annotated[str | None, Meta(description="The request's own id, if it could be read.")] = None
+    example: Annotated[Any, Meta(description="A valid request, if the body was not one.")] = None
 
 
 def problem_for(error: Exception, scope: Scope) -> Response:
-    """The response for an error that a request led to. A failure of ours also gets a line of its own in the log.
+    """Return the response for an error that a request led to. Failures of the server also get a log line of their own.
 
-    Each problem has an `instance` of its own, which the log has, too. No body holds feature values, a stack trace or a
+    Each problem has a unique `instance`, which the log has, too. No body contains feature values, a stack trace or a
     message that was not written for clients.
     """
     kind, context = _kind(error), RequestContext.of(scope)
     context.problem, context.instance = kind.name, _new_instance()
-    members: dict[str, Any] = {}
     headers = _headers(kind, error)
-    if isinstance(error, NothingScored):
-        members["excluded"] = error.excluded
     if context.request_id is not None:
-        members["request_id"] = context.request_id
-        headers["x-request-id"] = header_text(context.request_id)
-    if context.model is not None:
-        headers["x-model-version"] = header_text(context.model)
+        headers.append((b"x-request-id", header_value(context.request_id)))
+    if context.model:
+        headers.append((b"x-model-version", header_value(context.model)))
     _log(kind, error, instance=context.instance, path=scope["path"])
-    return _response(kind, _detail(kind, error), context.instance, members, headers)
+    problem = Problem(
+        TYPE_PREFIX + kind.name,
+        kind.title,
+        kind.status,
+        _detail(kind, error),
+        context.instance,
+        excluded=error.excluded if isinstance(error, NothingScored) else [],
+        request_id=context.request_id,
+        example=error.example if isinstance(error, InvalidRequest) else None,
+    )
+    return Response(kind.status, headers, msgspec.json.encode(problem))
 
 
-def not_ready(detail: str, state: dict[str, Any]) -> Response:
-    """The response of /ready while it is not: a problem that also has the members of `state`."""
-    return _response(NOT_READY, detail, _new_instance(), state, {"retry-after": "1"})
+def not_ready(detail: str, state: msgspec.Struct) -> Response:
+    """Return the 503 response of /ready: a problem that also has the members of `state`."""
+    problem = Problem(TYPE_PREFIX + NOT_READY.name, NOT_READY.title, NOT_READY.status, detail, _new_instance())
+    members = msgspec.to_builtins(problem) | msgspec.to_builtins(state)
+    return Response(NOT_READY.status, [*HEADERS, (b"retry-after", b"1")], msgspec.json.encode(members))
 
 
 def to_litestar(response: Response) -> litestar.Response[bytes]:
-    """The same as a response of Litestar's."""
-    return litestar.Response(
-        response.body,
-        status_code=response.status,
-        media_type=response.headers["content-type"],
-        headers={name: value for name, value in response.headers.items() if name != "content-type"},
-    )
-
-
-def _response(kind: Kind, detail: str, instance: str, members: dict[str, Any], headers: dict[str, str]) -> Response:
-    body = {
-        "type": TYPE_PREFIX + kind.name,
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail,
-        "instance": instance,
-        **members,
-    }
-    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store", **headers}
-    return Response(kind.status, headers, msgspec.json.encode(body))
+    """Convert a problem to a response of Litestar."""
+    headers = {name.decode(): value.decode() for name, value in response.headers}
+    media_type = headers.pop("content-type")
+    return litestar.Response(response.body, status_code=response.status, media_type=media_type, headers=headers)
 
 
 def _new_instance() -> str:
@@ -161,21 +170,21 @@ def _kind(error: Exception) -> Kind:
     return INTERNAL
 
 
-def _headers(kind: Kind, error: Exception) -> dict[str, str]:
-    headers: dict[str, str] = {}
+def _headers(kind: Kind, error: Exception) -> list[tuple[bytes, bytes]]:
+    headers = [*HEADERS]
     if kind.status == 503:
-        headers["retry-after"] = str(getattr(error, "retry_after_s", 1))
+        headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_s", 1)))
     match error:
         case MethodNotAllowed():
-            headers["allow"] = error.allowed
+            headers.append((b"allow", error.allowed.encode()))
         case HTTPException() if error.headers:
-            headers |= {name.lower(): value for name, value in error.headers.items() if name.lower() == "allow"}
+            headers += [(b"allow", value.encode()) for name, value in error.headers.items() if name.lower() == "allow"]
         case KeyNeeded():
-            headers["www-authenticate"] = "Bearer"
+            headers.append((b"www-authenticate", b"Bearer"))
         case BodyEncoded():
-            headers["accept-encoding"] = "identity"  # RFC 9110, 15.5.16
+            headers.append((b"accept-encoding", b"identity"))  # RFC 9110, 15.5.16
         case BodyTooSlow() | UpgradeRequested():  # the rest of the body must not be read as the next request
-            headers["connection"] = "close"
+            headers.append((b"connection", b"close"))
     return headers
 
 
@@ -188,7 +197,7 @@ def _detail(kind: Kind, error: Exception) -> str:
 def _log(kind: Kind, error: Exception, **facts: Any) -> None:
     facts |= {"problem": kind.name, "status": kind.status}
     if isinstance(error, PredictionFailed):
-        # The model's own message may quote feature values, so the log gets only where it was raised.
+        # The model's own message may quote feature values, so the log gets only the place where it was raised.
         at = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ else []
         log.error("request_failed", reason=str(error), at=[f"{f.filename}:{f.lineno} {f.name}" for f in at], **facts)
     elif isinstance(error, FeatureStoreError):

@@ -1,60 +1,110 @@
-"""Whether this process should get requests, and what an operator needs to know where it should not."""
+"""GET /ready: whether this process should get requests, and if not, what an operator needs to know."""
 
 import threading
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import MediaType, Response
+from msgspec import Meta
 
-from api.http.answers import model_answer
 from api.http.problems import not_ready, to_litestar
-from api.model.model_slot import ModelSlot
+from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
 from scoring.settings import Settings
 
 
-def readiness(settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: threading.Event) -> dict[str, Any]:
-    """The state of model, registry and feature store; member `problem` is None where requests have all they need."""
-    served, refusal, store = slot.served, slot.refusal, probe.state
+class LoadedModel(msgspec.Struct, frozen=True):
+    """The model version that serves."""
+
+    name: str
+    version: int
+    feature_service: str
+
+
+class RegistryState(msgspec.Struct, frozen=True):
+    """What is known of the MLflow and Feast registries."""
+
+    last_answer_age_s: float | None
+    problem: str | None
+
+
+class RefusedVersion(msgspec.Struct, frozen=True):
+    """A version that the alias names and that can't serve. The previous one keeps serving."""
+
+    model: str
+    reason: str
+    fault_of: Annotated[
+        Literal["version", "this_machine"],
+        Meta(description="`this_machine`: the version could not be tried on this machine."),
+    ]
+    attempts: int
+    next_attempt_in_s: float
+
+
+class FeatureStoreState(msgspec.Struct, frozen=True):
+    """What is known of the online store."""
+
+    usable: bool
+    problem: str | None
+    last_answer_age_s: float | None
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The state of the model, the registries and the feature store."""
+
+    ready: bool
+    alias: Annotated[str, Meta(description="The followed `model@alias`.")]
+    model: LoadedModel | None
+    registry: RegistryState
+    refused: RefusedVersion | None
+    feature_store: FeatureStoreState
+
+
+def readiness(
+    settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: threading.Event
+) -> tuple[Readiness, str | None]:
+    """Return the state, and why the process is not ready; None if it is."""
+    served, store = slot.served, probe.state
     problem = None
     if stopping.is_set():
-        problem = "This process was told to stop."
+        problem = "This process is stopping."
     elif served is None:
         problem = f"No model version serves yet: {slot.why_empty()}"
     elif not store.usable:
         problem = store.problem
+    model = None
+    if served is not None:
+        version = served.scorer.version
+        model = LoadedModel(version.name, version.version, served.scorer.features.service)
     age_s = slot.poll_age_s()
-    return {
-        "ready": problem is None,
-        "problem": problem,
-        "alias": f"{settings.model_name}@{settings.model_alias}",
-        "model": {**model_answer(served), "feature_service": served.scorer.features.service} if served else None,
-        "registry": {"last_answer_age_s": None if age_s is None else round(age_s, 3), "problem": slot.poll_problem},
-        "refused": {
-            "model": str(refusal.target.version),
-            "reason": refusal.public,
-            "fault_of": "this_machine" if refusal.of_this_machine else "version",
-            "attempts": refusal.attempts,
-            "next_attempt_in_s": round(max(0.0, refusal.retry_at - slot.clock()), 3),
-        }
-        if refusal
-        else None,
-        "feature_store": {
-            "usable": store.usable,
-            "problem": store.problem,
-            "last_answer_age_s": _age_s(store.answered_at),
-        },
-    }
+    state = Readiness(
+        problem is None,
+        f"{settings.model_name}@{settings.model_alias}",
+        model,
+        RegistryState(None if age_s is None else round(age_s, 3), slot.poll_problem),
+        _refused(slot.refusal, slot.clock()) if slot.refusal else None,
+        FeatureStoreState(store.usable, store.problem, _age_s(store.answered_at)),
+    )
+    return state, problem
 
 
-def readiness_response(state: dict[str, Any]) -> Response[Any]:
-    """200 with the state, or a 503 problem that has the same members."""
-    problem = state.pop("problem")
+def readiness_response(state: Readiness, problem: str | None) -> Response[Any]:
+    """Return 200 with the state, or a 503 problem that has the same members."""
     if problem is None:
         return Response(msgspec.json.encode(state), media_type=MediaType.JSON, headers={"Cache-Control": "no-store"})
     return to_litestar(not_ready(problem, state))
 
 
-def _age_s(moment: datetime | None) -> float | None:
-    return None if moment is None else round((datetime.now(UTC) - moment).total_seconds(), 3)
+def _refused(refusal: Refusal, now: float) -> RefusedVersion:
+    return RefusedVersion(
+        str(refusal.target.version),
+        refusal.public,
+        "this_machine" if refusal.of_this_machine else "version",
+        refusal.attempts,
+        round(max(0.0, refusal.retry_at - now), 3),
+    )
+
+
+def _age_s(timestamp: datetime | None) -> float | None:
+    return None if timestamp is None else round((datetime.now(UTC) - timestamp).total_seconds(), 3)

@@ -1,11 +1,11 @@
-"""The addresses that tell about the API: health, metrics, what serves, and how it is asked."""
+"""The routes besides scoring: health, metrics, the current version, and the API's description."""
 
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
-from litestar import Controller, MediaType, Response, get
+from litestar import Controller, MediaType, Request, Response, get
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
@@ -13,9 +13,9 @@ from litestar.handlers import BaseRouteHandler
 from prometheus_client.exposition import generate_latest
 
 from api.http.access import Keys
-from api.http.answers import model_answer
-from api.http.messages import header_text
-from api.http.openapi import describe
+from api.http.answers import model_of
+from api.http.messages import header_value, headers_of
+from api.http.openapi import Live, Version, describe
 from api.http.readiness import readiness, readiness_response
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
@@ -23,7 +23,7 @@ from api.telemetry.metrics import Metrics
 from scoring.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
-# The page works without the internet, and this holds it to that.
+# The page works without the internet; this policy enforces it.
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
@@ -31,24 +31,23 @@ PAGE_FILES = frozenset(str(file.relative_to(STATIC)) for file in STATIC.rglob("*
 
 
 async def page_file(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Litestar's guard of the page's files: it asks the disk for any name, and some names are an error there (2.25).
+    """Raise NotFoundException unless the page has this file.
 
-    Raises:
-        NotFoundException: the page has no such file.
+    A Litestar guard: its static files router passes any name to the file system, which fails for some (2.25).
     """
     if str(connection.path_params["file_path"]).strip("/") not in PAGE_FILES:
         raise NotFoundException
 
 
 class Health(Controller):
-    """What an operator or a load balancer asks for. Answered at once: none of it waits for a store or a registry."""
+    """Routes for operators and load balancers. They respond at once: none waits for a store or a registry."""
 
     no_store: ClassVar[dict[str, str]] = {"Cache-Control": "no-store"}
 
     @get("/live")
     async def live(self) -> Response[bytes]:
-        """The process is up."""
-        return _json({"live": True}, self.no_store)
+        """Respond while the process is up."""
+        return _json(Live(True), self.no_store)
 
     @get("/ready")
     async def ready(
@@ -58,23 +57,19 @@ class Health(Controller):
         probe: NamedDependency[StoreProbe],
         stopping: NamedDependency[threading.Event],
     ) -> Response[Any]:
-        """Model and feature store are usable, and the process was not told to stop."""
-        return readiness_response(readiness(settings, slot, probe, stopping))
+        """Return 200 while the model and the feature store are usable and the process is not stopping."""
+        return readiness_response(*readiness(settings, slot, probe, stopping))
 
     @get("/version")
     async def version(self, slot: NamedDependency[ModelSlot]) -> Response[bytes]:
-        """What serves now."""
+        """Return the model version, feature service and feature definitions that serve now."""
         served = slot.current()
-        body = {
-            "model": model_answer(served),
-            "feature_service": served.scorer.features.service,
-            "definitions": served.target.definitions,
-        }
-        return _json(body, {**self.no_store, "X-Model-Version": header_text(str(served.scorer.version))})
+        body = Version(model_of(served), served.scorer.features.service, served.target.definitions)
+        return _json(body, {**self.no_store, "X-Model-Version": header_value(str(served.scorer.version)).decode()})
 
     @get("/metrics")
     async def metrics(self, metrics: NamedDependency[Metrics]) -> Response[bytes]:
-        """What Prometheus scrapes."""
+        """Return the metrics for Prometheus."""
         plain = "text/plain; version=0.0.4"  # Litestar adds the charset
         return Response(generate_latest(metrics.registry), media_type=plain, headers=self.no_store)
 
@@ -84,17 +79,23 @@ class Description(Controller):
 
     @get("/", media_type=MediaType.HTML)
     async def page(self, index: NamedDependency[bytes]) -> Response[bytes]:
-        """Swagger UI."""
+        """Return Swagger UI."""
         return Response(index, media_type=MediaType.HTML, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @get("/openapi.json")
     async def openapi(
-        self, settings: NamedDependency[Settings], slot: NamedDependency[ModelSlot], keys: NamedDependency[Keys]
+        self,
+        request: Request[Any, Any, Any],
+        settings: NamedDependency[Settings],
+        slot: NamedDependency[ModelSlot],
+        keys: NamedDependency[Keys],
     ) -> Response[bytes]:
-        """OpenAPI document of what serves now."""
+        """Return the OpenAPI document of the current model. Its example has real entity keys for callers with a key."""
         form = slot.served.form if slot.served else None
-        return _json(describe(settings, form, keys_needed=keys.needed), {"Cache-Control": "no-store"})
+        admitted = keys.admit(headers_of(request.scope).get(b"authorization"))
+        document = describe(settings, form, keys_required=keys.required, real_example=admitted)
+        return _json(document, {"Cache-Control": "no-store"})
 
 
-def _json(body: dict[str, Any], headers: dict[str, str]) -> Response[bytes]:
+def _json(body: Any, headers: dict[str, str]) -> Response[bytes]:
     return Response(msgspec.json.encode(body), media_type=MediaType.JSON, headers=headers)

@@ -67,6 +67,7 @@ class AliasFollower:
         slot.polled_at = slot.clock()
         if slot.served is not None and slot.served.target == target:
             slot.refusal = None
+            await self._find_example(slot.served)
         elif slot.refusal is None or slot.refusal.target != target or slot.clock() >= slot.refusal.retry_at:
             await self._replace(target)
             return
@@ -96,6 +97,7 @@ class AliasFollower:
             self.wake()
             return
         slot.served = Served(target, scorer, form)
+        await self._find_example(slot.served)
         slot.swaps += 1
         slot.refusal = None
         log.info(
@@ -105,6 +107,11 @@ class AliasFollower:
             feature_service=scorer.features.service,
             took_s=round(slot.clock() - started_at, 3),
         )
+
+    async def _find_example(self, served: Served) -> None:
+        """Give the request form join keys from the online store, which may have been empty at the last poll."""
+        if served.form.stored_keys is None:
+            served.form.stored_keys = await self._in_thread(served.scorer.stored_keys)
 
     async def _alias_moved(self, target: Target) -> bool:
         """Whether something else should serve by now: a version that was taken back while it loaded never serves."""

@@ -1,47 +1,54 @@
-"""The request that one model version needs: its JSON form follows from the join keys and request-time inputs."""
+"""The request that one model version needs: its JSON form follows from the join keys and the request inputs."""
 
 import json
 import typing
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import InvalidRequest, MalformedBody
+from api.model.scorer import EntityRows
 from scoring.errors import ModelRefused
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 
 REQUEST_ID = "request_id"
 ENTITY_ROWS = "entity_rows"
-# Members that an answer puts beside an entity's keys.
-TAKEN = {"score", "reason"}
+# Members of an answer beside an entity's keys.
+ANSWER_MEMBERS = {"score", "reason"}
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=128, description="Echoed in the answer and in X-Request-Id.")]
-Text = Annotated[str, Meta(max_length=4096)]
-KeyText = Annotated[str, Meta(min_length=1, max_length=512)]
+String = Annotated[str, Meta(max_length=4096)]
+KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+# `1.0` is an integer in JSON Schema. From 2**53 on, a double stands for several integers.
+Integral32 = Annotated[float, Meta(ge=-(2**31), le=2**31 - 1, multiple_of=1)]
+Integral64 = Annotated[float, Meta(ge=1 - 2**53, le=2**53 - 1, multiple_of=1)]
 FLOAT32_MAX = 3.4028234663852886e38
 Float32 = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
-Moment = Annotated[datetime, Meta(tz=True)]
+Timestamp = Annotated[datetime, Meta(tz=True)]
 
-KEY_TYPES: dict[str, Any] = {"int32": Int32, "int64": Int64, "string": KeyText}
+KEY_TYPES: dict[str, Any] = {"int32": Int32, "int64": Int64, "string": KeyString}
 KEY_EXAMPLES: dict[str, tuple[Any, ...]] = {"int32": (1001, 1002), "int64": (1001, 1002), "string": ("a-1", "a-2")}
 INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
     pa.bool_(): (bool, True),
-    pa.int32(): (Int32, 1),
-    pa.int64(): (Int64, 1),
+    pa.int32(): (Int32 | Integral32, 1),
+    pa.int64(): (Int64 | Integral64, 1),
     pa.float32(): (Float32, 0.5),
     pa.float64(): (float, 0.5),
-    pa.string(): (Text, "text"),
-    pa.timestamp("ns"): (Moment, "2026-01-31T12:00:00Z"),
-    pa.timestamp("us", "UTC"): (Moment, "2026-01-31T12:00:00Z"),
+    pa.string(): (String, "text"),
+    pa.timestamp("ns"): (Timestamp, "2026-01-31T12:00:00Z"),
+    pa.timestamp("us", "UTC"): (Timestamp, "2026-01-31T12:00:00Z"),
 }
 # What an on-demand feature view takes from the request and declares as something else.
-ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | Text, 1)
+ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
+# msgspec's words for what `Int64 | Integral64` accepts.
+INTEGER_MESSAGES = {"`float` that's a multiple of 1.0": "`int`", "`int | float": "`int"}
 
 
 class EntityRequest(msgspec.Struct, frozen=True):
@@ -49,118 +56,136 @@ class EntityRequest(msgspec.Struct, frozen=True):
 
     request_id: str
     entity_rows: dict[str, list[Any]]
-    """Join keys and request-time inputs: column → n_rows values, in request order."""
+    """Join keys and request inputs: column → n_rows values, in request order."""
     rows: int
 
 
 class RequestForm:
-    """How a request for one model version looks, and how it is read.
+    """The JSON form of the requests for one model version, and their decoder.
 
-    One join key and no request-time inputs: `{"request_id": .., "<key>s": [..]}`; else
-    `{"request_id": .., "entity_rows": [{"<key>": .., ..}, ..]}`.
-
-    Raises:
-        ModelRefused: a join key has a name that the answers use themselves.
+    Every model accepts `{"request_id": .., "entity_rows": [{"<key>": .., ..}, ..]}`. One with a single join key and no
+    request inputs also accepts `{"request_id": .., "<key>s": [..]}`.
     """
 
     def __init__(self, model: str, features: ModelFeatures, max_entities: int) -> None:
+        """Define the form.
+
+        Args:
+            model: `name/version`, for errors.
+            features: the version's link to the feature store.
+            max_entities: maximum number of entities per request.
+
+        Raises:
+            ModelRefused: a join key has the name of a member of the answers.
+        """
         self.keys = features.join_keys
-        clash = [key.name for key in self.keys if key.name in TAKEN]
+        clash = [key.name for key in self.keys if key.name in ANSWER_MEMBERS]
         if clash:
             raise ModelRefused(
                 model, f"its join key {clash[0]!r} has the name of a member of the answers: rename the key."
             )
         self.columns = _columns(features)
-        self.single = self.keys[0] if len(self.columns) == 1 else None
-        self.entities_field = f"{self.single.name}s" if self.single else ENTITY_ROWS
-        size = Meta(min_length=1, max_length=max_entities)
-        # Field names are ours and the JSON names come by `rename`: a key need not be a Python identifier.
-        item = KEY_TYPES[self.single.dtype] if self.single else self._row_type()
-        self.body_type = msgspec.defstruct(
-            "Request",
-            [("request_id", RequestId), ("entities", Annotated[list[item], size])],  # type: ignore[valid-type]  # made here
-            rename={"entities": self.entities_field},
-            forbid_unknown_fields=True,
-            frozen=True,
-        )
+        self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
+        self._integers -= {key.name for key in self.keys}
+        listed = len(self.columns) == len(self.keys) == 1 and f"{self.keys[0].name}s" != ENTITY_ROWS
+        self._listed_key = self.keys[0] if listed else None
+        """The join key whose values may come as a list; None if an entity row needs more than one key."""
+        self.stored_keys: EntityRows | None = None
+        """Join keys of entities in the online store, for `example`; None if none are known."""
+        rows_member = f"`{ENTITY_ROWS}` (a list of objects with {', '.join(f'`{name}`' for name in self.columns)})"
+        keys_member = f"either `{self._listed_key.name}s` (a list of keys) or " if self._listed_key else ""
+        self._expected = f"Expected members: `{REQUEST_ID}`, and {keys_member}{rows_member}."
+        self.body_type = self._body_type(max_entities)
         self._decoder = msgspec.json.Decoder(self.body_type)
 
     def decode(self, body: bytes) -> EntityRequest:
-        """The request in `body`, strictly: no value is converted, no member is ignored.
+        """Decode a request strictly: no value is converted, no member is ignored.
 
         Raises:
-            MalformedBody: no JSON text in UTF-8.
-            InvalidRequest: JSON, but with a wrong, missing, unknown or repeated member.
+            MalformedBody: the body is not JSON in UTF-8.
+            InvalidRequest: the body is JSON with a wrong, missing, unknown or duplicate member.
         """
         try:
             request: Any = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             check_is_json(body)
-            raise InvalidRequest(first_upper(str(error))) from None
-        self._check_repeated(body, request)
-        rows = len(request.entities)
-        if self.single:
-            return EntityRequest(request.request_id, {self.single.name: request.entities}, rows)
+            raise self.invalid(_sentence(error)) from None
+        if self._listed_key:
+            keys, rows = request.keys, request.entity_rows
+            if (keys is UNSET) == (rows is UNSET):
+                found, and_ = ("neither", "nor") if rows is UNSET else ("both", "and")
+                raise self.invalid(f"Object contains {found} `{self._listed_key.name}s` {and_} `{ENTITY_ROWS}`")
+            if rows is UNSET:
+                self._check_duplicates(body, strings=3 + (len(keys) if self._listed_key.dtype == "string" else 0))
+                return EntityRequest(request.request_id, {self._listed_key.name: keys}, len(keys))
+        self._check_duplicates(body)
         entity_rows = {
-            name: [getattr(row, field) for row in request.entities]
-            for name, field in zip(self.columns, self._row_fields(), strict=True)
+            name: [getattr(row, field) for row in request.entity_rows]
+            for name, field in zip(self.columns, _field_names(len(self.columns)), strict=True)
         }
-        return EntityRequest(request.request_id, entity_rows, rows)
+        for name in self._integers:
+            entity_rows[name] = [value if value is None else int(value) for value in entity_rows[name]]
+        return EntityRequest(request.request_id, entity_rows, len(request.entity_rows))
 
-    def entity(self, request: EntityRequest, row: int) -> dict[str, Any]:
-        """The join keys of one row, as the answers name it: `{"driver_id": 1001}`."""
-        return {key.name: request.entity_rows[key.name][row] for key in self.keys}
+    def invalid(self, problem: str) -> InvalidRequest:
+        """Make the error for a request with this problem, which names the expected members and a valid request."""
+        return InvalidRequest(problem, self._expected, self.example())
 
-    def choice(self, request: EntityRequest, row: int) -> Any:
-        """One row as a prediction: its key where there is one, else the object of its join keys."""
-        entity = self.entity(request, row)
-        return entity if len(self.keys) > 1 else entity[self.keys[0].name]
+    def key_columns(self, request: EntityRequest) -> list[list[Any]]:
+        """Return the values of each join key, in request order."""
+        return [request.entity_rows[key.name] for key in self.keys]
 
-    def example(self) -> dict[str, Any]:
-        """A request as it could be sent."""
-        if self.single:
-            return {REQUEST_ID: "uuid-1", self.entities_field: list(KEY_EXAMPLES[self.single.dtype])}
-        row = {name: example for name, (_, example) in self.columns.items()}
-        return {REQUEST_ID: "uuid-1", self.entities_field: [row]}
+    def example(self, *, real: bool = True) -> dict[str, Any]:
+        """Make a valid request. Its join keys are made up if none of the online store are known, or unless `real`."""
+        keys = self.stored_keys if real else None
+        if keys is None:
+            keys = {key.name: KEY_EXAMPLES[key.dtype] for key in self.keys}
+        if self._listed_key:
+            return {REQUEST_ID: "uuid-1", f"{self._listed_key.name}s": list(keys[self._listed_key.name])}
+        inputs = {name: value for name, (_, value) in self.columns.items() if name not in keys}
+        rows = zip(*keys.values(), strict=True) if keys else [()]
+        entities = [dict(zip(keys, row, strict=True)) | inputs for row in rows]
+        return {REQUEST_ID: "uuid-1", ENTITY_ROWS: entities}
 
-    def schema(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """JSON Schema of the request and the components that it refers to."""
-        (schema,), components = msgspec.json.schema_components((self.body_type,), ref_template=ref_template)
-        return schema, components
+    def complete(self, schema: dict[str, Any]) -> None:
+        """Add what msgspec can't express to its JSON Schema of `body_type`: exactly one of two members."""
+        if self._listed_key:
+            schema["oneOf"] = [{"required": [f"{self._listed_key.name}s"]}, {"required": [ENTITY_ROWS]}]
 
-    def key_schemas(self) -> dict[str, Any]:
-        """Join key → JSON Schema of its values."""
-        return {key.name: msgspec.json.schema(KEY_TYPES[key.dtype]) for key in self.keys}
-
-    def _row_fields(self) -> list[str]:
-        return [f"column_{place}" for place in range(len(self.columns))]
-
-    def _row_type(self) -> Any:
-        fields = list(zip(self._row_fields(), self.columns.items(), strict=True))
-        return msgspec.defstruct(
+    def _body_type(self, max_entities: int) -> type[msgspec.Struct]:
+        # Field names are ours and the JSON names come by `rename`: a key need not be a Python identifier.
+        fields = _field_names(len(self.columns))
+        row = msgspec.defstruct(
             "EntityRow",
-            [(field, type_) for field, (_, (type_, _)) in fields],
-            rename={field: name for field, (name, _) in fields},
+            [(field, type_) for field, (type_, _) in zip(fields, self.columns.values(), strict=True)],
+            rename=dict(zip(fields, self.columns, strict=True)),
             forbid_unknown_fields=True,
             frozen=True,
         )
+        size = Meta(min_length=1, max_length=max_entities)
+        rows: Any = Annotated[list[row], size]  # type: ignore[valid-type]  # made here
+        members: list[Any] = [(REQUEST_ID, RequestId), (ENTITY_ROWS, rows)]
+        rename = {}
+        if self._listed_key:
+            key_type: Any = KEY_TYPES[self._listed_key.dtype]
+            keys: Any = Annotated[list[key_type], size]
+            members = [members[0], ("keys", keys | UnsetType, UNSET), (ENTITY_ROWS, rows | UnsetType, UNSET)]
+            rename = {"keys": f"{self._listed_key.name}s"}
+        return msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
 
-    def _check_repeated(self, body: bytes, request: Any) -> None:
-        # msgspec keeps the last of two members of one name. Each text stands in two quotes, so a body with exactly the
-        # quotes that the decoded request accounts for repeats nothing; another one is read again, slowly.
-        if self.single:
-            texts = 3 + (len(request.entities) if self.single.dtype == "string" else 0)
-            if body.count(b'"') == 2 * texts:
-                return
-        json.loads(body, object_pairs_hook=_refuse_repeated)
+    def _check_duplicates(self, body: bytes, strings: int | None = None) -> None:
+        # msgspec keeps the last of two members of one name. Each string has two quotes, so a body with exactly the
+        # quotes of the `strings` that were decoded has no duplicate; any other body is decoded again, slowly.
+        if strings is not None and body.count(b'"') == 2 * strings:
+            return
+        try:
+            json.loads(body, object_pairs_hook=_without_duplicates)
+        except _DuplicateMember as duplicate:
+            raise self.invalid(f"Duplicate JSON member {duplicate.name[:50]!r}") from None
 
 
 def check_is_json(body: bytes) -> None:
-    """Nothing, if `body` is one JSON text in UTF-8.
-
-    Raises:
-        MalformedBody: it is not.
-    """
+    """Raise MalformedBody unless `body` is one JSON value in UTF-8."""
     if not body:
         raise MalformedBody("it is empty")
     try:
@@ -174,9 +199,20 @@ def check_is_json(body: bytes) -> None:
         raise MalformedBody(str(error).removeprefix("JSON is malformed: ")) from None
 
 
-def first_upper(text: str) -> str:
-    """The text with its first letter in upper case."""
-    return text[:1].upper() + text[1:]
+def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapping[str, str]]:
+    """Return the fields of a Struct that names an entity, (field, type), and field → join key.
+
+    None is the form of any model.
+    """
+    if form is None:
+        return [("key", int | str)], {"key": "<key>"}
+    fields = _field_names(len(form.keys))
+    types = [(field, KEY_TYPES[key.dtype]) for field, key in zip(fields, form.keys, strict=True)]
+    return types, dict(zip(fields, (key.name for key in form.keys), strict=True))
+
+
+def _field_names(number: int) -> Sequence[str]:
+    return [f"column_{place}" for place in range(number)]
 
 
 def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
@@ -193,10 +229,21 @@ def _key_column(key: JoinKey) -> tuple[Any, Any]:
     return KEY_TYPES[key.dtype], KEY_EXAMPLES[key.dtype][0]
 
 
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    for old, new in INTEGER_MESSAGES.items():
+        text = text.replace(old, new)
+    return text[:1].upper() + text[1:]
+
+
+class _DuplicateMember(Exception):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"Duplicate JSON member {repeated[:50]!r}")
+        raise _DuplicateMember(next(name for name in names if names.count(name) > 1))
     return members

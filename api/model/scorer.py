@@ -10,6 +10,7 @@ from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
 from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors, read_online_vectors, read_rows
+from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy, Scores, score
 from scoring.serving import ServingModel
 
@@ -59,6 +60,9 @@ class Scorer(Protocol):
             PredictionFailed: the model failed.
         """
 
+    def stored_keys(self) -> EntityRows | None:
+        """Return join keys of entities in the online store, for an example; None if none are known. Raises nothing."""
+
     def check_store(self) -> None:
         """Look up one entity that need not exist.
 
@@ -81,6 +85,7 @@ class OnlineScorer:
         """
         from scoring.online.lookup import fastest_lookup
 
+        self._store = store
         self.model = serving.model
         self.features = serving.features
         self._lookup = fastest_lookup(store, serving.features)
@@ -112,6 +117,10 @@ class OnlineScorer:
             self._policy,
             name_row=lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
         )
+
+    def stored_keys(self) -> EntityRows | None:
+        """See `Scorer.stored_keys`."""
+        return stored_keys(self._store, self._lookup, self.features)
 
     def check_store(self) -> None:
         """See `Scorer.check_store`."""

@@ -1,4 +1,4 @@
-"""What is known of a request: collected on its way, reported at its end in its log line, its metrics and its trace."""
+"""The known facts about a request: collected while it is processed, then used in its log line and its trace."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -12,25 +12,30 @@ KEY = "serving_context"
 
 
 class RequestContext(msgspec.Struct):
-    """Holds no body and no header."""
+    """Facts about one request, in its ASGI state. Contains no body and no header."""
 
     request_id: str | None = None
-    model: str | None = None
+    model: str = ""
     problem: str | None = None
     instance: str | None = None
     pending: "PendingRequest | None" = None
 
     @classmethod
+    def start(cls, scope: Scope) -> None:
+        """Give a request an empty context."""
+        scope["state"][KEY] = cls()
+
+    @classmethod
     def of(cls, scope: Scope) -> "RequestContext":
-        """The context of the request with this ASGI scope; a new one if it has none yet."""
-        return cast("RequestContext", scope["state"].setdefault(KEY, cls()))
+        """Return the context of a request."""
+        return cast("RequestContext", scope["state"][KEY])
 
     def facts(self) -> dict[str, object]:
-        """What is known, by its name in the log."""
+        """Return the known facts by their names in the log."""
         facts: dict[str, object] = {}
         if self.request_id is not None:
             facts["request_id"] = self.request_id
-        if self.model is not None:
+        if self.model:
             facts["model"] = self.model
         if self.problem is not None:
             facts["problem"] = self.problem

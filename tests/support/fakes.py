@@ -62,6 +62,7 @@ class FakeScorer:
         self.features = link or features()
         self.function = function
         self.mergeable = True
+        self.keys: EntityRows | None = None
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None
 
@@ -76,6 +77,9 @@ class FakeScorer:
         return Scores(
             pa.array([value for value, _ in rows], pa.float64()), pa.array([reason for _, reason in rows], pa.string())
         )
+
+    def stored_keys(self) -> EntityRows | None:
+        return self.keys
 
     def check_store(self) -> None:
         if self.store_error is not None:

@@ -184,8 +184,9 @@ def test_a_text_key_two_views_and_a_classifier_are_served_without_a_code_change(
         assert answer["prediction"] == max((rows[0], rows[2]), key=lambda row: row["score"])["customer_id"]
         assert answer["excluded"] == [{"customer_id": "nobody", "reason": "not_found"}]
         described = client.get("/openapi.json").json()["components"]["schemas"]["Request"]
-        assert set(described["properties"]) == {"request_id", "customer_ids"}
-        assert client.post("/scores", json={"request_id": "r", "driver_ids": [1]}).status_code == 422
+        assert set(described["properties"]) == {"request_id", "customer_ids", "entity_rows"}
+        by_rows = {"request_id": "r", "entity_rows": [{"customer_id": each} for each in ids]}
+        assert client.post("/scores", json=by_rows).json()["scores"] == rows
 
 
 def test_two_join_keys_are_asked_for_by_entity_rows(payments: World) -> None:
@@ -202,7 +203,22 @@ def test_two_join_keys_are_asked_for_by_entity_rows(payments: World) -> None:
         best = max((rows[0], rows[2]), key=lambda row: row["score"])
         assert answer["prediction"] == {"customer_id": best["customer_id"], "merchant_id": best["merchant_id"]}
         assert answer["excluded"] == [{"customer_id": "c-1", "merchant_id": 99, "reason": "not_found"}]
-        assert client.post("/scores", json={"request_id": "r", "customer_ids": ["c-1"]}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("world", "members"), [("customers", ["`customer_ids`", "`entity_rows`"]), ("payments", ["`merchant_id`"])]
+)
+def test_a_422_names_the_members_and_shows_a_request_that_works_and_so_does_the_document(
+    world: str, members: list[str], request: pytest.FixtureRequest
+) -> None:
+    with serving(request.getfixturevalue(world).settings_with(**FAST)) as client:
+        refused = client.post("/inference", json={"request_id": "r", "keys": [1]}).json()
+        assert all(member in refused["detail"] for member in ["`keys`", "`request_id`", *members])
+        answer = client.post("/inference", json=refused["example"])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["excluded"] == []
+        body = client.get("/openapi.json").json()["paths"]["/scores"]["post"]["requestBody"]["content"]
+        assert body["application/json"]["example"] == refused["example"]
 
 
 def test_until_the_alias_is_set_ready_tells_why_and_the_process_is_live(drivers: World) -> None:

@@ -10,8 +10,7 @@ from api.http.endpoint import ANSWERS
 from api.http.problems import KINDS
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.telemetry.metrics import PREFIX, Metrics
-from api.telemetry.state_metrics import ServingState
+from api.telemetry.metrics import PREFIX, Metrics, ServingState
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader
 

@@ -169,7 +169,8 @@ def test_a_time_to_live_of_zero_never_ends(store: "FeatureStore") -> None:
 
 def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureStore") -> None:
     with pytest.raises(
-        MissingFeatures, match=r"does not serve its inputs age, income \(it serves city, open"
+        MissingFeatures,
+        match=r"inputs age, income \(it serves city, open.* tag serving.request_inputs or in SERVING_REQUEST_INPUTS",
     ) as caught:
         link(store, "both", age="double", orders="double", income="double")
     assert caught.value.missing == ("age", "income")

@@ -34,6 +34,9 @@ def test_online_works_on_a_registry_in_postgresql_and_a_redis_with_a_password(
     assert again.hash == applied.hash
     assert online.reasons.to_pylist() == [None, None, "not_found"]
     assert online_scorer.score(rows, online).predictions.null_count == 1
+    keys = online_scorer.stored_keys()
+    assert keys is not None
+    assert online_scorer.look_up(keys, dt.datetime.now(dt.UTC)).reasons.to_pylist() == [None, None]
 
 
 WITHOUT_BATCH = """

@@ -27,7 +27,7 @@ def test_beyond_loopback_it_does_not_start_without_keys_unless_told_to(host: str
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_on_loopback_no_key_is_needed(host: str) -> None:
     keys = keys_from(Settings(model_name="m", host=host))
-    assert not keys.needed
+    assert not keys.required
     keys.check(None)
 
 

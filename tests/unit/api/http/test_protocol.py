@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from api.http.protocol import OneWrite, OneWriteProtocol
+from api.http.protocol import CoalescingTransport, HttpProtocol
 
 
 class RecordingTransport(asyncio.Transport):
@@ -31,12 +31,12 @@ class RecordingTransport(asyncio.Transport):
         return self.closed
 
 
-def after(scenario: Callable[[RecordingTransport, OneWrite], Awaitable[None]]) -> RecordingTransport:
+def after(scenario: Callable[[RecordingTransport, CoalescingTransport], Awaitable[None]]) -> RecordingTransport:
     """The transport after the scenario, and a turn of the event loop more."""
     below = RecordingTransport()
 
     async def run() -> None:
-        await scenario(below, OneWrite(below, asyncio.get_running_loop()))
+        await scenario(below, CoalescingTransport(below, asyncio.get_running_loop()))
         await asyncio.sleep(0)
 
     asyncio.run(run())
@@ -44,7 +44,7 @@ def after(scenario: Callable[[RecordingTransport, OneWrite], Awaitable[None]]) -
 
 
 def test_what_is_written_in_one_turn_is_sent_together_and_in_order() -> None:
-    async def scenario(_: RecordingTransport, transport: OneWrite) -> None:
+    async def scenario(_: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"headers ")
         transport.write(b"body")
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ def test_what_is_written_in_one_turn_is_sent_together_and_in_order() -> None:
 
 
 def test_closing_sends_what_was_written_before() -> None:
-    async def scenario(_: RecordingTransport, transport: OneWrite) -> None:
+    async def scenario(_: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"answer")
         transport.close()
 
@@ -63,7 +63,7 @@ def test_closing_sends_what_was_written_before() -> None:
 
 
 def test_nothing_is_sent_to_a_client_that_left_meanwhile() -> None:
-    async def scenario(below: RecordingTransport, transport: OneWrite) -> None:
+    async def scenario(below: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"answer")
         below.close()
 
@@ -71,7 +71,7 @@ def test_nothing_is_sent_to_a_client_that_left_meanwhile() -> None:
 
 
 def test_all_else_is_the_transports_own() -> None:
-    async def scenario(below: RecordingTransport, transport: OneWrite) -> None:
+    async def scenario(below: RecordingTransport, transport: CoalescingTransport) -> None:
         below.close()
         assert transport.is_closing()
 
@@ -120,7 +120,7 @@ PIECE = b"a" * 20_000
 )
 def test_headers_have_a_limit_and_bodies_are_not_counted(pieces: list[bytes], status: bytes) -> None:
     async def scenario() -> bytes:
-        config = uvicorn.Config(_answer, http=OneWriteProtocol, lifespan="off", log_config=None)
+        config = uvicorn.Config(_answer, http=HttpProtocol, lifespan="off", log_config=None)
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             serving = asyncio.create_task(server.serve([listening]))

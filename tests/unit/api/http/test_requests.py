@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
 
+from api.errors import InvalidRequest
 from api.http.messages import headers_of
+from api.model.request_schema import RequestForm
 from api.model.store_health import OPENS_AFTER
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.feast_plugins.join_keys import JoinKey
+from scoring.secret import Secret
 from tests.support.api_client import api, when_ready
 from tests.support.fakes import FakeScorer, features
 
@@ -89,9 +92,13 @@ def test_a_body_past_the_limit_is_refused_also_where_its_length_is_not_announced
         assert_problem(small.post("/inference", content=parts, headers=JSON), 413)
 
 
-def test_unknown_addresses_and_methods_are_problems_too(client: TestClient[Any]) -> None:
-    assert_problem(client.get("/nothing"), 404)
-    assert_problem(client.get("/static/swagger-ui/nothing.js"), 404)
+def test_unknown_paths_and_methods_are_problems_that_name_what_exists(client: TestClient[Any]) -> None:
+    for path in ("/nothing", "/inferences", "/static/swagger-ui/nothing.js", "/webhooks/mlflow"):
+        problem = assert_problem(client.get(path), 404)
+        assert problem["detail"] == (
+            "No route has this path. The routes are GET /, POST /inference, GET /live, GET /metrics, "
+            "GET /openapi.json, GET /ready, POST /scores, GET /version."
+        )
     assert_problem(client.get("/inference"), 405)
     assert set(client.get("/inference").headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
 
@@ -192,6 +199,136 @@ def test_several_keys_and_request_inputs_are_asked_for_by_entity_rows() -> None:
         row = b'{"customer_id":"a","customer_id":"b","merchant_id":1,"amount":1}'
         repeated = b'{"request_id":"r","entity_rows":[' + row + b"]}"
         assert_problem(client.post("/scores", content=repeated, headers=JSON), 422)
+
+
+def test_a_single_key_may_come_as_a_list_or_in_entity_rows(client: TestClient[Any]) -> None:
+    ids = [3, -1, 5]
+    bodies = [{"driver_ids": ids}, {"entity_rows": [{"driver_id": each} for each in ids]}]
+    for path in ("/inference", "/scores"):
+        by_ids, by_rows = (client.post(path, json={"request_id": "r"} | body) for body in bodies)
+        assert by_ids.status_code == 200
+        assert by_ids.content == by_rows.content
+
+
+TWO_KEYS = (JoinKey("customer_id", "string"), JoinKey("merchant_id", "int32"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "inputs", "listed", "members"),
+    [
+        ((), {}, "either `driver_ids` (a list of keys) or ", "`driver_id`"),
+        (TWO_KEYS, {}, "", "`customer_id`, `merchant_id`"),
+        ((), {"amount": pa.int32()}, "", "`driver_id`, `amount`"),
+        ((JoinKey("entity_row", "int64"),), {}, "", "`entity_row`"),
+    ],
+    ids=["one key", "two keys", "request input", "key that makes entity_rows"],
+)
+def test_a_refused_request_is_answered_with_the_expected_members_and_a_request_that_works(
+    keys: tuple[JoinKey, ...], inputs: dict[str, pa.DataType], listed: str, members: str
+) -> None:
+    link = features(*keys, request_inputs=inputs)
+    names = [key.name for key in link.join_keys]
+    with api(FakeScorer(link=link, function=lambda rows: [(1.0, None) for _ in rows[names[0]]])) as client:
+        when_ready(client)
+        for body in ({"keys": [1]}, {"request_id": "r"}, {"request_id": "", "entity_rows": [{}]}, [], 1):
+            problem = assert_problem(client.post("/inference", json=body), 422)
+            expected = f"`request_id`, and {listed}`entity_rows` (a list of objects with {members})"
+            assert problem["detail"].endswith(f". Expected members: {expected}.")
+            assert client.post("/inference", json=problem["example"]).status_code == 200
+        document = client.get("/openapi.json").json()
+        body = document["paths"]["/inference"]["post"]["requestBody"]["content"]["application/json"]
+        assert body["example"] == problem["example"]
+
+
+def test_the_example_has_keys_of_the_online_store_for_callers_with_an_api_key() -> None:
+    scorer = FakeScorer()
+    scorer.keys = {"driver_id": [71, 72]}
+    authorized = {"Authorization": "Bearer 0123456789abcdef"}
+
+    def example(headers: dict[str, str]) -> Any:
+        document = client.get("/openapi.json", headers=headers).json()
+        return document["paths"]["/scores"]["post"]["requestBody"]["content"]["application/json"]["example"]
+
+    with api(scorer, api_keys=(Secret("0123456789abcdef"),)) as client:
+        when_ready(client)
+        problem = client.post("/scores", json={}, headers=authorized).json()
+        real = {"request_id": "uuid-1", "driver_ids": [71, 72]}
+        assert problem["example"] == example(authorized) == real
+        assert example({})["driver_ids"] == [1001, 1002]
+
+
+@pytest.mark.parametrize("dtype", [pa.int32(), pa.int64()])
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [("1", 1), ("1.0", 1), ("1e2", 100), ("-0.0", 0), ("null", None)]
+    + [(wrong, ...) for wrong in ("1.5", '"1"', "true", "1e300", "9007199254740993.0", "1" + "0" * 30)],
+)
+def test_an_integer_request_input_may_have_a_zero_fraction(dtype: pa.DataType, sent: str, read: Any) -> None:
+    form = RequestForm("m/1", features(request_inputs={"n": dtype}), 10)
+    body = b'{"request_id":"r","entity_rows":[{"driver_id":1,"n":%b}]}' % sent.encode()
+    if read is ...:
+        with pytest.raises(InvalidRequest, match=r"Expected `(int|float)[^`]*`.* - at `\$\.entity_rows\[0\]\.n`"):
+            form.decode(body)
+        return
+    (value,) = form.decode(body).entity_rows["n"]
+    assert (value, type(value)) == (read, type(read))
+
+
+ENTITIES = [(None, "stale"), (0.5, None), (1e22, None), (2.0, "imputed_stale")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "path", "expected"),
+    [
+        (
+            "exclude",
+            "/inference",
+            b'{"request_id":"r","prediction":2,"score":1e22,"model":{"name":"ranker","version":1},'
+            b'"excluded":[{"driver_id":4,"reason":"stale"}],"error":null}',
+        ),
+        (
+            "impute",
+            "/inference",
+            b'{"request_id":"r","prediction":2,"score":1e22,"model":{"name":"ranker","version":1},'
+            b'"excluded":[{"driver_id":4,"reason":"stale"}],"imputed":[{"driver_id":1,"reason":"stale"}],"error":null}',
+        ),
+        (
+            "exclude",
+            "/scores",
+            b'{"request_id":"r","model":{"name":"ranker","version":1},"scores":['
+            b'{"driver_id":4,"score":null,"reason":"stale"},{"driver_id":3,"score":0.5,"reason":null},'
+            b'{"driver_id":2,"score":1e22,"reason":null}]}',
+        ),
+        (
+            "impute",
+            "/scores",
+            b'{"request_id":"r","model":{"name":"ranker","version":1},"scores":['
+            b'{"driver_id":4,"score":null,"reason":"stale"},{"driver_id":3,"score":0.5,"reason":null},'
+            b'{"driver_id":2,"score":1e22,"reason":null},{"driver_id":1,"score":2.0,"reason":null}],'
+            b'"imputed":[{"driver_id":1,"reason":"stale"}]}',
+        ),
+    ],
+)
+def test_the_bytes_of_the_answers(policy: str, path: str, expected: bytes) -> None:
+    rows = ENTITIES if policy == "impute" else ENTITIES[:3]
+    with api(FakeScorer(function=lambda _: rows), missing_features=policy) as client:
+        body = {"request_id": "r", "driver_ids": [4, 3, 2, 1][: len(rows)]}
+        assert when_ready(client).post(path, json=body).content == expected
+
+
+def test_the_bytes_of_the_other_answers(client: TestClient[Any]) -> None:
+    assert client.get("/live").content == b'{"live":true}'
+    version = b'{"model":{"name":"ranker","version":1},"feature_service":"service","definitions":"definitions"}'
+    assert client.get("/version").content == version
+    members = {name: value for name, value in client.get("/ready").json().items() if not name.endswith("_s")}
+    assert list(members) == ["ready", "alias", "model", "registry", "refused", "feature_store"]
+    assert list(members["model"].items()) == [("name", "ranker"), ("version", 1), ("feature_service", "service")]
+    assert list(members["registry"]) == ["last_answer_age_s", "problem"]
+    assert list(members["feature_store"]) == ["usable", "problem", "last_answer_age_s"]
+    problem = client.post("/scores", json={"request_id": "r", "driver_ids": [-1]}, headers={"Host": "a/b"}).json()
+    assert list(problem) == ["type", "title", "status", "detail", "instance"]
+    problem = client.post("/inference", json={"request_id": "r", "driver_ids": [-1]}).json()
+    assert list(problem) == ["type", "title", "status", "detail", "instance", "excluded", "request_id"]
 
 
 def test_a_join_key_need_not_be_a_python_name() -> None:

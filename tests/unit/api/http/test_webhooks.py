@@ -12,7 +12,7 @@ from mlflow.webhooks.delivery import _generate_hmac_signature  # what the other 
 
 from api.app import create_app
 from api.errors import NotSigned
-from api.http.webhooks import DELIVERY, FRESH_S, PATH, SIGNATURE, TIMESTAMP, Deliveries
+from api.http.webhooks import DELIVERY, MAX_AGE_S, PATH, SIGNATURE, TIMESTAMP, Deliveries
 from api.model.loading import Target
 from scoring.secret import Secret
 from scoring.settings import Settings
@@ -51,8 +51,8 @@ def test_what_mlflow_signed_is_taken_once() -> None:
         delivery() | {SIGNATURE: "v1,"},
         delivery() | {SIGNATURE: "é" * 40},
         {name: value for name, value in delivery().items() if name != SIGNATURE},
-        delivery(at=NOW - FRESH_S - 1),
-        delivery(at=NOW + FRESH_S + 1),
+        delivery(at=NOW - MAX_AGE_S - 1),
+        delivery(at=NOW + MAX_AGE_S + 1),
         delivery(at="1" * 5000),
     ],
     ids=range(11),
@@ -66,7 +66,7 @@ def test_a_repetition_is_refused_as_stale_once_it_is_forgotten() -> None:
     now = [float(NOW)]
     taken = Deliveries(Secret(SECRET), lambda: now[0])
     assert taken.is_new(delivery(), BODY)
-    now[0] += FRESH_S
+    now[0] += MAX_AGE_S
     assert not taken.is_new(delivery(), BODY)
     now[0] += 1
     with pytest.raises(NotSigned):

@@ -119,10 +119,11 @@ def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version()
         assert [line["event"] for line in lines] == ["model_not_tried"]
         assert slot.refusals == 0
         assert loader.loads == [1, 2]
-        told = readiness(SETTINGS, slot, StoreProbe(), threading.Event())["refused"]
-        assert told["fault_of"] == "this_machine"
-        assert "/var/tmp failed: No space left on device" in told["reason"]
-        assert told["next_attempt_in_s"] == FIRST_RETRY_S
+        refused = readiness(SETTINGS, slot, StoreProbe(), threading.Event())[0].refused
+        assert refused is not None
+        assert refused.fault_of == "this_machine"
+        assert "/var/tmp failed: No space left on device" in refused.reason
+        assert refused.next_attempt_in_s == FIRST_RETRY_S
         loader.load_error = None
         clock.now += FIRST_RETRY_S
         await follower.poll()

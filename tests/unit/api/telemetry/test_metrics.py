@@ -110,7 +110,7 @@ def test_told_to_stop_ready_says_so_and_connections_are_not_kept() -> None:
         stopping.set()
         answer = client.get("/ready")
         assert answer.status_code == 503
-        assert "told to stop" in answer.json()["detail"]
+        assert "is stopping" in answer.json()["detail"]
         assert answer.headers["Connection"] == "close"
         assert client.post("/inference", json={"request_id": "r", "driver_ids": [1]}).status_code == 200
 

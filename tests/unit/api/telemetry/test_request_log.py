@@ -26,10 +26,10 @@ def test_the_lines_of_one_turn_of_the_event_loop_are_written_together_and_in_ord
     async def scenario() -> None:
         log = RequestLog(file)
         for number in range(3):
-            log.tell({"status": 200, "request_id": f"r{number} \n€"})
+            log.write({"status": 200, "request_id": f"r{number} \n€"})
         assert not file.writes
         await asyncio.sleep(0)
-        log.tell({"status": 503})
+        log.write({"status": 503})
         await asyncio.sleep(0)
 
     asyncio.run(scenario())
@@ -48,7 +48,7 @@ def test_a_log_that_can_not_be_written_fails_no_request() -> None:
     file.close()
 
     async def scenario() -> None:
-        RequestLog(file).tell({"status": 200})
+        RequestLog(file).write({"status": 200})
         await asyncio.sleep(0)
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.registry import Collector
 
-from api.telemetry.tallies import Distribution, Tally
+from api.telemetry.metrics import Distribution, Tally
 
 BOUNDS = (0.001, 0.0025, 0.5, 1.0)
 ROUTES = st.sampled_from(["/inference", "/scores", 'a "b"\\c'])
@@ -29,7 +29,7 @@ def registered(collector: Collector) -> Any:
 @given(st.lists(st.tuples(ROUTES, SECONDS)))
 def test_a_distribution_reads_as_a_histogram_of_the_client(observed: list[tuple[str, float]]) -> None:
     disable_created_metrics()
-    ours = Distribution("took_seconds", "How long.", ("route",), BOUNDS)
+    ours = Distribution("took_seconds", "How long.", "route", BOUNDS)
     for route, seconds in observed:
         ours.add(seconds, route)
 
@@ -57,7 +57,7 @@ def test_a_tally_reads_as_a_counter_of_the_client(counted: list[tuple[str, str]]
 
 
 def test_the_sum_of_a_distribution_is_that_of_its_observations() -> None:
-    ours = Distribution("took_seconds", "How long.", ("route",), BOUNDS)
+    ours = Distribution("took_seconds", "How long.", "route", BOUNDS)
     for seconds in (0.25, 0.5, 4.0):
         ours.add(seconds, "/scores")
 

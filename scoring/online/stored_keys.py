@@ -1,0 +1,113 @@
+"""Entity keys that are in the online store, as examples of requests."""
+
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scoring.arrow.signature import NEUTRAL
+from scoring.feast_plugins.join_keys import Keys
+from scoring.features.model_features import ModelFeatures
+from scoring.online.lookup import Lookup, read_online_vectors, read_rows
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+EXAMPLES = 2
+# The newest entities are chosen from this many per kind of entity, found in so many rows or pages of the store.
+CANDIDATES = 100
+SQLITE_ROWS = 2000
+REDIS_PAGES, REDIS_PAGE_SIZE = 20, 1000
+
+
+def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) -> dict[str, list[Any]] | None:
+    """Find entities in a SQLite or Redis online store, if possible such that have all features.
+
+    Returns join key → values (n,) of the n newest entities, n at most EXAMPLES. None if none are found, the store does
+    not answer, or it is another kind of store. Raises nothing.
+    """
+    try:
+        rows = _candidates(store, features)
+        if not rows:
+            return None
+        columns = {key.name: [row[key.name] for row in rows] for key in features.join_keys}
+        inputs = {name: [NEUTRAL.get(dtype, 0)] * len(rows) for name, dtype in features.request_columns.items()}
+        event_s = read_rows(lookup.stored, inputs | columns).event_s
+        order = np.argsort(-np.min(list(event_s.values()), axis=0), kind="stable")
+        reasons = read_online_vectors(lookup, features, inputs | columns, datetime.now(UTC)).reasons.to_pylist()
+        complete = [place for place in order if reasons[place] is None]
+        chosen = (complete or list(order))[:EXAMPLES]
+    except Exception:  # each store's client raises its own; the probe of the store reports it
+        return None
+    return {name: [values[place] for place in chosen] for name, values in columns.items()}
+
+
+def _candidates(store: "FeatureStore", features: ModelFeatures) -> list[dict[str, Any]]:
+    """Return entity rows, join key → value. Keys that no single view has together are combined from several views."""
+    found: dict[Keys, list[dict[str, Any]]] = {}
+    for view in sorted(features.views, key=lambda view: -len(view.keys)):
+        if view.keys and view.keys not in found:
+            serialized = _serialized_keys(store, features.feast.views[view.name])
+            found[view.keys] = list(itertools.islice(_decode(serialized, view.keys), CANDIDATES))
+    if not all(found.values()):
+        return []
+    rows = []
+    for place in range(max(map(len, found.values()), default=0)):
+        row: dict[str, Any] = {}
+        for entities in found.values():
+            row = entities[place % len(entities)] | row
+        rows.append(row)
+    return rows
+
+
+def _decode(serialized: Iterator[bytes], keys: Keys) -> Iterator[dict[str, Any]]:
+    from feast.infra.key_encoding_utils import deserialize_entity_key
+
+    names, seen = [name for name, _ in keys], set()
+    for each in serialized:
+        entity = deserialize_entity_key(each)
+        if each not in seen and list(entity.join_keys) == names:
+            seen.add(each)
+            values = [getattr(value, value.WhichOneof("val")) for value in entity.entity_values]
+            yield {key.name: value for (_, key), value in zip(keys, values, strict=True)}
+
+
+def _serialized_keys(store: "FeatureStore", view: Any) -> Iterator[bytes]:
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+    from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
+
+    listing: Mapping[Any, Any] = {SqliteOnlineStoreConfig: _in_sqlite, RedisOnlineStoreConfig: _in_redis}
+    list_keys = listing.get(type(store.config.online_store))
+    return iter(()) if list_keys is None else list_keys(store, view)
+
+
+def _in_sqlite(store: "FeatureStore", view: Any) -> Iterator[bytes]:
+    from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
+
+    file = Path(SqliteOnlineStore._get_db_path(store.config)).absolute()
+    table = _quote_id(_table_id(store.project, view))
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        query = f"SELECT entity_key FROM {table} ORDER BY rowid DESC LIMIT {SQLITE_ROWS}"
+        yield from (key for (key,) in connection.execute(query))
+
+
+def _in_redis(store: "FeatureStore", view: Any) -> Iterator[bytes]:
+    from feast.infra.online_stores.redis import RedisOnlineStore
+
+    project, cursor = store.project.encode(), 0
+    client: Any = RedisOnlineStore()._get_client(store.config.online_store)
+    with contextlib.closing(client):
+        for _ in range(REDIS_PAGES):
+            cursor, keys = client.scan(cursor, match=b"*" + project, count=REDIS_PAGE_SIZE)
+            keys = [key for key in keys if key.endswith(project)]
+            pipeline = client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hexists(key, f"_ts:{view.name}")
+            yield from (key.removesuffix(project) for key, has in zip(keys, pipeline.execute(), strict=True) if has)
+            if not cursor:
+                return
