@@ -142,7 +142,9 @@ class ScoringEndpoint:
             raise
         finally:
             self._metrics.worked_on(pending, time.time())
-        self._breaker.answered()
+        if pending.batch is not None and not pending.batch.answered:
+            pending.batch.answered = True
+            self._breaker.answered()
         self._metrics.scored(scores)
         return served, request, scores
 

@@ -1,11 +1,11 @@
-"""Threads for the blocking part of scoring, in which requests that wait at the same time share a micro-batch.
+"""Worker threads for the blocking part of scoring. Requests that wait at the same time share a micro-batch.
 
-One lookup and one prediction cost nearly the same for one request as for ten, so merging makes the API fast under load;
-with one request at a time it costs nothing. It changes no score: only versions are merged whose predictions admission
-has shown not to depend on the rows around them (`Scorer.mergeable`).
+One lookup and one prediction take nearly as long for one request as for ten, so merging makes the API fast under load
+and costs nothing otherwise. It changes no score: only requests to versions whose predictions do not depend on the other
+rows are merged (`Scorer.mergeable`).
 
-The threads are not those of a ThreadPoolExecutor: handing over a micro-batch by its futures costs 6 µs more, 1.3 % of a
-lone request's processor time (Python 3.11), and it joins its threads when the process ends, even if a store hangs.
+The threads are not those of a ThreadPoolExecutor. Its futures take 6 µs more per micro-batch, 1.3 % of the processor
+time of a single request (Python 3.11), and it joins its threads when the process ends, even if a store hangs.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ from api.model.scorer import RowScores
 class MicroBatcher:
     """Scores requests for one event loop, with a fixed number of threads and a bounded number of unfinished requests.
 
-    A caller may give up (at its deadline, or because its task is cancelled). A request that has not started is then
-    dropped; one that has keeps its thread until it ends. So a store that hangs costs at most `threads` threads and as
-    many of the places for requests.
+    A caller may give up, at its deadline or because its task is cancelled. A request that has not started is then
+    dropped; one that has started keeps its thread until it ends. So a store that hangs occupies at most `threads`
+    threads and as many of the unfinished requests.
     """
 
     def __init__(self, threads: int, waiting: int) -> None:
-        """Args: how many micro-batches run at once, and how many more requests may wait."""
+        """Allow `threads` micro-batches at once, and `waiting` more requests."""
         self._threads = threads
         self._max_unfinished = threads + waiting
         self._batches: queue.SimpleQueue[list[PendingRequest] | None] = queue.SimpleQueue()
-        # Everything below belongs to the event loop's thread.
+        # Everything below is used by the event loop's thread only.
         self._policy = BatchPolicy(threads)
         self._waiting: deque[PendingRequest] = deque()
         self._running: list[list[PendingRequest]] = []
         self._unfinished = 0
         self._abandoned = 0
-        """Running micro-batches for which nobody waits any more."""
+        """Number of running micro-batches that no caller waits for."""
         self._start_scheduled = self._check_scheduled = False
 
     def start(self) -> None:
-        """Start the threads. Called on the event loop, as all other methods."""
+        """Start the threads. Called on the event loop, like all other methods."""
         self._loop = asyncio.get_running_loop()
         for number in range(self._threads):
             threading.Thread(target=self._work, name=f"request-{number}", daemon=True).start()
@@ -63,11 +63,11 @@ class MicroBatcher:
         return self._unfinished + self._abandoned >= self._max_unfinished
 
     async def score(self, request: PendingRequest, deadline_s: float) -> RowScores:
-        """The scores of one request.
+        """Score one request.
 
         Raises:
-            Overloaded: as many requests are unfinished as may be.
-            TimeoutError: there are none after `deadline_s` seconds.
+            Overloaded: too many requests are unfinished.
+            TimeoutError: there are no scores after `deadline_s` seconds.
             Exception: what `Scorer` raises for this request.
         """
         if self.full:
@@ -78,7 +78,7 @@ class MicroBatcher:
         self._waiting.append(request)
         if not self._policy.gathering:
             self._schedule_start()
-        # asyncio.timeout would cancel the whole task, which takes longer to prepare.
+        # asyncio.timeout would cancel the task, which takes longer to prepare.
         timer = self._loop.call_later(deadline_s, self._expire, request)
         try:
             return await result
@@ -95,7 +95,7 @@ class MicroBatcher:
             self._leave(request)
 
     def _leave(self, request: PendingRequest) -> None:
-        """Nobody waits any more for this request, which is not finished."""
+        """Record that no caller waits for this unfinished request."""
         self._unfinished -= 1
         if request in self._waiting:
             self._waiting.remove(request)
@@ -129,28 +129,28 @@ class MicroBatcher:
         self._batches.put(batch)
 
     def _overlap(self, rows: int) -> None:
-        """The lookup for a micro-batch of so many entities has finished; its prediction runs."""
+        """Start the next micro-batch if useful: the lookup of one with so many entities has ended, and it predicts."""
         if self._policy.may_overlap(rows, sum(request.rows for request in self._waiting), len(self._running)):
             self._start_batch()
 
     def _work(self) -> None:
         while batch := self._batches.get():
             self._run(batch)
-            del batch  # or it would stay in memory until the next one
+            del batch  # otherwise it would stay in memory until the next one
 
     def _run(self, batch: list[PendingRequest]) -> None:
         started_at = time.monotonic()
         wanted = [request for request in batch if not request.abandoned]
 
         def looked_up() -> None:
-            if self._waiting:  # read in this thread: the event loop checks again
+            if self._waiting:  # read in a worker thread: the event loop checks again
                 self._loop.call_soon_threadsafe(self._overlap, sum(request.rows for request in wanted))
 
         try:
             results = MicroBatch(wanted).run(looked_up) if wanted else []
-        except BaseException as error:  # the thread lives on, whatever it is
+        except BaseException as error:  # the thread must survive any error
             results = [error] * len(wanted)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._deliver, batch, wanted, results, time.monotonic() - started_at)
 
     def _deliver(

@@ -1,4 +1,4 @@
-"""The blocking part of scoring: one lookup and one prediction for one or several requests, and a result for each."""
+"""The blocking part of scoring: one lookup and one prediction for one or more requests, and a result for each."""
 
 import asyncio
 import itertools
@@ -15,41 +15,47 @@ from scoring.predict import Scores
 
 RequestResult = RowScores | BaseException
 GAVE_UP: RequestResult = TimeoutError()
-"""For a request whose caller does not wait any more."""
+"""The result of a request whose caller has given up."""
 
 
 class PendingRequest:
-    """One request from when it starts to wait. Times are `time.perf_counter` in seconds."""
+    """A request that waits for its scores. Times are `time.perf_counter` in seconds."""
 
     __slots__ = ("batch", "entity_rows", "queued_at", "result", "rows", "scorer")
 
     def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
-        """Args: the version that serves it, and its entities, of which there are `rows`."""
+        """Start to wait.
+
+        Args:
+            scorer: the version that scores it.
+            entity_rows: its entities.
+            rows: how many they are.
+        """
         self.scorer = scorer
         self.entity_rows = entity_rows
         self.rows = rows
         self.queued_at = time.perf_counter()
         self.batch: MicroBatch | None = None
-        """The micro-batch that it is in; None before it starts."""
+        """Its micro-batch; None until that starts."""
         self.result: asyncio.Future[RowScores] | None = None
-        """What its caller waits for; None without one."""
+        """The future that its caller awaits; None without a caller."""
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether its caller has given up."""
         return self.result is not None and self.result.done()
 
     @property
     def in_store(self) -> bool:
-        """Whether it waits for the feature store, or did when it ended."""
+        """Whether it waits for the feature store, or did so when it ended."""
         return self.batch is not None and self.batch.looked_up_at is None
 
     def may_join(self, other: "PendingRequest") -> bool:
-        """Whether it may be in one micro-batch with `other`."""
+        """Return whether it may share a micro-batch with `other`."""
         return self.scorer is other.scorer and self.scorer.mergeable
 
     def stages(self) -> Iterator[tuple[str, float, float]]:
-        """The stages that are over: (`queue` | `lookup` | `predict`, started at, ended at)."""
+        """Yield the stages that have ended: (`queue` | `lookup` | `predict`, started at, ended at)."""
         if self.batch is None:
             return
         marks = (self.queued_at, self.batch.started_at, self.batch.looked_up_at, self.batch.predicted_at)
@@ -60,15 +66,15 @@ class PendingRequest:
 
 
 class MicroBatch:
-    """One lookup and one prediction for some requests to the same version. Made and run in a worker thread."""
+    """One lookup and one prediction for requests to one version. Created and run in a worker thread."""
 
-    __slots__ = ("blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at")
+    __slots__ = ("answered", "blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at")
 
     def __init__(self, requests: Sequence[PendingRequest]) -> None:
         self.requests = requests
         self.online: OnlineVectors | None = None
-        self.blamed = self.counted = False
-        """Whether its end was reported to the circuit breaker and to the metrics: once, not for each request."""
+        self.answered = self.blamed = self.counted = False
+        """Whether its success or failure was reported to the circuit breaker, and its end to the metrics: once each."""
         self.started_at = time.perf_counter()
         self.looked_up_at: float | None = None
         self.predicted_at: float | None = None
@@ -76,19 +82,19 @@ class MicroBatch:
             request.batch = self
 
     def run(self, looked_up: Callable[[], None] = lambda: None) -> list[RequestResult]:
-        """The result of each request, in their order. If it fails for all of them, each is tried alone.
+        """Return the result of each request, in order. If the batch fails, each request is tried alone.
 
-        So a request that makes the store or the model fail is the only one to fail.
+        So a request that makes the lookup or the model fail does not affect the others.
 
         Args:
-            looked_up: called in this thread when the lookup for all of them has finished.
+            looked_up: called in this thread when the lookup for all of them has ended.
         """
         scorer = self.requests[0].scorer
         entity_rows = _merged(self.requests)
         try:
             online = self.online = scorer.look_up(entity_rows, datetime.now(UTC))
-        except BaseException as error:  # it belongs to the callers
-            # A store that fails would only make each of them wait for it again.
+        except BaseException as error:  # the callers get it
+            # If the store itself fails, a retry per request would only make each of them wait for it again.
             store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
             if store_failed or len(self.requests) == 1:
                 return [error] * len(self.requests)
@@ -101,7 +107,7 @@ class MicroBatch:
 
 
 def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVectors) -> list[RequestResult]:
-    """The result of each request by one prediction for all of them or, if that fails, by one for each."""
+    """Return the result of each request, by one prediction for all of them or, if that fails, by one for each."""
     try:
         return _split(scorer.score(_merged(requests), online), requests)
     except BaseException as error:
@@ -111,7 +117,7 @@ def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVec
     complete = [place for place, part in enumerate(parts) if part.reasons.null_count == len(part.reasons)]
     results: dict[int, RequestResult] = {}
     if 0 < len(complete) < len(requests):
-        # Under the policy `reject` the others fail, without a prediction.
+        # Under the policy `reject`, the others fail without a prediction.
         merged = OnlineVectors(
             pa.concat_tables([parts[place].vectors for place in complete]),
             pa.concat_arrays([parts[place].reasons for place in complete]),

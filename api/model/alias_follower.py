@@ -25,10 +25,17 @@ WARM_UP_S = 5.0
 
 
 class AliasFollower:
-    """Fills a `ModelSlot`, in a thread of its own: a registry that hangs delays the next poll and nothing else."""
+    """Fills a `ModelSlot`, in a thread of its own: a registry that hangs delays only the next poll."""
 
     def __init__(self, settings: Settings, loader: Loader, slot: ModelSlot, probe: StoreProbe) -> None:
-        """Args: how often to poll, what loads, what to fill, and what warms up a scorer's way to the online store."""
+        """Follow nothing yet.
+
+        Args:
+            settings: all settings.
+            loader: polls the registries and loads versions.
+            slot: gets the loaded version.
+            probe: warms up a version's connection to the online store before it serves.
+        """
         self._settings = settings
         self._loader = loader
         self._slot = slot
@@ -46,18 +53,18 @@ class AliasFollower:
         while True:
             try:
                 await self.poll()
-            except Exception:  # an unexpected error must not end the following
-                log.exception("look_failed")
+            except Exception:  # an unexpected error must not end the polling
+                log.exception("poll_failed")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._settings.poll_interval_s)
             self._woken.clear()
 
     def stop(self) -> None:
-        """Let its thread end, without waiting for it."""
+        """Let the thread end, without waiting for it."""
         self._executor.shutdown(wait=False)
 
     async def poll(self) -> None:
-        """Poll once, and load what should serve if that has changed. Raises nothing; the slot has the outcome."""
+        """Poll once, and load what should serve if that has changed. Raises nothing: the slot has the result."""
         slot = self._slot
         try:
             target = await self._in_thread(self._loader.poll)
@@ -83,7 +90,7 @@ class AliasFollower:
         try:
             scorer = await self._in_thread(lambda: self._loader.load(target, current))
             form = RequestForm(str(scorer.version), scorer.features, self._settings.max_entities)
-        except RegistryError as error:  # an outage says nothing about the version
+        except RegistryError as error:  # an outage is not a fault of the version
             self._registry_failed(error)
             return
         except Exception as error:
@@ -114,10 +121,10 @@ class AliasFollower:
             served.form.stored_keys = await self._in_thread(served.scorer.stored_keys)
 
     async def _alias_moved(self, target: Target) -> bool:
-        """Whether something else should serve by now: a version that was taken back while it loaded never serves."""
+        """Return whether another target should serve by now: a version withdrawn while it loaded never serves."""
         try:
             return await self._in_thread(self._loader.poll) != target
-        except Exception:  # the next poll reports it
+        except Exception:  # the next poll will report it
             return False
 
     def _registry_answered(self) -> None:

@@ -1,4 +1,4 @@
-"""The slot that holds what serves now."""
+"""The slot that holds the model version that serves now."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from api.model.scorer import Scorer
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What serves: one version with everything that a request needs of it. Swapped as a whole."""
+    """The version that serves, with everything that a request needs. Swapped as a whole."""
 
     target: Target
     scorer: Scorer
@@ -20,7 +20,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A version that should serve and can't: it was refused, or this machine can't try it."""
+    """A version that should serve and can't, because it was refused or this machine can't try it."""
 
     target: Target
     reason: str
@@ -29,44 +29,44 @@ class Refusal(msgspec.Struct, frozen=True):
     """For /ready."""
     attempts: int
     of_this_machine: bool
-    """Whether this machine is at fault, and nothing is known of the version."""
+    """Whether this machine is at fault, so nothing is known about the version."""
     retry_at: float
-    """On the slot's clock. It is tried earlier only if the alias or the feature definitions change."""
+    """Time of the next attempt on the slot's clock. An earlier one follows only another target."""
 
 
 class ModelSlot:
-    """Holds what serves now. Read and written on the event loop only, so that a request sees one version."""
+    """Holds what serves now. Used on the event loop only, so that each request sees one version."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: a clock in seconds."""
+        """Make an empty slot with this clock, in seconds."""
         self.clock = clock
         self.served: Served | None = None
         self.refusal: Refusal | None = None
         self.polled_at: float | None = None
-        """When the registries last answered what should serve."""
+        """Time of the registries' last successful answer on the clock; None before the first."""
         self.poll_problem: str | None = None
-        """Why they did not answer the last poll; None if they did."""
+        """Why the last poll failed; None if it did not."""
         self.swaps = 0
-        """How often another version began to serve, or the same one on other feature definitions."""
+        """Number of swaps, to another version or to other feature definitions."""
         self.refusals = 0
-        """How often a version that should serve was refused; each attempt counts."""
+        """Number of refused attempts to load a version."""
 
     def current(self) -> Served:
-        """What serves now.
+        """Return what serves now.
 
         Raises:
-            NoModel: nothing does yet.
+            NoModel: no version is loaded yet.
         """
         if self.served is None:
             raise NoModel(self.why_empty())
         return self.served
 
     def why_empty(self) -> str:
-        """Why nothing serves, in one line."""
+        """Return in one line why no version is loaded."""
         if self.refusal is not None:
             return self.refusal.public
         return self.poll_problem or "the first one is being loaded."
 
     def poll_age_s(self) -> float | None:
-        """Seconds since the registries last answered what should serve; None if they never did."""
+        """Return the seconds since the registries' last successful answer; None before the first."""
         return None if self.polled_at is None else self.clock() - self.polled_at

@@ -1,8 +1,8 @@
-"""Whether the feature store answers: a circuit breaker for requests, and a probe in the background.
+"""The health of the feature store: a circuit breaker for requests, and a probe in the background.
 
-When the store has failed several times in a row, requests are refused without trying it. The circuit breakers on PyPI
-(pybreaker, aiobreaker, purgatory) try a half-open circuit with a caller's request. Here the probe does, so that no
-client waits to find out that the store is still down.
+After several failures in a row, requests are refused without a lookup. The circuit breakers on PyPI (pybreaker,
+aiobreaker, purgatory) test a half-open circuit with a caller's request. Here the probe does so, and no client waits for
+a store that is still down.
 """
 
 import asyncio
@@ -21,43 +21,43 @@ log = structlog.get_logger(__name__)
 
 OPENS_AFTER = 3
 INTERVAL_S = 2.0
-# While the store fails, so that its return is noticed soon.
+# While the store fails.
 RETRY_S = 0.5
 TIMEOUT_S = 1.0
 NO_ANSWER = "The feature store gave no answer in time."
 
 
 class StoreState(msgspec.Struct, frozen=True):
-    """What is known of the feature store."""
+    """What is known about the feature store."""
 
     usable: bool
     problem: str | None = None
     """Why it is not usable, in one line."""
     answered_at: datetime | None = None
-    """When it last answered."""
+    """Time of its last answer."""
 
 
 class Breaker:
-    """Open (the store is not usable) until the first answer, and after OPENS_AFTER failures in a row.
+    """A circuit breaker: open until the store's first answer, and after OPENS_AFTER failures in a row.
 
-    Every outcome is reported to it, on the event loop. One answer closes it.
+    One answer closes it. Called on the event loop.
     """
 
     def __init__(self) -> None:
         self.state = StoreState(usable=False, problem="The feature store has not been tried yet.")
         self.failures = 0
-        """In a row."""
+        """Number of failures since the last answer."""
         self.opened = 0
-        """How often it opened after it had been closed."""
+        """Number of times that it opened after it had been closed."""
         self._logged: str | None = None
 
     def check(self) -> None:
-        """Raise StoreUnavailable while it is open."""
+        """Raise StoreUnavailable if it is open."""
         if not self.state.usable:
             raise StoreUnavailable
 
     def answered(self) -> None:
-        """The store answered."""
+        """Record an answer of the store."""
         if not self.state.usable:
             log.info("feature_store_usable")
         self.failures = 0
@@ -65,11 +65,11 @@ class Breaker:
         self.state = StoreState(usable=True, answered_at=datetime.now(UTC))
 
     def failed(self, problem: str, reason: str | None = None) -> None:
-        """The store failed, or gave no answer in time.
+        """Record a failure of the store, or that it did not answer in time.
 
         Args:
-            problem: what /ready shows, to anyone.
-            reason: what the log gets, once until it changes; the same by default.
+            problem: the description in /ready, which anyone can read.
+            reason: the description in the log, written once until it changes; `problem` by default.
         """
         reason = reason or problem
         self.failures += 1
@@ -84,7 +84,7 @@ class Breaker:
 
 
 class StoreProbe:
-    """Looks up one entity at intervals, in a thread of its own: a store that hangs holds this thread and no other."""
+    """Looks up one entity at intervals, in a thread of its own: a store that hangs occupies no other thread."""
 
     def __init__(self) -> None:
         self.breaker = Breaker()
@@ -93,11 +93,11 @@ class StoreProbe:
 
     @property
     def state(self) -> StoreState:
-        """What is known of the store."""
+        """The breaker's state of the store."""
         return self.breaker.state
 
     async def run(self, scorer: Callable[[], Scorer | None]) -> None:
-        """Probe until cancelled, by the scorer that `scorer` returns; None if nothing serves yet."""
+        """Probe until cancelled, with the scorer that `scorer` returns, or not at all while it returns None."""
         while True:
             try:
                 if (current := scorer()) is not None:
@@ -107,11 +107,11 @@ class StoreProbe:
             await asyncio.sleep(RETRY_S if self.breaker.failures else INTERVAL_S)
 
     def stop(self) -> None:
-        """Let its thread end, without waiting for it."""
+        """Let the thread end, without waiting for it."""
         self._executor.shutdown(wait=False)
 
     async def check(self, scorer: Scorer, timeout_s: float) -> None:
-        """Probe once and report the outcome to the breaker. Raises nothing."""
+        """Probe once and report the result to the breaker. Raises nothing."""
         if self._running is not None and not self._running.done():
             self.breaker.failed(NO_ANSWER)
             return
@@ -119,7 +119,7 @@ class StoreProbe:
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.wrap_future(self._running)
-        except UnusableFeature:  # an answer, whose values are of no interest here
+        except UnusableFeature:  # an answer all the same
             self.breaker.answered()
         except TimeoutError:
             self.breaker.failed(NO_ANSWER)

@@ -1,4 +1,4 @@
-"""A time limit for a model registry: one that sends byte by byte would hold its caller for ever."""
+"""A time limit for the calls of a model registry: one that sends byte by byte would block its caller forever."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,18 +10,18 @@ from scoring.models.registry import ModelVersion, Registry
 
 T = TypeVar("T")
 
-# How much longer a download may take than everything else. MLflow's own timeouts are for each read (3.17).
+# A download may take longer than other calls, by its size. MLflow's own timeouts apply to each read (3.17).
 SLOWEST_BYTES_PER_S = 1_000_000
 
 
 class TimedRegistry:
-    """A `Registry` that gives up in time. Called from one thread at a time.
+    """A `Registry` whose calls have a time limit. Called from one thread at a time.
 
-    A call that was given up on goes on in its thread, which nothing can end; until it does, no other is made.
+    A call that exceeds it continues in its thread, which nothing can end. Until then, further calls fail at once.
     """
 
     def __init__(self, registry: Registry, limit_s: float) -> None:
-        """Args: the registry, and how many seconds a call may take."""
+        """Limit the calls of `registry` to so many seconds."""
         self._registry = registry
         self._limit_s = limit_s
         self._executor = ThreadPoolExecutor(1, "registry")
@@ -42,7 +42,7 @@ class TimedRegistry:
         return self._bytes
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
-        """See `Registry.download`. May take longer, by the size that was last returned."""
+        """See `Registry.download`. The limit is longer by the last returned size."""
         limit_s = self._limit_s + self._bytes / SLOWEST_BYTES_PER_S
         return self._call(lambda: self._registry.download(model, destination, file), limit_s)
 

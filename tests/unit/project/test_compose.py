@@ -154,6 +154,11 @@ def test_every_variable_is_documented_with_its_default() -> None:
     assert Settings.from_environment(example | {"SERVING_MODEL_NAME": "m"}) == defaults_of_settings
 
 
+def test_the_example_names_every_setting() -> None:
+    named = set(re.findall(r"[A-Z][A-Z0-9_]+", EXAMPLE_FILE.read_text()))
+    assert set(variable_names().values()) - named == set()
+
+
 def test_every_setting_is_set_or_configurable_except_for_a_listed_reason() -> None:
     chosen = {variable for name in ("api", "code-location") for variable in services()[name]["environment"]}
     settings = {variable for variable in variable_names().values() if variable.startswith("SERVING_")}
