@@ -1,4 +1,4 @@
-"""Errors tell no secrets."""
+"""Errors contain no secrets."""
 
 import pytest
 
@@ -19,10 +19,10 @@ SECRET = "s3cret"
 )
 def test_addresses_lose_users_passwords_and_queries(uri: str) -> None:
     assert without_secrets(uri).partition("://")[2] == "host:5000/path"
-    said = str(RegistryUnreachable(uri, ValueError(f"GET {uri} failed (see {uri}); giving up")))
-    assert SECRET not in said
-    assert "host:5000/path" in said
-    assert "giving up" in said
+    message = str(RegistryUnreachable(uri, ValueError(f"GET {uri} failed (see {uri}); giving up")))
+    assert SECRET not in message
+    assert "host:5000/path" in message
+    assert "giving up" in message
 
 
 def test_only_the_first_line_is_told_and_not_more_than_asked() -> None:

@@ -1,4 +1,4 @@
-"""How libraries are imported: the garbage collector rests meanwhile, and MLflow is told how to behave."""
+"""Imports of libraries: garbage collection is paused, and MLflow is configured."""
 
 import gc
 import os

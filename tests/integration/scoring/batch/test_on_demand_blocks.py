@@ -298,9 +298,9 @@ def test_a_function_that_looks_at_other_rows_gets_all_at_once_and_a_warning_says
 
     joined = streamed(job, ROWS_IN_TESTS)
 
-    (said,) = caplog.messages
-    assert f"the function of on-demand view '{view}'" in said
-    assert "this request is held in memory as a whole, which grows with its rows" in said
+    (message,) = caplog.messages
+    assert f"the function of on-demand view '{view}'" in message
+    assert "this request is held in memory as a whole, which grows with its rows" in message
     assert_same(joined, typed_as_declared(job, job.to_arrow()))
 
 

@@ -187,8 +187,8 @@ def test_a_type_that_would_lose_values_is_refused(store: "FeatureStore") -> None
 
 
 def test_an_unknown_service_is_named_with_those_that_there_are(store: "FeatureStore") -> None:
-    with pytest.raises(FeatureServiceNotFound, match="'nobody': the registry has both, hidden, on_demand"):
-        link(store, "nobody", rate="double")
+    with pytest.raises(FeatureServiceNotFound, match="'unknown': the registry has both, hidden, on_demand"):
+        link(store, "unknown", rate="double")
 
 
 def test_a_request_time_input_comes_with_the_request(store: "FeatureStore") -> None:

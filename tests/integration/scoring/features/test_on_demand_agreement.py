@@ -48,25 +48,25 @@ brief = FeatureView(
 )
 basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float32), Field(name="pieces", dtype=Int32)])
 
-told = [Field(name="told", dtype=String)]
+received = [Field(name="received", dtype=String)]
 
-@on_demand_feature_view(sources=[stats, basket], mode="pandas", schema=told)
+@on_demand_feature_view(sources=[stats, basket], mode="pandas", schema=received)
 def frames(inputs: pd.DataFrame) -> pd.DataFrame:
     names = ["f4", "f8", "i4", "i8", "flag", "text", "amount", "pieces", "shop_id", "stats__f4"]
     seen = inputs[[name for name in names if name in inputs]]  # Feast tries it without keys
     rows = [" ".join(f"{value!r}" for value in row) for row in seen.itertuples(index=False, name=None)]
     kinds = "" if inputs.isna().any(axis=None) else str(seen.dtypes.tolist())  # a null changes them
-    return pd.DataFrame({"told": [f"{row} {kinds}" for row in rows]})
+    return pd.DataFrame({"received": [f"{row} {kinds}" for row in rows]})
 
-@on_demand_feature_view(sources=[stats, basket], mode="python", schema=told)
+@on_demand_feature_view(sources=[stats, basket], mode="python", schema=received)
 def values(inputs: dict[str, Any]) -> dict[str, Any]:
     names = ["f4", "f8", "i4", "i8", "flag", "text", "amount", "pieces", "shop_id", "stats__f4"]
-    return {"told": [f"{row!r}" for row in zip(*(inputs[name] for name in names if name in inputs))]}
+    return {"received": [f"{row!r}" for row in zip(*(inputs[name] for name in names if name in inputs))]}
 
-@on_demand_feature_view(sources=[stats, basket], mode="python", singleton=True, schema=told)
+@on_demand_feature_view(sources=[stats, basket], mode="python", singleton=True, schema=received)
 def one_by_one(inputs: dict[str, Any]) -> dict[str, Any]:
     names = ["f4", "f8", "i4", "i8", "flag", "text", "amount", "pieces", "shop_id", "stats__f4"]
-    return {"told": repr([inputs[name] for name in names if name in inputs])}
+    return {"received": repr([inputs[name] for name in names if name in inputs])}
 
 @on_demand_feature_view(
     sources=[stats], mode="pandas",
@@ -84,40 +84,41 @@ def moments(inputs: dict[str, Any]) -> dict[str, Any]:
     names = ("since", "place__f4", "stats__f4")
     return {"age": [repr(row) for row in zip(*(inputs[name] for name in names))]}
 
-@on_demand_feature_view(sources=[place], mode="python", schema=[Field(name="told", dtype=String)])
+@on_demand_feature_view(sources=[place], mode="python", schema=[Field(name="received", dtype=String)])
 def prying(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"told": [str(sorted({"text", "stats__text", "frames__told"} & inputs.keys())) for _ in inputs["place__f4"]]}
+    foreign = sorted({"text", "stats__text", "frames__received"} & inputs.keys())
+    return {"received": [str(foreign) for _ in inputs["place__f4"]]}
 
-@on_demand_feature_view(sources=[stats], mode="pandas", schema=[Field(name="told", dtype=String)])
+@on_demand_feature_view(sources=[stats], mode="pandas", schema=[Field(name="received", dtype=String)])
 def fewer(inputs: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame({"told": ["one"]})
+    return pd.DataFrame({"received": ["one"]})
 
-@on_demand_feature_view(sources=[stats], mode="pandas", schema=[Field(name="told", dtype=String)])
+@on_demand_feature_view(sources=[stats], mode="pandas", schema=[Field(name="received", dtype=String)])
 def backwards(inputs: pd.DataFrame) -> pd.DataFrame:
-    return inputs.sort_values("text", ascending=False)[["text"]].rename(columns={"text": "told"})
+    return inputs.sort_values("text", ascending=False)[["text"]].rename(columns={"text": "received"})
 
-@on_demand_feature_view(sources=[stats], mode="python", schema=[Field(name="told", dtype=String)])
+@on_demand_feature_view(sources=[stats], mode="python", schema=[Field(name="received", dtype=String)])
 def other(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"told" if len(inputs["text"]) == 1 else "tolled": inputs["text"]}
+    return {"received" if len(inputs["text"]) == 1 else "other": inputs["text"]}
 
 visit = RequestSource(name="visit", schema=[Field(name="at", dtype=UnixTimestamp)])
 
-@on_demand_feature_view(sources=[stats[["f8"]], visit], mode="python", schema=told)
+@on_demand_feature_view(sources=[stats[["f8"]], visit], mode="python", schema=received)
 def named(inputs: dict[str, Any]) -> dict[str, Any]:
     rows = zip(*inputs.values())
-    return {"told": [f"{sorted(inputs)} {row}" for row in rows]}
+    return {"received": [f"{sorted(inputs)} {row}" for row in rows]}
 
 @on_demand_feature_view(sources=[brief], mode="pandas", schema=[Field(name="next", dtype=Int64)])
 def following(inputs: pd.DataFrame) -> pd.DataFrame:
     return (inputs["number"] + 1).astype("Int64").to_frame("next")
 
-@on_demand_feature_view(sources=[stats], mode="python", schema=told)
+@on_demand_feature_view(sources=[stats], mode="python", schema=received)
 def broken(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"told": [f"{1 / (value != value)}" if len(inputs["text"]) > 1 else "x" for value in inputs["text"]]}
+    return {"received": [f"{1 / (value != value)}" if len(inputs["text"]) > 1 else "x" for value in inputs["text"]]}
 
-@on_demand_feature_view(sources=[stats], mode="python", schema=told)
+@on_demand_feature_view(sources=[stats], mode="python", schema=received)
 def lost(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"told": [zlib.compress(value.encode()).hex() for value in inputs["text"]]}
+    return {"received": [zlib.compress(value.encode()).hex() for value in inputs["text"]]}
 
 named_service = FeatureService(name="named", features=[stats, named.with_name("called"), broken])
 following_service = FeatureService(name="following", features=[brief, following])
@@ -135,7 +136,7 @@ other_service = FeatureService(name="other", features=[stats, other])
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 SHOPS = [1, 2, 3, 4, 5, -6]
 EMPTY, UNKNOWN = 9, 99  # a shop that has a row of nothing but nulls, and one that has none
-TYPES = dict.fromkeys(("told", "prying__told", "called__told", "age"), pa.string()) | dict.fromkeys(
+TYPES = dict.fromkeys(("received", "prying__received", "called__received", "age"), pa.string()) | dict.fromkeys(
     ("ratio", "part"), pa.float64()
 )
 TYPES |= {"product": pa.int64(), "next": pa.int64()}
@@ -217,10 +218,10 @@ COMPLETE = {"shop_id": [1, 2, -6], "amount": [0.1, 0.2, 0.3], "pieces": [1, 2, 3
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
 @pytest.mark.parametrize("service", ["frames", "values", "one_by_one"])
 def test_a_function_is_given_the_same_in_batch_and_online(world, service, kind, rows):
-    features = world.link(kind, service, "told")
+    features = world.link(kind, service, "received")
     batch = world.batch(kind, features, rows)
     assert batch == world.online(kind, features, rows)
-    assert all(told is not None and len(told) > 20 for told in batch["told"])
+    assert all(received is not None and len(received) > 20 for received in batch["received"])
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
@@ -244,26 +245,26 @@ def test_two_views_with_features_of_one_name_and_moments_agree(world, kind):
 
 
 def test_a_row_of_nothing_but_nulls_is_a_row_to_a_function_and_none_is_none(world):
-    features = world.link("sqlite", "values", "told")
+    features = world.link("sqlite", "values", "received")
     rows = {"shop_id": [EMPTY, UNKNOWN, 1], "amount": [0.5] * 3, "pieces": [1] * 3}
     batch = world.batch("sqlite", features, rows)
     assert batch == world.online("sqlite", features, rows)
-    assert [told is None for told in batch["told"]] == [False, True, False]
+    assert [received is None for received in batch["received"]] == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
 def test_a_function_gets_the_keys_and_what_its_view_names_and_nothing_else(world, kind):
-    features = world.link(kind, "named", "called__told")
+    features = world.link(kind, "named", "called__received")
     rows = {"shop_id": [1, 2], "at": [NOW.replace(microsecond=999_999), None]}
     batch = world.batch(kind, features, rows)
     assert repr(batch) == repr(world.online(kind, features, rows))
-    assert batch["called__told"][0].startswith("['at', 'f8', 'shop_id', 'stats__f8'] (")
-    assert str(NOW.replace(tzinfo=None).year) in batch["called__told"][0]
-    assert "999999" not in batch["called__told"][0]
+    assert batch["called__received"][0].startswith("['at', 'f8', 'shop_id', 'stats__f8'] (")
+    assert str(NOW.replace(tzinfo=None).year) in batch["called__received"][0]
+    assert "999999" not in batch["called__received"][0]
 
 
 def test_a_moment_that_no_batch_request_may_have_is_refused_online_too(world):
-    features = world.link("sqlite", "named", "called__told")
+    features = world.link("sqlite", "named", "called__received")
     for year in (1, 1677, 2262, 9999):
         with pytest.raises(EntityRowsError, match="'at': timestamp"):
             world.online("sqlite", features, {"shop_id": [1], "at": [dt.datetime(year, 6, 1, tzinfo=dt.UTC)]})
@@ -278,7 +279,7 @@ def test_a_row_past_its_time_to_live_changes_nothing_beside_it(world, kind):
 
 
 def test_a_version_whose_function_lacks_what_its_module_imported_is_refused_when_it_is_loaded(world):
-    features = world.link("sqlite", "lost", "told")
+    features = world.link("sqlite", "lost", "received")
     with pytest.raises(FeatureStoreError, match="of on-demand view 'lost' can't be run: NameError: name 'zlib'"):
         fastest_lookup(world.stores["sqlite"], features)
     with pytest.raises(FeatureStoreError, match="the function of on-demand view 'lost' raised NameError: name 'zlib'"):
@@ -291,23 +292,23 @@ def test_a_version_whose_function_lacks_what_its_module_imported_is_refused_when
     [
         ("fewer", "returned 1 rows for 6|ValueError"),
         ("backwards", "in another order|ValueError"),
-        ("other", "no 'told'|ValueError"),
+        ("other", "no 'received'|ValueError"),
     ],
 )
 def test_a_function_that_returns_something_else_than_it_declares_ends_both(world, service, says, way):
-    features = world.link("sqlite", service, "told")
+    features = world.link("sqlite", service, "received")
     with pytest.raises(FeatureStoreError, match=says):
         getattr(world, way)("sqlite", features, {"shop_id": SHOPS})
 
 
 def test_a_function_sees_no_feature_of_a_view_that_it_does_not_name(world):
-    features = world.link("sqlite", "prying", "prying__told")
+    features = world.link("sqlite", "prying", "prying__received")
     batch = world.batch("sqlite", features, ASKED)
-    assert batch == world.online("sqlite", features, ASKED) == {"prying__told": ["[]"] * len(SHOPS)}
+    assert batch == world.online("sqlite", features, ASKED) == {"prying__received": ["[]"] * len(SHOPS)}
 
 
 def test_whether_the_store_answers_is_asked_without_any_function(world):
-    features = world.link("sqlite", "fewer", "told")
+    features = world.link("sqlite", "fewer", "received")
     lookup = fastest_lookup(world.stores["sqlite"], features)
     with pytest.raises(UnusableFeature):
         read_online_vectors(lookup, features, {"shop_id": [1, 2]}, NOW)

@@ -1,4 +1,4 @@
-"""From an alias to one exact version; and what a person is told when the registry can't say."""
+"""An alias is resolved to an exact version, and failures of the registry are explained."""
 
 import tempfile
 import time
@@ -55,12 +55,12 @@ def test_what_is_not_there_is_named(uri: str, model: str) -> None:
     registry = MlflowRegistry(uri, uri)
     with pytest.raises(AliasNotSet, match=f"'{model}' has no alias 'champion': set it on a version"):
         registry.resolve(model, "champion")
-    with pytest.raises(ModelNotRegistered, match="No model named 'nobody' is registered in"):
-        registry.resolve("nobody", "champion")
+    with pytest.raises(ModelNotRegistered, match="No model named 'unknown' is registered in"):
+        registry.resolve("unknown", "champion")
     with pytest.raises(VersionNotFound, match="has no version 7"):
         registry.version(model, 7)
     with pytest.raises(ModelNotRegistered):
-        registry.version("nobody", 1)
+        registry.version("unknown", 1)
 
 
 def test_a_server_that_is_down_is_told_within_ten_seconds() -> None:

@@ -1,4 +1,4 @@
-"""Whatever Arrow holds is shown, or said not to be: nothing of it raises."""
+"""Every Arrow value is printed, or a placeholder for it; none raises."""
 
 import datetime as dt
 
@@ -47,7 +47,7 @@ def test_a_table_of_them_has_a_preview(tmp_path):
     pq.write_table(table, tmp_path / "odd.parquet")
 
     with ParquetFiles([tmp_path / "odd.parquet"]) as file:
-        shown = table_metadata(file, Location(tmp_path))["preview"].value
+        preview = table_metadata(file, Location(tmp_path))["preview"].value
 
-    assert "10000-01-01" in shown
-    assert NOT_PRINTABLE in shown
+    assert "10000-01-01" in preview
+    assert NOT_PRINTABLE in preview

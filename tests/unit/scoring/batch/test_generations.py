@@ -1,4 +1,4 @@
-"""Several files are published at once, by one small file; older ones are removed when nobody can be reading them."""
+"""One small file publishes several files at once. Older ones are removed when no reader can need them."""
 
 import os
 import time

@@ -34,7 +34,7 @@ def artifacts(text: str) -> Location:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown", "local"),
+    ("text", "printed", "local"),
     [
         ("artifacts", "artifacts", Path("artifacts")),
         ("/data/artifacts/", "/data/artifacts", Path("/data/artifacts")),
@@ -43,10 +43,10 @@ def artifacts(text: str) -> Location:
         ("s3://bucket/a/b/", "s3://bucket/a/b", None),
     ],
 )
-def test_a_setting_names_a_folder_or_an_s3_prefix(text: str, shown: str, local: Path | None) -> None:
+def test_a_setting_names_a_folder_or_an_s3_prefix(text: str, printed: str, local: Path | None) -> None:
     place = artifacts(text)
-    assert (str(place), place.local) == (shown, local)
-    assert str(place / "day1" / "batch_output.parquet") == f"{shown}/day1/batch_output.parquet"
+    assert (str(place), place.local) == (printed, local)
+    assert str(place / "day1" / "batch_output.parquet") == f"{printed}/day1/batch_output.parquet"
     assert (place / "day1").parent == place
     assert (place / "day1").name == "day1"
 
@@ -126,8 +126,8 @@ def test_a_file_is_hashed_while_it_is_written_as_it_is_afterwards(
                 file.write(piece)
                 file.flush()
                 time.sleep(HASHED_EVERY_S * 1.5 * pause)
-        told = content(place.name)
-    assert told == content_of(place.local, "a.bin")
+        copied = content(place.name)
+    assert copied == content_of(place.local, "a.bin")
 
 
 def test_the_hashing_of_a_file_that_is_not_finished_ends_with_the_block(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_the_manifest_is_of_what_lies_there_and_not_of_what_somebody_replaced(tm
     output = Location(tmp_path / "batch_output.parquet")
     origin = Origin(Content("day1.csv", 1, "00"), "m/1", "service", "hash")
     outcome = ScoringSummary(Content("batch_input.parquet", 1, "00"), "exclude", {}, 1, 1, {}, {})
-    said = {ORIGIN_KEY: msgspec.json.encode(origin), SUMMARY_KEY: msgspec.json.encode(outcome)}
-    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(said), output.local)
+    metadata = {ORIGIN_KEY: msgspec.json.encode(origin), SUMMARY_KEY: msgspec.json.encode(outcome)}
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(metadata), output.local)
     theirs = Manifest(content_of(output.local, output.name), origin, outcome)
 
     # Not read once more: what another run has put there would have another origin.
-    same = Manifest(Content(output.name, theirs.batch_output.size, "as told"), origin, outcome)
+    same = Manifest(Content(output.name, theirs.batch_output.size, "reported"), origin, outcome)
     assert settle_manifest(output, same) == same
     assert not (tmp_path / "manifest.json").exists()
     other_version = msgspec.structs.replace(origin, model="m/2")

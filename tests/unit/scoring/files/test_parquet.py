@@ -1,4 +1,4 @@
-"""The same rows give the same bytes, in whatever pieces they come."""
+"""The same rows give the same bytes, however they are split into tables."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,7 @@ TABLE = pa.table(
         "text": pa.array(RANDOM.integers(0, 1000, ROWS)).cast(pa.string()),
         "flag": pa.array(RANDOM.random(ROWS) > 0.5, mask=RANDOM.random(ROWS) > 0.9),
         "whole": pa.array(RANDOM.integers(-(2**63), 2**63 - 1, ROWS), mask=RANDOM.random(ROWS) > 0.9),
-        "moment": pa.array(RANDOM.integers(0, 2**50, ROWS)).cast(pa.timestamp("us", "UTC")),
+        "timestamp": pa.array(RANDOM.integers(0, 2**50, ROWS)).cast(pa.timestamp("us", "UTC")),
         "maker": constant("ranker", ROWS),
     }
 )
@@ -118,8 +118,8 @@ def test_what_is_known_at_the_end_stands_in_the_footer(tmp_path: Path) -> None:
 
     write_tables(counted(), tmp_path / "a.parquet", {b"start": b"s"}, lambda: {"rows": str(sum(rows))})
 
-    said = pq.read_metadata(tmp_path / "a.parquet").metadata
-    assert (said[b"start"], said[b"rows"]) == (b"s", b"15")
+    metadata = pq.read_metadata(tmp_path / "a.parquet").metadata
+    assert (metadata[b"start"], metadata[b"rows"]) == (b"s", b"15")
 
 
 def test_no_rows_make_a_file_without_rows(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Spark's pandas frames do to values is undone: integers beside a null, the largest of them, moments, texts."""
+"""Values that Spark's pandas frames change are restored: integers next to nulls, large integers, times, strings."""
 
 import pandas as pd
 import pyarrow as pa
