@@ -1,4 +1,4 @@
-"""Who may ask for scores."""
+"""Which callers may request scores."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from tests.support.fakes import FakeLoader
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "api.example.org"])  # noqa: S104 - only named
-def test_beyond_loopback_it_does_not_start_without_keys_unless_told_to(host: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "api.example.org"])  # noqa: S104 - nothing listens there
+def test_beyond_loopback_the_api_needs_keys_unless_anonymous_callers_are_allowed(host: str) -> None:
     with pytest.raises(SettingsError, match=r"^SERVING_API_KEYS is not set and SERVING_HOST is .*SERVING_ALLOW_ANONYM"):
         create_app(Settings(model_name="m", host=host), FakeLoader())
     create_app(Settings(model_name="m", host=host, allow_anonymous=True), FakeLoader())
@@ -25,13 +25,13 @@ def test_beyond_loopback_it_does_not_start_without_keys_unless_told_to(host: str
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_on_loopback_no_key_is_needed(host: str) -> None:
+def test_on_loopback_no_key_is_required(host: str) -> None:
     keys = keys_from(Settings(model_name="m", host=host))
     assert not keys.required
     keys.check(None)
 
 
-def test_every_key_of_settings_and_file_opens_and_nothing_else_does(tmp_path: Path) -> None:
+def test_the_keys_of_settings_and_file_are_valid_and_no_others(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"\n{OTHER}\n")
     keys = keys_from(Settings(model_name="m", api_keys=(Secret(KEY),), api_keys_file=file))
@@ -45,7 +45,7 @@ def test_every_key_of_settings_and_file_opens_and_nothing_else_does(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("content", "problem"), [(None, "can't be read"), ("\n", "no key"), ("short", "at least 16")])
-def test_a_key_file_that_is_none_is_one_line_without_its_content(
+def test_an_unusable_key_file_is_reported_in_one_line_without_its_content(
     tmp_path: Path, content: str | None, problem: str
 ) -> None:
     file = tmp_path / "keys"
@@ -57,7 +57,7 @@ def test_a_key_file_that_is_none_is_one_line_without_its_content(
 
 
 @pytest.mark.parametrize("key", ["schlüssel-0123456789", "two words 0123456789", "tab\t0123456789abcdef"])
-def test_a_key_that_no_header_can_carry_is_refused_at_the_start(tmp_path: Path, key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_at_startup(tmp_path: Path, key: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{OTHER}\n{key}\n", "utf-8")
     for variable, settings in {
@@ -69,7 +69,7 @@ def test_a_key_that_no_header_can_carry_is_refused_at_the_start(tmp_path: Path, 
         assert key not in str(caught.value)
 
 
-def test_a_key_never_shows_in_settings_or_in_what_is_said_of_them() -> None:
+def test_no_key_is_printed_with_the_settings_or_in_their_errors() -> None:
     settings = Settings.from_environment({"SERVING_MODEL_NAME": "m", "SERVING_API_KEYS": f"{KEY},{OTHER}"})
     assert [key.reveal() for key in settings.api_keys] == [KEY, OTHER]
     assert KEY not in repr(settings) + str(settings)
@@ -79,7 +79,7 @@ def test_a_key_never_shows_in_settings_or_in_what_is_said_of_them() -> None:
     assert "guessable" not in str(caught.value)
 
 
-def test_only_scores_need_a_key_and_the_document_says_so() -> None:
+def test_only_the_scoring_routes_require_a_key_and_the_document_describes_it() -> None:
     settings = Settings(model_name="m", api_keys=(Secret(KEY),))
     with TestClient(create_app(settings, FakeLoader())) as client:
         for path in ("/live", "/version", "/metrics", "/", "/openapi.json"):

@@ -1,4 +1,4 @@
-"""An answer leaves in one piece, whatever uvicorn writes it in."""
+"""A response is sent in one piece, and headers have a limit."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from api.http.protocol import CoalescingTransport, HttpProtocol
 
 
 class RecordingTransport(asyncio.Transport):
-    """Remembers what is sent, and whether it was closed."""
+    """Records what is sent, and whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,18 +32,18 @@ class RecordingTransport(asyncio.Transport):
 
 
 def after(scenario: Callable[[RecordingTransport, CoalescingTransport], Awaitable[None]]) -> RecordingTransport:
-    """The transport after the scenario, and a turn of the event loop more."""
-    below = RecordingTransport()
+    """Return the transport after the scenario and one more turn of the event loop."""
+    inner = RecordingTransport()
 
     async def run() -> None:
-        await scenario(below, CoalescingTransport(below, asyncio.get_running_loop()))
+        await scenario(inner, CoalescingTransport(inner, asyncio.get_running_loop()))
         await asyncio.sleep(0)
 
     asyncio.run(run())
-    return below
+    return inner
 
 
-def test_what_is_written_in_one_turn_is_sent_together_and_in_order() -> None:
+def test_data_written_in_one_turn_of_the_event_loop_is_sent_together_in_order() -> None:
     async def scenario(_: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"headers ")
         transport.write(b"body")
@@ -53,7 +53,7 @@ def test_what_is_written_in_one_turn_is_sent_together_and_in_order() -> None:
     assert after(scenario).sent == [b"headers body", b"next"]
 
 
-def test_closing_sends_what_was_written_before() -> None:
+def test_closing_sends_the_data_written_before() -> None:
     async def scenario(_: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"answer")
         transport.close()
@@ -62,17 +62,17 @@ def test_closing_sends_what_was_written_before() -> None:
     assert (closed.sent, closed.closed) == ([b"answer"], True)
 
 
-def test_nothing_is_sent_to_a_client_that_left_meanwhile() -> None:
-    async def scenario(below: RecordingTransport, transport: CoalescingTransport) -> None:
+def test_nothing_is_sent_after_the_client_has_left() -> None:
+    async def scenario(inner: RecordingTransport, transport: CoalescingTransport) -> None:
         transport.write(b"answer")
-        below.close()
+        inner.close()
 
     assert after(scenario).sent == []
 
 
-def test_all_else_is_the_transports_own() -> None:
-    async def scenario(below: RecordingTransport, transport: CoalescingTransport) -> None:
-        below.close()
+def test_other_attributes_are_those_of_the_transport() -> None:
+    async def scenario(inner: RecordingTransport, transport: CoalescingTransport) -> None:
+        inner.close()
         assert transport.is_closing()
 
     after(scenario)
@@ -111,14 +111,26 @@ PIECE = b"a" * 20_000
         ([GET, b"\r\n"], b"200"),
         ([GET, b"X: ", PIECE, b"\r\n", b"Y: ", PIECE, b"\r\n\r\n"], b"200"),
         ([LENGTH, *[PIECE] * 50], b"200"),
+        ([LENGTH + PIECE * 50], b"200"),
+        ([GET + (b"X: " + PIECE + b"\r\n") * 5 + b"\r\n"], b"431"),
         ([GET, b"X: ", *[PIECE] * 50], b"431"),
         ([GET, *[b"X: " + PIECE + b"\r\n"] * 5], b"431"),
         ([b"GET /", *[PIECE] * 50], b"431"),
         ([POST, b"0\r\nX: ", *[PIECE] * 50], b"431"),
     ],
-    ids=["plain", "long", "body", "endless header", "many headers", "endless path", "endless trailer"],
+    ids=[
+        "plain",
+        "long",
+        "body",
+        "body with the headers",
+        "complete headers",
+        "endless header",
+        "many headers",
+        "endless path",
+        "endless trailer",
+    ],
 )
-def test_headers_have_a_limit_and_bodies_are_not_counted(pieces: list[bytes], status: bytes) -> None:
+def test_headers_have_a_limit_that_bodies_do_not_count_towards(pieces: list[bytes], status: bytes) -> None:
     async def scenario() -> bytes:
         config = uvicorn.Config(_answer, http=HttpProtocol, lifespan="off", log_config=None)
         server = uvicorn.Server(config)
@@ -132,5 +144,5 @@ def test_headers_have_a_limit_and_bodies_are_not_counted(pieces: list[bytes], st
         return answer
 
     answer = asyncio.run(scenario())
-    # Who still sends when the connection is closed may be reset before the answer is read.
+    # A client that still sends when the connection is closed may be reset before it reads the response.
     assert answer.split(b" ")[1:2] == [status] or (status == b"431" and answer == b"")

@@ -1,4 +1,4 @@
-"""The registry's webhook: only fresh deliveries that carry our signature wake the look at the alias, and each once."""
+"""The registry's webhook: signed, recent deliveries make the API poll the alias, each of them once."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from litestar.testing import TestClient
-from mlflow.webhooks.delivery import _generate_hmac_signature  # what the other side really does
+from mlflow.webhooks.delivery import _generate_hmac_signature  # what MLflow itself uses
 
 from api.app import create_app
 from api.errors import NotSigned
@@ -33,11 +33,11 @@ def deliveries(at: float = NOW) -> Deliveries:
     return Deliveries(Secret(SECRET), lambda: at)
 
 
-def test_what_mlflow_signed_is_taken_once() -> None:
-    taken = deliveries()
-    assert taken.is_new(delivery(), BODY)
-    assert not taken.is_new(delivery(), BODY)
-    assert taken.is_new(delivery(number="d-2"), BODY)
+def test_a_delivery_that_mlflow_signed_is_new_once() -> None:
+    accepted = deliveries()
+    assert accepted.is_new(delivery(), BODY)
+    assert not accepted.is_new(delivery(), BODY)
+    assert accepted.is_new(delivery(number="d-2"), BODY)
 
 
 @pytest.mark.parametrize(
@@ -57,29 +57,29 @@ def test_what_mlflow_signed_is_taken_once() -> None:
     ],
     ids=range(11),
 )
-def test_anything_else_is_refused(headers: dict[str, str]) -> None:
+def test_unsigned_changed_or_old_deliveries_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(NotSigned):
         deliveries().is_new(headers, BODY)
 
 
-def test_a_repetition_is_refused_as_stale_once_it_is_forgotten() -> None:
+def test_a_repetition_is_refused_once_it_is_old() -> None:
     now = [float(NOW)]
-    taken = Deliveries(Secret(SECRET), lambda: now[0])
-    assert taken.is_new(delivery(), BODY)
+    accepted = Deliveries(Secret(SECRET), lambda: now[0])
+    assert accepted.is_new(delivery(), BODY)
     now[0] += MAX_AGE_S
-    assert not taken.is_new(delivery(), BODY)
+    assert not accepted.is_new(delivery(), BODY)
     now[0] += 1
     with pytest.raises(NotSigned):
-        taken.is_new(delivery(), BODY)
+        accepted.is_new(delivery(), BODY)
 
 
 class CountingLoader(FakeLoader):
     def __init__(self) -> None:
         super().__init__()
-        self.looked = threading.Semaphore(0)
+        self.polled = threading.Semaphore(0)
 
     def poll(self) -> Target:
-        self.looked.release()
+        self.polled.release()
         return super().poll()
 
 
@@ -93,7 +93,7 @@ def client(loader: CountingLoader) -> Iterator[TestClient[Any]]:
     settings = Settings(model_name="ranker", poll_interval_s=3600, webhook_secret=Secret(SECRET))
     with TestClient(create_app(settings, loader)) as client:
         for _ in range(2):  # before the first version is loaded, and before it is swapped in
-            assert loader.looked.acquire(timeout=10)
+            assert loader.polled.acquire(timeout=10)
         yield client
 
 
@@ -102,31 +102,31 @@ def deliver(client: TestClient[Any], body: bytes, number: str) -> int:
     return client.post(PATH, content=body, headers=headers).status_code
 
 
-def test_a_delivery_wakes_the_look_at_the_alias(client: TestClient[Any], loader: CountingLoader) -> None:
+def test_a_delivery_starts_a_poll_of_the_alias(client: TestClient[Any], loader: CountingLoader) -> None:
     assert deliver(client, BODY, "d-1") == 204
-    assert loader.looked.acquire(timeout=10)
+    assert loader.polled.acquire(timeout=10)
 
 
-def test_another_models_event_and_a_repetition_wake_nothing(client: TestClient[Any], loader: CountingLoader) -> None:
+def test_events_of_other_models_and_repetitions_start_no_poll(client: TestClient[Any], loader: CountingLoader) -> None:
     other = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "other"}}).encode()
     assert deliver(client, other, "d-1") == 204
     assert deliver(client, BODY, "d-2") == 204
-    assert loader.looked.acquire(timeout=10)
+    assert loader.polled.acquire(timeout=10)
     assert deliver(client, BODY, "d-2") == 204
-    assert not loader.looked.acquire(timeout=0.3)
+    assert not loader.polled.acquire(timeout=0.3)
 
 
-def test_an_unsigned_delivery_gets_a_problem_and_a_signed_one_in_an_unknown_form_wakes(
+def test_an_unsigned_delivery_is_refused_and_a_signed_one_of_unknown_form_starts_a_poll(
     client: TestClient[Any], loader: CountingLoader
 ) -> None:
     refused = client.post(PATH, content=BODY)
     assert refused.status_code == 401
     assert refused.json()["type"].endswith("not-signed")
-    assert not loader.looked.acquire(timeout=0.3)
+    assert not loader.polled.acquire(timeout=0.3)
     assert deliver(client, b"[1]", "d-3") == 204
-    assert loader.looked.acquire(timeout=10)
+    assert loader.polled.acquire(timeout=10)
 
 
-def test_without_a_secret_there_is_no_such_address() -> None:
+def test_without_a_secret_the_route_does_not_exist() -> None:
     with TestClient(create_app(Settings(model_name="ranker"), FakeLoader())) as client:
         assert client.post(PATH, content=BODY).status_code == 404

@@ -1,4 +1,4 @@
-"""`python -m api` as a process: what it imports, and what it says when it can't start."""
+"""`python -m api` as a process: its imports, its stop signals, and its errors at startup."""
 
 import os
 import signal
@@ -37,9 +37,11 @@ def test_importing_the_app_loads_no_dagster_and_nothing_slow() -> None:
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_told_to_stop_while_it_imports_it_ends_at_once_and_without_a_word(stop: signal.Signals, status: int) -> None:
+def test_a_stop_signal_during_the_imports_ends_the_process_at_once_without_output(
+    stop: signal.Signals, status: int
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "api"],  # which tells on stderr how far it is
+        [sys.executable, "-X", "importtime", "-m", "api"],  # reports its progress on standard error
         cwd=ROOT,
         env=os.environ | {"SERVING_MODEL_NAME": "m"},
         stderr=subprocess.PIPE,
@@ -48,20 +50,20 @@ def test_told_to_stop_while_it_imports_it_ends_at_once_and_without_a_word(stop: 
         assert process.stderr is not None
         next(line for line in process.stderr if line.endswith(" pyarrow.lib\n"))
         process.send_signal(stop)
-        told = process.stderr.read()
+        output = process.stderr.read()
     assert process.returncode == status
-    assert [line for line in told.splitlines() if not line.startswith("import time:")] == []
-    assert " api.app\n" not in told
+    assert [line for line in output.splitlines() if not line.startswith("import time:")] == []
+    assert " api.app\n" not in output
 
 
-def test_a_wrong_setting_is_one_line_that_names_the_variable() -> None:
+def test_a_wrong_setting_is_reported_in_one_line_that_names_the_variable() -> None:
     result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_PORT="eighty")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "SERVING_PORT" in result.stderr
 
 
-def test_a_port_in_use_is_one_line_that_names_the_address() -> None:
+def test_a_port_in_use_is_reported_in_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_PORT=str(port))
