@@ -44,7 +44,7 @@ def test_the_first_micro_batch_starts_at_once_and_the_next_when_it_has_ended_or_
     assert not policy.may_start(NOW + 1.1 * MAX_BATCH_AGE_S, running=2), "no thread is free"
 
 
-def test_micro_batches_that_usually_take_long_may_become_older_up_to_a_limit() -> None:
+def test_the_age_limit_follows_the_usual_duration_up_to_a_maximum() -> None:
     policy = started(threads=2)
     for took_s, expected_s in ((0.02, 0.03), (1.0, LONGEST_BATCH_AGE_S), (0.001, MAX_BATCH_AGE_S)):
         for _ in range(100):
@@ -69,7 +69,7 @@ def test_a_micro_batch_takes_requests_in_order_up_to_its_limit_and_a_larger_one_
     assert [each.rows for each in queue] == waiting[len(expected) :]
 
 
-def test_clients_that_got_their_answers_together_are_waited_for() -> None:
+def test_it_waits_for_clients_that_got_their_responses_together() -> None:
     policy = gathering(requests=3, waiting=2)
     assert not policy.may_start(NOW, running=0)
     policy.turn(4, NOW)
@@ -79,9 +79,9 @@ def test_clients_that_got_their_answers_together_are_waited_for() -> None:
     assert policy.may_start(NOW, running=0)
 
 
-def test_it_waits_no_longer_when_turns_bring_no_more_requests_or_when_time_is_up() -> None:
+def test_it_stops_waiting_when_turns_bring_no_more_requests_or_the_time_is_up() -> None:
     policy = gathering()
-    policy.turn(3, NOW)  # one came back
+    policy.turn(3, NOW)  # one client has returned
     for _ in range(TURNS_WITHOUT_MORE):
         policy.turn(3, NOW)
         assert policy.gathering
@@ -93,13 +93,13 @@ def test_it_waits_no_longer_when_turns_bring_no_more_requests_or_when_time_is_up
 
 
 @pytest.mark.parametrize(("requests", "waiting"), [(1, SEVERAL), (2, SEVERAL - 3)])
-def test_after_a_lone_request_or_with_few_clients_nobody_is_waited_for(requests: int, waiting: int) -> None:
+def test_after_a_single_request_or_with_few_clients_it_does_not_wait(requests: int, waiting: int) -> None:
     policy = started(threads=1)
     policy.finished(requests, 0.001, waiting, NOW)
     assert not policy.gathering
 
 
-def test_a_micro_batch_that_ends_meanwhile_prolongs_the_wait() -> None:
+def test_a_micro_batch_that_ends_during_the_wait_prolongs_it() -> None:
     policy = gathering()
     policy.finished(4, 0.001, 3, NOW + RETURN_S / 2)
     policy.turn(4, NOW + RETURN_S)

@@ -1,4 +1,4 @@
-"""How the API follows the alias: what is swapped, what is refused, and what is told meanwhile."""
+"""Following the alias: which versions are swapped in or refused, and what /ready and the log report."""
 
 import asyncio
 import threading
@@ -35,14 +35,14 @@ class Clock:
 
 
 def following(
-    story: Callable[[AliasFollower, ModelSlot, FakeLoader, Clock], Awaitable[None]],
+    scenario: Callable[[AliasFollower, ModelSlot, FakeLoader, Clock], Awaitable[None]],
 ) -> None:
     async def run() -> None:
         clock, loader, probe = Clock(), FakeLoader(), StoreProbe()
         slot = ModelSlot(clock)
         follower = AliasFollower(SETTINGS, loader, slot, probe)
         try:
-            await story(follower, slot, loader, clock)
+            await scenario(follower, slot, loader, clock)
         finally:
             follower.stop()
             probe.stop()
@@ -55,7 +55,7 @@ def served_version(slot: ModelSlot) -> int:
 
 
 def test_another_version_is_loaded_once_and_swapped_in() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         for version in (1, 2, 1):
             loader.point_to(FakeScorer(version))
             await follower.poll()
@@ -63,31 +63,31 @@ def test_another_version_is_loaded_once_and_swapped_in() -> None:
             assert served_version(slot) == version
         assert loader.loads == [1, 2, 1]
 
-    following(story)
+    following(scenario)
 
 
-def test_a_version_that_is_taken_back_while_it_loads_never_serves() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_a_version_withdrawn_while_it_loads_never_serves() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         old = FakeScorer(1)
         loader.point_to(old)
         await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.may_load.clear()
-        looking = asyncio.create_task(follower.poll())
+        polling = asyncio.create_task(follower.poll())
         while loader.loads != [1, 2]:
             await asyncio.sleep(0.001)
         loader.point_to(old)
         loader.may_load.set()
-        await looking
+        await polling
         assert served_version(slot) == slot.swaps == 1
         await follower.poll()
         assert loader.loads == [1, 2]
 
-    following(story)
+    following(scenario)
 
 
-def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_a_refused_version_leaves_the_old_one_serving_and_is_retried_at_growing_intervals() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = ModelRefused("ranker/2", "no signature")
@@ -105,11 +105,11 @@ def test_a_refused_version_leaves_the_old_one_and_is_retried_ever_more_rarely() 
         assert served_version(slot) == 1
         assert "no signature" in slot.refusal.reason
 
-    following(story)
+    following(scenario)
 
 
-def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_a_machine_without_room_is_reported_with_the_folder_and_refuses_no_version() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = NoRoom("/var/tmp", "No space left on device")
@@ -130,11 +130,11 @@ def test_a_machine_without_room_is_told_with_its_folder_and_refuses_no_version()
         assert served_version(slot) == 2
         assert slot.refusal is None
 
-    following(story)
+    following(scenario)
 
 
-def test_a_version_after_the_refused_one_is_loaded_at_once() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_another_version_after_a_refused_one_is_loaded_at_once() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         loader.load_error = ModelRefused("ranker/1", "no signature")
         await follower.poll()
         with pytest.raises(NoModel, match="no signature"):
@@ -145,11 +145,11 @@ def test_a_version_after_the_refused_one_is_loaded_at_once() -> None:
         assert served_version(slot) == 2
         assert slot.refusal is None
 
-    following(story)
+    following(scenario)
 
 
-def test_the_alias_moved_back_clears_the_refusal() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_an_alias_that_moves_back_clears_the_refusal() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.poll()
         loader.point_to(FakeScorer(2))
         loader.load_error = MemoryError()
@@ -160,11 +160,11 @@ def test_the_alias_moved_back_clears_the_refusal() -> None:
         assert slot.refusal is None
         assert served_version(slot) == 1
 
-    following(story)
+    following(scenario)
 
 
-def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_an_outage_of_the_registry_leaves_the_old_version_serving_and_refuses_none() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         await follower.poll()
         loader.poll_error = RegistryUnreachable("http://mlflow", OSError("refused"))
         clock.now += 60
@@ -182,20 +182,20 @@ def test_an_outage_of_the_registry_keeps_the_old_version_and_refuses_none() -> N
         assert served_version(slot) == 2
         assert slot.poll_problem is None
 
-    following(story)
+    following(scenario)
 
 
-def test_a_join_key_that_the_answers_could_not_name_is_refused() -> None:
-    async def story(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_a_join_key_named_like_a_member_of_the_answers_is_refused() -> None:
+    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
         loader.point_to(FakeScorer(link=features(JoinKey("reason", "int64"))))
         await follower.poll()
         assert slot.refusal is not None
         assert "'reason'" in slot.refusal.reason
 
-    following(story)
+    following(scenario)
 
 
-def test_before_a_model_is_there_the_process_is_live_and_says_why_it_is_not_ready() -> None:
+def test_before_the_first_model_the_process_is_live_and_ready_gives_the_reason() -> None:
     loader = FakeLoader()
     loader.poll_error = AliasNotSet("ranker", "champion")
     with TestClient(create_app(Settings(model_name="ranker", poll_interval_s=0.1), loader)) as client:
@@ -208,7 +208,7 @@ def test_before_a_model_is_there_the_process_is_live_and_says_why_it_is_not_read
         assert client.get("/openapi.json").json()["paths"]["/inference"]["post"]["requestBody"]["required"] is True
 
 
-def test_a_store_that_fails_is_told_by_ready_and_not_by_live() -> None:
+def test_a_failed_store_makes_the_process_not_ready_but_live() -> None:
     scorer = FakeScorer()
     scorer.store_error = FeatureStoreError(
         "reading the online store", ConnectionRefusedError("10.0.0.7:6379, user ann")
@@ -235,7 +235,7 @@ def test_a_store_that_fails_is_told_by_ready_and_not_by_live() -> None:
         ModelNotRegistered("ranker", ADDRESS),
     ],
 )
-def test_what_another_server_said_is_told_by_the_log_alone(error: Exception, of: str) -> None:
+def test_only_the_log_has_the_message_of_another_server(error: Exception, of: str) -> None:
     loader = FakeLoader()
     setattr(loader, f"{of}_error", error)
     settings = Settings(model_name="ranker", poll_interval_s=0.05)
@@ -247,6 +247,5 @@ def test_what_another_server_said_is_told_by_the_log_alone(error: Exception, of:
     assert answer.status_code == 503
     assert "ann" not in answer.text
     assert "mlflow.inside" not in answer.text
-    told = [line["reason"] for line in lines if "reason" in line]
-    assert len(told) == 1
-    assert "ann" in told[0] or "mlflow.inside" in told[0]
+    (reason,) = [line["reason"] for line in lines if "reason" in line]
+    assert "ann" in reason or "mlflow.inside" in reason

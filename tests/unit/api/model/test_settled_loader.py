@@ -1,4 +1,4 @@
-"""What is loaded at the start is out of the garbage collector's sight; what comes later is not."""
+"""The garbage collector ignores the objects that exist after the first load, and no later ones."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ print(*counts)
 """
 
 
-def test_the_first_load_alone_settles_what_is_in_memory() -> None:
-    # In a process of its own: this one's objects are none of the test's business.
+def test_only_the_first_load_freezes_the_existing_objects() -> None:
+    # In a process of its own, because it affects all objects.
     root = Path(__file__).resolve().parents[4]
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=root, env=os.environ, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""When requests are let through to the feature store, and when they are told at once that it does not answer."""
+"""When the circuit breaker admits requests to the feature store."""
 
 import pytest
 import structlog
@@ -13,13 +13,13 @@ def closed() -> Breaker:
     return breaker
 
 
-def test_until_the_store_has_answered_once_nobody_is_let_through() -> None:
+def test_it_is_open_until_the_first_answer() -> None:
     with pytest.raises(StoreUnavailable):
         Breaker().check()
     closed().check()
 
 
-def test_it_opens_after_some_failures_running_and_one_answer_closes_it() -> None:
+def test_it_opens_after_several_failures_in_a_row_and_one_answer_closes_it() -> None:
     breaker = closed()
     for _ in range(OPENS_AFTER - 1):
         breaker.failed("no answer")
@@ -34,7 +34,7 @@ def test_it_opens_after_some_failures_running_and_one_answer_closes_it() -> None
     assert breaker.state.problem is None
 
 
-def test_the_log_gets_the_stores_own_words_once_and_ready_gets_ours() -> None:
+def test_the_log_has_the_stores_message_once_and_ready_has_a_description() -> None:
     breaker = closed()
     with structlog.testing.capture_logs() as lines:
         for _ in range(10):
@@ -43,7 +43,7 @@ def test_the_log_gets_the_stores_own_words_once_and_ready_gets_ours() -> None:
     assert [line["reason"] for line in lines] == ["Error 111 connecting to inside:6379"]
 
 
-def test_failures_with_answers_between_them_never_open_it() -> None:
+def test_failures_between_answers_never_open_it() -> None:
     breaker = closed()
     for _ in range(10 * OPENS_AFTER):
         breaker.failed("no answer")

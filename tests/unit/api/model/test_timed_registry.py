@@ -1,4 +1,4 @@
-"""A registry that sends byte by byte is given up on, and asked again when it has ended."""
+"""Calls of a registry that sends byte by byte end at a time limit, and are made again once the first has ended."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from scoring.models.registry import ModelVersion
 VERSION = ModelVersion("ranker", 1)
 
 
-class Dribbling:
+class SlowRegistry:
     """A `Registry` whose files arrive when `arrived` is set."""
 
     def __init__(self, size: int = 0) -> None:
@@ -38,17 +38,17 @@ class Dribbling:
         return destination
 
 
-def test_files_that_do_not_arrive_are_given_up_on_and_not_fetched_twice_at_once(tmp_path: Path) -> None:
-    server = Dribbling()
+def test_a_slow_download_ends_at_the_limit_and_is_not_repeated_while_it_runs(tmp_path: Path) -> None:
+    server = SlowRegistry()
     registry = TimedRegistry(server, limit_s=0.2)
     assert registry.size(VERSION) == 0
     began = time.monotonic()
-    told = set()
-    for _ in range(5):  # the first waits, the others are told at once, and the same: it is logged once
+    messages = set()
+    for _ in range(5):  # the first waits and the others fail at once, with one message, which is logged once
         with pytest.raises(RegistryTooSlow) as caught:
             registry.download(VERSION, tmp_path)
-        told.add(str(caught.value))
-    assert len(told) == 1
+        messages.add(str(caught.value))
+    assert len(messages) == 1
     assert time.monotonic() - began < 0.2 * 3
     assert server.fetches == 1
     server.arrived.set()
@@ -62,16 +62,16 @@ def test_files_that_do_not_arrive_are_given_up_on_and_not_fetched_twice_at_once(
     assert server.fetches == 2
 
 
-def test_large_files_may_take_longer_by_their_size(tmp_path: Path) -> None:
-    server = Dribbling(size=5 * SLOWEST_BYTES_PER_S)
+def test_the_limit_of_a_download_grows_with_its_size(tmp_path: Path) -> None:
+    server = SlowRegistry(size=5 * SLOWEST_BYTES_PER_S)
     registry = TimedRegistry(server, limit_s=0.05)
     registry.size(VERSION)
     threading.Timer(0.4, server.arrived.set).start()
     assert registry.download(VERSION, tmp_path) == tmp_path
 
 
-def test_what_the_registry_says_and_raises_is_passed_on() -> None:
-    registry = TimedRegistry(Dribbling(), limit_s=5)
+def test_results_and_errors_of_the_registry_are_passed_on() -> None:
+    registry = TimedRegistry(SlowRegistry(), limit_s=5)
     assert registry.resolve("ranker", "champion") == registry.version("ranker", 1) == VERSION
     with pytest.raises(AliasNotSet):
         registry.resolve("ranker", "nobody")

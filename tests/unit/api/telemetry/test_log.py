@@ -1,4 +1,4 @@
-"""A log that can't be written, or whatever else nobody foresaw, stops nothing."""
+"""A log that can't be written, or any other unexpected error, stops nothing."""
 
 import asyncio
 import io
@@ -14,7 +14,7 @@ from tests.support.fakes import FakeLoader, FakeScorer
 
 
 class FullDisk(io.RawIOBase):
-    """Takes nothing."""
+    """Fails at every write."""
 
     def write(self, _data: object) -> int:
         raise OSError(27, "File too large")
@@ -23,7 +23,7 @@ class FullDisk(io.RawIOBase):
         raise OSError(27, "File too large")
 
 
-class Surprise:
+class FailingClock:
     """A clock that fails a few times."""
 
     def __init__(self, times: int) -> None:
@@ -36,15 +36,15 @@ class Surprise:
         return time.monotonic()
 
 
-def test_a_line_that_can_not_be_written_is_dropped() -> None:
+def test_a_line_that_cannot_be_written_is_dropped() -> None:
     file = NeverFailing(cast("BinaryIO", FullDisk()))
     file.write(b"line")
     file.flush()
 
 
-def test_the_alias_is_still_followed_after_what_nobody_foresaw() -> None:
+def test_the_alias_is_still_followed_after_unexpected_errors() -> None:
     async def follow() -> int | None:
-        slot = ModelSlot(Surprise(3))
+        slot = ModelSlot(FailingClock(3))
         settings = Settings(model_name="ranker", poll_interval_s=0.01)
         follower = AliasFollower(settings, FakeLoader(FakeScorer(7)), slot, StoreProbe())
         task = asyncio.create_task(follower.run())
@@ -59,24 +59,24 @@ def test_the_alias_is_still_followed_after_what_nobody_foresaw() -> None:
     assert asyncio.run(follow()) == 7
 
 
-def test_the_store_is_still_asked_after_what_nobody_foresaw() -> None:
-    surprises = iter([OSError(27, "File too large"), RuntimeError("again")])
+def test_the_store_is_still_probed_after_unexpected_errors() -> None:
+    errors = iter([OSError(27, "File too large"), RuntimeError("again")])
 
     def scorer() -> FakeScorer:
-        for error in surprises:
+        for error in errors:
             raise error
         return FakeScorer()
 
     async def probe() -> bool:
-        asked = StoreProbe()
-        asked.breaker.failures = 1  # so that it asks at short intervals
-        task = asyncio.create_task(asked.run(scorer))
+        store_probe = StoreProbe()
+        store_probe.breaker.failures = 1  # so that it probes at short intervals
+        task = asyncio.create_task(store_probe.run(scorer))
         for _ in range(500):
             await asyncio.sleep(0.01)
-            if asked.state.usable:
+            if store_probe.state.usable:
                 break
         task.cancel()
-        asked.stop()
-        return asked.state.usable
+        store_probe.stop()
+        return store_probe.state.usable
 
     assert asyncio.run(probe())

@@ -1,4 +1,4 @@
-"""Each request's line of the log, as all other lines are written."""
+"""The log line of each request has the form of all other lines."""
 
 import asyncio
 import io
@@ -9,7 +9,7 @@ from api.telemetry.request_log import RequestLog
 
 
 class Recording(io.BytesIO):
-    """Remembers each write."""
+    """Records each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ def test_the_lines_of_one_turn_of_the_event_loop_are_written_together_and_in_ord
     assert {line["event"] for line in lines} == {"request"}
     assert {line["level"] for line in lines} == {"info"}
     for line in lines:
-        moment = datetime.fromisoformat(line["timestamp"])
-        assert timedelta(0) <= datetime.now(UTC) - moment < timedelta(minutes=1)
+        timestamp = datetime.fromisoformat(line["timestamp"])
+        assert timedelta(0) <= datetime.now(UTC) - timestamp < timedelta(minutes=1)
 
 
-def test_a_log_that_can_not_be_written_fails_no_request() -> None:
+def test_a_log_that_cannot_be_written_fails_no_request() -> None:
     file = Recording()
     file.close()
 

@@ -1,4 +1,4 @@
-"""Traces: made from what a request noted, going on from its caller's."""
+"""Traces are made from the context of a request and continue that of its caller."""
 
 import subprocess
 import sys
@@ -16,16 +16,16 @@ from tests.support.fakes import FakeScorer
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
+def test_a_request_is_a_child_span_of_its_caller_with_one_span_per_stage() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    asked = PendingRequest(FakeScorer(), {"driver_id": [1]}, 1)
-    began = asked.queued_at
-    MicroBatch([asked]).run()
+    pending = PendingRequest(FakeScorer(), {"driver_id": [1]}, 1)
+    started_at = pending.queued_at
+    MicroBatch([pending]).run()
     scope = {"headers": [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]}
-    context = RequestContext(request_id="r", model="ranker/1", pending=asked)
-    trace_id = Tracing(provider).record(scope, "/scores", 200, began, began + 1, context)  # type: ignore[arg-type]
+    context = RequestContext(request_id="r", model="ranker/1", pending=pending)
+    trace_id = Tracing(provider).record(scope, "/scores", 200, started_at, started_at + 1, context)  # type: ignore[arg-type]
     assert trace_id == "0af7651916cd43dd8448eb211c80319c"
     spans = {span.name: span for span in exporter.get_finished_spans()}
     assert set(spans) == {"POST /scores", "queue", "lookup", "predict"}
@@ -37,7 +37,7 @@ def test_a_request_is_one_span_under_its_callers_with_one_a_stage() -> None:
     assert spans["queue"].end_time <= spans["lookup"].start_time
 
 
-def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
+def test_without_a_collector_opentelemetry_is_not_imported() -> None:
     assert tracing_to(None) is None
     program = (
         "import sys, api.app; from api.telemetry.tracing import tracing_to; tracing_to(None);"
@@ -46,7 +46,7 @@ def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_a_collector_that_is_not_there_costs_no_error() -> None:
+def test_a_collector_that_does_not_answer_causes_no_error() -> None:
     tracing = tracing_to("http://127.0.0.1:9/")
     assert tracing is not None
     tracing.stop()
