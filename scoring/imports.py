@@ -1,7 +1,7 @@
-"""How the large libraries are imported: late, only where they are needed, and without the garbage collector.
+"""Imports of the large libraries: as late as possible, and with the garbage collector off.
 
-It looks at everything again and again meanwhile and finds nothing, which is a quarter of the processor time that Feast,
-MLflow, scikit-learn and pandas take (3.4 instead of 4.4 s, Python 3.11). What they leave in memory is the same.
+During imports, the collector traverses all objects many times and finds nothing, which is a quarter of the CPU time of
+importing Feast, MLflow, scikit-learn and pandas (3.4 instead of 4.4 s, Python 3.11). Memory use is the same.
 """
 
 import contextlib
@@ -12,22 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# MLflow reads these at each call and nowhere else. Its own defaults wait 273 s for a server that is down (mlflow 3.17).
+# MLflow reads these at each call. With its own defaults, it waits 273 s for a server that is down (mlflow 3.17).
 CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Model files come through the server. It would send us to its object store instead, and who can't get there would
-    # wait for minutes and blame the server (mlflow 3.17).
+    # Model files are downloaded through the server. With this on, it redirects to its object store, and a client that
+    # can't reach that waits for minutes and reports a failure of the server (mlflow 3.17).
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
 }
 
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """No collection by itself within the block, in any thread. Blocks may overlap."""
+    """Switch automatic garbage collection off within the block, for all threads. Blocks may overlap."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -38,7 +38,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def import_mlflow() -> None:
-    """Import MLflow's client, which neither waits for minutes nor sends anything to its makers."""
+    """Import MLflow's client, with short timeouts and without telemetry."""
     for variable, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     with collector_paused():
@@ -47,7 +47,7 @@ def import_mlflow() -> None:
 
 
 def import_model_libraries() -> None:
-    """Import what loads models, ours and MLflow's way, and what they predict with."""
+    """Import the libraries that load models and predict."""
     import_mlflow()
     with collector_paused():
         import mlflow.pyfunc
@@ -58,7 +58,7 @@ def import_model_libraries() -> None:
 
 
 def import_feast() -> None:
-    """Import Feast, quickly if nobody has imported it yet. Later imports of it get this one."""
+    """Import Feast without typeguard's instrumentation, unless it is imported already."""
     if "feast" not in sys.modules:
         with _without_instrumentation(), collector_paused():
             import feast  # noqa: F401
@@ -66,8 +66,8 @@ def import_feast() -> None:
 
 @contextlib.contextmanager
 def _without_instrumentation() -> Iterator[None]:
-    # Feast 0.67 decorates its classes with typeguard.typechecked (4.5), whose only switch is python -O: that would take
-    # the asserts out of every package. What it checks are the types of arguments, which mypy checks in our calls.
+    # Feast 0.67 decorates its classes with typeguard.typechecked (4.5), which only python -O switches off, with the
+    # asserts of every package. It checks the types of arguments, which mypy checks in our calls.
     import typeguard
 
     original = typeguard.typechecked
@@ -84,9 +84,9 @@ def _unchanged(target: Any = None, **_: Any) -> Any | Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def inside(repository: Path) -> Iterator[None]:
-    """Work from inside the Feast repository: its folder is the working directory and importable, in this block."""
-    # Feast imports definitions relative to the working directory and its duckdb store reads relative source paths from
-    # there (feast 0.67). What was imported is forgotten, so that a second apply in one process sees changed files.
+    """Make the Feast repository the working directory and importable within the block."""
+    # Feast imports definitions relative to the working directory, and its duckdb store reads relative source paths from
+    # there (feast 0.67). Imported modules are removed again, so that a second apply in this process sees changed files.
     before = set(sys.modules)
     old_path, old_folder, old_bytecode = list(sys.path), Path.cwd(), sys.dont_write_bytecode
     sys.path.insert(0, str(repository))

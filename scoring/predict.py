@@ -1,79 +1,148 @@
-"""From feature vectors to scores, under the declared policy for missing features. The same call in batch and online."""
+"""From feature vectors to scores, by the declared policy. Batch and online call the same function."""
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.errors import FeaturesRejected
+from scoring.errors import FeaturesRejected, PredictionFailed, first_line
+from scoring.models.failing_rows import RowFailures, predict_rows
 from scoring.models.model import Model
 from scoring.settings import MissingFeaturesPolicy, Settings
 
+log = logging.getLogger(__name__)
+
 NOT_FINITE = "not_finite"
+MODEL_FAILED = "model_failed"
 IMPUTED = "imputed_"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What happens to an entity row whose feature vector is incomplete."""
+    """What happens to a row that can't be scored as it is."""
 
     kind: MissingFeaturesPolicy = "exclude"
     impute_values: dict[str, float | int | bool | str | None] = {}
+    log_model_errors: bool = True
+    """Whether the log gets the messages of a model's exceptions, which may quote feature values."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Policy":
-        """The policy that the settings declare."""
-        return cls(settings.missing_features, settings.impute_values)
+        """Return the policy that the settings declare."""
+        return cls(settings.missing_features, settings.impute_values, settings.log_model_errors)
 
 
 class Scores(msgspec.Struct, frozen=True):
-    """What n entity rows got, in their order."""
+    """The scores of n rows, in their order."""
 
     predictions: pa.Array
-    """float64 (n_rows,); null where the row was not scored. Never NaN nor infinite."""
+    """float64 (n_rows,); null where the row has no prediction. Never NaN or infinite."""
     reasons: pa.Array
-    """string (n_rows,). `not_found`, `stale`, `null_feature` or `not_finite` where there is no prediction;
-    `imputed_not_found` and so on where the policy filled the gap; else null."""
+    """string (n_rows,). Where there is no prediction, `not_found`, `stale`, `null_feature`, `not_finite` or
+    `model_failed`; where the policy filled a gap, `imputed_not_found` and so on; otherwise null."""
+    failure: PredictionFailed | None = None
+    """The error to raise if `failed_on_all`; None unless a row has the reason `model_failed`."""
 
 
-def score(model: Model, vectors: pa.Table, reasons: pa.Array, policy: Policy, name_row: Callable[[int], str]) -> Scores:
-    """Predict for every entity row that the policy admits.
+def score(
+    model: Model,
+    vectors: pa.Table,
+    reasons: pa.Array,
+    policy: Policy,
+    name_row: Callable[[int], str],
+    search_s: float = math.inf,
+) -> Scores:
+    """Predict for every row that the policy admits.
+
+    A row on which the model raises gets the reason `model_failed`, also if it is the only one: see `failed_on_all`.
 
     Args:
         model: the loaded version.
         vectors: feature vectors (n_rows, n_inputs), in the model's signature order and types; null = unknown.
-        reasons: string (n_rows,), why a row is incomplete, null where it is complete (`features.missing_reasons`).
-        policy: what to do with incomplete rows.
-        name_row: what names row i to a person (its key, or its place in a file); used by the policy `reject`.
+        reasons: string (n_rows,), why a row is incomplete; null where it is complete (`missing_reasons`).
+        policy: what to do with rows that are incomplete or that the model fails on.
+        name_row: returns a name of row i for messages: its key, or its place in a file.
+        search_s: time limit, in seconds, of the search for rows on which the model raises.
 
     Raises:
         FeaturesRejected: the policy is `reject` and a row is incomplete.
-        PredictionFailed: the model failed on complete vectors.
+        PredictionFailed: the policy is `reject` and the model raised; or see `predict_rows`.
     """
     if reasons.null_count == len(reasons):
-        return _scored(model, vectors, reasons)
+        return _scored(model, vectors, reasons, policy, name_row, search_s)
     if policy.kind == "reject":
         offending = np.flatnonzero(pc.is_valid(reasons).to_numpy(zero_copy_only=False))
-        shown = [(name_row(int(i)), reasons[int(i)].as_py()) for i in offending[: FeaturesRejected.max_listed]]
-        raise FeaturesRejected(shown, len(offending))
+        listed = [(name_row(int(i)), reasons[int(i)].as_py()) for i in offending[: FeaturesRejected.max_listed]]
+        raise FeaturesRejected(listed, len(offending))
     if policy.kind == "impute":
         vectors, reasons = _impute(vectors, reasons, policy)
     admitted = pc.or_(pc.is_null(reasons), pc.fill_null(pc.starts_with(reasons, IMPUTED), False))
-    scored = _scored(model, vectors.filter(admitted), reasons.filter(admitted))
+
+    def name_admitted(row: int) -> str:
+        return name_row(int(np.flatnonzero(admitted.to_numpy(zero_copy_only=False))[row]))
+
+    scored = _scored(model, vectors.filter(admitted), reasons.filter(admitted), policy, name_admitted, search_s)
     places = pc.if_else(admitted, pc.subtract(pc.cumulative_sum(pc.cast(admitted, pa.int64())), 1), None)
     return Scores(
-        predictions=scored.predictions.take(places),
-        reasons=pc.if_else(admitted, scored.reasons.take(places), reasons),
+        scored.predictions.take(places), pc.if_else(admitted, scored.reasons.take(places), reasons), scored.failure
     )
 
 
-def _scored(model: Model, vectors: pa.Table, reasons: pa.Array) -> Scores:
-    values = model.predict(vectors)
+def failed_on_all(predicted: int, reasons: Mapping[Any, int]) -> bool:
+    """Return whether a model failed on every row that it was given: then the request or run fails.
+
+    Args:
+        predicted: number of rows with a prediction.
+        reasons: reason → number of rows.
+    """
+    return bool(reasons.get(MODEL_FAILED)) and not predicted and not reasons.get(NOT_FINITE)
+
+
+def _scored(
+    model: Model,
+    vectors: pa.Table,
+    reasons: pa.Array,
+    policy: Policy,
+    name_row: Callable[[int], str],
+    search_s: float,
+) -> Scores:
+    values, failures = predict_rows(model, vectors, first_only=policy.kind == "reject", search_s=search_s)
+    failure = None
+    if failures is not None:
+        row = name_row(failures.first)
+        if policy.kind == "reject":
+            problem = f"{failures.together.problem}; of these, {row} is the first{_because_of(failures)}"
+            raise PredictionFailed(failures.together.model, problem) from failures.error
+        failure = _log_failures(failures, row, policy)
+        reasons = pc.if_else(pa.array(failures.rows), MODEL_FAILED, reasons)
     finite = np.isfinite(values)
     if finite.all():
         return Scores(pa.array(values), reasons)
-    return Scores(pa.array(values, mask=~finite), pc.if_else(pa.array(finite), reasons, NOT_FINITE))
+    not_finite = ~finite if failures is None else ~finite & ~failures.rows
+    return Scores(pa.array(values, mask=~finite), pc.if_else(pa.array(not_finite), NOT_FINITE, reasons), failure)
+
+
+def _log_failures(failures: RowFailures, row: str, policy: Policy) -> PredictionFailed:
+    """Log what the model raised. Returns the error for the case that it failed on every row."""
+    error, because_of = failures.error, _because_of(failures)
+    kind = type(error.__cause__).__name__
+    # The message may quote feature values, and the row may be named by its keys.
+    detail = f", first on {row}{because_of}: {kind}: {first_line(str(error.__cause__), 500)}"
+    if not policy.log_model_errors:
+        detail = f"{because_of}: {kind} (SERVING_LOG_MODEL_ERRORS=false omits its message)"
+    failed, rows = np.count_nonzero(failures.rows), len(failures.rows)
+    log.warning("Model version %s failed on %d of %d rows%s", error.model, failed, rows, detail)
+    failure = PredictionFailed(error.model, f"{kind} on every row that it was given{because_of}; the log has more")
+    failure.__cause__ = error.__cause__
+    return failure
+
+
+def _because_of(failures: RowFailures) -> str:
+    return "" if failures.column is None else f", because of input {failures.column!r}"
 
 
 def _impute(vectors: pa.Table, reasons: pa.Array, policy: Policy) -> tuple[pa.Table, pa.Array]:

@@ -1,13 +1,13 @@
-"""A text that does not show itself: where a setting is printed, logged or put into an error, stars stand for it."""
+"""Strings that are printed as asterisks, so that no log, message or representation of the settings has them."""
 
 MIN_LENGTH = 16
 
 
 class Secret:
-    """One secret. Only `reveal` gives it away.
+    """One secret. Only `reveal` returns it.
 
     Raises:
-        ValueError: shorter than MIN_LENGTH characters, so that it could be guessed.
+        ValueError: it is shorter than MIN_LENGTH characters and could be guessed.
     """
 
     __slots__ = ("_text",)
@@ -18,7 +18,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the secret itself."""
         return self._text
 
     def __repr__(self) -> str:

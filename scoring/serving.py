@@ -1,4 +1,4 @@
-"""A model version made ready to serve: resolved, loaded, linked to its features. Batch and online both start here."""
+"""Load a model version and link it to its features. Batch and online both start here."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow as pa
 
-from scoring.arrow.signature import Signature
+from scoring.arrow.signature import OUTPUT_COLUMNS, Signature
 from scoring.errors import ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
@@ -27,14 +27,14 @@ class ServingModel(msgspec.Struct, frozen=True):
     model: Model
     features: ModelFeatures
     files: ModelFiles | None = None
-    """The version's files, where it was loaded to keep them."""
+    """The version's files, if they were kept."""
 
 
 def resolve_version(registry: Registry, settings: Settings, pinned: int | None = None) -> ModelVersion:
-    """The exact version to use: the pinned one, else what the alias names now. Ask once, then pass it on.
+    """Return the exact version to use: the pinned one, or the one that the alias names now. Call it once per run.
 
     Raises:
-        RegistryError: it can't be told.
+        RegistryError: the registry does not answer, or has no such version or alias.
     """
     if pinned is not None:
         return registry.version(settings.model_name, pinned)
@@ -46,14 +46,14 @@ def load_serving_model(
 ) -> ServingModel:
     """Load one version, link it to its features and admit it, all in this process.
 
-    The API has it loaded on trial in a process of its own before (`trial_load`): a crash would end its service. Here it
-    ends one batch run, which left the old output as it was. Its files go to the folder `keep`, or are forgotten.
+    The API loads a version in a trial process first (`trial_load`), because a crash would end the service. Here a crash
+    ends one batch run, and the old output stays. The files are copied to the folder `keep`, or deleted at the end.
 
     Raises:
-        RegistryError: its files can't be fetched.
-        NoRoom: this machine has none for them.
-        ModelRefused: it can't be served; the text says why.
-        FeatureStoreError: the Feast registry can't be read or lacks its feature service.
+        RegistryError: the files can't be fetched.
+        NoRoom: this machine has no room for them.
+        ModelRefused: the version can't serve.
+        FeatureStoreError: the Feast registry can't be read or lacks the feature service.
     """
     with version_folder() as folder:
         files = fetch_model(registry, version, keep or folder, LoadingRules.from_settings(settings))
@@ -65,7 +65,7 @@ def load_serving_model(
 def link_registered_version(
     registry: Registry, store: "FeatureStore", version: ModelVersion, settings: Settings
 ) -> ModelFeatures:
-    """The features of one version, without fetching the model itself.
+    """Return the features of one version, without fetching the model itself.
 
     Raises:
         RegistryError, ModelRefused, FeatureStoreError: as `load_serving_model`.
@@ -76,12 +76,21 @@ def link_registered_version(
 def link_version(
     store: "FeatureStore", version: ModelVersion, signature: Signature, settings: Settings
 ) -> ModelFeatures:
-    """The features of a version with this signature: the service by its tag, else by the setting.
+    """Return the features of a version with this signature. Its tag, or else the setting, names the feature service.
 
     Raises:
-        ModelRefused: neither names a service, an input is not served, or an impute value does not fit its input.
+        ModelRefused: neither names a service, an input is not served, an input has the name of an output column, or an
+            impute value does not fit its input.
         FeatureStoreError: the Feast registry can't be read or lacks the service.
     """
+    reserved = [name for name in signature.names if name in OUTPUT_COLUMNS]
+    if reserved:
+        raise ModelRefused(
+            str(version),
+            f"its input {reserved[0]!r} has the name of a column that scoring adds to the output "
+            f"({', '.join(OUTPUT_COLUMNS)}). Train it with another name for this input: view__feature also names a "
+            "feature.",
+        )
     service = version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service
     if not service:
         raise ModelRefused(
@@ -101,12 +110,12 @@ def _check_impute_values(version: ModelVersion, signature: Signature, settings: 
     types = {column.name: column.dtype for column in signature.inputs}
     for name, value in settings.impute_values.items():
         if name not in types:
-            raise ModelRefused(str(version), f"SERVING_IMPUTE_VALUES names {name!r}, which is none of its inputs.")
+            raise ModelRefused(str(version), f"SERVING_IMPUTE_VALUES names {name!r}, which is not one of its inputs.")
         try:
             if isinstance(value, bool) and not pa.types.is_boolean(types[name]):
-                raise pa.ArrowTypeError("a truth value is no number")  # pyarrow 25 makes 1.0 of it
+                raise pa.ArrowTypeError("a boolean is not a number")  # pyarrow 25 converts it to 1.0
             if isinstance(value, float) and pa.types.is_integer(types[name]) and not value.is_integer():
-                raise pa.ArrowTypeError("a fraction is no whole number")  # pyarrow 25 cuts it off
+                raise pa.ArrowTypeError("a fraction is not an integer")  # pyarrow 25 truncates it
             pa.scalar(value, types[name])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             raise ModelRefused(

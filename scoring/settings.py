@@ -192,6 +192,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_anonymous: bool = False
     """`true` lets the API listen beyond loopback without keys: anyone who can reach the port can request scores."""
 
+    log_model_errors: bool = True
+    """`false` omits the messages of a model's exceptions from the log: they may quote feature values."""
+
     log_level: LogLevel = "info"
     """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""
 

@@ -9,9 +9,16 @@ from litestar import MediaType, Response
 from msgspec import Meta
 
 from api.http.problems import not_ready, to_litestar
+from api.model.loading import empty_views_problem
 from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
 from scoring.settings import Settings
+
+
+UNPROVEN = (
+    "It was logged without an input example, no recently requested entity could be used instead, and no request was "
+    "scored with it yet: log it with an input_example."
+)
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -20,6 +27,9 @@ class LoadedModel(msgspec.Struct, frozen=True):
     name: str
     version: int
     feature_service: str
+    unproven: Annotated[
+        str | None, Meta(description="Why it has not been tried on real rows yet; null once it has predicted one.")
+    ]
 
 
 class RegistryState(msgspec.Struct, frozen=True):
@@ -48,6 +58,7 @@ class FeatureStoreState(msgspec.Struct, frozen=True):
     usable: bool
     problem: str | None
     last_answer_age_s: float | None
+    empty: Annotated[str | None, Meta(description="Names feature views without a row, and the command that fills it.")]
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -73,10 +84,14 @@ def readiness(
         problem = f"No model version serves yet: {slot.why_empty()}"
     elif not store.usable:
         problem = store.problem
-    model = None
+    model = empty = None
     if served is not None:
-        version = served.scorer.version
-        model = LoadedModel(version.name, version.version, served.scorer.features.service)
+        scorer, version = served.scorer, served.scorer.version
+        model = LoadedModel(
+            version.name, version.version, scorer.features.service, None if scorer.proven else UNPROVEN
+        )
+        if scorer.empty_views:
+            empty = empty_views_problem(scorer.empty_views, settings)
     age_s = slot.poll_age_s()
     state = Readiness(
         problem is None,
@@ -84,7 +99,7 @@ def readiness(
         model,
         RegistryState(None if age_s is None else round(age_s, 3), slot.poll_problem),
         _refused(slot.refusal, slot.clock()) if slot.refusal else None,
-        FeatureStoreState(store.usable, store.problem, _age_s(store.answered_at)),
+        FeatureStoreState(store.usable, store.problem, _age_s(store.answered_at), empty),
     )
     return state, problem
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from api.model.scorer import EntityRows, RowScores, Scorer
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.online.lookup import OnlineVectors
-from scoring.predict import Scores
+from scoring.predict import Scores, failed_on_all
 
 RequestResult = RowScores | BaseException
 GAVE_UP: RequestResult = TimeoutError()
@@ -147,10 +148,17 @@ def _merged(requests: Sequence[PendingRequest]) -> EntityRows:
 def _split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
     values, reasons = scores.predictions.to_pylist(), _to_list(scores.reasons)
     ends = itertools.accumulate(request.rows for request in requests)
-    return [
+    results = [
         RowScores(values[end - request.rows : end], reasons[end - request.rows : end])
         for request, end in zip(requests, ends, strict=True)
     ]
+    if scores.failure is None:
+        return list(results)
+    return [scores.failure if _failed_on_all(each) else each for each in results]
+
+
+def _failed_on_all(scores: RowScores) -> bool:
+    return failed_on_all(sum(value is not None for value in scores.values), Counter(scores.reasons))
 
 
 def _to_list(column: pa.Array) -> list[str | None]:

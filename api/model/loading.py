@@ -1,6 +1,6 @@
-"""Where the model version that serves comes from: what should serve now, and how it is made ready to."""
+"""Loaders: which model version should serve now, and how it is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,8 @@ import structlog
 
 from api.model.scorer import OnlineScorer, Scorer
 from api.model.timed_registry import TimedRegistry
-from scoring.errors import FeatureStoreError, ServingError
+from scoring.arrow.signature import Signature
+from scoring.errors import FeatureStoreError, ModelRefused, ServingError
 from scoring.features.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.models.admission import GOLDEN_ROWS, ValidationReport, verify_loaded
@@ -34,10 +35,13 @@ log = structlog.get_logger(__name__)
 ValidateFiles = Callable[[ModelFiles, pa.Table | None], ValidationReport]
 
 REMEMBERED = 16
+# The share of a request's deadline that the search for rows on which the model raises may take: the requests that are
+# scored together still get their answers in time.
+SEARCH_SHARE = 0.25
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What should serve: the version that the alias names, on the feature definitions as they are."""
+    """What should serve: the version that the alias names, with the current feature definitions."""
 
     version: ModelVersion
     definitions: str
@@ -45,22 +49,22 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Loader(Protocol):
-    """Where scorers come from. Called from one thread at a time."""
+    """Makes scorers. Called from one thread at a time."""
 
     def poll(self) -> Target:
-        """What should serve now.
+        """Return what should serve now.
 
         Raises:
-            RegistryError, FeatureStoreError: it can't be told.
+            RegistryError, FeatureStoreError: a registry does not answer, or does not know.
         """
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
-        """A scorer for `target`, beside `current`, which serves on.
+        """Return a scorer for `target`; `current` keeps serving.
 
         Raises:
-            RegistryError: its files can't be fetched.
-            ModelRefused, FeatureStoreError: it can't serve; the text says why.
-            NoRoom: this machine has none for its files.
+            RegistryError: the version's files can't be fetched.
+            ModelRefused, FeatureStoreError: it can't serve.
+            NoRoom: this machine has no room for its files.
         """
 
 
@@ -70,19 +74,19 @@ class RegistryLoader:
     def __init__(
         self, settings: Settings, registry: Registry, validate_files: ValidateFiles = validate_in_trial
     ) -> None:
-        """Remember where to look; nothing is opened before the first look.
+        """Open nothing yet.
 
         Args:
-            settings: all of them.
-            registry: where versions and their files come from.
-            validate_files: how a version's files are admitted.
+            settings: all settings.
+            registry: has the versions and their files.
+            validate_files: validates a version's files.
         """
         self._settings = settings
         self._registry = TimedRegistry(registry, settings.load_timeout_s)
         self._policy = Policy.from_settings(settings)
         self._watched: FeatureStore | None = None
         self._validate_files = validate_files
-        self._proven: dict[str, ValidationReport] = {}
+        self._reports: dict[str, ValidationReport] = {}
 
     def poll(self) -> Target:
         """See `Loader.poll`."""
@@ -102,29 +106,58 @@ class RegistryLoader:
 
     def _load(self, target: Target, current: Scorer | None, folder: Path) -> Scorer:
         store = freeze_definitions(self._open(), self._settings.deadline_s)
-        # Only the definitions changed: the model that is loaded already is linked to them.
+        # Only the definitions changed: the loaded model is linked to them.
         if isinstance(current, OnlineScorer) and current.version == target.version:
-            features = link_version(store, target.version, current.model.signature, self._settings)
-            serving = ServingModel(current.model, features)
-            return OnlineScorer(serving, store, self._policy, independent_rows=current.independent_rows)
-        files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
-        features = link_version(store, target.version, files.signature, self._settings)
-        proof = self._prove(files, lambda: _known_rows(store, features, current))
-        model = load_model(files, proof.as_array)
-        verify_loaded(model, proof)
-        _tell(model, proof)
-        independent = proof.same_in_any_batch and proof.source != "made_up"
-        return OnlineScorer(ServingModel(model, features), store, self._policy, independent_rows=independent)
+            model, independent, proven = current.model, current.independent_rows, current.proven
+            features = self._link(store, target.version, model.signature)
+        else:
+            files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
+            features = self._link(store, target.version, files.signature)
+            report = self._validate(files, lambda: _known_rows(store, features, current))
+            model = load_model(files, report.as_array)
+            verify_loaded(model, report)
+            _log_report(model, report)
+            proven = report.source != "made_up"
+            independent = report.same_in_any_batch and proven
+        scorer = OnlineScorer(
+            ServingModel(model, features),
+            store,
+            self._policy,
+            independent_rows=independent,
+            proven=proven,
+            search_s=self._settings.deadline_s * SEARCH_SHARE,
+        )
+        if scorer.empty_views:
+            log.warning("feature_views_empty", problem=empty_views_problem(scorer.empty_views, self._settings))
+        return scorer
 
-    def _prove(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> ValidationReport:
-        # A rollback goes to files that were proven already, and need not wait for another trial.
+    def _link(self, store: "FeatureStore", version: ModelVersion, signature: Signature) -> ModelFeatures:
+        """Return the version's features.
+
+        Raises:
+            ModelRefused: see `link_version`; or a feature view is never in the online store.
+            FeatureStoreError: see `link_version`.
+        """
+        features = link_version(store, version, signature, self._settings)
+        views = [features.feast.views[view.name] for view in features.views]
+        offline = sorted(view.name for view in views if not view.online)
+        if offline:
+            raise ModelRefused(
+                str(version),
+                f"it reads feature view {', '.join(map(repr, offline))}, which has online=False, so that Feast never "
+                "copies it to the online store. Define it with online=True, apply the definitions and materialize it.",
+            )
+        return features
+
+    def _validate(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> ValidationReport:
+        # A rollback loads files that were validated before, and need not wait for another trial.
         digest = files.digest()
-        if digest not in self._proven:
-            proof = self._validate_files(files, known_rows())
-            if len(self._proven) == REMEMBERED:
-                del self._proven[next(iter(self._proven))]
-            self._proven[digest] = proof
-        return self._proven[digest]
+        if digest not in self._reports:
+            report = self._validate_files(files, known_rows())
+            if len(self._reports) == REMEMBERED:
+                del self._reports[next(iter(self._reports))]
+            self._reports[digest] = report
+        return self._reports[digest]
 
     def _open(self) -> "FeatureStore":
         if self._watched is None:
@@ -133,7 +166,7 @@ class RegistryLoader:
 
 
 def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer | None) -> pa.Table | None:
-    """Complete feature vectors of entities that were lately asked for: no online store lists those that it has."""
+    """Return complete feature vectors of recently requested entities; None if there are none."""
     if not isinstance(current, OnlineScorer) or current.lately_scored is None:
         return None
     rows = {column: values[:GOLDEN_ROWS] for column, values in current.lately_scored.items()}
@@ -144,11 +177,22 @@ def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer 
     return online.vectors.filter(pc.is_null(online.reasons))
 
 
-def _tell(model: Model, proof: ValidationReport) -> None:
-    facts = {"model": str(model.version), "golden_rows": proof.source, "rows": proof.rows.num_rows}
-    if proof.source == "made_up":
+def empty_views_problem(names: Sequence[str], settings: Settings) -> str:
+    """Return a sentence that names feature views without a row in the online store, and the command that fills it."""
+    default = settings.feature_store_yaml == "feature_store.yaml"
+    yaml = "" if default else f" -f {settings.feature_repo / settings.feature_store_yaml}"
+    command = f"feast -c {settings.feature_repo}{yaml} materialize-incremental $(date -u +%Y-%m-%dT%H:%M:%S)"
+    return (
+        f"The online store has no row of feature view {', '.join(map(repr, names))}: fill it with `{command}`, or "
+        "materialize the asset online_store."
+    )
+
+
+def _log_report(model: Model, report: ValidationReport) -> None:
+    facts = {"model": str(model.version), "golden_rows": report.source, "rows": report.rows.num_rows}
+    if report.source == "made_up":
         log.warning("model_not_proven", hint="Log it with an input_example; see docs/security.md.", **facts)
-    elif not proof.same_in_any_batch:
+    elif not report.same_in_any_batch:
         log.warning("predictions_depend_on_the_batch", **facts)
     else:
-        log.info("model_proven", as_array=proof.as_array, **facts)
+        log.info("model_proven", as_array=report.as_array, **facts)

@@ -1,5 +1,6 @@
 """One model version that answers: entity rows in, scores out. Blocking; the API calls it in worker threads."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +42,14 @@ class Scorer(Protocol):
         """Its link to the feature store."""
 
     @property
+    def proven(self) -> bool:
+        """Whether it has predicted a row that was not made up: a golden row, or a row of a request."""
+
+    @property
+    def empty_views(self) -> Sequence[str]:
+        """Its feature views of which the online store has no row, as far as is known."""
+
+    @property
     def mergeable(self) -> bool:
         """Whether an entity's score is the same, to the bit, in whatever company it is looked up and scored."""
 
@@ -57,7 +66,8 @@ class Scorer(Protocol):
 
         Raises:
             FeaturesRejected: the policy is `reject`, and a row is incomplete.
-            PredictionFailed: the model failed.
+            PredictionFailed: see `scoring.predict.score`. The result of a model that fails on some rows, or on all, has
+                the reason `model_failed` for them.
         """
 
     def stored_keys(self) -> EntityRows | None:
@@ -74,23 +84,38 @@ class Scorer(Protocol):
 class OnlineScorer:
     """A `Scorer` on a Feast online store."""
 
-    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy, *, independent_rows: bool) -> None:
-        """Make it ready to answer.
+    def __init__(
+        self,
+        serving: ServingModel,
+        store: "FeatureStore",
+        policy: Policy,
+        *,
+        independent_rows: bool,
+        proven: bool = True,
+        search_s: float = math.inf,
+    ) -> None:
+        """Prepare the lookup.
 
         Args:
             serving: a loaded version.
-            store: Feast's, with frozen definitions.
-            policy: for missing features.
-            independent_rows: whether the version was shown to predict each row alike in any company.
+            store: Feast's store, with frozen definitions.
+            policy: what to do with rows that can't be scored.
+            independent_rows: whether golden rows showed that a row's prediction does not depend on the other rows.
+            proven: whether it has predicted golden rows.
+            search_s: time limit, in seconds, of a search for rows on which the model raises.
         """
+        from scoring.online.empty_views import EmptyViews
         from scoring.online.lookup import fastest_lookup
 
         self._store = store
         self.model = serving.model
         self.features = serving.features
         self._lookup = fastest_lookup(store, serving.features)
+        self._empty = EmptyViews(store, serving.features)
         self._policy = policy
+        self._search_s = search_s
         self.independent_rows = independent_rows
+        self.proven = proven
         # An on-demand view's function sees all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
         self.lately_scored: EntityRows | None = None
@@ -101,22 +126,34 @@ class OnlineScorer:
         """See `Scorer.version`."""
         return self.model.version
 
+    @property
+    def empty_views(self) -> Sequence[str]:
+        """See `Scorer.empty_views`."""
+        return self._empty.names
+
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
-        return read_online_vectors(self._lookup, self.features, entity_rows, now)
+        online = read_online_vectors(self._lookup, self.features, entity_rows, now)
+        if self._empty.names and online.oldest_s is not None:
+            self._empty.row_found()
+        return online
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """See `Scorer.score`."""
         if online.reasons.null_count:
             self.lately_scored = entity_rows
         keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
-        return score(
+        scores = score(
             self.model,
             online.vectors,
             online.reasons,
             self._policy,
-            name_row=lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
+            lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
+            self._search_s,
         )
+        if not self.proven:
+            self.proven = scores.predictions.null_count < len(scores.predictions)
+        return scores
 
     def stored_keys(self) -> EntityRows | None:
         """See `Scorer.stored_keys`."""
@@ -126,3 +163,4 @@ class OnlineScorer:
         """See `Scorer.check_store`."""
         row = {name: [NEUTRAL.get(dtype, 0)] for name, dtype in self.features.request_columns.items()}
         read_rows(self._lookup.stored, row)
+        self._empty.search_again()

@@ -1,4 +1,4 @@
-"""The model signature: the one list of a model's inputs, their order and their types."""
+"""The model signature: a model's inputs, their order and their types."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from scoring.errors import ModelRefused, UnusableFeature
 
-# MLflow's column types → the Arrow type of a feature vector's column. The rest (arrays, objects, tensors) is refused.
+# MLflow's column type → the Arrow type of a feature vector's column. Others (arrays, objects, tensors) are refused.
 ARROW_TYPES: dict[str, pa.DataType] = {
     "boolean": pa.bool_(),
     "integer": pa.int32(),
@@ -20,10 +20,10 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "datetime": pa.timestamp("ns"),
 }
 
-# A double holds every integer up to here.
+# A double can represent every integer up to this one.
 MAX_EXACT_INTEGER = 2**53
 
-# Placeholder values for a probe, whose answer does not matter.
+# Values of a row whose result does not matter: a probe, or a made-up golden row.
 NEUTRAL: dict[pa.DataType, object] = {
     pa.bool_(): False,
     pa.int32(): 0,
@@ -36,6 +36,10 @@ NEUTRAL: dict[pa.DataType, object] = {
 }
 
 
+OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
+"""Columns that scoring adds to those of a batch request. No input of a model may have one of these names."""
+
+
 class ModelInput(msgspec.Struct, frozen=True):
     """One input of a model: its name and the Arrow type in which the model was trained on it."""
 
@@ -44,7 +48,7 @@ class ModelInput(msgspec.Struct, frozen=True):
 
 
 class Signature(msgspec.Struct, frozen=True, dict=True):
-    """A model's inputs in the order that it expects. Source: the signature stored with the model."""
+    """A model's inputs in the order that it expects, as stored with the model."""
 
     inputs: tuple[ModelInput, ...]
 
@@ -55,19 +59,19 @@ class Signature(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        """Arrow schema of a feature vector: one nullable field per input, in order."""
+        """The Arrow schema of feature vectors: one nullable field per input, in order."""
         return pa.schema([(column.name, column.dtype) for column in self.inputs])
 
 
 def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signature:
-    """The signature, from MLflow's form of it.
+    """Return the signature that MLflow stored.
 
     Args:
         model: `name/version`, for the error.
-        columns: the MLmodel file's `signature.inputs`, decoded: dicts with `name` and `type`; None if there is none.
+        columns: the decoded `signature.inputs` of the MLmodel file: dicts with `name` and `type`; None without one.
 
     Raises:
-        ModelRefused: no signature, inputs without names (tensors), or a type that no feature store column can fill.
+        ModelRefused: there is no signature, its inputs have no names (a tensor), or one has an unsupported type.
     """
     if not columns:
         raise ModelRefused(
@@ -92,10 +96,11 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
 
 
 def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
-    """Whether values of `source` may be converted to `target`.
+    """Return whether values of `source` may be converted to `target`.
 
-    Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). One that
-    would round silently (double to float) or needs a convention (string to number, float to integer) is not.
+    Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). A
+    conversion that would round silently (double to float) or needs a convention (string to number, float to integer) is
+    not.
     """
     if source == target or (pa.types.is_timestamp(source) and pa.types.is_timestamp(target)):
         return True
@@ -107,10 +112,10 @@ def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
 
 
 def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) -> pa.Array | pa.ChunkedArray:
-    """`column` as `target`, value for value; nulls stay null; NaN and infinity become null (unknown either way).
+    """Return `column` as `target`, with the same values. NaN and infinity become null, which also means unknown.
 
     Raises:
-        UnusableFeature: a value has no exact counterpart in `target` (int64 past int32, or past 2**53 in a double).
+        UnusableFeature: `target` can't represent a value exactly (an int64 beyond int32, or beyond 2**53 in a double).
     """
     if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(target) and column.type.tz and not target.tz:
         column = pc.cast(column, pa.timestamp(column.type.unit, "UTC"))
@@ -131,7 +136,7 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
 
 
 def _widened(column: pa.Array) -> pa.Array | None:
-    """Numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; else None."""
+    """Return numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; or None."""
     if column.type == pa.float32():
         values = column.to_numpy().astype(np.float64)
         return pa.array(values) if np.isfinite(values).all() else None
@@ -143,13 +148,13 @@ def _widened(column: pa.Array) -> pa.Array | None:
 
 
 def as_stored(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Values of an offline source as an online store keeps values of a declared type.
+    """Return values of an offline source as an online store keeps values of a declared type.
 
     Feast writes timestamps in seconds, and NaN as null.
 
     Raises:
-        ArrowInvalid: a value has no exact counterpart; doubles are rounded to floats.
-        ArrowNotImplementedError: Arrow can't convert one type to the other.
+        ArrowInvalid: `declared` can't represent a value exactly. Doubles are rounded to floats instead.
+        ArrowNotImplementedError: Arrow can't convert between the types.
     """
     if pa.types.is_timestamp(declared) and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")
@@ -161,5 +166,5 @@ def as_stored(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.A
 
 
 def _all_finite(column: pa.Array | pa.ChunkedArray) -> bool:
-    # A tenth of the time that Arrow's own functions take for a few values.
+    # In a tenth of the time that Arrow's own functions take for a few values.
     return column.null_count == 0 and bool(np.isfinite(column.to_numpy()).all())

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from scoring.arrow.signature import OUTPUT_COLUMNS
 from scoring.arrow.timestamps import TIMESTAMP
 from scoring.batch.manifest import unreadable
 from scoring.batch.request_values import convert_column
@@ -25,7 +26,6 @@ from scoring.files.parquet import ROWS_PER_BATCH, no_rows
 from scoring.files.transfer import Content, fetch
 
 EVENT_TIMESTAMP = "event_timestamp"
-OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "feature_service")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 DELIMITER_NAMES = {",": "Commas", "\t": "Tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")

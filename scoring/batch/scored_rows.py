@@ -1,4 +1,4 @@
-"""The columns that scoring adds to those of a batch input, table by table, and their counts."""
+"""Scores of a batch input's rows, table by table, as columns, and their counts."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,14 +13,14 @@ from scoring.files.encodings import constant
 from scoring.files.transfer import Content
 from scoring.models.model import Model
 from scoring.models.registry import ModelVersion
-from scoring.predict import Policy, Scores, score
+from scoring.predict import Policy, Scores, failed_on_all, score
 
-# Columns of a batch output that hold one string throughout; see `scoring.files.encodings.constant`.
+# Columns that hold the same string in every row; see `scoring.files.encodings.constant`.
 CONSTANTS = ("model_name", "feature_service")
 
 
 class Scoring:
-    """Scores tables of a batch input's columns one after the other, and counts the results."""
+    """Score tables of a batch input's columns one after the other, and count the results."""
 
     def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
         """Score nothing yet."""
@@ -30,59 +30,37 @@ class Scoring:
         self._rows = 0
         self._scored = 0
         self._reasons: Counter[str] = Counter()
+        self._failure: PredictionFailed | None = None
 
     def scored(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """The same rows with the columns that scoring adds.
+        """Yield the same rows with the columns that scoring adds.
 
         Raises:
-            FeaturesRejected, PredictionFailed: as `scoring.predict.score`.
+            FeaturesRejected: as `scoring.predict.score`.
+            PredictionFailed: as `scoring.predict.score`; or, at the end, the model failed on all rows of all tables.
         """
         for rows in tables:
             vectors = self._features.written_vectors(rows)
-            scores = self._scores(vectors, reasons_from_nulls(self._features, vectors))
+            reasons = reasons_from_nulls(self._features, vectors)
+            scores = score(self._model, vectors, reasons, self._policy, self._name_row)
             self._rows += rows.num_rows
             self._scored += rows.num_rows - scores.predictions.null_count
             self._reasons += count_reasons(scores)
+            self._failure = self._failure or scores.failure
             yield with_scores(rows, scores, self._model.version, self._features.service)
+        if self._failure is not None and failed_on_all(self._scored, self._reasons):
+            raise self._failure
 
     def summary(self, batch_input: Content) -> ScoringSummary:
-        """The counts so far."""
+        """Return the counts so far."""
         return summarize(batch_input, self._policy, self._rows, self._scored, self._reasons)
-
-    def _scores(self, vectors: pa.Table, reasons: pa.Array) -> Scores:
-        try:
-            return score(self._model, vectors, reasons, self._policy, self._name_row)
-        except PredictionFailed as error:
-            if error.transient:
-                raise
-            if not self._fails(vectors, reasons):
-                problem = f"{error.problem}, but not when they were tried again"
-                raise PredictionFailed(error.model, problem, transient=True) from error
-            start, rows = 0, vectors.num_rows
-            while rows > 1:  # halve, as long as one half fails alone
-                half = rows // 2
-                if self._fails(vectors.slice(start, half), reasons.slice(start, half)):
-                    rows = half
-                else:
-                    start, rows = start + half, rows - half
-            if not self._fails(vectors.slice(start, 1), reasons.slice(start, 1)):
-                raise
-            problem = f"{error.problem}; of these, {self._name_row(start)} is the first"
-            raise PredictionFailed(error.model, problem) from error
-
-    def _fails(self, vectors: pa.Table, reasons: pa.Array) -> bool:
-        try:
-            score(self._model, vectors, reasons, self._policy, self._name_row)
-        except PredictionFailed:
-            return True
-        return False
 
     def _name_row(self, row: int) -> str:
         return f"row {self._rows + row + 1}"
 
 
 def count_reasons(scores: Scores) -> Counter[str]:
-    """Reason → number of rows."""
+    """Return reason → number of rows."""
     counts = pc.value_counts(scores.reasons.drop_null()).to_pylist()
     return Counter({each["values"]: each["counts"] for each in counts})
 
@@ -90,7 +68,7 @@ def count_reasons(scores: Scores) -> Counter[str]:
 def summarize(
     batch_input: Content, policy: Policy, rows: int, scored: int, reasons: Mapping[str, int]
 ) -> ScoringSummary:
-    """What a manifest says of a scored batch input."""
+    """Return the part of a manifest that describes how a batch input was scored."""
     return ScoringSummary(
         batch_input=batch_input,
         missing_features=policy.kind,
@@ -103,7 +81,7 @@ def summarize(
 
 
 def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
-    """A table of a batch input's columns with those that scoring adds, CONSTANTS among them."""
+    """Return a table of a batch input's columns with OUTPUT_COLUMNS added."""
     name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
     added = [
         (pa.field("prediction", pa.float64()), scores.predictions),

@@ -87,6 +87,10 @@ def _fill(
                 model, f"its input {model_input.name!r} is served by several views: name it one of {options}."
             )
         (feature,) = found
+        if feature.column in served.unservable:
+            raise ModelRefused(
+                model, f"feature {feature.name!r} has type {served.unservable[feature.column]}, which can't be served."
+            )
         if not holds_every_value(feature.dtype, model_input.dtype):
             raise ModelRefused(
                 model,
@@ -130,6 +134,8 @@ class _ServedFeatures:
         """Each as an input of its own name."""
         self.keys: dict[str, JoinKey] = {}
         self.joined_keys: set[tuple[str, ...]] = set()
+        self.unservable: dict[str, Any] = {}
+        """Column of a feature whose type can't be served → Feast's type. Only an input that it fills is refused."""
         self.request_fields: list[tuple[str, pa.DataType]] = []
         """What on-demand views take from a request."""
         self.feast_views: dict[str, Any] = {}
@@ -179,7 +185,11 @@ class _ServedFeatures:
     def _add_features(self, projection: Any, views: tuple[str, ...], on_demand_view: str | None = None) -> None:
         name = projection.name_alias or projection.name
         for field in projection.features:
-            dtype = _arrow_type(self._model, field)
+            try:
+                dtype = _arrow_type(self._model, field)
+            except ModelRefused:
+                self.unservable[f"{name}__{field.name}"] = field.dtype
+                dtype = pa.null()
             self.features.append(Feature(field.name, f"{name}__{field.name}", dtype, views, on_demand_view))
 
     def _add_keys(self, view: Any, join_key_map: Mapping[str, str]) -> Keys:

@@ -1,4 +1,4 @@
-"""Admission: what a model version must predict on golden rows before it serves.
+"""Admission: the predictions of golden rows that a model version must give before it serves.
 
 Golden rows are rows that the model was made for: its stored input example, otherwise complete rows of the online store.
 Without either, a neutral row checks only the form of the output, not its values.
@@ -22,7 +22,15 @@ from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.imports import import_model_libraries
 from scoring.models.estimators import prepare
-from scoring.models.model import Model, array_dtype, fill_block, load_model, one_number_per_row
+from scoring.models.model import (
+    FEATURE_NAME_WARNINGS,
+    Model,
+    array_dtype,
+    fill_block,
+    frame_of,
+    load_model,
+    one_number_per_row,
+)
 from scoring.models.model_files import ModelFiles, check_format
 
 GOLDEN_ROWS = 256
@@ -34,12 +42,12 @@ Predict = Callable[[pa.Table], np.ndarray]
 
 
 class ValidationReport(msgspec.Struct, frozen=True):
-    """What a version predicted when it was validated."""
+    """The result of validating a version."""
 
     rows: pa.Table
     """The golden rows (n_rows, n_inputs), at least one, in signature order and types."""
     predictions: np.ndarray | None
-    """float64 (n_rows,), finite unless made up; None if the model raised on a made-up row."""
+    """float64 (n_rows,), finite unless the rows are made up; None if the model raised on a made-up row."""
     source: RowSource
     as_array: bool
     """Whether arrays give the same predictions as frames, to the bit."""
@@ -48,7 +56,7 @@ class ValidationReport(msgspec.Struct, frozen=True):
 
 
 def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Model, ValidationReport]:
-    """Load a version in this process and predict its golden rows, our way and MLflow's.
+    """Load a version in this process, and predict its golden rows with `Model` and with MLflow's pyfunc.
 
     Args:
         files: the version's files.
@@ -56,7 +64,7 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
 
     Raises:
         ModelRefused: it does not load, or its input example does not fit its signature; or, on a golden row, it raises,
-            does not give one finite number, or differs from MLflow's pyfunc.
+            does not return one finite number, or differs from MLflow's pyfunc.
     """
     import_model_libraries()
     rows, source = _golden_rows(files, known_rows)
@@ -77,10 +85,10 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
 
 
 def verify_loaded(model: Model, report: ValidationReport) -> None:
-    """Check that a model loaded here predicts what it predicted when it was validated. This also warms it.
+    """Check that a model loaded here predicts what it predicted when it was validated. This also warms it up.
 
     Raises:
-        ModelRefused: it fails, or predicts something else.
+        ModelRefused: it raises, or its predictions differ.
     """
     if report.predictions is None:
         return
@@ -89,9 +97,7 @@ def verify_loaded(model: Model, report: ValidationReport) -> None:
     except PredictionFailed as error:
         raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
     if not _same(predictions, report.predictions):
-        raise ModelRefused(
-            str(model.version), "it does not predict here what it predicted when it was loaded on trial."
-        )
+        raise ModelRefused(str(model.version), "its predictions here differ from those of its trial, on the same rows.")
 
 
 def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Table, RowSource]:
@@ -105,7 +111,7 @@ def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Tab
 
 
 def _input_example(files: ModelFiles) -> pa.Table | None:
-    """Complete rows of the model's stored input example, at most GOLDEN_ROWS; None if it has none."""
+    """Return complete rows of the model's stored input example, at most GOLDEN_ROWS; None if there is no example."""
     import pandas as pd
     from mlflow.models import Model as MlflowModel
 
@@ -150,8 +156,8 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
     if broken and source != "made_up":
         raise ModelRefused(
             str(model.version),
-            f"it gives no finite number for {broken} of {rows.num_rows} golden rows ({source}), though no input of "
-            "them is missing.",
+            f"it returns no finite number for {broken} of {rows.num_rows} golden rows ({source}), although none of "
+            "their inputs is missing.",
         )
     return predictions
 
@@ -167,12 +173,12 @@ def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: 
     if not same:
         raise ModelRefused(
             model,
-            "its predictions are not those of MLflow's own pyfunc; a model must give the same rows the same scores.",
+            "its predictions differ from those of MLflow's own pyfunc: the same rows must have the same predictions.",
         )
 
 
 def _mlflow_predict(files: ModelFiles) -> Predict:
-    """How MLflow predicts with the same model file, loaded with our list of trusted types."""
+    """Return MLflow's prediction with the same model file, loaded with our list of trusted types."""
     import mlflow.pyfunc
     import yaml
 
@@ -186,7 +192,7 @@ def _mlflow_predict(files: ModelFiles) -> Predict:
     # The rest of the description is left out, because MLflow would act on some of it (code paths, configuration).
     description = {
         "flavors": {"python_function": pyfunc_flavor, "sklearn": sklearn_flavor},
-        "signature": files.description["signature"],
+        "signature": {**files.description["signature"], "inputs": _inputs_as_served(files)},
     }
     with tempfile.TemporaryDirectory(prefix="pyfunc-") as folder, _mlflow_may_load(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,18 +200,32 @@ def _mlflow_predict(files: ModelFiles) -> Predict:
         (Path(folder) / name).symlink_to(files.model_file.resolve())
         pyfunc = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
     prepare(pyfunc.get_raw_model())
+    integers = frozenset(
+        column.name
+        for column in files.signature.inputs
+        if column.name in files.rules.nullable_inputs and pa.types.is_integer(column.dtype)
+    )
 
     def predict(rows: pa.Table) -> np.ndarray:
         filled = fill_block(rows)
-        output = pyfunc.predict(filled.to_pandas())
+        output = pyfunc.predict(frame_of(filled, integers))
         return one_number_per_row(str(files.version), output, filled.num_rows, files.output_column)[: rows.num_rows]
 
     return predict
 
 
+def _inputs_as_served(files: ModelFiles) -> str:
+    """Return the signature's inputs in MLflow's JSON, with the type that nullable integers have in a frame."""
+    columns = msgspec.json.decode(files.description["signature"]["inputs"])
+    for column in columns:
+        if column["name"] in files.rules.nullable_inputs and column["type"] in {"integer", "long"}:
+            column["type"] = "double"
+    return msgspec.json.encode(columns).decode()
+
+
 @contextlib.contextmanager
 def _mlflow_may_load() -> Iterator[None]:
-    # The variable forbids MLflow to trust the types that a file lists; here the list is ours.
+    # The variable forbids MLflow to trust the types that the model's own files list. Here the list is ours.
     variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     before = os.environ.get(variable)
     os.environ[variable] = "true"
@@ -221,6 +241,7 @@ def _mlflow_may_load() -> Iterator[None]:
 def _matches(predict: Predict, batches: list[pa.Table], expected: list[np.ndarray]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
         try:
             return all(_same(predict(batch), values) for batch, values in zip(batches, expected, strict=True))
         except PredictionFailed:

@@ -1,13 +1,15 @@
-"""What is done to scikit-learn estimators before they serve: trees checked, threads switched off, checks skipped."""
+"""Changes and checks that scikit-learn estimators need before they serve."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+NAMES_LISTED = 10
+
 
 def prepare(estimator: Any) -> None:
-    """Check an estimator's trees, and have it predict in the calling thread alone.
+    """Check an estimator's trees, and make it predict in the calling thread only.
 
     With threads (n_jobs), the sum over trees depends on which thread ends first, and so does the last bit of a
     prediction (RandomForest, scikit-learn 1.9).
@@ -32,14 +34,54 @@ def prepare(estimator: Any) -> None:
             _check_features(nodes["bitset_idx"][nodes["is_categorical"] != 0], sets)
 
 
+def check_inputs(estimator: Any, names: Sequence[str]) -> str | None:
+    """Return how these inputs differ from the columns that the estimator was fitted on; None if they do not.
+
+    scikit-learn 1.9 compares names and order only when it predicts.
+    """
+    fitted = _fitted_on(estimator)
+    if isinstance(fitted, int):
+        fits = fitted == len(names)
+        return None if fits else f"its signature has {len(names)} inputs, but it was fitted on {fitted} columns"
+    if fitted is None or fitted == list(names):
+        return None
+    if sorted(fitted) == sorted(names):
+        place = next(place for place, pair in enumerate(zip(fitted, names, strict=True)) if pair[0] != pair[1])
+        return (
+            f"its signature has its inputs in another order than the columns that it was fitted on: input {place + 1} "
+            f"is {names[place]!r}, and column {place + 1} was {fitted[place]!r}"
+        )
+    missing, unknown = sorted(set(fitted) - set(names)), sorted(set(names) - set(fitted))
+    differences = [
+        f"{what} {', '.join(each[:NAMES_LISTED])}" + (", …" if len(each) > NAMES_LISTED else "")
+        for what, each in (("it lacks", missing), ("it adds", unknown))
+        if each
+    ]
+    return f"its signature differs from the columns that it was fitted on ({'; '.join(differences)})"
+
+
+def _fitted_on(estimator: Any) -> list[str] | int | None:
+    """The names of the columns that an estimator was fitted on, else their number; None if it does not say."""
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(estimator, Pipeline):
+        steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
+        return _fitted_on(steps[0]) if steps else None
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is not None:
+        return [str(name) for name in names]
+    count = getattr(estimator, "n_features_in_", None)
+    return None if count is None else int(count)
+
+
 def forget_names(estimator: Any) -> None:
-    """Let an estimator take arrays without a warning about column names. It still checks the number of columns."""
+    """Make an estimator accept arrays without a warning about column names. It still checks their number."""
     for part in _estimators(estimator, set()):
         vars(part).pop("feature_names_in_", None)
 
 
 def unchecked_linear(estimator: Any) -> Callable[[Any], Any] | None:
-    """`predict` of scikit-learn's own linear regressors with one output; None for any other estimator.
+    """Return `predict` of a linear regressor of scikit-learn with one output; None for any other estimator.
 
     For a few rows, scikit-learn 1.9 spends fifty times as long on input checks as on the prediction. Feature vectors
     were checked before: their columns hold finite numbers and nulls. Admission compares the results with the original.
@@ -53,7 +95,7 @@ def unchecked_linear(estimator: Any) -> Callable[[Any], Any] | None:
 
 
 def _estimators(part: Any, seen: set[int]) -> Iterator[Any]:
-    """Every estimator that `part` is or holds, however deep in its attributes."""
+    """Yield `part` if it is an estimator, and every estimator in its attributes, at any depth."""
     from sklearn.base import BaseEstimator
 
     if id(part) in seen:

@@ -1,4 +1,4 @@
-"""What may be loaded of a model version, and what loading it may cost."""
+"""The settings that govern how model versions are loaded."""
 
 from typing import Self
 
@@ -8,7 +8,7 @@ from scoring.settings import Settings
 
 
 class LoadingRules(msgspec.Struct, frozen=True):
-    """The settings that govern the loading of model files. The trial process and Spark's executors get them as JSON."""
+    """The settings that govern how model files are loaded. The trial process and Spark's executors get a copy."""
 
     formats: tuple[str, ...]
     """Allowed serialization formats."""
@@ -16,20 +16,27 @@ class LoadingRules(msgspec.Struct, frozen=True):
     """Types that a skops file may hold beyond the defaults of skops."""
     output_column: int | None
     """Output column for versions without the tag `serving.output_column`."""
+    nullable_inputs: frozenset[str]
+    """Inputs that may be null when the model gets them: the policy leaves their nulls to the model."""
     max_bytes: int
-    """Size limit of one version's files."""
+    """Size limit of one version's files, in bytes."""
     max_memory_bytes: int
-    """Address space that a trial may add to what the libraries take."""
+    """Address space, in bytes, that a trial may use beyond what the libraries use."""
     timeout_s: float
-    """Time limit of a trial."""
+    """Time limit of a trial, in seconds."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The rules that the settings declare."""
+        """Return the rules that the settings declare."""
         return cls(
             formats=settings.model_formats,
             trusted_types=settings.skops_trusted_types,
             output_column=settings.output_column,
+            nullable_inputs=frozenset(
+                name
+                for name, value in settings.impute_values.items()
+                if value is None and settings.missing_features == "impute"
+            ),
             max_bytes=settings.max_model_bytes,
             max_memory_bytes=settings.max_load_memory_bytes,
             timeout_s=settings.load_timeout_s,

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature
 from scoring.errors import ModelRefused, PredictionFailed, first_line
-from scoring.models.estimators import forget_names, prepare, unchecked_linear
+from scoring.models.estimators import check_inputs, forget_names, prepare, unchecked_linear
 from scoring.models.model_files import ModelFiles, check_format
 from scoring.models.registry import OUTPUT_COLUMN_TAG, ModelVersion
 
@@ -18,17 +19,19 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    # From inputs as columns to (n_rows,) or (n_rows, n_outputs), an array or a frame.
+    # Takes inputs as columns, returns (n_rows,) or (n_rows, n_outputs), an array or a frame.
     PredictFunction = Callable[[pd.DataFrame | np.ndarray], Any]
 
-# Models predict multiples of so many rows. For rows that do not fill a vector register, linear algebra libraries use
-# other instructions, which round differently: a row's last bit would depend on the number of rows beside it (OpenBLAS
-# 0.3; up to a quarter of a linear model's rows). Column-major order has no other such case.
+# Models predict multiples of this number of rows. For rows that do not fill a vector register, linear algebra libraries
+# use other instructions, which round differently: a row's last bit would depend on the number of rows in the batch
+# (OpenBLAS 0.3; up to a quarter of a linear model's rows). Column-major order has no other such case.
 ROWS_PER_BLOCK = 16
+# scikit-learn's warnings about the names of columns. They don't concern the predictions: the order was checked.
+FEATURE_NAME_WARNINGS = "X (has|does not have valid) feature names, but "
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One loaded model version. Holds no connection; threads may share it, as they may scikit-learn's predict."""
+    """One loaded model version. It holds no connection. Threads may share it, like scikit-learn's predict."""
 
     version: ModelVersion
     signature: Signature
@@ -37,29 +40,33 @@ class Model(msgspec.Struct, frozen=True):
     as_array: bool = False
     """Whether `predict_fn` takes an array instead of a frame, which is several times faster."""
     unchecked_fn: "PredictFunction | None" = None
-    """Gives the same as `predict_fn` for an array of finite numbers, without checking each of them."""
+    """Returns the same as `predict_fn` for an array of finite numbers, without checking each of them."""
+    nullable_inputs: frozenset[str] = frozenset()
+    """Inputs that may be null; see `frame_of`."""
 
     def predict(self, vectors: pa.Table) -> np.ndarray:
-        """Predictions, float64 (n_rows,); row i belongs to feature vector i, whatever rows are beside it.
+        """Return predictions, float64 (n_rows,); row i belongs to feature vector i, whatever the other rows are.
 
         Args:
             vectors: feature vectors (n_rows, n_inputs), in signature order and types. The model gets null as NaN (None
-                in a string column), for models that impute.
+                in a string or boolean column), for models that impute.
 
         Raises:
-            PredictionFailed: the model raised, or its output is not one number per row. Its message holds no values.
+            PredictionFailed: the model raised, or its output is not one number per row. The message holds no values.
         """
         rows = vectors.num_rows
         if rows == 0:
             return np.empty(0, dtype=np.float64)
         filled = rows + -rows % ROWS_PER_BLOCK
-        inputs = _as_array(vectors, filled) if self.as_array else fill_block(vectors).to_pandas()
         predict_fn = self.predict_fn
         if self.unchecked_fn is not None and not any(column.null_count for column in vectors.columns):
             predict_fn = self.unchecked_fn
         try:
-            output = predict_fn(inputs)
-        except (Exception, SystemExit) as error:  # a model is foreign code
+            if self.as_array:
+                output = predict_fn(_as_array(vectors, filled))
+            else:
+                output = predict_fn(frame_of(fill_block(vectors), self.nullable_inputs))
+        except (Exception, SystemExit) as error:  # a model may raise anything
             problem, transient = f"{type(error).__name__} on {rows} rows", isinstance(error, MemoryError)
             raise PredictionFailed(str(self.version), problem, transient=transient) from error
         return one_number_per_row(str(self.version), output, filled, self.output_column)[:rows]
@@ -74,7 +81,8 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
             that found the same predictions.
 
     Raises:
-        ModelRefused: a format or type is not allowed, or the files do not load.
+        ModelRefused: a format or type is not allowed, the files do not load, or the signature's inputs are not the
+            columns that the model was fitted on.
     """
     trusted = check_format(files)
     try:
@@ -82,18 +90,25 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
             warnings.simplefilter("ignore")  # a model of another scikit-learn version warns once per estimator
             estimator = _read(files, trusted)
         prepare(estimator)
+        fitted_otherwise = check_inputs(estimator, files.signature.names)
         if as_array:
             forget_names(estimator)
         predict_fn = getattr(estimator, files.predict_function)
     except Exception as error:  # truncated and crafted files raise anything
         reason = f"its files do not load ({type(error).__name__}: {first_line(error)})."
         raise ModelRefused(str(files.version), reason) from None
+    if fitted_otherwise is not None:
+        remedy = "infer the signature from the frame that the model was fitted on, and log it again."
+        raise ModelRefused(str(files.version), f"{fitted_otherwise}: {remedy}")
+    # A model that was fitted on arrays would warn at each call.
+    warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
     unchecked_fn = unchecked_linear(estimator) if as_array and files.predict_function == "predict" else None
-    return Model(files.version, files.signature, files.output_column, predict_fn, as_array, unchecked_fn)
+    nullable = files.rules.nullable_inputs
+    return Model(files.version, files.signature, files.output_column, predict_fn, as_array, unchecked_fn, nullable)
 
 
 def array_dtype(signature: Signature) -> np.dtype[Any] | None:
-    """The type of the array that scikit-learn would make of a frame of these inputs; None if they don't fit one."""
+    """Return the type of the array that scikit-learn would make of a frame of these inputs; None if there is none."""
     if not all(pa.types.is_integer(column.dtype) or pa.types.is_floating(column.dtype) for column in signature.inputs):
         return None
     common = np.result_type(*(column.dtype.to_pandas_dtype() for column in signature.inputs))
@@ -101,13 +116,32 @@ def array_dtype(signature: Signature) -> np.dtype[Any] | None:
 
 
 def fill_block(vectors: pa.Table) -> pa.Table:
-    """The vectors, with the last one repeated up to a multiple of ROWS_PER_BLOCK."""
+    """Return the vectors, with the last one repeated up to a multiple of ROWS_PER_BLOCK."""
     missing = -vectors.num_rows % ROWS_PER_BLOCK
     return pa.concat_tables([vectors, *([vectors.slice(vectors.num_rows - 1)] * missing)]) if missing else vectors
 
 
+def frame_of(vectors: pa.Table, nullable_inputs: frozenset[str]) -> "pd.DataFrame":
+    """Return the vectors as a pandas frame whose column types do not depend on the rows.
+
+    pandas has no integer or boolean column with nulls: Arrow returns float64 or object columns instead. A nullable
+    input has that type in every frame.
+
+    Raises:
+        ArrowInvalid: float64 can't hold an integer of a nullable input.
+    """
+    booleans = []
+    for place, field in enumerate(vectors.schema if nullable_inputs else ()):
+        if field.name in nullable_inputs and pa.types.is_integer(field.type):
+            vectors = vectors.set_column(place, field.name, pc.cast(vectors.column(place), pa.float64()))
+        elif field.name in nullable_inputs and pa.types.is_boolean(field.type):
+            booleans.append(field.name)
+    frame: pd.DataFrame = vectors.to_pandas()
+    return frame.astype(dict.fromkeys(booleans, object)) if booleans else frame
+
+
 def one_number_per_row(model: str, output: Any, rows: int, output_column: int | None) -> np.ndarray:
-    """A model's output as float64 (rows,).
+    """Return a model's output as float64 (rows,).
 
     Raises:
         PredictionFailed: the number of rows differs, no output column is chosen, or the output is not numeric.
@@ -133,7 +167,7 @@ def one_number_per_row(model: str, output: Any, rows: int, output_column: int | 
 
 
 def _as_array(vectors: pa.Table, rows: int) -> np.ndarray:
-    """The vectors as a column-major array (rows, n_inputs), as pandas would pass it; null becomes NaN.
+    """Return the vectors as a column-major array (rows, n_inputs), as pandas would pass it; null becomes NaN.
 
     The last vector fills the rows beyond their number.
     """

@@ -1,4 +1,4 @@
-"""The files of one registered model version: fetched, bounded, and checked before anything in them is executed.
+"""The files of one registered model version: fetched, limited in size, and checked before any of them is executed.
 
 Model files are code. The settings decide which formats and types may be loaded; lists in a model's own files are
 ignored.
@@ -25,7 +25,7 @@ MAX_DESCRIPTION_BYTES = 1_000_000
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
-    """One version's files in a folder of this process, and what may be loaded of them."""
+    """One version's files in a folder of this process, and the rules for loading them."""
 
     version: ModelVersion
     folder: Path
@@ -37,12 +37,12 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
     @property
     def serialization(self) -> str:
-        """Format of the model file, according to the description."""
+        """The format of the model file, according to the description."""
         return str(self.description["flavors"]["sklearn"].get("serialization_format", "pickle"))
 
     @property
     def predict_function(self) -> str:
-        """Name of the estimator's method that predicts."""
+        """The name of the estimator's method that predicts."""
         return str(self.description["flavors"]["python_function"].get("predict_fn", "predict"))
 
     @property
@@ -51,7 +51,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
         return self.folder / str(self.description["flavors"]["python_function"].get("model_path", ""))
 
     def digest(self) -> str:
-        """SHA-256 of the names and contents of all files and of the output column, hex."""
+        """Return the SHA-256 of the names and contents of all files and of the output column, as hex."""
         digest = hashlib.sha256(f"{self.output_column}".encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             digest.update(f"\0{path.relative_to(self.folder)}\0{path.stat().st_size}\0".encode())
@@ -62,10 +62,10 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def version_folder() -> Iterator[Path]:
-    """A scratch folder for one version's files, and for those of its trial.
+    """Provide a scratch folder for one version's files, and for those of its trial.
 
     Raises:
-        NoRoom: it can't be made, or the block ended because the machine has no room.
+        NoRoom: it can't be created, or the block ended because the machine has no room.
     """
     made = False
     try:
@@ -83,12 +83,12 @@ def version_folder() -> Iterator[Path]:
 
 
 def fetch_model(registry: Registry, version: ModelVersion, destination: Path, rules: LoadingRules) -> ModelFiles:
-    """Copy a version's files below `destination` and read their description. Executes nothing in them.
+    """Copy a version's files below `destination` and read their description. Execute nothing in them.
 
     Raises:
         RegistryError: the files can't be fetched.
-        ModelRefused: they are too large (checked before the download if the registry knows their size), can't be
-            used, or their description names something that is not allowed.
+        ModelRefused: they are too large (checked before the download if the registry knows their size), their
+            description can't be used, or it names something that is not allowed.
     """
     _check_size(version, registry.size(version), rules)
     folder = registry.download(version, destination)
@@ -99,7 +99,7 @@ def fetch_model(registry: Registry, version: ModelVersion, destination: Path, ru
 
 
 def read_model_files(version: ModelVersion, folder: Path, rules: LoadingRules) -> ModelFiles:
-    """The files that are already in `folder`.
+    """Read the description of files that are already in `folder`.
 
     Raises:
         ModelRefused: the description or its signature can't be used, or the tag of the output column is not a number.
@@ -110,7 +110,7 @@ def read_model_files(version: ModelVersion, folder: Path, rules: LoadingRules) -
 
 
 def load_signature(registry: Registry, version: ModelVersion) -> Signature:
-    """The signature of one version, read without fetching the model itself.
+    """Return the signature of one version, without fetching the model itself.
 
     Raises:
         RegistryError: the MLmodel file can't be fetched.
@@ -123,7 +123,7 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
 
 
 def check_format(files: ModelFiles) -> list[str]:
-    """Types in a skops file, beyond the defaults of skops, that may be loaded; empty for other formats.
+    """Return the types in a skops file, beyond the defaults of skops, that may be loaded; empty for other formats.
 
     Raises:
         ModelRefused: it is not a scikit-learn model, it brings code, or a format or type is not allowed.
@@ -145,8 +145,10 @@ def _check_description(files: ModelFiles) -> None:
         raise ModelRefused(
             model,
             f"its format {files.serialization} is not allowed (SERVING_MODEL_FORMATS is "
-            f"{','.join(files.rules.formats)}). Log it with serialization_format='skops', or allow the format if you "
-            "trust everyone who can write to the registry: such files run code.",
+            f"{','.join(files.rules.formats)}). Log it with mlflow.sklearn.log_model(..., "
+            "serialization_format='skops', skops_trusted_types=[...]) or mlflow.sklearn.autolog("
+            "serialization_format='skops', log_input_examples=True), or allow the format if you trust everyone who can "
+            "write to the registry: such files run code.",
         )
     inside = files.model_file.resolve().is_relative_to(files.folder.resolve())
     if not inside or not files.model_file.is_file():

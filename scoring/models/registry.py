@@ -1,4 +1,4 @@
-"""The MLflow model registry: from a name and an alias to one exact version and its files."""
+"""The MLflow model registry: resolve a name and an alias to one exact version, and fetch its files."""
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -18,21 +18,21 @@ FEATURE_SERVICE_TAG = "feast.feature_service"
 REQUEST_INPUTS_TAG = "serving.request_inputs"
 OUTPUT_COLUMN_TAG = "serving.output_column"
 
-# What MLflow says of something that it does not have. The database store says the second of an alias (mlflow 3.17).
+# MLflow's error codes for something that does not exist. Its database store has the second one for aliases (3.17).
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 Answer = TypeVar("Answer")
 
 
 class ModelVersion(msgspec.Struct, frozen=True):
-    """One registered version: what an alias named when it was resolved."""
+    """One registered version, as it was when an alias or number was resolved."""
 
     name: str
     version: int
     tags: dict[str, str] = {}
     """The version's own tags. The feature service comes from its training run if the version has no such tag."""
     created_ms: int = 0
-    """When it was registered, in milliseconds since 1970: a deleted model that is registered again restarts at 1."""
+    """When it was registered, in milliseconds since 1970. A deleted model that is registered again restarts at 1."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -49,27 +49,27 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
 
 class Registry(Protocol):
-    """What scoring needs of a model registry. Every method raises RegistryError if the registry can't be reached."""
+    """The model registry, as scoring uses it. Every method raises RegistryError if the registry can't be reached."""
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
-        """The version that `alias` names now.
+        """Return the version that `alias` names now.
 
         Raises:
             RegistryError: there is no such model, or the alias is not set.
         """
 
     def version(self, name: str, version: int) -> ModelVersion:
-        """Exactly this version.
+        """Return exactly this version.
 
         Raises:
             RegistryError: there is no such model or version.
         """
 
     def size(self, model: ModelVersion) -> int:
-        """Bytes of the version's files, as far as the registry knows them without a download."""
+        """Return the size of the version's files in bytes, as far as the registry knows it without a download."""
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
-        """Copy the version's files below `destination`: the folder that holds MLmodel, or only `file` of it.
+        """Copy the version's files, or only `file`, below `destination`. Return the folder that has MLmodel, or the file.
 
         Raises:
             ModelRefused: the version's files are gone.
@@ -77,17 +77,17 @@ class Registry(Protocol):
 
 
 class MlflowRegistry:
-    """A `Registry` kept by an MLflow server, or by a database that MLflow opens in this process."""
+    """A `Registry` on an MLflow server, or on a database that MLflow opens in this process."""
 
     def __init__(self, tracking_uri: str, registry_uri: str) -> None:
-        """Remember the addresses; the first call connects."""
+        """Connect at the first call, not yet."""
         self._tracking_uri = tracking_uri
         self._registry_uri = registry_uri
         self._opened: MlflowClient | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "MlflowRegistry":
-        """The registry that the settings name."""
+        """Return the registry that the settings name."""
         return cls(settings.mlflow_tracking_uri, settings.registry_uri)
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
@@ -153,10 +153,10 @@ class MlflowRegistry:
             return False
 
     def _find(self, ask: "Callable[[MlflowClient], Answer]", uri: str | None = None) -> "Answer | None":
-        """What the client answers; None if the server has no such thing.
+        """Return the client's answer; None if the server does not have what was asked for.
 
         Raises:
-            RegistryUnreachable: the server at `uri`, the registry's by default, gives no usable answer.
+            RegistryUnreachable: the server at `uri`, by default the registry's, returns no usable answer.
         """
         client = self._client()
         from mlflow.exceptions import MlflowException
@@ -181,7 +181,7 @@ class MlflowRegistry:
             try:
                 with collector_paused():  # with a database as the registry, most of MLflow's server is imported
                     self._opened = MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._registry_uri)
-            except Exception as error:  # for a database that can't be opened, SQLAlchemy's and alembic's own classes
+            except Exception as error:  # SQLAlchemy and alembic raise their own classes for a database
                 raise RegistryUnreachable(self._registry_uri, error) from error
         return self._opened
 
@@ -189,7 +189,7 @@ class MlflowRegistry:
         tags, run_id = dict(found.tags), found.run_id
         if FEATURE_SERVICE_TAG not in tags and run_id:
             run = self._find(lambda client: client.get_run(run_id), self._tracking_uri)
-            service = run and run.data.tags.get(FEATURE_SERVICE_TAG)  # a deleted run leaves its versions behind
+            service = run and run.data.tags.get(FEATURE_SERVICE_TAG)  # versions outlive a deleted run
             if service:
                 tags[FEATURE_SERVICE_TAG] = service
         return ModelVersion(found.name, int(found.version), tags, found.creation_timestamp or 0)
@@ -200,11 +200,11 @@ class MlflowRegistry:
 
 
 def _source(client: "MlflowClient", model: ModelVersion) -> str:
-    """Address of the version's files."""
+    """Return the address of the version's files."""
     return str(client.get_model_version_download_uri(model.name, str(model.version))).rstrip("/")
 
 
 def _check_database_exists(uri: str) -> None:
-    # MLflow would create an empty one, with all folders above it.
+    # MLflow would create an empty database, with all folders above it.
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise RegistryUnreachable(uri, "there is no such file")

@@ -1,4 +1,4 @@
-"""Validation of a version in a trial process: what crashes, hangs or grows there harms no service."""
+"""Validate a version in a trial process, where a crash, a hang or a lack of memory does not affect the service."""
 
 import contextlib
 import errno
@@ -30,16 +30,16 @@ RunTrial = Callable[[Path, Path, float], int | None]
 def validate_in_trial(
     files: ModelFiles, known_rows: pa.Table | None = None, run: RunTrial = in_new_process
 ) -> ValidationReport:
-    """Validate a version in a process of its own, within its rules' limits of memory and time.
+    """Validate a version in a separate process, within the memory and time limits of its rules.
 
     Args:
         files: the version's files.
         known_rows: complete feature vectors to use if the version has no input example.
-        run: `trial_process.in_new_process`, or another way to start such a process.
+        run: starts the process: `trial_process.in_new_process`, or another function like it.
 
     Raises:
         ModelRefused: `validate` refuses it, or it crashes, or takes too much time or memory.
-        NoRoom: this machine has no room for the files of the trial.
+        NoRoom: this machine has no room for the trial's files.
     """
     model, timeout_s = str(files.version), files.rules.timeout_s
     with version_folder() as folder:

@@ -1,6 +1,6 @@
-"""The trial process, which loads and validates a version before a service does: how it starts, and what it runs.
+"""The trial process, which loads and validates a version before the service loads it.
 
-It contains failures, not attackers: code in an allowed pickle has every right of this user.
+It contains failures, not attackers: code in an allowed pickle can do everything that this user can.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from scoring.models.registry import ModelVersion
 
 NICENESS = 5
 ARENAS = 2
-# To start an interpreter and import scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
+# Starting an interpreter and importing scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
 IMPORT_TIMEOUT_S = 120.0
 # A preforked process only has to read its task.
 BEGIN_TIMEOUT_S = 10.0
-# A trial that outlives its own alarm by this long has switched it off.
+# A trial that outlives its own alarm by this long has disabled it.
 ALARM_GRACE_S = 5.0
 
 # Files in the folder that the caller and the trial share.
@@ -45,7 +45,7 @@ NO_ROOM = os.EX_TEMPFAIL
 
 
 class TrialTask(msgspec.Struct, frozen=True):
-    """What the caller writes for the trial."""
+    """The message from the caller to the trial."""
 
     version: ModelVersion
     rules: LoadingRules
@@ -53,19 +53,19 @@ class TrialTask(msgspec.Struct, frozen=True):
 
 
 class TrialResult(msgspec.Struct, frozen=True):
-    """What the trial writes for the caller: a reason to refuse the version, or the report of its validation."""
+    """The message from the trial to the caller: a reason to refuse the version, or the report of its validation."""
 
     refused: str | None = None
     report: ValidationReport | None = None
 
 
 def encode(message: TrialTask | TrialResult) -> bytes:
-    """The message as MessagePack."""
+    """Return the message as MessagePack."""
     return msgspec.msgpack.encode(message, enc_hook=_encode_rows)
 
 
 def decode(file: Path, kind: Any) -> Any:
-    """The message of this type in the file."""
+    """Read a message of this type from the file."""
     return msgspec.msgpack.decode(file.read_bytes(), type=kind, dec_hook=_decode_rows)
 
 
@@ -83,15 +83,15 @@ def _decode_rows(kind: type, encoded: bytes) -> pa.Table | np.ndarray:
 
 
 def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | None:
-    """Run a trial in a new interpreter, whose imports take some seconds of processor time.
+    """Run a trial in a new interpreter, whose imports take some seconds of CPU time.
 
     Args:
         model_folder: the version's files.
         folder: holds the task, and receives the result.
-        timeout_s: time limit of the trial, imports not counted.
+        timeout_s: time limit of the trial, without its imports.
 
     Returns:
-        The exit status, -n if signal n ended the process; None if it was killed at the time limit.
+        The exit status, or -n if signal n ended the process; None if it was killed at the time limit.
     """
     root = str(Path(__file__).parents[2])
     # Importing Feast 0.67 sets variables that would move the trial's Prometheus files.
@@ -118,21 +118,21 @@ def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | 
 
 
 class PreforkedTrial:
-    """A fork of this process, with all imports done, that waits for the first trial. Later trials start from nothing.
+    """A fork of this process, with all imports done, that waits for the first trial. Later trials start from scratch.
 
     The imports are most of a trial's cost, and this process needs them too. Linux only: elsewhere, libraries may start
     threads when they are imported.
     """
 
     def __init__(self) -> None:
-        """Fork nothing yet: until `fork`, every trial starts from nothing."""
+        """Fork nothing yet: until `fork` is called, every trial starts from scratch."""
         self._waiting: tuple[int, Connection] | None = None
 
     def fork(self) -> None:
         """Import what a trial needs, and fork.
 
-        Call it before this process has threads or connections: the fork has one thread and the locks of all, and would
-        keep the connections open.
+        Call it before this process has threads or connections: the fork has only one thread but inherits the locks of
+        all threads, and it would keep the connections open.
         """
         import_model_libraries()
         here, there = multiprocessing.Pipe()
@@ -144,7 +144,7 @@ class PreforkedTrial:
         self._waiting = trial, here
 
     def run(self, model_folder: Path, folder: Path, timeout_s: float) -> int | None:
-        """Run a trial; arguments and result as for `in_new_process`."""
+        """Run a trial, with the arguments and result of `in_new_process`."""
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return in_new_process(model_folder, folder, timeout_s)
@@ -160,7 +160,7 @@ class PreforkedTrial:
 
 
 def _wait(process: int, timeout_s: float) -> int | None:
-    """A child's exit status; None if it did not end in time. Kills its group in either case."""
+    """Return a child's exit status; None if it did not end in time. Kill its process group in either case."""
     with os.fdopen(os.pidfd_open(process)) as ended:
         in_time = bool(select.select([ended], [], [], timeout_s)[0])
     _kill_group(process)
@@ -170,13 +170,13 @@ def _wait(process: int, timeout_s: float) -> int | None:
 
 
 def _kill_group(leader: int) -> None:
-    """Kill a trial and every process that it started: they share its session."""
+    """Kill a trial and every process that it started; they are in its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
         os.killpg(leader, signal.SIGKILL)
 
 
 def _be_the_trial(pipe: Connection) -> NoReturn:
-    """Run in the fork, and never return to what the caller was doing."""
+    """Run the trial in the fork, and never return."""
     status = 1
     try:
         for stop in (signal.SIGTERM, signal.SIGINT):
@@ -189,7 +189,7 @@ def _be_the_trial(pipe: Connection) -> NoReturn:
         status = _await_task(pipe)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # printed as an interpreter does at its end
+    except BaseException:  # printed as by an interpreter that ends
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -214,12 +214,12 @@ def main() -> int:
     """Run a trial: `python -m scoring.models.trial_process MODEL_FOLDER TASK_FOLDER`."""
     model_folder, folder = map(Path, sys.argv[1:])
     _end_with_parent()
-    import_model_libraries()  # before the limits are set, so that they count only what the model takes
+    import_model_libraries()  # before the limits are set, so that they cover the model alone
     return _run(model_folder, folder)
 
 
 def _run(model_folder: Path, folder: Path) -> int:
-    """Do the task in `folder` and write the result there. Returns the exit status."""
+    """Run the task in `folder` and write the result there. Return the exit status."""
     try:
         (folder / RESULT).write_bytes(_result(model_folder, decode(folder / TASK, TrialTask)))
     except Exception as error:
@@ -248,7 +248,7 @@ def _set_limits(rules: LoadingRules) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_REAL, rules.timeout_s)
     statistics = Path("/proc/self/statm")
-    if statistics.exists():  # outside Linux, a process has no limit of this kind that holds
+    if statistics.exists():  # Linux only: other systems do not enforce this limit
         pages = int(statistics.read_text().split()[0])
         limit = pages * resource.getpagesize() + rules.max_memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -256,7 +256,7 @@ def _set_limits(rules: LoadingRules) -> None:
 
 def _end_with_parent() -> None:
     kill_with_parent: Literal[1] = 1  # PR_SET_PDEATHSIG
-    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the timer ends it
+    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the alarm ends the trial
         ctypes.CDLL(None).prctl(kill_with_parent, signal.SIGKILL)
 
 

@@ -47,7 +47,8 @@ from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import Content, publishing
-from scoring.predict import NOT_FINITE, Policy
+from scoring.models.registry import ModelVersion
+from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all
 from scoring.serving import ServingModel
 from scoring.settings import Settings
 from scoring.spark.join import write_joined_parts
@@ -124,9 +125,8 @@ class SparkEngine:
             service = serving.features.service
             write = WriteOutputParts(sources, before, serving.model.version, service, folder, name)
             written = self._score(write, serving, policy)
-            if policy.kind == "reject":
-                _reject(written)
             summary = _summary(joined, policy, written)
+            _check_reasons(serving.model.version, policy, summary, written)
             parts = tuple(each.content for each in written)
             if [each.rows for each in written] != rows or summary.rows != joined.rows:
                 raise EngineError(f"{summary.rows} rows were written for {joined.rows}; nothing was published.")
@@ -176,11 +176,17 @@ def _summary(joined: PartedInput, policy: Policy, written: list[Written]) -> Sco
     return summarize(joined.batch_input, policy, rows, scored, reasons)
 
 
-def _reject(written: list[Written]) -> None:
-    total = sum(count for each in written for reason, count in each.reasons.items() if reason != NOT_FINITE)
-    if total:
+def _check_reasons(version: ModelVersion, policy: Policy, summary: ScoringSummary, written: list[Written]) -> None:
+    """Raise what the local engine raises for these reasons."""
+    reasons = summary.reasons
+    incomplete = sum(reasons.values()) - reasons.get(NOT_FINITE, 0) - reasons.get(MODEL_FAILED, 0)
+    if policy.kind == "reject" and incomplete:
         offending = [(f"row {row + 1}", reason) for each in written for row, reason in each.offending]
-        raise FeaturesRejected(offending, total)
+        raise FeaturesRejected(offending, incomplete)
+    first = next((each.first_failed for each in written if each.first_failed is not None), None)
+    if first is not None and (policy.kind == "reject" or failed_on_all(summary.scored, reasons)):
+        problem = f"it failed on {reasons[MODEL_FAILED]} of {summary.rows} rows; of these, row {first + 1} is the first"
+        raise PredictionFailed(str(version), f"{problem}. The logs of Spark's executors have its messages")
 
 
 def _ddl(dtype: pa.DataType) -> str:

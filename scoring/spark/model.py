@@ -19,7 +19,7 @@ from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
-from scoring.predict import IMPUTED, NOT_FINITE, Policy, score
+from scoring.predict import IMPUTED, MODEL_FAILED, NOT_FINITE, Policy, score
 from scoring.serving import ServingModel
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REASON = "reason"
 # Reasons travel as codes from 1, with 0 for none: MLflow turns a null in a column of strings into "None" (mlflow 3.17).
 _INCOMPLETE = (NOT_FOUND, STALE, NULL_FEATURE)
-REASONS = (*_INCOMPLETE, NOT_FINITE, *(IMPUTED + reason for reason in _INCOMPLETE))
+REASONS = (*_INCOMPLETE, NOT_FINITE, MODEL_FAILED, *(IMPUTED + reason for reason in _INCOMPLETE))
 SCORES = "prediction double, reason int"
 DESCRIPTION, MODEL = "served.json", "model"
 
@@ -60,7 +60,7 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
         rules=files.rules,
         as_array=serving.model.as_array,
         # A task knows only its own rows: the driver rejects, by the reasons of all tasks.
-        policy=policy if policy.kind == "impute" else Policy(),
+        policy=policy if policy.kind == "impute" else msgspec.structs.replace(policy, kind="exclude"),
     )
     (data / DESCRIPTION).write_bytes(msgspec.json.encode(served))
     mlflow.pyfunc.save_model(folder / "pyfunc", loader_module=__name__, data_path=data, pip_requirements=[])

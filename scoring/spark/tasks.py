@@ -26,7 +26,7 @@ from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, RowsInTurn, write_tables
 from scoring.files.transfer import Content, content_of, publishing
 from scoring.models.registry import ModelVersion
-from scoring.predict import NOT_FINITE, Scores
+from scoring.predict import MODEL_FAILED, NOT_FINITE, Scores
 from scoring.spark.model import decode_reasons, encode_vectors
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Written(msgspec.Struct, frozen=True):
     reasons: dict[str, int] = {}
     offending: tuple[tuple[int, str], ...] = ()
     """The first rows whose features are incomplete, counted from 0 over all parts, with their reasons."""
+    first_failed: int | None = None
+    """The first row with the reason `model_failed`, counted as above."""
 
 
 WRITTEN = "written string"
@@ -162,16 +164,19 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
         """Write one part from the columns `prediction` (double) and `reason` (int, a code) of its rows."""
         counts: Counter[str] = Counter()
         offending: list[tuple[int, str]] = []
+        failed: int | None = None
         predicted = 0
 
         def tables() -> Iterator[pa.Table]:
-            nonlocal predicted
+            nonlocal predicted, failed
             row = self.before[part]
             for each in scored:
                 scores = Scores(each["prediction"].combine_chunks(), decode_reasons(each["reason"]))
                 predicted += each.num_rows - scores.predictions.null_count
                 counts.update(count_reasons(scores))
                 offending.extend(_first_offending(scores, row, OFFENDING_PER_PART - len(offending)))
+                if failed is None and (place := pc.index(scores.reasons, MODEL_FAILED).as_py()) >= 0:
+                    failed = row + place
                 yield with_scores(own.take(each.num_rows), scores, self.version, self.service)
                 row += each.num_rows
 
@@ -179,7 +184,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
             own = RowsInTurn(file.between(0, file.rows), file.schema)
             rows = write_tables(tables(), path, file.schema.metadata, constants=CONSTANTS)
             content = content_of(path, name)
-        return Written(part, content, rows, predicted, dict(counts), tuple(offending))
+        return Written(part, content, rows, predicted, dict(counts), tuple(offending), failed)
 
 
 @contextlib.contextmanager
@@ -223,6 +228,6 @@ def _split(tables: Iterable[pa.Table], rows_per_part: int) -> Iterator[tuple[int
 def _first_offending(scores: Scores, row: int, wanted: int) -> list[tuple[int, str]]:
     if wanted <= 0 or scores.reasons.null_count == len(scores.reasons):
         return []
-    incomplete = pc.fill_null(pc.not_equal(scores.reasons, NOT_FINITE), False)
+    incomplete = pc.invert(pc.is_in(scores.reasons, pa.array([None, NOT_FINITE, MODEL_FAILED], pa.string())))
     places = np.flatnonzero(incomplete.to_numpy(zero_copy_only=False))[:wanted]
     return [(row + int(place), scores.reasons[int(place)].as_py()) for place in places]

@@ -61,8 +61,9 @@ class FakeScorer:
         self.version = ModelVersion("ranker", version)
         self.features = link or features()
         self.function = function
-        self.mergeable = True
+        self.mergeable = self.proven = True
         self.keys: EntityRows | None = None
+        self.empty_views: list[str] = []
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None
 

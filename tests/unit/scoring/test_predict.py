@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scoring.features.model_features import missing_reasons
 from scoring.models.estimators import unchecked_linear
 from scoring.models.model import Model, one_number_per_row
 from scoring.models.registry import ModelVersion
-from scoring.predict import Policy, Scores, score
+from scoring.predict import Policy, Scores, failed_on_all, score
 
 SIGNATURE = Signature((ModelInput("a", pa.float64()), ModelInput("n", pa.int64())))
 VALUE = st.floats(-1e6, 1e6) | st.none()
@@ -142,14 +143,64 @@ def test_not_found_goes_before_stale_and_that_before_null() -> None:
     assert missing_reasons(vectors, absent, stale).to_pylist() == ["not_found", "stale", "null_feature", None]
 
 
-def test_a_model_that_raises_tells_its_kind_but_no_values() -> None:
-    def predict(frame: pd.DataFrame) -> np.ndarray:
-        raise ValueError(f"bad input {frame.to_dict()}")
+def refuse_negative(frame: pd.DataFrame) -> np.ndarray:
+    if (frame["a"] < 0).any():
+        raise ValueError(f"can't take {frame['a'].min()}\nand a second line")
+    return frame["a"].fillna(5.0).to_numpy()
 
-    vectors = vectors_of([(123.456, 1)])
-    with pytest.raises(PredictionFailed, match="ValueError on 1 rows") as caught:
-        score(model_of(predict), vectors, missing_reasons(vectors, {}, {}), Policy(), str)
-    assert "123.456" not in str(caught.value)
+
+def scored_by(predict: Any, rows: list[tuple[float | None, int | None]], policy: Policy) -> Scores:
+    vectors = vectors_of(rows)
+    return score(model_of(predict), vectors, missing_reasons(vectors, {}, {}), policy, lambda row: f"row {row + 1}")
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_a_row_that_the_model_fails_on_has_a_reason_and_the_log_says_why(
+    show: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy("impute", {"a": None}, log_model_errors=show)
+    rows: list[tuple[float | None, int | None]] = [(1.0, None), (1.0, 1), (-123.5, 1), (None, 1), (np.nan, 1)]
+    result = scored_by(refuse_negative, rows, policy)
+    assert result.predictions.to_pylist() == [None, 1.0, None, 5.0, 5.0]
+    reasons = ["null_feature", None, "model_failed", "imputed_null_feature"]
+    assert result.reasons.to_pylist()[:4] == reasons
+    assert result.failure is not None
+    (line,) = caplog.messages
+    assert line == "Model version m/1 failed on 1 of 4 rows" + (
+        ", first on row 3, because of input 'a': ValueError: can't take -123.5"
+        if show
+        else ", because of input 'a': ValueError (SERVING_LOG_MODEL_ERRORS=false omits its message)"
+    )
+
+
+def test_an_output_may_be_not_finite_beside_a_failure() -> None:
+    def predict(frame: pd.DataFrame) -> np.ndarray:
+        return np.where(frame["n"] == 7, np.inf, refuse_negative(frame))
+
+    result = scored_by(predict, [(1.0, 7), (-1.0, 1), (2.0, 1)], Policy())
+    assert result.predictions.to_pylist() == [None, None, 2.0]
+    assert result.reasons.to_pylist() == ["not_finite", "model_failed", None]
+
+
+def test_under_reject_a_failure_names_the_first_row_but_no_values() -> None:
+    with pytest.raises(PredictionFailed) as caught:
+        scored_by(refuse_negative, [(1.0, 1), (-123.5, 1), (-1.0, 1)], Policy("reject"))
+    assert str(caught.value) == (
+        "Model version m/1 failed to predict: ValueError on 3 rows; of these, row 2 is the first, because of input 'a'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "failed"), [([(-1.0, 1), (-2.0, 1)], True), ([(-1.0, 1), (None, 1)], True), ([(-1.0, 1), (1.0, 1)], False)]
+)
+def test_a_request_fails_where_the_model_fails_on_every_row_that_it_gets(
+    rows: list[tuple[float | None, int | None]], failed: bool
+) -> None:
+    result = scored_by(refuse_negative, rows, Policy())
+    predicted = len(rows) - result.predictions.null_count
+    assert failed_on_all(predicted, Counter(result.reasons.to_pylist())) is failed
+    assert str(result.failure).startswith("Model version m/1 failed to predict: ValueError on every row that it was")
+    assert "-1.0" not in str(result.failure)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""The rows on which a model raises: found by asking it for halves, so that the other rows keep their predictions."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from scoring.errors import PredictionFailed
+from scoring.models.model import Model
+
+MAX_CALLS = 8192
+"""Further calls of the model that one search may take: enough for any 4096 different rows."""
+
+
+class RowFailures(msgspec.Struct, frozen=True):
+    """Rows on which a model raises."""
+
+    rows: np.ndarray
+    """bool (n_rows,), at least one True."""
+    together: PredictionFailed
+    """What the model raised on all rows together."""
+    error: PredictionFailed
+    """What it raised on the first failing row alone; its cause is the model's own exception."""
+    column: str | None
+    """The one input whose value makes that row fail; None if it is not known."""
+
+    @property
+    def first(self) -> int:
+        """The index of the first of them."""
+        return int(np.argmax(self.rows))
+
+
+def predict_rows(
+    model: Model, vectors: pa.Table, *, first_only: bool = False, search_s: float = math.inf
+) -> tuple[np.ndarray, RowFailures | None]:
+    """Predict, and find the rows on which the model raises.
+
+    The predictions are those that the other rows get without the failing ones, to the bit. The search treats equal rows
+    as one.
+
+    Args:
+        model: the loaded version.
+        vectors: feature vectors (n_rows, n_inputs), as `Model.predict` takes them.
+        first_only: whether the caller needs only the first failing row. The predictions are then NaN.
+        search_s: time limit of the search, in seconds.
+
+    Returns:
+        float64 (n_rows,), NaN for failing rows, and the failing rows; None if there are none.
+
+    Raises:
+        PredictionFailed: this machine may be the cause, the model does not fail on any row alone, or the search reached
+            its limit of time or of MAX_CALLS.
+    """
+    try:
+        return model.predict(vectors), None
+    except PredictionFailed as error:
+        if error.transient or error.__cause__ is None:  # without a cause, no row of its output has the right form
+            raise
+        failures = _Search(model, vectors, error, search_s).run(first_only=first_only)
+    values = np.full(vectors.num_rows, np.nan)
+    if not first_only:
+        values[~failures.rows] = model.predict(vectors.filter(pa.array(~failures.rows)))
+    return values, failures
+
+
+class _LimitReached(Exception):
+    """The search may not ask the model again."""
+
+
+class _Search:
+    def __init__(self, model: Model, vectors: pa.Table, error: PredictionFailed, search_s: float) -> None:
+        self._model = model
+        self._error = error
+        first, self._group = _distinct(vectors)
+        self._distinct = vectors.take(first)
+        self._until = time.perf_counter() + search_s
+        self._calls = 0
+
+    def run(self, *, first_only: bool) -> RowFailures:
+        found: dict[int, PredictionFailed] = {}
+        try:
+            for row, error in self._failing(0, self._distinct.num_rows, self._error):
+                found[row] = error
+                if first_only:
+                    break
+        except _LimitReached:
+            problem = (
+                f"{self._error.problem}. The search for the rows on which it fails was given up after {self._calls} "
+                f"further calls; it had found {len(found)}"
+            )
+            raise PredictionFailed(self._error.model, problem) from self._error
+        if not found:
+            self._raise_not_reproduced()
+        failing = np.zeros(self._distinct.num_rows, dtype=bool)
+        failing[list(found)] = True
+        first = min(found)
+        return RowFailures(failing[self._group], self._error, found[first], self._column(first, failing))
+
+    def _failing(self, start: int, rows: int, error: PredictionFailed | None) -> Iterator[tuple[int, PredictionFailed]]:
+        """The failing rows among some that fail together, in order; `error` is theirs, None if it is only inferred."""
+        if rows == 1:
+            error = error or self._fails(self._distinct.slice(start, 1))
+            if error is not None:
+                yield start, error
+            return
+        half = rows // 2
+        left = self._fails(self._distinct.slice(start, half))
+        if left is not None:
+            yield from self._failing(start, half, left)
+        right = self._fails(self._distinct.slice(start + half, rows - half)) if left is not None else None
+        if left is None or right is not None:
+            yield from self._failing(start + half, rows - half, right)
+
+    def _column(self, bad: int, failing: np.ndarray) -> str | None:
+        """The one input of the row `bad` that must be replaced, by a good row's value, for the row to pass."""
+        names = self._distinct.column_names
+        if failing.all():
+            return names[0] if len(names) == 1 else None
+        row, other = (self._distinct.slice(place, 1) for place in (bad, int(np.argmin(failing))))
+        low, high = 0, len(names)
+        try:
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._fails(_mixed(row, other, low, middle)) else (low, middle)
+            return None if self._fails(_mixed(row, other, low, high)) else names[low]
+        except _LimitReached:
+            return None
+
+    def _fails(self, rows: pa.Table) -> PredictionFailed | None:
+        if self._calls == MAX_CALLS or time.perf_counter() > self._until:
+            raise _LimitReached
+        self._calls += 1
+        try:
+            self._model.predict(rows)
+        except PredictionFailed as error:
+            if error.transient:
+                raise
+            return error
+        return None
+
+    def _raise_not_reproduced(self) -> None:
+        together = self._fails(self._distinct)
+        what = "but not on any of them alone" if together else "but not when they were tried again"
+        problem = f"{self._error.problem}, {what}"
+        raise PredictionFailed(self._error.model, problem, transient=together is None) from self._error
+
+
+def _distinct(vectors: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The first of each group of equal rows, in order, int64 (n_groups,); and each row's group, int64 (n_rows,)."""
+    encoded = [column.combine_chunks().dictionary_encode("encode").indices for column in vectors.columns]
+    codes = np.column_stack([indices.to_numpy() for indices in encoded])
+    _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[group.reshape(-1)]
+
+
+def _mixed(row: pa.Table, other: pa.Table, start: int, end: int) -> pa.Table:
+    """One row, with the columns from `start` to before `end` of another."""
+    columns = [*row.columns[:start], *other.columns[start:end], *row.columns[end:]]
+    return pa.Table.from_arrays(columns, schema=row.schema)
