@@ -98,8 +98,8 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
         reason = f"its files do not load ({type(error).__name__}: {first_line(error)})."
         raise ModelRefused(str(files.version), reason) from None
     if fitted_otherwise is not None:
-        remedy = "infer the signature from the frame that the model was fitted on, and log it again."
-        raise ModelRefused(str(files.version), f"{fitted_otherwise}: {remedy}")
+        remedy = "Infer the signature from the frame that the model was fitted on, and log it again."
+        raise ModelRefused(str(files.version), f"{fitted_otherwise}. {remedy}")
     # A model that was fitted on arrays would warn at each call.
     warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
     unchecked_fn = unchecked_linear(estimator) if as_array and files.predict_function == "predict" else None

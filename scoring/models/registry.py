@@ -69,7 +69,7 @@ class Registry(Protocol):
         """Return the size of the version's files in bytes, as far as the registry knows it without a download."""
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
-        """Copy the version's files, or only `file`, below `destination`. Return the folder that has MLmodel, or the file.
+        """Copy the version's files, or only `file`, below `destination`. Return the folder with MLmodel, or the file.
 
         Raises:
             ModelRefused: the version's files are gone.

@@ -86,7 +86,8 @@ def _empty_in_redis(store: "FeatureStore", views: Mapping[str, Any]) -> list[str
                 pipeline = client.pipeline(transaction=False)
                 for key in keys:
                     pipeline.hexists(key, f"_ts:{name}")
-                if any(pipeline.execute()):
+                # A key that is not a hash gives an error, which says nothing.
+                if any(found is True for found in pipeline.execute(raise_on_error=False)):
                     del left[name]
             if not left or not cursor:
                 return list(left)

@@ -148,7 +148,11 @@ def build_driver_world(
 
 
 def register_driver_model(
-    world: World, alpha: float = 0.001, inputs: list[str] | None = None, promote: bool = True
+    world: World,
+    alpha: float = 0.001,
+    inputs: list[str] | None = None,
+    promote: bool = True,
+    with_example: bool = True,
 ) -> int:
     """Register another version of the drivers' ElasticNet; another `alpha` gives other scores."""
     import pandas as pd
@@ -161,7 +165,8 @@ def register_driver_model(
         frame = frame.rename(columns=dict(zip(DRIVER_INPUTS, inputs, strict=True)))
     model = ElasticNet(alpha=alpha).fit(frame, target)
     tags = {"feast.feature_service": "driver_ranking"}
-    return world.register(model, frame, tags=tags, promote=promote, input_example=frame.head(20))
+    example = {"input_example": frame.head(20)} if with_example else {}
+    return world.register(model, frame, tags=tags, promote=promote, **example)
 
 
 def build_customer_world(folder: Path) -> World:

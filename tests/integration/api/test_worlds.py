@@ -150,14 +150,57 @@ def test_changed_feature_definitions_are_served_without_a_restart(drivers: World
         assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "stale"}]
 
 
-def test_a_store_that_is_applied_but_not_materialized_excludes_everybody(drivers: World, tmp_path: Path) -> None:
+def test_a_store_without_rows_excludes_everybody_and_ready_names_the_view_and_the_command(
+    drivers: World, tmp_path: Path
+) -> None:
     settings = with_its_own_definitions(drivers, tmp_path)
-    with sqlite3.connect(settings.feature_repo / "data" / "online_store.db") as rows:
-        rows.execute("DELETE FROM rides_driver_stats")
+    with contextlib.closing(sqlite3.connect(settings.feature_repo / "data" / "online_store.db")) as database:
+        kept = database.execute("SELECT * FROM rides_driver_stats").fetchall()
+        database.execute("DELETE FROM rides_driver_stats")
+        database.commit()
+        with serving(settings) as client:
+            said = client.get("/ready").json()["feature_store"]["empty"]
+            assert said.startswith(
+                "The online store has no row of feature view 'driver_stats': fill it with `feast -c "
+            )
+            database.executemany(f"INSERT INTO rides_driver_stats VALUES ({','.join('?' * len(kept[0]))})", kept)
+            database.commit()
+            wait_until(lambda: client.get("/ready").json()["feature_store"]["empty"] is None, client)
+            database.execute("DELETE FROM rides_driver_stats")
+            database.commit()
     with serving(settings) as client:
         answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
         assert answer.status_code == 422
         assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "not_found"}]
+
+
+def test_a_version_that_reads_a_view_outside_the_online_store_is_refused(drivers: World, tmp_path: Path) -> None:
+    settings = with_its_own_definitions(drivers, tmp_path)
+    definitions = settings.feature_repo / "definitions.py"
+    definitions.write_text(definitions.read_text().replace("online=True", "online=False"))
+    apply_definitions(open_feature_store(settings))
+    with TestClient(create_app(settings, loader(settings))) as client:
+        wait_until(lambda: client.get("/ready").json()["refused"] is not None, client)
+        said = client.get("/ready").json()["refused"]["reason"]
+        assert "it reads feature view 'driver_stats', which has online=False" in said
+
+
+def test_a_version_is_proven_by_golden_rows_or_by_the_first_request(
+    drivers: World, driver_api: TestClient[Any]
+) -> None:
+    assert driver_api.get("/ready").json()["model"]["unproven"] is None
+    before = version(driver_api)
+    unproven = register_driver_model(drivers, alpha=0.07, with_example=False)
+    settings = drivers.settings_with(**FAST)
+    try:
+        with serving(settings) as client:
+            assert version(client) == unproven
+            assert "input_example" in client.get("/ready").json()["model"]["unproven"]
+            for ids, proven in (([9999], False), ([1001], True)):
+                client.post("/scores", json={"request_id": "r", "driver_ids": ids})
+                assert (client.get("/ready").json()["model"]["unproven"] is None) is proven
+    finally:
+        drivers.promote(before)
 
 
 def test_a_view_that_is_being_materialized_is_served_meanwhile(drivers: World, tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ class TooLarge(ValueError):
     """Raised by a model for a number that it can't take."""
 
 
-def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_refuses_is_named(job, tmp_path):
+def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_fails_on_has_a_reason(job, tmp_path):
     def predict(inputs: np.ndarray) -> np.ndarray:
         if (inputs[:, 1] > 1e300).any():
             raise TooLarge
@@ -338,14 +338,21 @@ def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_refu
         "event_timestamp": pa.array([NOW] * 5, pa.timestamp("us", "UTC")),
     }
 
-    def run(*amounts: float | None) -> list[dict[str, Any]]:
+    def run(*amounts: float | None, policy: Policy | None = None) -> list[dict[str, Any]]:
         pq.write_table(pa.table({**table, "amount": pa.array(amounts)}), tmp_path / "day1.parquet")
         other.join(folder / "day1.parquet", folder)
-        other.score(folder, model)
+        other.score(folder, model, policy)
         return pq.read_table(tmp_path / "batch_output.parquet").to_pylist()
 
     rows = run(1.0, float("inf"), float("-inf"), float("nan"), None)
     assert [row["reason"] for row in rows] == [None, *["null_feature"] * 4]
     assert [row["amount"] for row in rows][1:3] == [float("inf"), float("-inf")]
-    with pytest.raises(PredictionFailed, match=r"TooLarge on 5 rows; of these, row 3 is the first$"):
-        run(1.0, 2.0, 1e308, 4.0, 1e308)
+    rows = run(1.0, 2.0, 1e308, 4.0, 1e308)
+    assert [row["reason"] for row in rows] == [None, None, "model_failed", None, "model_failed"]
+    assert [row["prediction"] is None for row in rows] == [False, False, True, False, True]
+    assert read_manifest(folder / "batch_output.parquet").outcome.reasons == {"model_failed": 2}
+    with pytest.raises(PredictionFailed, match=r"TooLarge on 5 rows; of these, row 3 is the first, .* 'amount'$"):
+        run(1.0, 2.0, 1e308, 4.0, 1e308, policy=Policy("reject"))
+    with pytest.raises(PredictionFailed, match=r"TooLarge on every row that it was given"):
+        run(1e308, 1e308, None, 1e307, 1e308)
+    assert pq.read_table(tmp_path / "batch_output.parquet").to_pylist() == rows

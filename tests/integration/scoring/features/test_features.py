@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scoring.arrow.signature import ModelInput, Signature
+from scoring.arrow.signature import OUTPUT_COLUMNS, ModelInput, Signature
 from scoring.errors import (
     EntityRowsError,
     FeatureServiceNotFound,
@@ -261,10 +261,18 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
         link_version(store, untagged, inputs, Settings(model_name="m"))
 
 
+@pytest.mark.parametrize("name", OUTPUT_COLUMNS)
+def test_an_input_with_the_name_of_an_output_column_is_refused(store: "FeatureStore", name: str) -> None:
+    settings = Settings(model_name="m", feature_service="both", request_inputs=(name,))
+    problem = rf"^Model version m/1 was refused: its input '{name}' has the name of a column .*: view__feature also"
+    with pytest.raises(ModelRefused, match=problem):
+        link_version(store, ModelVersion("m", 1), signature(**{"orders": "double", name: "double"}), settings)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"colour": 1}, "'colour', which is none of its inputs"),
+        ({"colour": 1}, "'colour', which is not one of its inputs"),
         ({"orders": "many"}, "'many'"),
         ({"orders": True}, "True for its input 'orders', which is double"),
         ({"visits": 1.5}, "1.5 for its input 'visits', which is int64"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from hypothesis import strategies as st
 from mlflow.models import infer_signature
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
-from sklearn.linear_model import ElasticNet, LogisticRegression
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
-from scoring.errors import ModelRefused, NoRoom
+from scoring.errors import ModelRefused, NoRoom, PredictionFailed
 from scoring.models.admission import ValidationReport, validate, verify_loaded
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
@@ -143,11 +145,62 @@ def test_a_model_that_gives_no_finite_number_is_refused(tmp_path: Path) -> None:
     assert "no finite number for 5 of 5 golden rows (input_example)" in refusal(folder)
 
 
-def test_a_signature_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
-    other = FRAME[["a", "b"]]
-    wrong = {"signature": infer_signature(other, TARGET), "input_example": other.head(3)}
-    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **wrong)
-    assert "ValueError on 3 rows" in refusal(folder)
+BY_NAME = ColumnTransformer([("scaled", StandardScaler(), ["a", "c"])], remainder="passthrough")
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+@pytest.mark.parametrize(
+    ("estimator", "columns", "problem"),
+    [
+        (ElasticNet(), ["a", "b"], "from the columns that it was fitted on (it lacks c). Infer the signature"),
+        (ElasticNet(), ["c", "a", "b", "d"], "from the columns that it was fitted on (it adds d)"),
+        (ElasticNet(), ["c", "b", "a"], "in another order than the columns that it was fitted on: input 2 is 'b', and"),
+        (make_pipeline("passthrough", BY_NAME, ElasticNet()), ["a", "b", "c"], "in another order"),
+    ],
+    ids=["fewer", "more", "order", "pipeline"],
+)
+def test_a_signature_other_than_the_columns_that_a_model_was_fitted_on_is_refused(
+    tmp_path: Path, estimator: Any, columns: list[str], problem: str, with_example: bool
+) -> None:
+    frame = FRAME.assign(d=1.0)[columns]
+    wrong = {"signature": infer_signature(frame, TARGET), "input_example": frame.head(3) if with_example else None}
+    assert problem in refusal(saved(tmp_path, estimator.fit(FRAME, TARGET), **wrong))
+
+
+def test_a_model_that_was_fitted_on_arrays_is_served_if_the_number_of_inputs_is_right(tmp_path: Path) -> None:
+    estimator = make_pipeline(StandardScaler(), ElasticNet(alpha=0.001)).fit(FRAME.to_numpy(), TARGET)
+    assert validate(files_in(saved(tmp_path / "floats", estimator)))[1].as_array
+    whole = (10 * FRAME).astype("int64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, of integer inputs
+        framed, _ = validate(files_in(saved(tmp_path / "integers", estimator, whole)))
+    assert not framed.as_array
+    assert framed.predict(table(framed, whole)).tolist() == pytest.approx(estimator.predict(whole.to_numpy()).tolist())
+    fewer = FRAME[["a", "b"]]
+    wrong = {"signature": infer_signature(fewer, TARGET), "input_example": None}
+    assert "has 2 inputs, but it was fitted on 3 columns" in refusal(saved(tmp_path / "fewer", estimator, **wrong))
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+def test_an_integer_with_gaps_reaches_the_model_in_one_type(tmp_path: Path, with_example: bool) -> None:
+    frame = pd.DataFrame({"x": [0, 7, 2, 5], "flag": [True, False, True, False]})
+    # With integers, this imputer raises: its own value is a float.
+    columns = ColumnTransformer([("x", SimpleImputer(strategy="constant", fill_value=7.0), ["x"])], remainder="drop")
+    estimator = make_pipeline(columns, LinearRegression()).fit(frame.astype({"x": "float64"}), frame["x"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, of integer inputs
+        signature = infer_signature(frame, frame["x"].astype("float64"))
+    files = files_in(
+        saved(tmp_path, estimator, signature=signature, input_example=frame if with_example else None),
+        missing_features="impute",
+        impute_values={"x": None, "flag": None},
+    )
+    model, _ = validate(files)
+    vectors = pa.table([[3, None, 2**53 + 1], [True, None, True]], model.signature.schema)
+    assert model.predict(vectors.slice(0, 2)).tolist() == pytest.approx([3.0, 7.0])
+    assert model.predict(vectors.slice(0, 1)).tolist() == pytest.approx([3.0])
+    with pytest.raises(PredictionFailed, match="ArrowInvalid on 1 rows"):
+        model.predict(vectors.slice(2))
 
 
 def test_an_example_that_lacks_an_input_is_refused_without_quoting_it(tmp_path: Path) -> None:
@@ -212,7 +265,7 @@ def test_a_model_that_mlflow_would_score_otherwise_is_refused(tmp_path: Path) ->
 
     options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
     folder = saved(tmp_path, Moody().fit(FRAME, TARGET), **options)
-    assert "not those of MLflow's own pyfunc" in refusal(folder, model_formats=("cloudpickle",))
+    assert "differ from those of MLflow's own pyfunc" in refusal(folder, model_formats=("cloudpickle",))
 
 
 def test_mlflow_may_be_forbidden_to_trust_what_a_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +279,7 @@ def test_a_model_that_predicts_otherwise_where_it_serves_is_refused(tmp_path: Pa
     verify_loaded(model, proof)
     assert proof.predictions is not None
     other = ValidationReport(proof.rows, proof.predictions + 1, proof.source, proof.as_array, proof.same_in_any_batch)
-    with pytest.raises(ModelRefused, match="does not predict here"):
+    with pytest.raises(ModelRefused, match="differ from those of its trial"):
         verify_loaded(model, other)
 
 

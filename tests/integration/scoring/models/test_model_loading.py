@@ -85,7 +85,9 @@ def test_predict_proba_needs_a_chosen_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pickle", "cloudpickle"])
 def test_pickles_are_loaded_only_where_the_setting_allows_them(tmp_path: Path, kind: Any) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), serialization_format=kind)
-    assert f"its format {kind} is not allowed (SERVING_MODEL_FORMATS is skops)" in refusal(folder)
+    problem = refusal(folder)
+    assert f"its format {kind} is not allowed (SERVING_MODEL_FORMATS is skops)" in problem
+    assert "mlflow.sklearn.autolog(serialization_format='skops', log_input_examples=True)" in problem
     assert load(folder, model_formats=("skops", kind)).signature.names == ("b", "a")
 
 
@@ -114,6 +116,20 @@ def test_a_skops_file_is_held_against_our_list_not_its_own(tmp_path: Path) -> No
     edit(folder, lambda description: description["flavors"]["sklearn"].update(skops_trusted_types=["posix.system"]))
     assert "posix.system" in refusal(folder)
     assert not mark.exists()
+
+
+def test_an_autologged_model_is_loaded_with_the_arguments_that_the_refusal_names(tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = mlflow.create_experiment("t", artifact_location=(tmp_path / "artifacts").as_uri())
+    try:
+        mlflow.sklearn.autolog(serialization_format="skops", log_input_examples=True, silent=True)
+        with mlflow.start_run(experiment_id=experiment):
+            ElasticNet().fit(FRAME, TARGET)
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    (logged,) = mlflow.search_logged_models([experiment], output_format="list")
+    folder = Path(mlflow.artifacts.download_artifacts(logged.artifact_location))
+    assert load(folder).signature.names == ("b", "a")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "gone"])

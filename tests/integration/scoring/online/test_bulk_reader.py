@@ -33,6 +33,7 @@ from scoring.feast_plugins.value_decoder import FEW, decode_values
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
 from scoring.online.bulk_reader import bulk_reader, view_columns
+from scoring.online.empty_views import EmptyViews
 from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import Lookup, read_online_vectors, read_rows
 from scoring.online.reading import StoreReader
@@ -80,7 +81,7 @@ FIELDS = {
 class World:
     """A Feast store of one kind."""
 
-    def __init__(self, folder: Path, redis: RedisServer, kind: str) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, kind: str, project: str = "bulk") -> None:
         self.kind = kind
         self.folder = folder
         write_definitions(folder, DEFINITIONS)
@@ -90,7 +91,7 @@ class World:
             empty = pd.DataFrame({column: [0] for column in ["shop_id", *columns]}).assign(event_timestamp=NOW)
             empty.to_parquet(folder / "data" / f"{name}.parquet", coerce_timestamps="us")
         online = f'{{type: redis, connection_string: "{redis.host}:{redis.port}"}}' if kind == "redis" else SQLITE
-        self.store = open_repository(folder, project="bulk", online=online)
+        self.store = open_repository(folder, project=project, online=online)
 
     def write(self, view: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as Feast's materialization does, without its conversion from data frames."""
@@ -180,6 +181,34 @@ def test_it_reads_what_feast_reads(
     assert {name: column.type for name, column in read.columns.items()} == {
         feature.column: feature.dtype for feature in features.features
     }
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_views_without_a_row_are_known(kind: str, tmp_path: Path, redis_server: RedisServer) -> None:
+    world = World(tmp_path, redis_server, kind, project="empty")
+    features = world.link("rate", "rent")
+    empty = EmptyViews(world.store, features)
+    assert empty.names == ["place", "stats"]
+    world.write("stats", [{"shop_id": 1, **STATS, "event_timestamp": NOW}])
+    empty.row_found()  # that says nothing of the other view
+    empty.search_again()
+    assert empty.names == EmptyViews(world.store, features).names == ["place"]
+    world.write("place", [{"shop_id": 1, "rent": 1.0, "city": None, "visits": None, "event_timestamp": NOW}])
+    empty.search_again()
+    assert empty.names == []
+
+
+def test_of_other_stores_the_registry_tells_whether_a_view_was_ever_filled(tmp_path: Path) -> None:
+    online = f'{{type: redis, connection_string: "{HOST}:1", redis_type: redis_cluster}}'
+    write_definitions(tmp_path, DEFINITIONS)
+    store = open_repository(tmp_path, project="bulk", online=online)
+    signature = Signature((ModelInput("rate", INPUTS["rate"]),))
+    empty = EmptyViews(store, link_features(store, "m/1", "everything", signature, ()))
+    assert empty.names == ["stats"]
+    empty.search_again()
+    assert empty.names == ["stats"]
+    empty.row_found()
+    assert not empty.names
 
 
 def test_event_times_are_the_rows_own_and_zero_without_a_row(world: World) -> None:

@@ -122,6 +122,25 @@ def test_a_poisoned_request_fails_alone(where: str) -> None:
     assert after == RowScores([3.0], [None])
 
 
+def test_a_request_fails_only_if_the_model_fails_on_all_its_rows_whatever_it_is_merged_with() -> None:
+    class Failing(CountingScorer):
+        def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+            reasons = ["model_failed" if key == POISON else None for key in entity_rows["driver_id"]]
+            values = [None if reason else 1.0 for reason in reasons]
+            failure = PredictionFailed("ranker/1", "ValueError on every row") if any(reasons) else None
+            return Scores(pa.array(values, pa.float64()), pa.array(reasons, pa.string()), failure)
+
+    async def scenario() -> list[Any]:
+        async with merger() as merging:
+            scorer = Failing()
+            return await outcomes(merging, [asked(scorer, 1), asked(scorer, POISON), asked(scorer, 2, POISON)])
+
+    good, failed, partly = asyncio.run(scenario())
+    assert good == RowScores([1.0], [None])
+    assert isinstance(failed, PredictionFailed)
+    assert partly == RowScores([1.0, None], [None, "model_failed"])
+
+
 def test_a_store_that_fails_is_asked_once_for_all_of_them() -> None:
     scorer = CountingScorer()
     scorer.lookup_error = FeatureStoreError("reading the online store", "refused")
