@@ -22,6 +22,7 @@ from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.imports import import_model_libraries
 from scoring.models.estimators import prepare
+from scoring.models.failing_rows import predict_rows
 from scoring.models.model import (
     FEATURE_NAME_WARNINGS,
     Model,
@@ -69,6 +70,8 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
     import_model_libraries()
     rows, source = _golden_rows(files, known_rows)
     model = load_model(files)
+    if source == "online_store":
+        rows = _without_failing(model, rows)
     predictions = _predict_golden(model, rows, source)
     if predictions is None:
         return model, ValidationReport(rows, None, source, as_array=False, same_in_any_batch=True)
@@ -141,6 +144,15 @@ def _complete_rows(frame: Any, signature: Signature) -> pa.Table:
     ]
     complete = functools.reduce(pc.and_, map(pc.is_valid, columns))
     return pa.Table.from_arrays(columns, schema=signature.schema).filter(complete)
+
+
+def _without_failing(model: Model, rows: pa.Table) -> pa.Table:
+    """Return the rows that the model does not fail on; all rows if it fails on each."""
+    try:
+        failures = predict_rows(model, rows)[1]
+    except PredictionFailed:
+        return rows
+    return rows if failures is None or failures.rows.all() else rows.filter(pa.array(~failures.rows))
 
 
 def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarray | None:

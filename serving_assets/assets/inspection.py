@@ -15,7 +15,7 @@ from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
-from scoring.predict import NOT_FINITE
+from scoring.predict import MODEL_FAILED, NOT_FINITE
 from scoring.settings import Settings
 from serving_assets.assets.checks import (
     COLUMNS,
@@ -164,8 +164,9 @@ def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
 
 def finite_finding(outcome: ScoringSummary) -> Finding:
     """Whether the model gave a finite number for each row that it was asked about."""
-    broken = outcome.reasons.get(NOT_FINITE, 0)
-    return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite")
+    broken, failed = outcome.reasons.get(NOT_FINITE, 0), outcome.reasons.get(MODEL_FAILED, 0)
+    more = f"; the model failed on {failed} more rows" if failed else ""
+    return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite{more}")
 
 
 def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float, what: str) -> Finding:

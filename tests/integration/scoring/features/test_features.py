@@ -42,7 +42,7 @@ from datetime import timedelta
 import pandas as pd
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
 stats = FeatureView(
@@ -53,7 +53,7 @@ stats = FeatureView(
 place = FeatureView(
     name="place", entities=[shop], ttl=timedelta(0),
     schema=[Field(name="rate", dtype=Float64), Field(name="city", dtype=String),
-            Field(name="since", dtype=UnixTimestamp)],
+            Field(name="since", dtype=UnixTimestamp), Field(name="photo", dtype=Bytes)],
     source=FileSource(path="data/place.parquet", timestamp_field="event_timestamp"),
 )
 basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64)])
@@ -101,7 +101,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> "FeatureStore":
     )
     place = pd.DataFrame(
         {"shop_id": [1, 2], "event_timestamp": NOW - 900 * hour, "rate": [1.5, 2.5], "city": ["Rome", "Köln"],
-         "since": NOW - 9000 * hour + dt.timedelta(microseconds=700_000)}
+         "since": NOW - 9000 * hour + dt.timedelta(microseconds=700_000), "photo": [b"\xff", None]}
     )  # fmt: skip
     stats.to_parquet(repo / "data" / "stats.parquet", coerce_timestamps="us")
     place.to_parquet(repo / "data" / "place.parquet", coerce_timestamps="us")
@@ -259,6 +259,12 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
     assert link_version(store, untagged, inputs, Settings(model_name="m", feature_service="both")).service == "both"
     with pytest.raises(ModelRefused, match=r"m/2 was refused: it has no tag feast\.feature_service"):
         link_version(store, untagged, inputs, Settings(model_name="m"))
+
+
+def test_only_features_that_the_model_reads_are_judged_by_their_type(store: "FeatureStore") -> None:
+    assert read(store, link(store, "both", city="string"), shop_id=[1]).reasons.to_pylist() == [None]
+    with pytest.raises(ModelRefused, match="feature 'photo' has type Bytes, which can't be served"):
+        link(store, "both", photo="string")
 
 
 @pytest.mark.parametrize("name", OUTPUT_COLUMNS)

@@ -26,7 +26,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
@@ -169,38 +169,51 @@ def test_a_signature_other_than_the_columns_that_a_model_was_fitted_on_is_refuse
 
 def test_a_model_that_was_fitted_on_arrays_is_served_if_the_number_of_inputs_is_right(tmp_path: Path) -> None:
     estimator = make_pipeline(StandardScaler(), ElasticNet(alpha=0.001)).fit(FRAME.to_numpy(), TARGET)
-    assert validate(files_in(saved(tmp_path / "floats", estimator)))[1].as_array
-    whole = (10 * FRAME).astype("int64")
+    whole, fewer = (10 * FRAME).astype("int64"), FRAME[["a", "b"]]
+    wrong = {"signature": infer_signature(fewer, TARGET), "input_example": None}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, of integer inputs
-        framed, _ = validate(files_in(saved(tmp_path / "integers", estimator, whole)))
+        warnings.simplefilter("ignore")  # scikit-learn's, of frames, and MLflow's, of integers
+        floats, integers = saved(tmp_path / "floats", estimator), saved(tmp_path / "integers", estimator, whole)
+        saved(tmp_path / "fewer", estimator, **wrong)
+    assert validate(files_in(floats))[1].as_array
+    framed, _ = validate(files_in(integers))
     assert not framed.as_array
     assert framed.predict(table(framed, whole)).tolist() == pytest.approx(estimator.predict(whole.to_numpy()).tolist())
-    fewer = FRAME[["a", "b"]]
-    wrong = {"signature": infer_signature(fewer, TARGET), "input_example": None}
-    assert "has 2 inputs, but it was fitted on 3 columns" in refusal(saved(tmp_path / "fewer", estimator, **wrong))
+    assert "has 2 inputs, but it was fitted on 3 columns" in refusal(tmp_path / "fewer" / "model")
 
 
 @pytest.mark.parametrize("with_example", [True, False])
 def test_an_integer_with_gaps_reaches_the_model_in_one_type(tmp_path: Path, with_example: bool) -> None:
     frame = pd.DataFrame({"x": [0, 7, 2, 5], "flag": [True, False, True, False]})
     # With integers, this imputer raises: its own value is a float.
-    columns = ColumnTransformer([("x", SimpleImputer(strategy="constant", fill_value=7.0), ["x"])], remainder="drop")
-    estimator = make_pipeline(columns, LinearRegression()).fit(frame.astype({"x": "float64"}), frame["x"])
+    columns = ColumnTransformer([("x", SimpleImputer(strategy="constant", fill_value=7.5), ["x"])], remainder="drop")
+    floats = frame.astype({"x": "float64"})
+    estimator = make_pipeline(columns, LinearRegression()).fit(floats, floats["x"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, of integer inputs
-        signature = infer_signature(frame, frame["x"].astype("float64"))
+        warnings.simplefilter("ignore")  # MLflow's, of integers
+        signature = infer_signature(frame, floats["x"])
+    own = {"signature": signature, "input_example": frame if with_example else None}
     files = files_in(
-        saved(tmp_path, estimator, signature=signature, input_example=frame if with_example else None),
+        saved(tmp_path, estimator, floats, **own),
         missing_features="impute",
         impute_values={"x": None, "flag": None},
     )
     model, _ = validate(files)
     vectors = pa.table([[3, None, 2**53 + 1], [True, None, True]], model.signature.schema)
-    assert model.predict(vectors.slice(0, 2)).tolist() == pytest.approx([3.0, 7.0])
+    assert model.predict(vectors.slice(0, 2)).tolist() == pytest.approx([3.0, 7.5])
     assert model.predict(vectors.slice(0, 1)).tolist() == pytest.approx([3.0])
     with pytest.raises(PredictionFailed, match="ArrowInvalid on 1 rows"):
         model.predict(vectors.slice(2))
+
+
+def test_rows_of_the_store_that_a_model_fails_on_are_no_golden_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"city": ["a", "b", "a", "b"]})
+    estimator = make_pipeline(OneHotEncoder(), LinearRegression()).fit(frame, [1.0, 2.0, 1.0, 2.0])
+    files = files_in(saved(tmp_path, estimator, frame, input_example=None))
+    known = pa.table([["a", "new", "b"]], files.signature.schema)
+    assert validate(files, known)[1].rows.column(0).to_pylist() == ["a", "b"]
+    with pytest.raises(ModelRefused, match=r"it fails on its golden rows \(online_store\): ValueError on 1 rows"):
+        validate(files, known.slice(1, 1))
 
 
 def test_an_example_that_lacks_an_input_is_refused_without_quoting_it(tmp_path: Path) -> None:

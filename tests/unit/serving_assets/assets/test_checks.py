@@ -44,6 +44,9 @@ def test_a_model_that_answers_nan_is_found_and_excluded_rows_are_not_held_agains
     assert finite_finding(outcome({"not_found": 2})).passed
     assert finite_finding(outcome({"not_finite": 2})).told == "2 of 10 predictions are NaN or infinite"
     assert not finite_finding(outcome({"not_finite": 2})).passed
+    failed = finite_finding(outcome({"model_failed": 3}))
+    assert failed.passed
+    assert failed.told.endswith("are NaN or infinite; the model failed on 3 more rows")
 
 
 def test_features_over_the_limit_are_named_with_their_share():
