@@ -14,10 +14,9 @@ from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
 from scoring.settings import Settings
 
-
 UNPROVEN = (
-    "It was logged without an input example, no recently requested entity could be used instead, and no request was "
-    "scored with it yet: log it with an input_example."
+    "It was logged without an input example, no entity of the online store could be used instead, and it has scored no "
+    "request yet: log it with an input_example."
 )
 
 
@@ -87,9 +86,7 @@ def readiness(
     model = empty = None
     if served is not None:
         scorer, version = served.scorer, served.scorer.version
-        model = LoadedModel(
-            version.name, version.version, scorer.features.service, None if scorer.proven else UNPROVEN
-        )
+        model = LoadedModel(version.name, version.version, scorer.features.service, None if scorer.proven else UNPROVEN)
         if scorer.empty_views:
             empty = empty_views_problem(scorer.empty_views, settings)
     age_s = slot.poll_age_s()

@@ -1,5 +1,6 @@
 """Loaders: which model version should serve now, and how it is loaded."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from api.model.scorer import OnlineScorer, Scorer
+from api.model.scorer import EntityRows, OnlineScorer, Scorer
 from api.model.timed_registry import TimedRegistry
 from scoring.arrow.signature import Signature
 from scoring.errors import FeatureStoreError, ModelRefused, ServingError
@@ -23,6 +24,7 @@ from scoring.models.model_files import ModelFiles, fetch_model, version_folder
 from scoring.models.registry import ModelVersion, Registry
 from scoring.models.trial_load import validate_in_trial
 from scoring.online.lookup import fastest_lookup, read_online_vectors
+from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy
 from scoring.serving import ServingModel, link_version, resolve_version
 from scoring.settings import Settings
@@ -166,15 +168,20 @@ class RegistryLoader:
 
 
 def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer | None) -> pa.Table | None:
-    """Return complete feature vectors of recently requested entities; None if there are none."""
-    if not isinstance(current, OnlineScorer) or current.lately_scored is None:
-        return None
-    rows = {column: values[:GOLDEN_ROWS] for column, values in current.lately_scored.items()}
-    try:
-        online = read_online_vectors(fastest_lookup(store, features), features, rows, datetime.now(UTC))
-    except ServingError:  # other keys, or a store that does not answer now
-        return None
-    return online.vectors.filter(pc.is_null(online.reasons))
+    """Return complete feature vectors of recently requested entities, or else of stored ones; None without any."""
+    lookup = fastest_lookup(store, features)
+    candidates: list[EntityRows | None] = []
+    if isinstance(current, OnlineScorer) and current.lately_scored is not None:
+        candidates.append({name: values[:GOLDEN_ROWS] for name, values in current.lately_scored.items()})
+    if not features.request_inputs:  # their values are known only from requests
+        candidates.append(stored_keys(store, lookup, features))
+    for rows in candidates:
+        with contextlib.suppress(ServingError):  # other keys, or a store that does not answer now
+            if rows is not None:
+                online = read_online_vectors(lookup, features, rows, datetime.now(UTC))
+                if online.reasons.null_count:
+                    return online.vectors.filter(pc.is_null(online.reasons))
+    return None
 
 
 def empty_views_problem(names: Sequence[str], settings: Settings) -> str:

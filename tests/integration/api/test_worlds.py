@@ -150,28 +150,33 @@ def test_changed_feature_definitions_are_served_without_a_restart(drivers: World
         assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "stale"}]
 
 
-def test_a_store_without_rows_excludes_everybody_and_ready_names_the_view_and_the_command(
-    drivers: World, tmp_path: Path
-) -> None:
-    settings = with_its_own_definitions(drivers, tmp_path)
+@contextlib.contextmanager
+def emptied(settings: Settings) -> Iterator[Callable[[], None]]:
+    """Without the rows of the view driver_stats; yields what writes them again."""
     with contextlib.closing(sqlite3.connect(settings.feature_repo / "data" / "online_store.db")) as database:
         kept = database.execute("SELECT * FROM rides_driver_stats").fetchall()
         database.execute("DELETE FROM rides_driver_stats")
         database.commit()
-        with serving(settings) as client:
-            said = client.get("/ready").json()["feature_store"]["empty"]
-            assert said.startswith(
-                "The online store has no row of feature view 'driver_stats': fill it with `feast -c "
-            )
+
+        def fill() -> None:
             database.executemany(f"INSERT INTO rides_driver_stats VALUES ({','.join('?' * len(kept[0]))})", kept)
             database.commit()
-            wait_until(lambda: client.get("/ready").json()["feature_store"]["empty"] is None, client)
-            database.execute("DELETE FROM rides_driver_stats")
-            database.commit()
-    with serving(settings) as client:
+
+        yield fill
+
+
+def test_a_store_without_rows_excludes_everybody_and_ready_names_the_view_and_the_command(
+    drivers: World, tmp_path: Path
+) -> None:
+    settings = with_its_own_definitions(drivers, tmp_path)
+    with emptied(settings) as fill, serving(settings) as client:
         answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
         assert answer.status_code == 422
         assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "not_found"}]
+        said = client.get("/ready").json()["feature_store"]["empty"]
+        assert said.startswith("The online store has no row of feature view 'driver_stats': fill it with `feast -c ")
+        fill()
+        wait_until(lambda: client.get("/ready").json()["feature_store"]["empty"] is None, client)
 
 
 def test_a_version_that_reads_a_view_outside_the_online_store_is_refused(drivers: World, tmp_path: Path) -> None:
@@ -185,20 +190,21 @@ def test_a_version_that_reads_a_view_outside_the_online_store_is_refused(drivers
         assert "it reads feature view 'driver_stats', which has online=False" in said
 
 
-def test_a_version_is_proven_by_golden_rows_or_by_the_first_request(
-    drivers: World, driver_api: TestClient[Any]
-) -> None:
-    assert driver_api.get("/ready").json()["model"]["unproven"] is None
-    before = version(driver_api)
-    unproven = register_driver_model(drivers, alpha=0.07, with_example=False)
-    settings = drivers.settings_with(**FAST)
+def test_a_version_is_proven_by_golden_rows_of_the_store_or_by_a_request(drivers: World, tmp_path: Path) -> None:
+    settings = with_its_own_definitions(drivers, tmp_path)
+    before = int(drivers.client.get_model_version_by_alias("driver_ranker", "champion").version)
+    register_driver_model(drivers, alpha=0.07, with_example=False)
     try:
         with serving(settings) as client:
-            assert version(client) == unproven
+            assert client.get("/ready").json()["model"]["unproven"] is None
+        with emptied(settings) as fill, serving(settings) as client:
             assert "input_example" in client.get("/ready").json()["model"]["unproven"]
-            for ids, proven in (([9999], False), ([1001], True)):
-                client.post("/scores", json={"request_id": "r", "driver_ids": ids})
-                assert (client.get("/ready").json()["model"]["unproven"] is None) is proven
+            request = {"request_id": "r", "driver_ids": [1001]}
+            client.post("/scores", json=request)
+            assert client.get("/ready").json()["model"]["unproven"] is not None
+            fill()
+            client.post("/scores", json=request)
+            assert client.get("/ready").json()["model"]["unproven"] is None
     finally:
         drivers.promote(before)
 
