@@ -293,9 +293,10 @@ def test_the_members_of_all_other_responses_in_order(client: TestClient[Any]) ->
     assert client.get("/version").content == version
     members = {name: value for name, value in client.get("/ready").json().items() if not name.endswith("_s")}
     assert list(members) == ["ready", "alias", "model", "registry", "refused", "feature_store"]
-    assert list(members["model"].items()) == [("name", "ranker"), ("version", 1), ("feature_service", "service")]
+    model = [("name", "ranker"), ("version", 1), ("feature_service", "service"), ("unproven", None)]
+    assert list(members["model"].items()) == model
     assert list(members["registry"]) == ["last_answer_age_s", "problem"]
-    assert list(members["feature_store"]) == ["usable", "problem", "last_answer_age_s"]
+    assert list(members["feature_store"]) == ["usable", "problem", "last_answer_age_s", "empty"]
     problem = client.post("/scores", json={"request_id": "r", "driver_ids": [-1]}, headers={"Host": "a/b"}).json()
     assert list(problem) == ["type", "title", "status", "detail", "instance"]
     problem = client.post("/inference", json={"request_id": "r", "driver_ids": [-1]}).json()
