@@ -25,7 +25,7 @@ from api.model.loading import Loader, RegistryLoader
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.telemetry.metrics import Metrics, ServingState
-from api.telemetry.request_log import RequestLog
+from api.telemetry.request_context import RequestLog
 from api.telemetry.tracing import tracing_to
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings

@@ -9,8 +9,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api.telemetry.metrics import Metrics
-from api.telemetry.request_context import RequestContext
-from api.telemetry.request_log import RequestLog
+from api.telemetry.request_context import RequestContext, RequestLog
 from api.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta
 
-from api.telemetry.request_log import RequestLog
+from api.telemetry.request_context import RequestLog
 
 
 class Recording(io.BytesIO):
