@@ -89,7 +89,8 @@ class AliasFollower:
         started_at = slot.clock()
         try:
             scorer = await self._in_thread(lambda: self._loader.load(target, current))
-            form = RequestForm(str(scorer.version), scorer.features, self._settings.max_entities)
+            name, features, inputs = str(scorer.version), scorer.features, scorer.input_example
+            form = RequestForm(name, features, self._settings.max_entities, inputs)
         except RegistryError as error:  # an outage is not a fault of the version
             self._registry_failed(error)
             return

@@ -111,6 +111,7 @@ class RegistryLoader:
         # Only the definitions changed: the loaded model is linked to them.
         if isinstance(current, OnlineScorer) and current.version == target.version:
             model, independent, proven = current.model, current.independent_rows, current.proven
+            input_example = current.input_example
             features = self._link(store, target.version, model.signature)
         else:
             files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
@@ -121,6 +122,7 @@ class RegistryLoader:
             _log_report(model, report)
             proven = report.source != "made_up"
             independent = report.same_in_any_batch and proven
+            input_example = report.rows.slice(0, 1 if report.source == "input_example" else 0)
         scorer = OnlineScorer(
             ServingModel(model, features),
             store,
@@ -128,6 +130,7 @@ class RegistryLoader:
             independent_rows=independent,
             proven=proven,
             search_s=self._settings.deadline_s * SEARCH_SHARE,
+            input_example=input_example,
         )
         if scorer.empty_views:
             log.warning("feature_views_empty", problem=empty_views_problem(scorer.empty_views, self._settings))

@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -67,13 +67,16 @@ class RequestForm:
     request inputs also accepts `{"request_id": .., "<key>s": [..]}`.
     """
 
-    def __init__(self, model: str, features: ModelFeatures, max_entities: int) -> None:
+    def __init__(
+        self, model: str, features: ModelFeatures, max_entities: int, input_example: pa.Table | None = None
+    ) -> None:
         """Define the form.
 
         Args:
             model: `name/version`, for errors.
             features: the version's link to the feature store.
             max_entities: maximum number of entities per request.
+            input_example: a row of the version's input example, for the request inputs of `example`.
 
         Raises:
             ModelRefused: a join key has the name of a member of the answers.
@@ -85,8 +88,9 @@ class RequestForm:
                 model, f"its join key {clash[0]!r} has the name of a member of the answers: rename the key."
             )
         self.columns = _columns(features)
+        self._key_names = {key.name for key in self.keys}
         self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
-        self._integers -= {key.name for key in self.keys}
+        self._integers -= self._key_names
         listed = len(self.columns) == len(self.keys) == 1 and f"{self.keys[0].name}s" != ENTITY_ROWS
         self._listed_key = self.keys[0] if listed else None
         """The join key whose values may come as a list; None if an entity row needs more than one key."""
@@ -95,6 +99,8 @@ class RequestForm:
         rows_member = f"`{ENTITY_ROWS}` (a list of objects with {', '.join(f'`{name}`' for name in self.columns)})"
         keys_member = f"either `{self._listed_key.name}s` (a list of keys) or " if self._listed_key else ""
         self._expected = f"Expected members: `{REQUEST_ID}`, and {keys_member}{rows_member}."
+        self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
+        self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self.body_type = self._body_type(max_entities)
         self._decoder = msgspec.json.Decoder(self.body_type)
 
@@ -136,13 +142,13 @@ class RequestForm:
         return [request.entity_rows[key.name] for key in self.keys]
 
     def example(self, *, real: bool = True) -> dict[str, Any]:
-        """Make a valid request. Its join keys are made up if none of the online store are known, or unless `real`."""
+        """Make a valid request. Its values are made up unless `real`, or if no real ones are known."""
+        inputs = self._example_inputs if real else self._made_up_inputs
         keys = self.stored_keys if real else None
         if keys is None:
             keys = {key.name: KEY_EXAMPLES[key.dtype] for key in self.keys}
         if self._listed_key:
             return {REQUEST_ID: "uuid-1", f"{self._listed_key.name}s": list(keys[self._listed_key.name])}
-        inputs = {name: value for name, (_, value) in self.columns.items() if name not in keys}
         rows = zip(*keys.values(), strict=True) if keys else [()]
         entities = [dict(zip(keys, row, strict=True)) | inputs for row in rows]
         return {REQUEST_ID: "uuid-1", ENTITY_ROWS: entities}
@@ -223,6 +229,14 @@ def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
             # null is an unknown value, which the policy for missing features decides on, as in a batch request.
             columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
     return columns
+
+
+def _plain_values(row: pa.Table | None, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of a row, if there is one, that JSON represents as they are."""
+    if row is None or not row.num_rows:
+        return {}
+    values = {name: row[name][0].as_py() for name in names if name in row.column_names}
+    return {name: value for name, value in values.items() if type(value) in {bool, int, float, str}}
 
 
 def _key_column(key: JoinKey) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
@@ -70,6 +71,10 @@ class Scorer(Protocol):
                 the reason `model_failed` for them.
         """
 
+    @property
+    def input_example(self) -> pa.Table | None:
+        """A row of the version's input example, in signature order and types; None or empty without one."""
+
     def stored_keys(self) -> EntityRows | None:
         """Return join keys of entities in the online store, for an example; None if none are known. Raises nothing."""
 
@@ -93,6 +98,7 @@ class OnlineScorer:
         independent_rows: bool,
         proven: bool = True,
         search_s: float = math.inf,
+        input_example: pa.Table | None = None,
     ) -> None:
         """Prepare the lookup.
 
@@ -103,6 +109,7 @@ class OnlineScorer:
             independent_rows: whether golden rows showed that a row's prediction does not depend on the other rows.
             proven: whether it has predicted golden rows.
             search_s: time limit, in seconds, of a search for rows on which the model raises.
+            input_example: a row of the version's input example, if it has any.
         """
         from scoring.online.empty_views import EmptyViews
         from scoring.online.lookup import fastest_lookup
@@ -116,6 +123,7 @@ class OnlineScorer:
         self._search_s = search_s
         self.independent_rows = independent_rows
         self.proven = proven
+        self.input_example = input_example
         # An on-demand view's function sees all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
         self.lately_scored: EntityRows | None = None

@@ -63,6 +63,7 @@ class FakeScorer:
         self.function = function
         self.mergeable = self.proven = True
         self.keys: EntityRows | None = None
+        self.input_example: pa.Table | None = None
         self.empty_views: list[str] = []
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None

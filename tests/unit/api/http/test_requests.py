@@ -211,9 +211,12 @@ def test_a_422_names_the_expected_members_and_has_a_request_that_works(
         assert body["example"] == problem["example"]
 
 
-def test_only_callers_with_an_api_key_see_keys_of_the_online_store_in_the_example() -> None:
-    scorer = FakeScorer()
+@pytest.mark.parametrize("inputs", [{}, {"amount": pa.float64(), "at": pa.timestamp("ns")}])
+def test_only_callers_with_an_api_key_see_real_values_in_the_example(inputs: dict[str, pa.DataType]) -> None:
+    link = features(request_inputs=inputs)
+    scorer = FakeScorer(link=link)
     scorer.keys = {"driver_id": [71, 72]}
+    scorer.input_example = pa.table({"amount": [12.25], "at": pa.array([0], pa.timestamp("ns"))})
     authorized = {"Authorization": f"Bearer {KEY}"}
 
     def example(headers: dict[str, str]) -> Any:
@@ -223,9 +226,16 @@ def test_only_callers_with_an_api_key_see_keys_of_the_online_store_in_the_exampl
     with api(scorer, api_keys=(Secret(KEY),)) as client:
         when_ready(client)
         problem = client.post("/scores", json={}, headers=authorized).json()
-        real = {"request_id": "uuid-1", "driver_ids": [71, 72]}
-        assert problem["example"] == example(authorized) == real
-        assert example({})["driver_ids"] == [1001, 1002]
+        assert problem["example"] == example(authorized)
+        at = "2026-01-31T12:00:00Z"
+        if inputs:
+            real, made_up = [
+                [{"driver_id": key, "amount": amount, "at": at} for key in keys]
+                for keys, amount in (((71, 72), 12.25), ((1001, 1002), 0.5))
+            ]
+            assert (example(authorized)["entity_rows"], example({})["entity_rows"]) == (real, made_up)
+        else:
+            assert (example(authorized)["driver_ids"], example({})["driver_ids"]) == ([71, 72], [1001, 1002])
 
 
 @pytest.mark.parametrize("dtype", [pa.int32(), pa.int64()])
