@@ -1,4 +1,4 @@
-"""One model version that answers: entity rows in, scores out. Blocking; the API calls it in worker threads."""
+"""Scores entity rows with one model version. Blocking, so the API calls it in worker threads."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,11 +32,11 @@ class RowScores(msgspec.Struct, frozen=True):
 
 
 class Scorer(Protocol):
-    """What the API needs of the model version that serves. Safe to call from several threads."""
+    """What the API needs of a model version. Safe to call from several threads."""
 
     @property
     def version(self) -> ModelVersion:
-        """Which version it is."""
+        """The model version."""
 
     @property
     def features(self) -> ModelFeatures:
@@ -52,10 +52,10 @@ class Scorer(Protocol):
 
     @property
     def mergeable(self) -> bool:
-        """Whether an entity's score is the same, to the bit, in whatever company it is looked up and scored."""
+        """Whether the rows that are looked up and scored together do not affect each other's scores, to the bit."""
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
-        """Feature vectors of n entity rows, column → n values, in their order.
+        """Return the feature vectors of n entity rows, given as column → n values, in their order.
 
         Raises:
             EntityRowsError: the rows can't be looked up.
@@ -63,7 +63,7 @@ class Scorer(Protocol):
         """
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
-        """Scores of the entity rows that `online` was looked up for.
+        """Return the scores of the entity rows that `online` was looked up for.
 
         Raises:
             FeaturesRejected: the policy is `reject`, and a row is incomplete.
@@ -79,7 +79,7 @@ class Scorer(Protocol):
         """Return join keys of entities in the online store, for an example; None if none are known. Raises nothing."""
 
     def check_store(self) -> None:
-        """Look up one entity that need not exist.
+        """Look up one entity, which need not exist.
 
         Raises:
             FeatureStoreError: the online store failed.
@@ -124,10 +124,10 @@ class OnlineScorer:
         self.independent_rows = independent_rows
         self.proven = proven
         self.input_example = input_example
-        # An on-demand view's function sees all rows that are looked up together, and may compare them.
+        # The function of an on-demand view gets all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
         self.lately_scored: EntityRows | None = None
-        """A request of which at least one entity had all features: it gives golden rows for the next version."""
+        """The last request with an entity that had all features. It provides golden rows for the next version."""
 
     @property
     def version(self) -> ModelVersion:

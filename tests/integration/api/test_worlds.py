@@ -165,7 +165,7 @@ def emptied(settings: Settings) -> Iterator[Callable[[], None]]:
         yield fill
 
 
-def test_a_store_without_rows_excludes_everybody_and_ready_names_the_view_and_the_command(
+def test_an_empty_store_excludes_every_entity_and_ready_names_the_view_and_the_command(
     drivers: World, tmp_path: Path
 ) -> None:
     settings = with_its_own_definitions(drivers, tmp_path)
@@ -209,7 +209,7 @@ def test_a_version_is_proven_by_golden_rows_of_the_store_or_by_a_request(drivers
         drivers.promote(before)
 
 
-def test_a_view_that_is_being_materialized_is_served_meanwhile(drivers: World, tmp_path: Path) -> None:
+def test_a_view_is_served_while_it_is_materialized(drivers: World, tmp_path: Path) -> None:
     from feast.feature_view import FeatureViewState
 
     settings = with_its_own_definitions(drivers, tmp_path)
@@ -222,7 +222,7 @@ def test_a_view_that_is_being_materialized_is_served_meanwhile(drivers: World, t
         assert answer.status_code == 200, answer.text
 
 
-def test_a_text_key_two_views_and_a_classifier_are_served_without_a_code_change(customers: World) -> None:
+def test_a_string_key_two_views_and_a_classifier_are_served_without_a_code_change(customers: World) -> None:
     with serving(customers.settings_with(**FAST)) as client:
         ids = ["c-3", "nobody", "c-11"]
         rows = client.post("/scores", json={"request_id": "r", "customer_ids": ids}).json()["scores"]
@@ -238,7 +238,7 @@ def test_a_text_key_two_views_and_a_classifier_are_served_without_a_code_change(
         assert client.post("/scores", json=by_rows).json()["scores"] == rows
 
 
-def test_two_join_keys_are_asked_for_by_entity_rows(payments: World) -> None:
+def test_requests_with_two_join_keys_use_entity_rows(payments: World) -> None:
     with serving(payments.settings_with(**FAST)) as client:
         entity_rows = [
             {"customer_id": "c-1", "merchant_id": 2},
@@ -257,7 +257,7 @@ def test_two_join_keys_are_asked_for_by_entity_rows(payments: World) -> None:
 @pytest.mark.parametrize(
     ("world", "members"), [("customers", ["`customer_ids`", "`entity_rows`"]), ("payments", ["`merchant_id`"])]
 )
-def test_a_422_names_the_members_and_shows_a_request_that_works_and_so_does_the_document(
+def test_a_422_names_the_members_and_has_a_request_that_works_like_the_document(
     world: str, members: list[str], request: pytest.FixtureRequest
 ) -> None:
     with serving(request.getfixturevalue(world).settings_with(**FAST)) as client:
@@ -270,12 +270,12 @@ def test_a_422_names_the_members_and_shows_a_request_that_works_and_so_does_the_
         assert body["application/json"]["example"] == refused["example"]
 
 
-def test_until_the_alias_is_set_ready_tells_why_and_the_process_is_live(drivers: World) -> None:
+def test_until_the_alias_is_set_ready_gives_the_reason_and_the_process_is_live(drivers: World) -> None:
     with TestClient(create_app(drivers.settings_with(**FAST, SERVING_MODEL_ALIAS="nobody_set_it"))) as client:
         wait_until(lambda: "nobody_set_it" in client.get("/ready").json()["detail"], client)
         answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
         assert answer.status_code == 503
-        assert "/ready" in answer.json()["detail"]  # which tells the names that are an operator's business
+        assert "/ready" in answer.json()["detail"]  # which has the names that are for operators
         assert int(answer.headers["Retry-After"]) > 0
         assert client.get("/version").status_code == 503
         assert client.get("/live").status_code == 200

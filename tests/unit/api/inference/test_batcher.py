@@ -1,12 +1,11 @@
-"""Requests that wait together are worked on together, and none of them can tell."""
+"""Requests that wait at the same time are merged, and each gets the result that it would get alone."""
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pytest
@@ -21,12 +20,14 @@ from scoring.online.lookup import OnlineVectors
 from scoring.predict import Scores
 from tests.support.fakes import FakeScorer, id_as_score
 
+T = TypeVar("T")
+
 POISON = 666
 LONG_S = 60.0
 
 
-class CountingScorer(FakeScorer):
-    """Remembers which ids were looked up together; can be held up."""
+class RecordingScorer(FakeScorer):
+    """Records which ids are looked up together. A lookup waits until it is allowed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -39,33 +40,38 @@ class CountingScorer(FakeScorer):
         self.may_look_up.wait(10)
         return super().look_up(entity_rows, now)
 
-
-@asynccontextmanager
-async def merger(threads: int = 1, waiting: int = 100) -> AsyncIterator[MicroBatcher]:
-    started = MicroBatcher(threads, waiting)
-    started.start()
-    try:
-        yield started
-    finally:
-        started.stop()
+    async def looking_up(self) -> None:
+        while not self.lookups:
+            await asyncio.sleep(0.001)
 
 
-def asked(scorer: FakeScorer, *ids: int) -> PendingRequest:
+def run(scenario: Callable[[MicroBatcher], Awaitable[T]], threads: int = 1, waiting: int = 100) -> T:
+    async def with_batcher() -> T:
+        batcher = MicroBatcher(threads, waiting)
+        batcher.start()
+        try:
+            return await scenario(batcher)
+        finally:
+            batcher.stop()
+
+    return asyncio.run(with_batcher())
+
+
+def request(scorer: FakeScorer, *ids: int) -> PendingRequest:
     return PendingRequest(scorer, {"driver_id": list(ids)}, len(ids))
 
 
-async def outcomes(merger: MicroBatcher, requests: Sequence[PendingRequest]) -> list[Any]:
-    return await asyncio.gather(*(merger.score(each, LONG_S) for each in requests), return_exceptions=True)
+async def results(batcher: MicroBatcher, requests: Sequence[PendingRequest], deadline_s: float = LONG_S) -> list[Any]:
+    return await asyncio.gather(*(batcher.score(each, deadline_s) for each in requests), return_exceptions=True)
 
 
-def test_requests_that_arrive_together_are_one_lookup_and_each_gets_its_own_scores() -> None:
-    scorer = CountingScorer()
+def results_of(*requests: PendingRequest) -> list[Any]:
+    return run(lambda batcher: results(batcher, requests))
 
-    async def scenario() -> list[Any]:
-        async with merger() as merging:
-            return await outcomes(merging, [asked(scorer, 1, -2), asked(scorer, 3), asked(scorer, 4, 5)])
 
-    assert asyncio.run(scenario()) == [
+def test_requests_that_arrive_together_share_a_lookup_and_each_gets_its_own_scores() -> None:
+    scorer = RecordingScorer()
+    assert results_of(request(scorer, 1, -2), request(scorer, 3), request(scorer, 4, 5)) == [
         RowScores([1.0, None], [None, "not_found"]),
         RowScores([3.0], [None]),
         RowScores([4.0, 5.0], [None, None]),
@@ -73,34 +79,24 @@ def test_requests_that_arrive_together_are_one_lookup_and_each_gets_its_own_scor
     assert scorer.lookups == [[1, -2, 3, 4, 5]]
 
 
-def test_a_version_whose_predictions_depend_on_their_company_is_never_merged() -> None:
-    scorer = CountingScorer()
+def test_a_version_whose_predictions_depend_on_other_rows_is_never_merged() -> None:
+    scorer = RecordingScorer()
     scorer.mergeable = False
-
-    async def scenario() -> None:
-        async with merger() as merging:
-            await outcomes(merging, [asked(scorer, 1), asked(scorer, 2)])
-
-    asyncio.run(scenario())
+    results_of(request(scorer, 1), request(scorer, 2))
     assert scorer.lookups == [[1], [2]]
 
 
-def test_two_versions_are_never_mixed_and_a_large_request_goes_alone() -> None:
-    old, new = CountingScorer(version=1), CountingScorer(version=2)
+def test_two_versions_are_never_merged_and_a_large_request_runs_alone() -> None:
+    old, new = RecordingScorer(version=1), RecordingScorer(version=2)
     large = list(range(MAX_ROWS))
-
-    async def scenario() -> None:
-        async with merger() as merging:
-            await outcomes(merging, [asked(old, 1), asked(new, 2), asked(new, 3), asked(new, *large), asked(new, 4)])
-
-    asyncio.run(scenario())
+    results_of(request(old, 1), request(new, 2), request(new, 3), request(new, *large), request(new, 4))
     assert old.lookups == [[1]]
     assert new.lookups == [[2, 3], large, [4]]
 
 
 @pytest.mark.parametrize("where", ["lookup", "predict"])
-def test_a_poisoned_request_fails_alone(where: str) -> None:
-    class Poisoned(CountingScorer):
+def test_only_the_request_that_causes_a_failure_fails(where: str) -> None:
+    class Poisoned(RecordingScorer):
         def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
             if where == "lookup" and POISON in entity_rows["driver_id"]:
                 raise UnusableFeature("reading the online store", "a value")
@@ -111,116 +107,97 @@ def test_a_poisoned_request_fails_alone(where: str) -> None:
             raise PredictionFailed("ranker/1", "ValueError on 1 rows")
         return id_as_score(entity_rows)
 
-    async def scenario() -> list[Any]:
-        async with merger() as merging:
-            scorer = Poisoned(function=predict)
-            return await outcomes(merging, [asked(scorer, 1), asked(scorer, POISON), asked(scorer, 3)])
-
-    before, poisoned, after = asyncio.run(scenario())
+    scorer = Poisoned(function=predict)
+    before, poisoned, after = results_of(request(scorer, 1), request(scorer, POISON), request(scorer, 3))
     assert before == RowScores([1.0], [None])
     assert isinstance(poisoned, UnusableFeature if where == "lookup" else PredictionFailed)
     assert after == RowScores([3.0], [None])
 
 
-def test_a_request_fails_only_if_the_model_fails_on_all_its_rows_whatever_it_is_merged_with() -> None:
-    class Failing(CountingScorer):
+def test_a_request_fails_only_if_the_model_fails_on_all_of_its_rows() -> None:
+    class Failing(RecordingScorer):
         def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
             reasons = ["model_failed" if key == POISON else None for key in entity_rows["driver_id"]]
             values = [None if reason else 1.0 for reason in reasons]
             failure = PredictionFailed("ranker/1", "ValueError on every row") if any(reasons) else None
             return Scores(pa.array(values, pa.float64()), pa.array(reasons, pa.string()), failure)
 
-    async def scenario() -> list[Any]:
-        async with merger() as merging:
-            scorer = Failing()
-            return await outcomes(merging, [asked(scorer, 1), asked(scorer, POISON), asked(scorer, 2, POISON)])
-
-    good, failed, partly = asyncio.run(scenario())
+    scorer = Failing()
+    good, failed, partly = results_of(request(scorer, 1), request(scorer, POISON), request(scorer, 2, POISON))
     assert good == RowScores([1.0], [None])
     assert isinstance(failed, PredictionFailed)
     assert partly == RowScores([1.0, None], [None, "model_failed"])
 
 
-def test_a_store_that_fails_is_asked_once_for_all_of_them() -> None:
-    scorer = CountingScorer()
+def test_a_failed_store_is_not_called_again_for_each_request() -> None:
+    scorer = RecordingScorer()
     scorer.lookup_error = FeatureStoreError("reading the online store", "refused")
-
-    async def scenario() -> list[Any]:
-        async with merger() as merging:
-            requests = [asked(scorer, 1), asked(scorer, 2)]
-            found = await outcomes(merging, requests)
-            assert requests[0].batch is requests[1].batch
-            return found
-
-    assert asyncio.run(scenario()) == [scorer.lookup_error] * 2
+    requests = [request(scorer, 1), request(scorer, 2)]
+    assert results_of(*requests) == [scorer.lookup_error] * 2
+    assert requests[0].batch is requests[1].batch
     assert len(scorer.lookups) == 1
 
 
-def test_clients_that_ask_again_at_once_are_merged_with_those_that_waited_meanwhile() -> None:
-    scorer = CountingScorer()
+def test_clients_that_send_their_next_requests_are_merged_with_those_that_waited() -> None:
+    scorer = RecordingScorer()
     scorer.may_look_up.clear()
 
-    async def client(merging: MicroBatcher, ids: Sequence[int]) -> None:
-        for each in ids:
-            await merging.score(asked(scorer, each), LONG_S)
+    async def scenario(batcher: MicroBatcher) -> None:
+        async def client(*ids: int) -> None:
+            for each in ids:
+                await batcher.score(request(scorer, each), LONG_S)
 
-    async def scenario() -> None:
-        async with merger() as merging:
-            first = [asyncio.create_task(client(merging, [each, each + 10])) for each in (1, 2, 3)]
-            while not scorer.lookups:
-                await asyncio.sleep(0.001)
-            second = [asyncio.create_task(client(merging, [each])) for each in (4, 5)]
-            await asyncio.sleep(0.01)
-            scorer.may_look_up.set()
-            await asyncio.gather(*first, *second)
+        first = [asyncio.create_task(client(each, each + 10)) for each in (1, 2, 3)]
+        await scorer.looking_up()
+        second = [asyncio.create_task(client(each)) for each in (4, 5)]
+        await asyncio.sleep(0.01)
+        scorer.may_look_up.set()
+        await asyncio.gather(*first, *second)
 
-    asyncio.run(scenario())
+    run(scenario)
     assert scorer.lookups == [[1, 2, 3], [4, 5, 11, 12, 13]]
 
 
-def test_while_one_run_is_stuck_another_thread_takes_what_comes() -> None:
-    stuck, quick = CountingScorer(version=1), CountingScorer(version=2)
+def test_while_one_micro_batch_is_stuck_another_thread_takes_the_next() -> None:
+    stuck, quick = RecordingScorer(version=1), RecordingScorer(version=2)
     stuck.may_look_up.clear()
 
-    async def scenario() -> float:
-        async with merger(threads=2) as merging:
-            first = asyncio.create_task(merging.score(asked(stuck, 1), LONG_S))
-            while not stuck.lookups:
-                await asyncio.sleep(0.001)
-            began = time.perf_counter()
-            assert await merging.score(asked(quick, 2), LONG_S) == RowScores([2.0], [None])
-            took_s = time.perf_counter() - began
-            stuck.may_look_up.set()
-            await first
-            return took_s
+    async def scenario(batcher: MicroBatcher) -> float:
+        first = asyncio.create_task(batcher.score(request(stuck, 1), LONG_S))
+        await stuck.looking_up()
+        started_at = time.perf_counter()
+        assert await batcher.score(request(quick, 2), LONG_S) == RowScores([2.0], [None])
+        took_s = time.perf_counter() - started_at
+        stuck.may_look_up.set()
+        await first
+        return took_s
 
-    assert asyncio.run(scenario()) >= MAX_BATCH_AGE_S / 2
+    assert run(scenario, threads=2) >= MAX_BATCH_AGE_S / 2
 
 
-def test_what_comes_during_a_run_of_a_model_that_is_always_slow_waits_for_its_end_and_is_merged() -> None:
-    class SlowScorer(CountingScorer):
+def test_requests_during_a_micro_batch_of_a_slow_model_wait_for_its_end_and_are_merged() -> None:
+    class SlowScorer(RecordingScorer):
         def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
             time.sleep(3 * MAX_BATCH_AGE_S)
             return super().look_up(entity_rows, now)
 
     scorer = SlowScorer()
 
-    async def later(merging: MicroBatcher, after_s: float, entity: int) -> None:
-        await asyncio.sleep(after_s)
-        await merging.score(asked(scorer, entity), LONG_S)
+    async def scenario(batcher: MicroBatcher) -> None:
+        async def later(after_s: float, entity: int) -> None:
+            await asyncio.sleep(after_s)
+            await batcher.score(request(scorer, entity), LONG_S)
 
-    async def scenario() -> None:
-        async with merger(threads=2) as merging:
-            for entity in range(20):
-                await merging.score(asked(scorer, entity), LONG_S)
-            await asyncio.gather(*(later(merging, place * MAX_BATCH_AGE_S * 0.7, 100 + place) for place in range(4)))
+        for entity in range(20):
+            await batcher.score(request(scorer, entity), LONG_S)
+        await asyncio.gather(*(later(place * MAX_BATCH_AGE_S * 0.7, 100 + place) for place in range(4)))
 
-    asyncio.run(scenario())
+    run(scenario, threads=2)
     assert scorer.lookups[20:] == [[100], [101, 102, 103]]
 
 
-class SlowToPredict(CountingScorer):
-    """Looks up at once, and predicts when it may."""
+class SlowToPredict(RecordingScorer):
+    """Looks up at once. A prediction waits until it is allowed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,117 +208,106 @@ class SlowToPredict(CountingScorer):
         return super().score(entity_rows, online)
 
 
-@pytest.mark.parametrize(("rows", "begun"), [(MAX_ROWS // 2, 2), (MAX_ROWS // 4, 1)])
-def test_the_store_is_asked_for_the_next_run_while_one_is_predicted_unless_they_may_become_one(
-    rows: int, begun: int
-) -> None:
+@pytest.mark.parametrize(("rows", "started"), [(MAX_ROWS // 2, 2), (MAX_ROWS // 4, 1)])
+def test_the_next_lookup_overlaps_the_prediction_unless_the_requests_could_be_merged(rows: int, started: int) -> None:
     scorer = SlowToPredict()
     scorer.may_look_up.clear()
 
-    async def scenario() -> int:
-        async with merger(threads=2) as merging:
-            merging._policy.max_age_s = LONG_S  # a run that takes long is another reason to begin
-            first = asyncio.create_task(merging.score(asked(scorer, *range(rows)), LONG_S))
-            while not scorer.lookups:
-                await asyncio.sleep(0)
-            second = asyncio.create_task(merging.score(asked(scorer, *range(rows + 1)), LONG_S))
-            await asyncio.sleep(0)
-            scorer.may_look_up.set()
-            await asyncio.sleep(0.05)
-            looked_up = len(scorer.lookups)
-            scorer.may_predict.set()
-            await asyncio.gather(first, second)
-            return looked_up
+    async def scenario(batcher: MicroBatcher) -> int:
+        batcher._policy.max_age_s = LONG_S  # a long duration is another reason to start the next one
+        first = asyncio.create_task(batcher.score(request(scorer, *range(rows)), LONG_S))
+        await scorer.looking_up()
+        second = asyncio.create_task(batcher.score(request(scorer, *range(rows + 1)), LONG_S))
+        await asyncio.sleep(0)
+        scorer.may_look_up.set()
+        await asyncio.sleep(0.05)
+        looked_up = len(scorer.lookups)
+        scorer.may_predict.set()
+        await asyncio.gather(first, second)
+        return looked_up
 
-    assert asyncio.run(scenario()) == begun
+    assert run(scenario, threads=2) == started
     assert [len(each) for each in scorer.lookups] == [rows, rows + 1]
 
 
-def test_a_request_whose_caller_gave_up_before_its_turn_is_dropped() -> None:
-    scorer = CountingScorer()
+def test_a_request_whose_caller_gives_up_before_it_starts_is_dropped() -> None:
+    scorer = RecordingScorer()
     scorer.may_look_up.clear()
 
-    async def scenario() -> None:
-        async with merger() as merging:
-            first = asyncio.create_task(merging.score(asked(scorer, 1), LONG_S))
-            while not scorer.lookups:
-                await asyncio.sleep(0.001)
-            with pytest.raises(TimeoutError):
-                await merging.score(asked(scorer, 2), 0.05)
-            scorer.may_look_up.set()
-            await first
-            await merging.score(asked(scorer, 3), LONG_S)
+    async def scenario(batcher: MicroBatcher) -> None:
+        first = asyncio.create_task(batcher.score(request(scorer, 1), LONG_S))
+        await scorer.looking_up()
+        with pytest.raises(TimeoutError):
+            await batcher.score(request(scorer, 2), 0.05)
+        scorer.may_look_up.set()
+        await first
+        await batcher.score(request(scorer, 3), LONG_S)
 
-    asyncio.run(scenario())
+    run(scenario)
     assert scorer.lookups == [[1], [3]]
 
 
-def test_no_more_wait_than_may_wait_and_room_comes_back() -> None:
-    scorer = CountingScorer()
+def test_the_number_of_unfinished_requests_is_limited() -> None:
+    scorer = RecordingScorer()
     scorer.may_look_up.clear()
 
-    async def scenario() -> None:
-        async with merger(threads=1, waiting=1) as merging:
-            running = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in (1, 2)]
-            await asyncio.sleep(0)
-            assert merging.full
-            with pytest.raises(Overloaded):
-                await merging.score(asked(scorer, 3), LONG_S)
-            scorer.may_look_up.set()
-            await asyncio.gather(*running)
-            assert not merging.full
+    async def scenario(batcher: MicroBatcher) -> None:
+        running = [asyncio.create_task(batcher.score(request(scorer, each), LONG_S)) for each in (1, 2)]
+        await asyncio.sleep(0)
+        assert batcher.full
+        with pytest.raises(Overloaded):
+            await batcher.score(request(scorer, 3), LONG_S)
+        scorer.may_look_up.set()
+        await asyncio.gather(*running)
+        assert not batcher.full
 
-    asyncio.run(scenario())
+    run(scenario, threads=1, waiting=1)
 
 
-def test_those_who_gave_up_on_a_stuck_run_take_one_place_together_until_it_ends() -> None:
-    scorer = CountingScorer()
+def test_abandoned_requests_of_a_stuck_micro_batch_count_as_one_until_it_ends() -> None:
+    scorer = RecordingScorer()
     scorer.may_look_up.clear()
 
-    async def scenario() -> None:
-        async with merger(threads=2, waiting=4) as merging:
-            burst = [merging.score(asked(scorer, each), 0.05) for each in range(6)]
-            found = await asyncio.gather(*burst, return_exceptions=True)
-            assert [type(each) for each in found] == [TimeoutError] * 6
-            stuck = scorer.may_look_up
-            scorer.may_look_up = threading.Event()  # of whoever comes now
-            others = [asked(scorer, each) for each in range(10, 15)]
-            waiting = [asyncio.create_task(merging.score(each, LONG_S)) for each in others]
-            await asyncio.sleep(0)
-            assert merging.full
-            waiting[-1].cancel()
-            await asyncio.sleep(0.02)
-            assert not merging.full
-            scorer.may_look_up.set()
-            await asyncio.gather(*waiting[:-1])
-            stuck.set()
-            while len(merging._running):
-                await asyncio.sleep(0.001)
-            whole = [asyncio.create_task(merging.score(asked(scorer, each), LONG_S)) for each in range(6)]
-            assert await asyncio.gather(*whole) == [RowScores([float(each)], [None]) for each in range(6)]
+    async def scenario(batcher: MicroBatcher) -> None:
+        abandoned = await results(batcher, [request(scorer, each) for each in range(6)], 0.05)
+        assert [type(each) for each in abandoned] == [TimeoutError] * 6
+        stuck = scorer.may_look_up
+        scorer.may_look_up = threading.Event()  # for later requests
+        others = [request(scorer, each) for each in range(10, 15)]
+        waiting = [asyncio.create_task(batcher.score(each, LONG_S)) for each in others]
+        await asyncio.sleep(0)
+        assert batcher.full
+        waiting[-1].cancel()
+        await asyncio.sleep(0.02)
+        assert not batcher.full
+        scorer.may_look_up.set()
+        await asyncio.gather(*waiting[:-1])
+        stuck.set()
+        while batcher._running:
+            await asyncio.sleep(0.001)
+        scores = await results(batcher, [request(scorer, each) for each in range(6)])
+        assert scores == [RowScores([float(each)], [None]) for each in range(6)]
 
-    asyncio.run(scenario())
+    run(scenario, threads=2, waiting=4)
     assert scorer.lookups[0] == [0, 1, 2, 3, 4, 5]
 
 
-def test_whatever_goes_wrong_in_a_thread_belongs_to_the_callers_and_the_thread_lives_on() -> None:
-    scorer = CountingScorer()
+def test_the_callers_get_any_error_of_a_thread_which_survives_it() -> None:
+    scorer = RecordingScorer()
 
-    async def scenario() -> None:
-        async with merger() as merging:
-            requests = [asked(scorer, 1), asked(scorer, 2)]
-            requests[1].entity_rows = {}  # a defect of ours
-            found = await outcomes(merging, requests)
-            assert [type(each) for each in found] == [KeyError, KeyError]
-            assert await merging.score(asked(scorer, 3), LONG_S) == RowScores([3.0], [None])
+    async def scenario(batcher: MicroBatcher) -> None:
+        requests = [request(scorer, 1), request(scorer, 2)]
+        requests[1].entity_rows = {}  # simulates a defect
+        assert [type(each) for each in await results(batcher, requests)] == [KeyError, KeyError]
+        assert await batcher.score(request(scorer, 3), LONG_S) == RowScores([3.0], [None])
 
-    asyncio.run(scenario())
+    run(scenario)
 
 
-def test_under_reject_the_complete_requests_are_predicted_together_and_looked_up_once() -> None:
+def test_under_reject_complete_requests_are_predicted_together_after_one_lookup() -> None:
     predicted = []
 
-    class Rejecting(CountingScorer):
+    class Rejecting(RecordingScorer):
         def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
             online = super().look_up(entity_rows, now)
             reasons = ["not_found" if key < 0 else None for key in entity_rows["driver_id"]]
@@ -354,12 +320,7 @@ def test_under_reject_the_complete_requests_are_predicted_together_and_looked_up
             return super().score(entity_rows, online)
 
     scorer = Rejecting()
-
-    async def scenario() -> list[Any]:
-        async with merger() as merging:
-            return await outcomes(merging, [asked(scorer, 1), asked(scorer, -2, 5), asked(scorer, 3, 4)])
-
-    first, rejected, last = asyncio.run(scenario())
+    first, rejected, last = results_of(request(scorer, 1), request(scorer, -2, 5), request(scorer, 3, 4))
     assert (first, last) == (RowScores([1.0], [None]), RowScores([3.0, 4.0], [None, None]))
     assert isinstance(rejected, FeaturesRejected)
     assert len(scorer.lookups) == 1
