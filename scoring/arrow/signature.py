@@ -135,6 +135,13 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
     return column
 
 
+def or_null(column: pa.Array | pa.ChunkedArray, target: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """`column` as `target`; null where a value has no exact counterpart. For types that `holds_every_value` allows."""
+    converted = pc.cast(column, target, safe=False)
+    exact = pc.equal(pc.cast(converted, column.type, safe=False), column)
+    return pc.if_else(exact, converted, pa.scalar(None, target))
+
+
 def _widened(column: pa.Array) -> pa.Array | None:
     """Return numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; or None."""
     if column.type == pa.float32():

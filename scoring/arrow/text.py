@@ -4,6 +4,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 NOT_PRINTABLE = "(not shown)"
+# Kinds of strings besides `string`. Older writers of Parquet mark strings as bytes.
+STRINGS = (
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
 
 
 def to_string(value: pa.Scalar) -> str:
@@ -31,8 +39,13 @@ def _printed_by_arrow(value: pa.Scalar) -> str:
 
 
 def plain_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionary-encoded columns decoded, other kinds of strings as `string`, all other columns unchanged."""
-    kinds = (pa.types.is_dictionary, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(kind(column.type) for kind in kinds):
-        return column
-    return pc.cast(column, column.type.value_type if pa.types.is_dictionary(column.type) else pa.string())
+    """Dictionaries decoded, UUIDs, bytes and other kinds of strings as `string`, all other columns unchanged.
+
+    Raises:
+        ArrowInvalid: bytes are not UTF-8.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if isinstance(column.type, pa.UuidType):
+        return pa.chunked_array([[None if each is None else str(each) for each in column.to_pylist()]], pa.string())
+    return pc.cast(column, pa.string()) if any(kind(column.type) for kind in STRINGS) else column

@@ -27,7 +27,7 @@ from scoring.batch.manifest import (
     settle_manifest,
     unreadable,
 )
-from scoring.batch.request import RequestCopy
+from scoring.batch.request import RequestCopy, input_types
 from scoring.batch.scored_rows import CONSTANTS, Scoring
 from scoring.errors import BatchRequestError, StillWritten, StorageError
 from scoring.features.model_features import ModelFeatures
@@ -167,14 +167,11 @@ def check_made_for(place: str, schema: pa.Schema, model: Model, features: ModelF
             f"it was made from feature service {origin.feature_service!r}, and {model.version} now names "
             f"{features.service!r}: materialize batch_input again.",
         )
-    for model_input in features.signature.inputs:
-        index = schema.get_field_index(model_input.name)
-        if index < 0 or schema.field(index).type != model_input.dtype:
-            raise BatchRequestError(
-                place,
-                f"the model needs it as {model_input.dtype}: materialize batch_input again, for this model version.",
-                column=model_input.name,
-            )
+    for name, dtype in input_types(features).items():
+        index = schema.get_field_index(name)
+        if index < 0 or schema.field(index).type != dtype:
+            problem = f"the model needs it as {dtype}: materialize batch_input again, for this model version."
+            raise BatchRequestError(place, problem, column=name)
     return origin
 
 

@@ -238,11 +238,10 @@ def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absen
     Raises:
         FeatureStoreError: a value does not fit the type that its view declares or the model expects.
     """
-    own = {name: request[name] for name in features.request_inputs}
-    columns = {name: joined[name] for name in joined.column_names} | own
+    columns = {name: joined[name] for name in joined.column_names} | features.own_inputs(request)
     vectors = features.vectors(columns, unusable=absent or features.absent_views(columns))
     for name in features.signature.names:
-        if name not in own:
+        if name not in features.request_inputs:
             request = request.append_column(vectors.schema.field(name), vectors[name])
     return request
 

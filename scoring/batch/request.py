@@ -16,7 +16,14 @@ from scoring.arrow.signature import OUTPUT_COLUMNS
 from scoring.arrow.timestamps import TIMESTAMP
 from scoring.batch.manifest import unreadable
 from scoring.batch.request_values import convert_column
-from scoring.batch.text_request import check_encoding, check_quotes, find_uneven_row, line_that_is_not_utf8
+from scoring.batch.text_request import (
+    SEPARATORS,
+    check_encoding,
+    check_quotes,
+    find_uneven_row,
+    line_that_is_not_utf8,
+    separator_hint,
+)
 from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures
@@ -27,13 +34,14 @@ from scoring.files.transfer import Content, fetch
 
 EVENT_TIMESTAMP = "event_timestamp"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-DELIMITER_NAMES = {",": "Commas", "\t": "Tabs"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 NAMES_LISTED = 20
 # pyarrow's error for a row that has more or fewer cells than the header. It does not always name the row, and counts
 # the header where it does (pyarrow 25).
 UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
 READ_BYTES = 1 << 16
+# Units of INT96 timestamps, the finest first → the seconds from 1970 that 64 bits hold in them.
+INT96_UNITS = {"ns": (1 << 63) // 10**9, "us": (1 << 63) // 10**6, "ms": (1 << 63) // 10**3}
 
 
 class RequestCopy(msgspec.Struct, frozen=True):
@@ -55,7 +63,7 @@ def copied_request(source: Location) -> Iterator[RequestCopy]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            copy = stack.enter_context(scratch_folder()) / f"request{Path(source.name).suffix}"
+            copy = stack.enter_context(scratch_folder()) / f"request{Path(source.name).suffix.lower()}"
             content = fetch(source, copy)
         except (FileNotFoundError, StillWritten) as error:
             raise unreadable(source, error) from None
@@ -85,7 +93,7 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
     rows = 0
     for table in _read(file, place):
         if rows == 0:
-            _check_columns(place, table.column_names, features)
+            _check_columns(place, table.column_names, features, DELIMITERS.get(file.suffix))
         for name, dtype in needed.items():
             column = table[name] if dtype is None else convert_column(place, name, table[name], rows, dtype)
             if name not in features.request_inputs and column.null_count:
@@ -103,6 +111,15 @@ def entity_columns(features: ModelFeatures) -> dict[str, pa.DataType | None]:
     """
     order = dict.fromkeys([*(key.name for key in features.join_keys), EVENT_TIMESTAMP])
     return {**order, **features.request_columns, EVENT_TIMESTAMP: TIMESTAMP}
+
+
+def input_types(features: ModelFeatures) -> dict[str, pa.DataType]:
+    """Model input → the type of its column in a batch input.
+
+    A join key or an event timestamp that is also an input keeps the type that the join needs.
+    """
+    own = entity_columns(features)
+    return {each.name: own.get(each.name) or each.dtype for each in features.signature.inputs}
 
 
 def _read(file: Path, place: str) -> Iterator[pa.Table]:
@@ -133,10 +150,12 @@ def _explained(file: Path, place: str, delimiter: str | None, error: str) -> Bat
     if "invalid UTF8 data" in error and (line := line_that_is_not_utf8(file)):
         return BatchRequestError(place, f"line {line} is not UTF-8 text: save the file as UTF-8.")
     if delimiter and UNEVEN.search(error) and (uneven := find_uneven_row(file, delimiter)):
-        row, cells, expected = uneven
-        problem = f"it has {cells} cells, and the header has {expected}."
-        if expected == 1:
-            problem += f" {DELIMITER_NAMES[delimiter]} must separate the columns of a {file.suffix} file."
+        row, cells, header = uneven
+        problem = f"it has {cells} cells, and the header has {len(header)}."
+        if hint := separator_hint(header, delimiter):
+            problem += hint
+        elif len(header) == 1:
+            problem += f" {SEPARATORS[delimiter]} must separate the columns of a {file.suffix} file."
         return BatchRequestError(place, problem, row=row)
     return BatchRequestError(place, f"it can't be read ({first_line(error, 120)}).")
 
@@ -144,12 +163,36 @@ def _explained(file: Path, place: str, delimiter: str | None, error: str) -> Bat
 def _read_parquet(file: Path, place: str) -> Iterator[pa.Table]:
     # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25). With buffer_size and one thread not even
     # one column of a row group is kept, at the same speed beside a join.
-    with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True) as source:
+    with pq.ParquetFile(
+        file,
+        pre_buffer=False,
+        buffer_size=READ_BYTES,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=_int96_unit(file),
+    ) as source:
         _names(source.schema_arrow, place)
         if source.metadata.num_rows == 0:
             yield no_rows(source.schema_arrow)
         for batch in source.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False):
             yield pa.Table.from_batches([batch])
+
+
+def _int96_unit(file: Path) -> str:
+    """The finest unit that holds all INT96 timestamps of a Parquet file; nanoseconds, pyarrow's default, end in 2262.
+
+    A column nested in another one is not read: it gets microseconds, which Spark writes.
+    """
+    with pq.ParquetFile(file, pre_buffer=False, coerce_int96_timestamp_unit="s") as source:
+        leaves = [source.schema.column(index) for index in range(len(source.schema))]
+        leaves = [leaf for leaf in leaves if leaf.physical_type == "INT96"]
+        columns = [leaf.path for leaf in leaves if leaf.path == leaf.name]
+        furthest = 0
+        for batch in source.iter_batches(ROWS_PER_BATCH, columns=columns) if columns else ():
+            for column in batch.columns:
+                bounds = pc.min_max(pc.cast(column, pa.int64())).as_py()
+                furthest = max(furthest, *(abs(bound) + 1 for bound in bounds.values() if bound is not None))
+    units = list(INT96_UNITS)[len(columns) < len(leaves) :]
+    return next(unit for unit in units if furthest <= INT96_UNITS[unit])
 
 
 def _read_text(file: Path, place: str, parse_options: csv.ParseOptions) -> Iterator[pa.Table]:
@@ -179,13 +222,15 @@ def _names(schema: pa.Schema, place: str) -> list[str]:
     return names
 
 
-def _check_columns(place: str, found: list[str], features: ModelFeatures) -> None:
+def _check_columns(place: str, found: list[str], features: ModelFeatures, delimiter: str | None) -> None:
     for name in entity_columns(features):
         if name not in found:
-            raise BatchRequestError(place, f"this column is missing (the file has {_listed(found)}).", column=name)
+            problem = f"this column is missing (the file has {_listed(found)}).{separator_hint(found, delimiter)}"
+            raise BatchRequestError(place, problem, column=name)
     for number, name in enumerate(found, 1):
         if not name.strip():
-            raise BatchRequestError(place, f"its column number {number} has no name.")
+            hint = " It is probably a pandas index: save the table with index=False." if number == 1 else ""
+            raise BatchRequestError(place, f"its column number {number} has no name.{hint}")
     added = {feature.input for feature in features.features} | {*OUTPUT_COLUMNS, ROW}
     added |= {column for view in features.views for column in view.columns}
     # DuckDB, which joins, ignores the case of names.

@@ -1,5 +1,7 @@
 """Convert a column of a batch request to the type that is needed, or refuse its first value that does not fit."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -7,8 +9,18 @@ from scoring.arrow.text import plain_strings, to_string
 from scoring.arrow.timestamps import TIMESTAMP, to_timestamps
 from scoring.errors import BatchRequestError
 
-INTEGER = r"^\s*[+-]?\d+\s*$"
+INTEGER = r"^\s*-?\d+\s*$"
 VALUE_CHARACTERS = 40
+# What probably happened to an integer of a text file, by what it looks like, and what to do.
+INTEGER_HINTS = {
+    r"[+-]?\d+([.,]\d*)?[eE][+-]?\d+": "A spreadsheet probably shortened it: give the column the format of a number "
+    "without decimals, or of text, and save the file again.",
+    r"[+-]?\d+[.,]0*": "The column was probably saved as numbers with decimals, as pandas does if one is missing: "
+    'convert it to integers, in pandas with astype("Int64").',
+    r"\+\d+": "Remove the plus sign, which a spreadsheet's number format may have added.",
+    r"[+-]?\d{1,3}([,.' ]\d{3})+": "A spreadsheet probably separated its thousands: give the column the format of a "
+    "number without separators, and save the file again.",
+}
 # What a value that does not fit raises.
 MISFITS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError)
 
@@ -21,14 +33,25 @@ def convert_column(
     Raises:
         BatchRequestError: names the first row whose value does not fit.
     """
+    if len(column) == 0:  # its type does not matter
+        return pa.chunked_array([], target)
     try:
         return _converted(column, target)
     except MISFITS:
         row = _first_misfit(column, target)
     text = to_string(column[row])
     value = text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"
+    detail = _hint(text, target) if pa.types.is_string(column.type) else ""
+    kind = "" if pa.types.is_string(column.type) else f" ({column.type})"
     wanted = "an ISO 8601 date and time of the years 1678 to 2261" if pa.types.is_timestamp(target) else str(target)
-    raise BatchRequestError(place, f"{value!r} is not {wanted}.", column=name, row=first_row + row + 1) from None
+    problem = f"{value!r}{kind} is not {wanted}.{detail}"
+    raise BatchRequestError(place, problem, column=name, row=first_row + row + 1) from None
+
+
+def _hint(text: str, target: pa.DataType) -> str:
+    """What probably happened to a text that is not an integer, as a sentence; empty if that is not known."""
+    hints = INTEGER_HINTS.items() if pa.types.is_integer(target) else ()
+    return next((f" {hint}" for pattern, hint in hints if re.fullmatch(pattern, text.strip())), "")
 
 
 def _first_misfit(column: pa.ChunkedArray, target: pa.DataType) -> int:
@@ -59,6 +82,11 @@ def _converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
             return pc.cast(pc.cast(column, pa.binary()), target)  # validates UTF-8: a file may hold any bytes
         if target == pa.float32():
             column = pc.cast(column, pa.float64())  # rounded twice, as a number in a JSON document is
+    elif pa.types.is_decimal(column.type):
+        if pa.types.is_string(target) and column.type.scale != 0:
+            raise pa.ArrowInvalid("digits after the point are not part of an identifier")
+        if pa.types.is_decimal32(column.type):
+            column = pc.cast(column, pa.decimal64(18, column.type.scale))  # pyarrow 25 converts it to int32 only
     elif pa.types.is_string(target) and pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or column.type == target):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz",
 }
 CHUNK_BYTES = 1 << 22
+SEPARATORS = {",": "Commas", "\t": "Tabs", ";": "Semicolons", "|": "Bars"}
 
 
 def check_encoding(file: Path, place: str) -> None:
@@ -72,14 +74,23 @@ def check_quotes(file: Path, place: str, delimiter: str) -> None:
         raise _bad_quote(place, opened_at)
 
 
-def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, int] | None:
-    """The first data row with another number of cells than the header: its number from 1, its cells, the header's."""
+def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, list[str]] | None:
+    """The first data row with another number of cells than the header: its number from 1, its cells, and the header."""
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as source, contextlib.suppress(csv.Error):
         rows = (row for row in csv.reader(source, delimiter=delimiter) if row)  # pyarrow skips empty lines, too
-        expected = len(next(rows, ()))
-        uneven = ((number, len(row), expected) for number, row in enumerate(rows, 1) if len(row) != expected)
+        header = next(rows, [])
+        uneven = ((number, len(row), header) for number, row in enumerate(rows, 1) if len(row) != len(header))
         return next(uneven, None)
     return None
+
+
+def separator_hint(header: Sequence[str], delimiter: str | None) -> str:
+    """A sentence about the character that probably separates the columns instead of `delimiter`; empty if none does."""
+    for separator, name in SEPARATORS.items():
+        if delimiter and separator != delimiter and any(separator in cell for cell in header):
+            needed = SEPARATORS[delimiter].lower()
+            return f" {name} probably separate its columns, as in some spreadsheets' CSV files: save it with {needed}."
+    return ""
 
 
 def line_that_is_not_utf8(file: Path) -> int | None:

@@ -76,6 +76,13 @@ def _fill(
     features, missing = [], []
     for model_input in signature.inputs:
         if model_input.name in request_inputs:
+            key = served.keys.get(model_input.name)
+            if key and not holds_every_value(key.arrow_type, model_input.dtype):
+                raise ModelRefused(
+                    model,
+                    f"its input {key.name!r} is {model_input.dtype}, but the join key {key.name!r}, which fills it, is "
+                    f"declared {key.dtype}, which does not fit into it. Train on the declared type.",
+                )
             continue
         found = by_name.get(model_input.name, [])
         if not found:

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.arrow.signature import Signature, as_stored, conform
+from scoring.arrow.signature import Signature, as_stored, conform, or_null
 from scoring.feast_plugins.join_keys import JoinKey, Keys
 
 NOT_FOUND = "not_found"
@@ -142,14 +142,26 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     def written_vectors(self, rows: pa.Table) -> pa.Table:
         """Feature vectors of batch_input's rows, in signature order and types; null = unknown.
 
-        Columns that Feast filled are as `vectors` made them. A request's own columns may hold NaN and infinity.
+        Columns that Feast filled are as `vectors` made them.
         """
-        vectors = rows.select(list(self.signature.names))
-        for place, field in enumerate(self.signature.schema):
-            if field.name in self.request_inputs:
-                column = conform(vectors.column(place), field.type, field.name)
-                vectors = vectors.set_column(place, field, column)
-        return vectors
+        own = self.own_inputs(rows)
+        columns = [own[name] if name in own else rows[name] for name in self.signature.names]
+        return pa.Table.from_arrays(columns, schema=self.signature.schema)
+
+    def own_inputs(self, rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+        """The inputs that a request brings itself, in the model's types: its columns may hold NaN and infinity.
+
+        A join key that is also an input keeps its own type for the join. The model gets null for one that its type does
+        not hold, such as an integer past 2**53 in a double.
+        """
+        keys = {key.name for key in self.join_keys}
+        return {
+            field.name: or_null(rows[field.name], field.type)
+            if field.name in keys
+            else conform(rows[field.name], field.type, field.name)
+            for field in self.signature.schema
+            if field.name in self.request_inputs
+        }
 
     def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
         """View name → bool (n_rows,): rows for which a point-in-time join found only nulls."""

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -34,10 +34,12 @@ from serving_assets.assets.model_version import (
     version_to_use,
 )
 from serving_assets.assets.problems import RequestProblems
-from serving_assets.records.history import last_scored_request
-from serving_assets.records.observations import last_seen, latest_event, seen_event
+from serving_assets.records.history import PARTITION, known_requests, last_scored_request
+from serving_assets.records.observations import last_seen, latest_event, refused_event, seen_event
 from serving_assets.records.requests import (
+    RequestFile,
     batch_request,
+    batch_requests,
     find_request,
     list_requests,
     read_hash,
@@ -65,6 +67,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     found: dict[str, list[checks.Finding]] = {}
     with failing_in_one_line():
         settings = serving.settings
+        files = {file.key: file for file in list_requests(settings.batch_requests)}
+        keys = _requests(context, settings.batch_requests, files)
         problems = RequestProblems(context, settings.batch_requests)
         chosen = version_to_use(context.instance, context.run.run_id, serving)
         context.log.info(f"Joining for model version {chosen}, chosen by: {chosen.by}.")
@@ -75,8 +79,6 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         if news := applied_elsewhere(context.instance, definitions):
             context.log_event(news)
         fresh = fresh_finding(source_ages(store, features), settings.max_source_age_s, datetime.now(UTC))
-        files = {file.key: file for file in list_requests(settings.batch_requests)}
-        keys = context.partition_keys  # asks the instance each time
         known = last_seen(context.instance, keys)
         for key in keys:
             started = time.monotonic()
@@ -88,7 +90,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
                 if file is not None and file.shared:  # refused below; a change shows that it may be scored now
                     shared = read_hash(settings.batch_requests, file)
                     context.log_event(seen_event(file, shared, known.get(key)))
-                request = find_request(settings.batch_requests, key)
+                request = find_request(settings.batch_requests, files, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
                 with copied_request(request) as copy:
                     # Before the rows are read: what changes later shows it.
@@ -152,6 +154,23 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     with failing_in_one_line():
         problems.fail()
     yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
+
+
+def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mapping[str, RequestFile]) -> Sequence[str]:
+    """The requests of this run. One that no sensor has found yet gets its partition here, if it has a file.
+
+    Raises:
+        BatchRequestError: it has none.
+    """
+    key = context.run.tags.get(PARTITION)
+    if key is not None and key not in known_requests(context.instance):
+        try:
+            find_request(folder, files, key)
+        except BatchRequestError as error:
+            context.log_event(refused_event(key, str(error)))  # else it would count as a run to retry
+            raise
+        context.instance.add_dynamic_partitions(str(batch_requests.name), [key])
+    return list(context.partition_keys)
 
 
 def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:

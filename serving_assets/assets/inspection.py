@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from scoring.batch.manifest import ScoringSummary, output_parts
 from scoring.batch.quality import ROWS_TO_TELL_DRIFT, SourceAge, drift, predictions
+from scoring.batch.request import input_types
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
@@ -153,13 +154,14 @@ def rows_finding(requested: int, found: int) -> Finding:
 def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
     """Whether the file has all inputs of the signature, with their types."""
     wrong = []
-    for model_input in features.signature.inputs:
-        place = found.get_field_index(model_input.name)
+    types = input_types(features)
+    for name, dtype in types.items():
+        place = found.get_field_index(name)
         if place < 0:
-            wrong.append(f"{model_input.name} is missing")
-        elif found.field(place).type != model_input.dtype:
-            wrong.append(f"{model_input.name} is {found.field(place).type}, not {model_input.dtype}")
-    return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(features.signature.inputs)} inputs are there")
+            wrong.append(f"{name} is missing")
+        elif found.field(place).type != dtype:
+            wrong.append(f"{name} is {found.field(place).type}, not {dtype}")
+    return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(types)} inputs are there")
 
 
 def finite_finding(outcome: ScoringSummary) -> Finding:

@@ -63,7 +63,7 @@ class RequestProblems:
         try:
             yield
         except OF_ONE_REQUEST as error:
-            self._refuse(key, error, again=isinstance(error, PredictionFailed) and error.transient)
+            self._refuse(key, error, retried=isinstance(error, PredictionFailed) and error.transient)
         except StorageError as error:
             if isinstance(error.__cause__, BLOCKED):
                 problem = f"{error}: what lies there is in the way of its results. Move it away."
@@ -80,7 +80,7 @@ class RequestProblems:
             self._context.log.exception(f"Request {key} raised what nobody expected.")
             problem = f"{type(error).__name__} was raised ({first_line(error, 120)}): the run's log has the trace."
             # Whether it is the file's fault or a fault of this machine nobody can tell: it is taken again later.
-            self._refuse(key, BatchRequestError(self._shown(key), problem), again=True)
+            self._refuse(key, BatchRequestError(self._shown(key), problem), retried=True)
         else:
             self._succeeded = True
             self._settle()
@@ -111,9 +111,9 @@ class RequestProblems:
     def _shown(self, key: str) -> str:
         return str(self._folder / key)
 
-    def _refuse(self, key: str, error: ServingError, *, again: bool = False) -> None:
+    def _refuse(self, key: str, error: ServingError, *, retried: bool = False) -> None:
         self.failed[key] = error
-        self._context.log_event(refused_event(key, str(error), again=again))
+        self._context.log_event(refused_event(key, str(error), retried=retried))
 
     def _doubt(self, key: str, error: ServingError) -> None:
         if self._doubtful:
@@ -122,5 +122,5 @@ class RequestProblems:
 
     def _settle(self) -> None:
         if self._doubtful:
-            self._refuse(*self._doubtful, again=True)
+            self._refuse(*self._doubtful, retried=True)
             self._doubtful = None

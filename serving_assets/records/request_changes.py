@@ -1,4 +1,4 @@
-"""What one look at the request folder finds beside what is known: files to score, files to wait for."""
+"""Compare the request folder with what is known: files to score, files to wait for."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,75 +8,79 @@ import msgspec
 from scoring.errors import StorageError
 from scoring.files.location import Location
 from serving_assets.records.observations import Seen
-from serving_assets.records.requests import RequestFile, read_hash
-from serving_assets.records.retries import Attempts, again_at
+from serving_assets.records.requests import RequestFile, listed, read_hash
+from serving_assets.records.retries import FailedAttempt
 
-# A file that was written to a moment ago may not be complete. Also longer than a clock's tick in any store (a second in
-# S3): a file that changes after it was looked at shows it.
+# A file that was written more recently may be incomplete. Also longer than the resolution of any store's clock (a
+# second in S3): a file that changes after it was read then has another time.
 SETTLED_AFTER_S = 3
-# A tick ends after 60 s. What is not read by then is read by the next one.
+# A tick ends after 60 s. The next tick reads what is not read by then.
 READING_S = 20
-NAMED = 10
-NEVER_FAILED = Attempts((), open=False)
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of the requests before the folder is looked at; all by partition key."""
+    """What is known of the requests before the folder is read; all by partition key."""
 
     seen: Mapping[str, Seen] = {}
     """What was read of their files last."""
-    attempts: Mapping[str, Attempts] = {}
-    """The runs that failed over them."""
+    attempts: Mapping[str, FailedAttempt] = {}
+    """Their last runs, if these failed."""
     busy: frozenset[str] = frozenset()
-    """Those that a run is scoring."""
+    """Requests that a run is scoring."""
     ahead: tuple[str, ...] = ()
-    """`Changes.ahead` of the look before this one."""
+    """`Changes.ahead` of the previous tick."""
 
-    def failures(self, file: RequestFile) -> tuple[float, ...]:
-        """When runs over this content failed, in seconds since 1970."""
-        tried, before = self.attempts.get(file.key, NEVER_FAILED), self.seen.get(file.key)
-        if before is not None and before.fingerprint == file.fingerprint:
-            return tried.ends
-        return tried.of_content(file.modified_ns / 1e9, time.time())
+    def attempt(self, file: RequestFile) -> FailedAttempt | None:
+        """The last run, if it failed and the file had its present content then."""
+        tried, before = self.attempts.get(file.key), self.seen.get(file.key)
+        if tried is None or (before is not None and before.fingerprint == file.fingerprint):
+            return tried
+        modified_s = file.modified_ns / 1e9
+        return tried if tried.ended_s > modified_s or modified_s > time.time() else None
+
+    def failures(self, file: RequestFile) -> int:
+        """How many runs in a row failed over this content."""
+        tried = self.attempt(file)
+        return tried.failures if tried else 0
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What a look has found."""
+    """What a tick has found."""
 
     files: tuple[tuple[RequestFile, str], ...] = ()
     """Files to score, each with its hash: new ones, those with other content than before, those whose run failed."""
     touched: tuple[tuple[RequestFile, str], ...] = ()
     """Files with another fingerprint but the same content."""
     waiting: tuple[str, ...] = ()
-    """Why some files are not read yet."""
+    """Why some files are not read yet, with their names."""
     ahead: tuple[str, ...] = ()
     """Fingerprints of the files whose modification time is in the future. Such a file may still be being written: it is
-    taken when two ticks find the same fingerprint."""
-    again: tuple[float, ...] = ()
-    """When requests whose runs failed are taken again, in seconds since 1970; later than now."""
+    read when two ticks find the same fingerprint."""
+    retries: tuple[tuple[float, str], ...] = ()
+    """When requests whose run failed are retried, in seconds since 1970, later than now, with their keys."""
 
 
 def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -> Changes:
-    """Look at these files of the folder, and read those that look changed.
+    """Compare these files of the folder with what is known, and read those that look changed.
 
     Raises:
-        StorageError: some can't be read, and there is no other to score.
+        StorageError: some can't be read, and no other is to be scored.
     """
     until = time.monotonic() + READING_S
     found: list[tuple[RequestFile, str]] = []
     touched: list[tuple[RequestFile, str]] = []
     waiting: dict[str, list[str]] = {}
-    again: list[float] = []
+    retries: list[tuple[float, str]] = []
     broken: list[StorageError] = []
     for file in files:
-        before, tried = known.seen.get(file.key), known.attempts.get(file.key, NEVER_FAILED)
-        if before is not None and before.fingerprint == file.fingerprint and (not tried.open or file.key in known.busy):
+        before, last, tried = known.seen.get(file.key), known.attempts.get(file.key), known.attempt(file)
+        is_open = last is not None and last.open
+        if before is not None and before.fingerprint == file.fingerprint and (not is_open or file.key in known.busy):
             continue
-        due_s = again_at(known.failures(file))
         if reason := _wait_for(file, known, until):
             waiting.setdefault(reason, []).append(file.name)
-        elif due_s > time.time():
-            again.append(due_s)
+        elif tried is not None and tried.retry_s > time.time():
+            retries.append((tried.retry_s, file.key))
         else:
             try:
                 sha256 = read_hash(folder, file)
@@ -85,18 +89,15 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
             except StorageError as error:
                 broken.append(error)
                 continue
-            same = before is not None and before.sha256 == sha256 and not tried.open
+            same = before is not None and before.sha256 == sha256 and not is_open
             (touched if same else found).append((file, sha256))
     if broken and not found and not touched:
         raise broken[0]  # probably an outage: the tick fails
-    told = [f"{len(names)} new or changed files {reason}{_named(reason, names)}" for reason, names in waiting.items()]
+    reasons = [f"{len(names)} new or changed files {reason} ({listed(names)})" for reason, names in waiting.items()]
     if broken:
-        told.append(f"{len(broken)} new or changed files can't be read ({broken[0]})")
+        reasons.append(f"{len(broken)} new or changed files can't be read ({broken[0]})")
     ahead = tuple(file.fingerprint for file in files if _is_ahead(file))
-    return Changes(tuple(found), tuple(touched), tuple(told), ahead, tuple(again))
-
-
-FROM_THE_FUTURE = "have a modification time in the future, and are taken if they do not change"
+    return Changes(tuple(found), tuple(touched), tuple(reasons), ahead, tuple(retries))
 
 
 def _wait_for(file: RequestFile, known: Known, until: float) -> str | None:
@@ -105,22 +106,15 @@ def _wait_for(file: RequestFile, known: Known, until: float) -> str | None:
     if before is None or before.fingerprint != file.fingerprint:
         if _is_ahead(file):
             if file.fingerprint not in known.ahead:
-                return FROM_THE_FUTURE
+                return "have a modification time in the future and are read if the next tick finds them unchanged"
         elif file.modified_ns / 1e9 > time.time() - SETTLED_AFTER_S:
             return "are still being written"
     if file.key in known.busy:
-        return "are being scored, and are looked at again after that"
+        return "are being scored and are read again after that"
     if time.monotonic() > until:
-        return "are looked at by the next tick"
+        return "are read by the next tick"
     return None
 
 
 def _is_ahead(file: RequestFile) -> bool:
     return file.modified_ns / 1e9 > time.time()
-
-
-def _named(reason: str, names: Sequence[str]) -> str:
-    if reason != FROM_THE_FUTURE:
-        return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f" ({', '.join(names[:NAMED])}{more})"

@@ -1,9 +1,9 @@
-"""Batch request files and the partitions that stand for them: partition key = name of the file without its ending."""
+"""Batch request files and their partitions: the partition key is the file's name without its extension."""
 
 import hashlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -23,21 +23,22 @@ batch_request = dg.AssetSpec(
     partitions_def=batch_requests,
     group_name=GROUP,
     kinds={"file"},
-    description="A file of entity rows in the request folder, somebody else's work. Its data version is the hash of "
-    "the content that was read last, so what was made of older content shows as stale.",
+    description="A file of entity rows in the request folder, written by another process. Its data version is the hash "
+    "of the content that was read last, so results of older content show as stale.",
 )
 
-# A key becomes a folder's name and is shown and typed by people. Dagster itself keeps "..." for ranges.
+# A key is also the name of a folder, and people read and type it. Dagster uses "..." in ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
-# A file of ours lies under this name where the request's own folder would. In capitals it is the same on some disks.
+# A file of this project has this name where the request's own folder would be. Some disks ignore the case of names.
 VERSION_FILE_NAME = "registered_model_version.json"
+NAMES_LISTED = 10
 
 
 def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """`dg.asset` with these options, made of one batch request each; one run makes those of many."""
+    """Return `dg.asset` for an asset with one partition per batch request; one run materializes many of them."""
     with warnings.catch_warnings():
-        # Else each start of webserver, daemon and run tells people that backfill_policy is in beta (dagster 1.13).
+        # Dagster 1.13 warns at each start of a webserver, daemon and run that backfill_policy is in beta.
         warnings.simplefilter("ignore", dg.BetaWarning)
         single_run = dg.BackfillPolicy.single_run()
         decorate: Callable[[Callable[..., Any]], dg.AssetsDefinition]
@@ -46,14 +47,14 @@ def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDef
 
 
 class NoRequestFolder(BatchRequestError):
-    """There is no request folder. It is not made, because a misspelt one would then stay empty without a word."""
+    """There is no request folder. It is not created, because a misspelled one would stay empty forever."""
 
     def __init__(self, folder: Location) -> None:
-        super().__init__(str(folder), "there is no such folder: make it, or set SERVING_BATCH_REQUESTS.")
+        super().__init__(str(folder), "there is no such folder: create it, or set SERVING_BATCH_REQUESTS.")
 
 
 class RequestFile(msgspec.Struct, frozen=True):
-    """One batch request as it lies in the request folder."""
+    """One batch request in the request folder."""
 
     key: str
     name: str
@@ -62,42 +63,46 @@ class RequestFile(msgspec.Struct, frozen=True):
     modified_ns: int
     """When it was last written, in nanoseconds since 1970."""
     shared: bool = False
-    """Whether these are several files that would share one result. They are refused together, whatever they hold."""
+    """Whether several files would share one result. They are refused together, whatever they hold."""
 
     @property
     def fingerprint(self) -> str:
-        """What tells a changed file from an unchanged one without reading it."""
+        """What distinguishes a changed file from an unchanged one without reading it."""
         return f"{self.name} {self.size} {self.modified_ns}"
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """What lies in the request folder."""
+    """The files of the request folder."""
 
     requests: tuple[RequestFile, ...]
     """Every file that can be a batch request, oldest first."""
     others: tuple[str, ...]
-    """Names of the other files, but hidden ones: those are someone's unfinished work."""
+    """Names of the other files, except hidden ones, which a writer has not finished."""
 
     @property
-    def not_taken(self) -> str:
-        """Which files are no requests, and why; empty if there are none."""
+    def ignored(self) -> str:
+        """Which files are not requests, and why; empty if there are none."""
         if not self.others:
             return ""
-        shown = ", ".join(repr(name) for name in self.others[:10])
-        more = f" and {len(self.others) - 10} more" if len(self.others) > 10 else ""
         return (
-            f"Not taken: {shown}{more}. A request's name needs {SAFE_KEY_TEXT}, and ends in {', '.join(SUFFIXES)}; "
-            f"{VERSION_FILE_NAME} is the name of a file of ours."
+            f"Ignored: {listed([repr(name) for name in self.others])}. Rename them: a request's name needs "
+            f"{SAFE_KEY_TEXT}, and one of the extensions {', '.join(SUFFIXES)}; {VERSION_FILE_NAME} is reserved."
         )
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(names[:NAMES_LISTED]) + more
+
+
 def is_safe_key(key: str) -> bool:
-    """Whether a partition key can be the name of a file and of a folder of ours."""
+    """Whether a partition key can be the name of a file and of a result folder."""
     return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != VERSION_FILE_NAME
 
 
 def list_requests(folder: Location) -> tuple[RequestFile, ...]:
-    """Every file in the folder that can be a batch request, oldest first.
+    """Return every file in the folder that can be a batch request, oldest first.
 
     Raises:
         NoRequestFolder, StorageError: as `read_request_folder`.
@@ -106,10 +111,10 @@ def list_requests(folder: Location) -> tuple[RequestFile, ...]:
 
 
 def read_request_folder(folder: Location) -> Folder:
-    """What lies in the request folder. Folders in it are not looked into.
+    """List the request folder, without its subfolders.
 
     Raises:
-        NoRequestFolder: there is no such folder on this machine. A prefix of a bucket is there without an object.
+        NoRequestFolder: there is no such folder on this machine. An S3 prefix without objects is an empty folder.
         StorageError: it can't be listed.
     """
     try:
@@ -120,7 +125,7 @@ def read_request_folder(folder: Location) -> Folder:
     others = []
     for entry in entries:
         name = PurePath(entry.name)
-        if name.suffix in SUFFIXES and is_safe_key(name.stem):
+        if name.suffix.lower() in SUFFIXES and is_safe_key(name.stem):
             file = RequestFile(name.stem, entry.name, entry.size, entry.modified_ns)
             requests[file.key] = _together(requests[file.key], file) if file.key in requests else file
         elif not entry.name.startswith("."):
@@ -135,28 +140,33 @@ def _together(one: RequestFile, other: RequestFile) -> RequestFile:
     return RequestFile(one.key, names, one.size + other.size, latest, shared=True)
 
 
-def find_request(folder: Location, key: str) -> Location:
-    """The file of one batch request.
+def find_request(folder: Location, files: Mapping[str, RequestFile], key: str) -> Location:
+    """Return the file of one batch request.
+
+    Args:
+        folder: the request folder.
+        files: its files by key.
+        key: the request's.
 
     Raises:
-        BatchRequestError: the key is no safe name, or there is no such file, or several that differ in their ending.
-        StorageError: the folder can't be reached.
+        BatchRequestError: the key is not a safe name, there is no such file, or several have this name.
     """
     if not is_safe_key(key):
         raise BatchRequestError(
-            repr(key), f"a request's name needs {SAFE_KEY_TEXT}, and not to be {VERSION_FILE_NAME}."
+            repr(key), f"a request's name needs {SAFE_KEY_TEXT}; {VERSION_FILE_NAME} is reserved: rename the file."
         )
-    found = [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").exists()]
-    if not found:
-        raise BatchRequestError(str(folder / key), f"there is no such file with an ending {', '.join(SUFFIXES)}.")
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    file = files.get(key)
+    if file is None:
+        extensions = ", ".join(SUFFIXES)
+        raise BatchRequestError(str(folder / key), f"there is no such file with one of the extensions {extensions}.")
+    if file.shared:
+        names = ", ".join(file.name.split(" "))
         raise BatchRequestError(str(folder / key), f"{names} would share one result: rename all but one.")
-    return found[0]
+    return folder / file.name
 
 
 def read_hash(folder: Location, request: RequestFile) -> str:
-    """SHA-256 of the file's content, hex; of several that share a result: of how they look.
+    """Return the SHA-256 of the file's content, hex; for several files that share a result, of their fingerprint.
 
     Raises:
         FileNotFoundError: it is gone.
@@ -175,5 +185,5 @@ def read_hash(folder: Location, request: RequestFile) -> str:
 
 
 def result_folder(artifacts: Location, key: str) -> Location:
-    """Where the request's joined features and its scores are written."""
+    """The folder of the request's joined features and its scores."""
     return artifacts / key

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -17,37 +18,40 @@ from serving_assets.records.history import (
     failed_since,
     known_requests,
     partitions_of,
+    requests_in_flight,
     run_request,
-    runs_in_flight,
     scores_requests,
+    unfinished_runs,
 )
-from serving_assets.records.observations import last_seen, refused_in_run, seen_event
+from serving_assets.records.observations import ignored_event, last_seen, refused_in_run, seen_event
 from serving_assets.records.request_changes import Changes, Known, find_changes
-from serving_assets.records.requests import NoRequestFolder, RequestFile, batch_requests, read_request_folder
-from serving_assets.records.retries import RUNS_AT_ONCE, failed_attempts, together
+from serving_assets.records.requests import NoRequestFolder, batch_requests, listed, read_request_folder
+from serving_assets.records.retries import FAILURES_TAG, RETRIES_AT_ONCE, failed_attempts, requests_per_retry
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN, score_batch
 
 INTERVAL_S = 5
-# Dagster's own tag (1.13): of the runs in its queue, those of higher priority begin first; 0 where there is none.
-# Requests between refused ones need a run for each gap, which may be hundreds: what comes in meanwhile goes first.
+# Dagster's own tag (1.13): the queue starts runs of higher priority first; 0 is the default. Requests between refused
+# ones need one run per gap, which may be hundreds: new requests go first.
 PRIORITY, AFTER_NEW_ONES = "dagster/priority", "-1"
 NOTHING_NEW = "No new or changed file in the request folder."
 
 
 class _Cursor(msgspec.Struct, frozen=True):
-    """What new_batch_request remembers between ticks; without it, one tick looks at everything once more."""
+    """What new_batch_request remembers between ticks. Without it, one tick compares everything once more."""
 
     listing: str = ""
-    """Digest of the folder's listing once nothing in it waits any more: while it lasts, there is nothing to do."""
-    told: str = ""
-    """Digest of the names that were said not to be taken: once, not at every tick."""
-    looked_s: float = 0.0
-    """When that was, in seconds since 1970: a run that failed since is something to do."""
+    """Digest of the folder's listing if no file in it waits to be read: until it changes, there is nothing to do."""
+    ignored: str = ""
+    """Digest of the names of ignored files that were reported: they are reported once, not at every tick."""
+    checked_s: float = 0.0
+    """Time of that tick, in seconds since 1970: a run that failed since then needs another look."""
     due_s: float | None = None
-    """When there is something to do although nothing has changed: a request is taken again."""
+    """When a request is retried, although nothing has changed."""
+    retries: str = ""
+    """Which requests are retried, and when; empty if none is."""
     ahead: tuple[str, ...] = ()
-    """How the files looked whose time of last change lay in the future."""
+    """Fingerprints of the files whose modification time was in the future."""
 
 
 @dg.sensor(
@@ -61,53 +65,50 @@ class _Cursor(msgspec.Struct, frozen=True):
 def new_batch_request(
     context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
 ) -> dg.SensorResult | dg.SkipReason:
-    """One look at the request folder."""
+    """Read the request folder, and request runs over new and changed files."""
     cursor = _read_cursor(context.cursor)
     changes = Changes()
     try:
         place = serving.settings.batch_requests
         folder = read_request_folder(place)
-        listing, others = _digest(file.fingerprint for file in folder.requests), _digest(folder.others)
-        if (cursor.listing, cursor.told) == (listing, others) and not _overdue(context.instance, cursor):
-            return dg.SkipReason(NOTHING_NEW)
+        listing, ignored = _digest(file.fingerprint for file in folder.requests), _digest(folder.others)
+        if (cursor.listing, cursor.ignored) == (listing, ignored) and not _overdue(context.instance, cursor):
+            return dg.SkipReason(cursor.retries or NOTHING_NEW)
         now = time.time()
         partitions = known_requests(context.instance)
-        known = _known(context.instance, partitions, folder.requests, cursor)
+        seen, unfinished = last_seen(context.instance), unfinished_runs(context.instance)
+        attempts = failed_attempts(context.instance, [file.key for file in folder.requests], seen)
+        known = Known(seen, attempts, frozenset(requests_in_flight(unfinished, partitions)), cursor.ahead)
         changes = find_changes(place, folder.requests, known)
         if changes.files:
             serving.registry.resolve(serving.settings.model_name, serving.settings.model_alias)
     except NoRequestFolder as error:
         return dg.SkipReason(str(error))
     except (AliasNotSet, ModelNotRegistered) as error:
-        return dg.SkipReason(f"{len(changes.files)} batch requests wait for a model version. {error}")
+        keys = [file.key for file, _ in changes.files]
+        return dg.SkipReason(f"{len(keys)} batch requests wait for a model version ({listed(keys)}). {error}")
     except ServingError as error:
         raise error from None
     have_partitions = set(partitions)
     added = [file.key for file, _ in changes.files if file.key not in have_partitions]
     order = [*partitions, *added]
-    ranges, repeated = _ranges(changes, known, order)
-    runs = [
-        run_request(
-            first,
-            last,
-            run_key=f"{first}...{last}:{_content(changes, known, first, last, order)}",
-            tags={PRIORITY: AFTER_NEW_ONES} if (first, last) in repeated else None,
-        )
-        for first, last in [*ranges, *repeated]
-    ]
-    not_taken = folder.not_taken if cursor.told != others else ""
-    if not_taken:
-        context.log.warning(not_taken)
+    retrying = any(FAILURES_TAG in run.tags for run in unfinished)
+    runs, left = _run_requests(changes, known, order, RETRIES_AT_ONCE if not retrying else 0)
+    news = folder.ignored if cursor.ignored != ignored else ""
+    if news:
+        context.log.warning(news)
     waiting = list(changes.waiting)
-    if left := len(changes.files) - _length([*ranges, *repeated], order):
-        waiting.append(f"{left} requests whose run failed wait for the runs of others")
-    later = [f"{len(changes.again)} requests whose run failed are taken again later"] if changes.again else []
-    after = _Cursor("" if waiting else listing, others, now, min(changes.again, default=None), changes.ahead)
+    if left:
+        waiting.append(f"{len(left)} requests whose run failed wait for the retries of others ({listed(left)})")
+    retries = _retries(changes)
+    due_s = min((when_s for when_s, _ in changes.retries), default=None)
+    after = _Cursor("" if waiting else listing, ignored, now, due_s, retries, changes.ahead)
+    events = [seen_event(file, sha256, known.seen.get(file.key)) for file, sha256 in changes.touched]
     return dg.SensorResult(
         run_requests=runs,
-        skip_reason=None if runs else "; ".join([*waiting, *later]) or not_taken or NOTHING_NEW,
+        skip_reason=None if runs else "; ".join(filter(None, [*waiting, retries])) or news or NOTHING_NEW,
         dynamic_partitions_requests=[batch_requests.build_add_request(added)] if added else [],
-        asset_events=[seen_event(file, sha256, known.seen.get(file.key)) for file, sha256 in changes.touched],
+        asset_events=[*events, *([ignored_event(folder)] if news else [])],
         cursor=msgspec.json.encode(after).decode(),
     )
 
@@ -120,7 +121,7 @@ def new_batch_request(
     description="When a run over several requests failed because some of them can't be scored, scores the others.",
 )
 def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | dg.SkipReason:
-    """One failed run. It names the requests that it refused; without one, the run failed for another reason."""
+    """Request runs over the other requests of a failed run that refused some; without these, it failed otherwise."""
     run = context.dagster_run
     known = known_requests(context.instance)
     keys = list(partitions_of(run.tags, known)) if scores_requests(run) else []
@@ -138,39 +139,42 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
 
 
 def _overdue(instance: dg.DagsterInstance, cursor: _Cursor) -> bool:
-    """Whether there is something to do although the folder is as it was."""
+    """Whether there is something to do although the folder has not changed."""
     if cursor.due_s is not None and time.time() >= cursor.due_s:
         return True
-    return failed_since(instance, cursor.looked_s - CLOCKS_DIFFER_S)
+    return failed_since(instance, cursor.checked_s - CLOCKS_DIFFER_S)
 
 
-def _known(
-    instance: dg.DagsterInstance, partitions: Sequence[str], files: Sequence[RequestFile], cursor: _Cursor
-) -> Known:
-    seen = last_seen(instance)
-    attempts = failed_attempts(instance, partitions, [file.key for file in files], seen)
-    return Known(seen, attempts, frozenset(runs_in_flight(instance, partitions)), cursor.ahead)
-
-
-Ranges = list[tuple[str, str]]
-
-
-def _ranges(changes: Changes, known: Known, order: Sequence[str]) -> tuple[Ranges, Ranges]:
-    """The runs to ask for, each from one request to another: those for the first time, and repeated ones."""
+def _run_requests(
+    changes: Changes, known: Known, order: Sequence[str], room: int
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """Runs over new content, then up to `room` retries; and the requests whose retry must wait."""
     by_failures: dict[int, list[str]] = {}
     for file, _ in changes.files:
-        by_failures.setdefault(len(known.failures(file)), []).append(file.key)
-    ranges = adjacent_ranges(by_failures.pop(0, []), order, REQUESTS_PER_RUN)
-    if known.busy & known.attempts.keys():
-        return ranges, []  # one after the other: they may fail again
-    repeated = [
-        each for failures, keys in by_failures.items() for each in adjacent_ranges(keys, order, together(failures))
-    ]
-    return ranges, repeated[:RUNS_AT_ONCE]
+        by_failures.setdefault(known.failures(file), []).append(file.key)
+    runs: list[dg.RunRequest] = []
+    left: list[str] = []
+    for failures, keys in sorted(by_failures.items()):
+        ranges = adjacent_ranges(keys, order, requests_per_retry(failures))
+        if failures:
+            ranges, cut = ranges[:room], ranges[room:]
+            room -= len(ranges)
+            left += [key for first, last in cut for key in order[order.index(first) : order.index(last) + 1]]
+        tags = {PRIORITY: AFTER_NEW_ONES, FAILURES_TAG: str(failures)} if failures else None
+        for first, last in ranges:
+            run_key = f"{first}...{last}:{_content(changes, known, first, last, order)}"
+            runs.append(run_request(first, last, run_key, tags=tags))
+    return runs, left
 
 
-def _length(ranges: Ranges, order: Sequence[str]) -> int:
-    return sum(order.index(last) - order.index(first) + 1 for first, last in ranges)
+def _retries(changes: Changes) -> str:
+    """Which requests are retried, and when the first of them; empty if none is."""
+    if not changes.retries:
+        return ""
+    retries = sorted(changes.retries)
+    first = datetime.fromtimestamp(retries[0][0], UTC).isoformat(" ", "seconds")
+    names = listed([key for _, key in retries])
+    return f"{len(retries)} requests whose run failed are retried, the first at {first} ({names})"
 
 
 def _read_cursor(text: str | None) -> _Cursor:
@@ -181,7 +185,7 @@ def _read_cursor(text: str | None) -> _Cursor:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    # A name on a disk may be no UTF-8.
+    # The name of a file may not be UTF-8.
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -192,15 +196,15 @@ def _content(changes: Changes, known: Known, first: str, last: str, order: Seque
     for file, sha256 in changes.files:
         if file.key in inside:
             before = known.seen[file.key].event if file.key in known.seen else 0
-            failed = max(known.attempts[file.key].ends, default="") if file.key in known.attempts else ""
+            failed = known.attempts[file.key].ended_s if file.key in known.attempts else ""
             digest.update(f"{file.key} {sha256} {before} {failed}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:
-    """The failed run's own pin, if a person gave it one; of a larger job only what score_batch has, too."""
+    """The failed run's own pin, if a person set one; of a larger job, only what score_batch has, too."""
     if ASKED_VERSION in run.tags:
-        return {}  # the alias named it then: what it names when the others are scored is right
+        return {}  # new_model_version pinned what the alias named: the others get what it names when they are scored
     operations: Any = run.run_config.get("ops", {})
     return {
         "ops": {name: config for name, config in operations.items() if name == registered_model_version.key.path[-1]}

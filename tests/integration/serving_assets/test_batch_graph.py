@@ -71,6 +71,19 @@ def test_a_world_with_text_keys_two_views_and_a_classifier_is_scored_without_a_c
     assert all(0 < row["prediction"] < 1 for row in rows if row["reason"] is None)
 
 
+def test_a_run_launched_for_a_request_that_no_sensor_has_found_adds_its_partition_or_names_the_folder(drivers):
+    launched = {"dagster/partition": "day2"}
+    result = drivers.run(tags=launched)
+    assert f"{drivers.requests / 'day2'}: there is no such file with one of the extensions .csv" in failure(result)
+    assert refused_in_run(drivers.instance, result.run_id) == {"day2"}
+    assert "day2" not in drivers.instance.get_dynamic_partitions("batch_requests")
+
+    (drivers.requests / "day2.CSV").write_text(driver_rows(drivers.world, [1003]))
+    assert drivers.run(tags=launched).success
+    assert "day2" in drivers.instance.get_dynamic_partitions("batch_requests")
+    assert [row["driver_id"] for row in drivers.output("day2")] == [1003]
+
+
 def test_the_alias_is_resolved_once_and_written_down(drivers):
     result = drivers.run()
 

@@ -68,9 +68,10 @@ def test_requests_in_s3_are_listed_and_found(bucket, tmp_path):
 
     assert [file.key for file in list_requests(bucket / "in")] == ["day1", "day2"]
     assert list_requests(bucket / "none") == ()
-    assert find_request(bucket / "in", "day2") == bucket / "in" / "day2.parquet"
+    files = {file.key: file for file in list_requests(bucket / "in")}
+    assert find_request(bucket / "in", files, "day2") == bucket / "in" / "day2.parquet"
     with pytest.raises(BatchRequestError, match=r"s3://.*/in/day3: there is no such file"):
-        find_request(bucket / "in", "day3")
+        find_request(bucket / "in", files, "day3")
 
 
 def test_the_sensor_takes_a_request_from_s3_once_it_is_settled_and_once(bucket, tmp_path):

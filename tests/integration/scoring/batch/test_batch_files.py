@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.engine import LocalEngine
 from scoring.batch.manifest import read_manifest
-from scoring.errors import BatchRequestError, PredictionFailed, ServingError, StorageError
+from scoring.errors import BatchRequestError, ModelRefused, PredictionFailed, ServingError, StorageError
 from scoring.features.feature_service import link_features
 from scoring.files.location import Location
 from scoring.models.model import Model
@@ -317,6 +317,27 @@ def test_a_request_that_is_being_written_is_refused_and_is_not_an_outage(job, tm
     (tmp_path / "day1.csv").write_text(HEADER)
     with pytest.raises(BatchRequestError, match=r"day1\.csv: it kept changing while it was read: another process"):
         job.run(Growing(tmp_path / "day1.csv"), Location(tmp_path / "artifacts"))
+
+
+def test_a_join_key_that_is_also_an_input_keeps_its_type_and_only_the_model_gets_a_double(job, tmp_path):
+    signature = Signature((ModelInput("driver_id", pa.float64()), ModelInput("acc_rate", pa.float64())))
+    other = copy.copy(job)
+    other.features = link_features(job.store, "linear/1", "driver_ranking", signature, ("driver_id",))
+    model = Model(ModelVersion("linear", 1), signature, None, lambda inputs: inputs[:, 0], as_array=True)
+    keys = [3, 2**53 + 1, 7]
+    (tmp_path / "day1.csv").write_text(HEADER + "".join(f"{key},{NOW.isoformat()},x\n" for key in keys))
+
+    other.join(Location(tmp_path / "day1.csv"), Location(tmp_path))
+    other.score(Location(tmp_path), model)
+
+    found = pq.read_table(tmp_path / "batch_output.parquet")
+    assert (found["driver_id"].type, found["driver_id"].to_pylist()) == (pa.int64(), keys)
+    assert found["reason"].to_pylist() == [None, "not_found", None]
+    assert found["prediction"].to_pylist() == [3.0, None, 7.0]
+    for dtype in (pa.string(), pa.timestamp("ns")):
+        wrong = Signature((ModelInput("driver_id", dtype), ModelInput("acc_rate", pa.float64())))
+        with pytest.raises(ModelRefused, match="the join key 'driver_id', which fills it, is declared int64"):
+            link_features(job.store, "linear/1", "driver_ranking", wrong, ("driver_id",))
 
 
 class TooLarge(ValueError):

@@ -4,7 +4,9 @@ import csv
 import datetime as dt
 import gzip
 import tempfile
+import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -15,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.arrow.signature import ModelInput, Signature
-from scoring.batch.request import read_batch_request
+from scoring.batch.request import copied_request, read_batch_request
 from scoring.batch.text_request import CHUNK_BYTES
 from scoring.errors import BatchRequestError
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import Feature, ModelFeatures, View
+from scoring.files.location import Location
 
 FEATURES = ModelFeatures(
     service="ranking",
@@ -31,6 +34,7 @@ FEATURES = ModelFeatures(
 )
 
 
+TEXT_KEY = msgspec.structs.replace(FEATURES, join_keys=(JoinKey("shop", "string"),), request_inputs=())
 HEADER = "shop_id,event_timestamp,amount\n"
 GOOD = HEADER + "7,2026-01-01T00:00:00Z,1\n"
 
@@ -128,6 +132,9 @@ def test_rows_are_neither_dropped_nor_reordered(tmp_path_factory: pytest.TempPat
         ("shop_id,event_timestamp,amount,a,a", "column 'a': this column appears twice"),
         ("shop_id,event_timestamp,amount,a,A", "column 'a': this column appears twice"),
         ("shop_id,event_timestamp,amount,", "its column number 4 has no name"),
+        (",shop_id,event_timestamp,amount", "column number 1 has no name. It is probably a pandas index: save the"),
+        ("shop_id;event_timestamp;amount", "amount). Semicolons probably separate its columns"),
+        ("shop_id\tevent_timestamp\tamount", "Tabs probably separate its columns"),
     ],
 )
 def test_columns_that_cannot_be_scored_are_named(tmp_path: Path, header: str, says: str) -> None:
@@ -141,6 +148,10 @@ def test_columns_that_cannot_be_scored_are_named(tmp_path: Path, header: str, sa
         ("1.5,2026-01-01,1\n", "shop_id", 1, "'1.5' is not int64"),
         ("9223372036854775808,2026-01-01,1\n", "shop_id", 1, "is not int64"),
         ("0x3E9,2026-01-01,1\n", "shop_id", 1, "'0x3E9' is not int64"),
+        ("1.23E+02,2026-01-01,1\n", "shop_id", 1, "'1.23E+02' is not int64. A spreadsheet probably shortened it"),
+        ("1.0,2026-01-01,1\n", "shop_id", 1, "as pandas does if one is missing: convert it to integers"),
+        ("+2,2026-01-01,1\n", "shop_id", 1, "'+2' is not int64. Remove the plus sign"),
+        ('"1,234",2026-01-01,1\n', "shop_id", 1, "A spreadsheet probably separated its thousands"),
         ("1,2026-01-01,1\n,2026-01-01,1\n", "shop_id", 2, "no value"),
         ("1,,1\n", "event_timestamp", 1, "no value"),
         ("1,2026-01-01,1\n1,2026-01-01,1\n1,soon,1\n", "event_timestamp", 3, "'soon'"),
@@ -244,9 +255,18 @@ def test_a_line_that_is_not_utf8_and_a_zero_byte_are_found_anywhere(tmp_path: Pa
         read_file(file)
 
 
-def test_another_separator_than_the_name_of_the_file_says_is_named(tmp_path: Path) -> None:
-    text = "shop_id;event_timestamp;amount\n7;2026-01-02T03:04:05Z;1,5\n"
-    assert "header has 1. Commas must separate the columns of a .csv file" in str(refusal(tmp_path, text))
+@pytest.mark.parametrize(
+    ("separator", "says"),
+    [
+        (";", "Semicolons probably separate its columns, as in some spreadsheets' CSV files: save it with commas."),
+        ("#", "Commas must separate the columns of a .csv file."),
+    ],
+)
+def test_rows_with_commas_in_a_file_with_another_separator_are_explained(
+    tmp_path: Path, separator: str, says: str
+) -> None:
+    text = "shop_id;event_timestamp;amount\n7;2026-01-02T03:04:05Z;1,5\n".replace(";", separator)
+    assert f"it has 2 cells, and the header has 1. {says}" in str(refusal(tmp_path, text))
 
 
 def test_a_number_is_rounded_to_a_float_as_one_in_json_is(tmp_path: Path) -> None:
@@ -262,10 +282,10 @@ def test_a_string_key_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path: Path
     moments = pa.array([dt.datetime(2026, 1, 2, tzinfo=dt.UTC)] * 3, pa.timestamp("us", "UTC"))
     file = tmp_path / "r.parquet"
     damaged = pa.Array.from_buffers(pa.string(), 3, keys.buffers())
-    pq.write_table(pa.table({"shop": damaged, "event_timestamp": moments}), file)
-    features = msgspec.structs.replace(FEATURES, join_keys=(JoinKey("shop", "string"),), request_inputs=())
-    with pytest.raises(BatchRequestError, match=r"'shop', row 2: 'b\ufffd' is not string"):
-        read_file(file, features)
+    for column, says in ((damaged, r"row 2: 'b\ufffd' is not string"), (keys, r"row 2: .* \(binary\) is not string")):
+        pq.write_table(pa.table({"shop": column, "event_timestamp": moments}), file)
+        with pytest.raises(BatchRequestError, match=f"'shop', {says}"):
+            read_file(file, TEXT_KEY)
 
 
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
@@ -326,6 +346,86 @@ def test_quotes_are_followed_through_a_file_of_many_chunks(
         read_file(file)
 
 
+ONE = uuid.UUID(int=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "read_as"),
+    [
+        (pa.array([7], pa.int32()), "7"),
+        (pa.array([Decimal(10**30)], pa.decimal128(38, 0)), f"{10**30}"),
+        (pa.array([Decimal(-7)], pa.decimal32(5, 0)), "-7"),
+        (pa.array([ONE.bytes], pa.uuid()), str(ONE)),
+        (pa.array([b"caf\xc3\xa9"]), "café"),
+        (pa.array([b"a"]).dictionary_encode(), "a"),
+        (pa.array([Decimal("7.00")], pa.decimal128(10, 2)), "'7.00' (decimal128(10, 2)) is not string"),
+        (pa.array([ONE.bytes], pa.binary(16)), "(fixed_size_binary[16]) is not string"),
+        (pa.array([dt.date(2026, 1, 2)]), "'2026-01-02' (date32[day]) is not string"),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else None,
+)
+def test_a_string_key_is_read_from_digits_and_text_or_refused_by_its_type(
+    tmp_path: Path, key: pa.Array, read_as: str
+) -> None:
+    pq.write_table(pa.table({"shop": key, "event_timestamp": ["2026-01-01"]}), tmp_path / "r.parquet")
+    if " is not " not in read_as:
+        assert read_file(tmp_path / "r.parquet", TEXT_KEY)["shop"].to_pylist() == [read_as]
+        return
+    with pytest.raises(BatchRequestError) as caught:
+        read_file(tmp_path / "r.parquet", TEXT_KEY)
+    assert "column 'shop', row 1: " in str(caught.value)
+    assert read_as in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [pa.decimal128(38, 0), pa.decimal32(5, 0), pa.decimal256(70, 2), pa.float64()])
+def test_integers_are_read_from_numbers_of_every_type(tmp_path: Path, key: pa.DataType) -> None:
+    column = pa.array([Decimal(7)]).cast(key)
+    table = read_parquet(tmp_path, column, pa.array(["2026-01-01"]), column)
+    assert (table["shop_id"].to_pylist(), table["amount"].to_pylist()) == ([7], [7.0])
+
+
+@pytest.mark.parametrize(
+    "dtype", [pa.float64(), pa.null(), pa.bool_(), pa.duration("s"), pa.uuid(), pa.list_(pa.int64()), pa.binary(3)]
+)
+def test_a_parquet_file_without_rows_is_read_whatever_its_types_are(tmp_path: Path, dtype: pa.DataType) -> None:
+    empty = pa.table([pa.chunked_array([], dtype)] * 3, ["shop_id", "event_timestamp", "amount"])
+    pq.write_table(empty, tmp_path / "r.parquet")
+    table = read_file(tmp_path / "r.parquet")
+    assert (table.num_rows, table.schema.types) == (0, [pa.int64(), pa.timestamp("us", "UTC"), pa.float64()])
+
+
+@pytest.mark.parametrize(
+    ("last", "unit"), [(dt.datetime(2262, 4, 11), "ns"), (dt.datetime(9999, 12, 31), "us"), (None, "ns")]
+)
+def test_int96_timestamps_are_kept_in_the_finest_unit_that_holds_them(
+    tmp_path: Path, last: dt.datetime | None, unit: str
+) -> None:
+    times = pa.array([dt.datetime(2026, 1, 2, 3, 4, 5, 6), dt.datetime(1, 1, 1) if unit == "us" else None, last])
+    table = pa.table({"shop_id": [1, 2, 3], "event_timestamp": ["2026-01-01"] * 3, "amount": [1.0] * 3, "until": times})
+    table = table.append_column("nested", pa.array([[each] for each in times.to_pylist()]))
+    pq.write_table(table, tmp_path / "r.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
+    found = read_file(tmp_path / "r.parquet")
+    assert found["until"].cast(pa.timestamp("us")).to_pylist() == times.to_pylist()
+    pq.write_table(table.drop_columns(["nested"]), tmp_path / "r.parquet", use_deprecated_int96_timestamps=True)
+    assert read_file(tmp_path / "r.parquet").schema.field("until").type == pa.timestamp(unit)
+
+
+def test_an_int96_event_timestamp_beyond_nanoseconds_is_refused_by_name(tmp_path: Path) -> None:
+    times = pa.array([dt.datetime(2026, 1, 1), dt.datetime(9999, 12, 31)], pa.timestamp("us"))
+    table = pa.table({"shop_id": [1, 2], "event_timestamp": times, "amount": [1.0, 1.0]})
+    pq.write_table(table, tmp_path / "r.parquet", use_deprecated_int96_timestamps=True)
+    with pytest.raises(BatchRequestError, match=r"'event_timestamp', row 2: '9999-12-31 .* of the years 1678 to 2261"):
+        read_file(tmp_path / "r.parquet")
+
+
+@pytest.mark.parametrize("name", ["R.CSV", "r.Tsv"])
+def test_the_extension_may_be_in_upper_case(tmp_path: Path, name: str) -> None:
+    text = GOOD.replace(",", "\t") if name == "r.Tsv" else GOOD
+    (tmp_path / name).write_text(text)
+    with copied_request(Location(tmp_path / name)) as copy:
+        assert read_file(copy.file)["shop_id"].to_pylist() == [7]
+
+
 def test_dictionaries_and_whole_floats_are_read_as_what_they_hold(tmp_path: Path) -> None:
     times, amounts = pa.array(["2026-01-01", "2026-01-02"]), pa.array(["1", "2"])
     table = read_parquet(tmp_path, pa.array([7.0, 8.0]), times.dictionary_encode(), amounts.dictionary_encode())
@@ -339,13 +439,16 @@ KEY, TIME = pa.array([1]), pa.array(["2026-01-01"])
 @pytest.mark.parametrize(
     ("key", "time", "says"),
     [
-        (pa.array([True]), TIME, "'shop_id', row 1: 'True' is not int64"),
-        (pa.array([1], pa.duration("s")), TIME, "'shop_id', row 1: '0:00:01' is not int64"),
-        (pa.array([1], pa.timestamp("s")), TIME, "'shop_id', row 1: '1970-01-01 00:00:01' is not int64"),
-        (pa.array([1.5]), TIME, "'shop_id', row 1: '1.5' is not int64"),
+        (pa.array([True]), TIME, "'shop_id', row 1: 'True' (bool) is not int64"),
+        (pa.array([1], pa.duration("s")), TIME, "'shop_id', row 1: '0:00:01' (duration[s]) is not int64"),
+        (pa.array([1], pa.timestamp("s")), TIME, "row 1: '1970-01-01 00:00:01' (timestamp[ms]) is not int64"),
+        (pa.array([1.5]), TIME, "'shop_id', row 1: '1.5' (double) is not int64"),
+        (pa.array([Decimal("1.5")]), TIME, "'shop_id', row 1: '1.5' (decimal128(2, 1)) is not int64"),
+        (pa.array([Decimal(10**20)]), TIME, "0000' (decimal128(21, 0)) is not int64"),
+        (pa.array([uuid.UUID(int=1).bytes], pa.uuid()), TIME, "0001' (extension<arrow.uuid>) is not int64"),
         (pa.nulls(1), TIME, "'shop_id', row 1: this row has no value"),
         (KEY, pa.nulls(1), "'event_timestamp', row 1: this row has no value"),
-        (KEY, pa.array([1767225600000]), "'event_timestamp', row 1: '1767225600000' is not an ISO 8601"),
+        (KEY, pa.array([1767225600000]), "'event_timestamp', row 1: '1767225600000' (int64) is not an ISO 8601"),
         (KEY, pa.array([2**50], pa.timestamp("s")), "'event_timestamp', row 1: "),
         (KEY, pa.array([-(2**50)], pa.timestamp("s")), "'event_timestamp', row 1: "),
         (KEY, pa.array([2**40], pa.timestamp("s")), "'event_timestamp', row 1: "),

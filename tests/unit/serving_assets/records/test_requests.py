@@ -27,16 +27,12 @@ def test_ordinary_file_names_are_keys(key):
         "x" * 101,
         "a\\b",
         "a,b",
+        "registered_model_version.json",
         "Registered_Model_Version.json",
     ],
 )
-def test_names_that_could_leave_the_folder_or_break_a_range_are_no_keys(key):
+def test_names_that_could_leave_the_folder_break_a_range_or_replace_a_file_are_not_keys(key):
     assert not is_safe_key(key)
-
-
-def test_a_name_whose_results_would_lie_where_a_file_of_ours_does_is_no_key():
-    assert not is_safe_key("registered_model_version.json")
-    assert not is_safe_key("Registered_Model_Version.json")
 
 
 def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
@@ -48,12 +44,11 @@ def test_requests_are_listed_oldest_first_without_other_files(tmp_path):
     assert [file.key for file in list_requests(Location(tmp_path))] == ["old", "middle", "new"]
 
 
-def test_whatever_lies_in_the_folder_the_requests_in_it_are_found_and_the_rest_is_named(tmp_path):
-    fine = ["Région_7.csv", "a..b.tsv", "2026-11-22.parquet"]
+def test_requests_are_found_among_any_other_files_which_are_named(tmp_path):
+    fine = ["Région_7.csv", "a..b.tsv", "2026-11-22.parquet", "DAY1.CSV", "day2.Parquet"]
     odd = [
         "day 1.csv",
         "a\nb.csv",
-        "DAY1.CSV",
         "day1.csv.gz",
         "...csv",
         "a...b.csv",
@@ -73,32 +68,32 @@ def test_whatever_lies_in_the_folder_the_requests_in_it_are_found_and_the_rest_i
 
     assert sorted(file.name for file in folder.requests) == sorted([*fine, "link.csv"])
     assert sorted(folder.others) == sorted(set(odd) - {"...csv"})
-    assert r"'a\nb.csv'" in folder.not_taken
-    assert "'DAY1.CSV'" in folder.not_taken
-    folder.not_taken.encode()
+    assert r"'a\nb.csv'" in folder.ignored
+    assert "'day 1.csv'" in folder.ignored
+    folder.ignored.encode()
 
 
-def test_a_missing_request_folder_is_told(tmp_path):
+def test_a_missing_request_folder_is_an_error(tmp_path):
     with pytest.raises(BatchRequestError, match="SERVING_BATCH_REQUESTS"):
         list_requests(Location(tmp_path / "none"))
 
 
-def test_two_files_that_would_share_one_result_are_refused(tmp_path):
-    (tmp_path / "day1.csv").write_text("x")
-    (tmp_path / "day1.tsv").write_text("x")
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("day1", r"day1\.csv, day1\.tsv would share one result"),
+        ("DAY2", r"DAY2\.CSV, DAY2\.csv would share one result"),
+        ("../secret", "a request's name needs"),
+        ("day 3", "a request's name needs"),
+        ("day4", "requests/day4: there is no such file with one of the extensions"),
+    ],
+)
+def test_a_request_without_one_file_of_its_name_in_the_folder_is_refused(tmp_path, key, problem):
+    folder = tmp_path / "requests"
+    folder.mkdir()
+    for name in ("day1.csv", "day1.tsv", "DAY2.CSV", "DAY2.csv", "day 3.csv", "../secret.csv"):
+        (folder / name).write_text("x")
+    files = {file.key: file for file in list_requests(Location(folder))}
 
-    with pytest.raises(BatchRequestError, match=r"day1\.csv, day1\.tsv would share one result"):
-        find_request(Location(tmp_path), "day1")
-
-
-def test_a_key_from_outside_cannot_reach_another_folder(tmp_path):
-    (tmp_path / "secret.csv").write_text("x")
-    (tmp_path / "requests").mkdir()
-
-    with pytest.raises(BatchRequestError, match="a request's name needs"):
-        find_request(Location(tmp_path / "requests"), "../secret")
-
-
-def test_a_request_without_a_file_is_told(tmp_path):
-    with pytest.raises(BatchRequestError, match="there is no such file"):
-        find_request(Location(tmp_path), "day1")
+    with pytest.raises(BatchRequestError, match=problem):
+        find_request(Location(folder), files, key)

@@ -1,24 +1,39 @@
-"""When, and with how many others, a request is taken again whose run failed."""
+"""When a request whose run failed is retried, and with how many others."""
 
-from serving_assets.records.retries import Attempts, again_at, together
+import pytest
+
+from serving_assets.records.observations import Seen
+from serving_assets.records.request_changes import Known
+from serving_assets.records.requests import RequestFile
+from serving_assets.records.retries import FailedAttempt, requests_per_retry
 
 
-def test_a_request_is_taken_again_ever_more_rarely_and_for_ever():
-    waits = [again_at([1000.0] * failures) - 1000 for failures in (1, 2, 3, 4, 50)]
+def test_a_request_is_retried_less_and_less_often_and_without_end():
+    waits = [FailedAttempt(failures, 1000.0, open=True).retry_s - 1000 for failures in (1, 2, 3, 4, 50)]
 
     assert waits == [60, 300, 1800, 3600, 3600]
-    assert again_at([]) == 0
 
 
-def test_after_many_failed_runs_each_request_stands_alone():
-    shared = [together(failures) for failures in range(10)]
+def test_after_many_failed_runs_each_request_is_alone():
+    shared = [requests_per_retry(failures) for failures in range(10)]
 
     assert shared == sorted(shared, reverse=True)
     assert (shared[2], shared[-1]) == (250, 1)
 
 
-def test_what_failed_before_the_file_was_written_does_not_count_unless_its_clock_is_ahead():
-    tried = Attempts((10.0, 20.0, 30.0), open=True)
+@pytest.mark.parametrize(
+    ("modified_s", "seen", "failures"),
+    [
+        (10, None, 3),
+        (30, None, 0),
+        (2**33, None, 3),
+        (30, "day1.csv 1 30000000000", 3),
+        (30, "day1.csv 1 10000000000", 0),
+    ],
+    ids=["written before", "written after", "written in the future", "read with this content", "read with another"],
+)
+def test_a_run_that_failed_before_the_file_was_written_does_not_count(modified_s, seen, failures):
+    file = RequestFile("day1", "day1.csv", 1, modified_s * 10**9)
+    known = Known({"day1": Seen(seen, "hash")} if seen else {}, {"day1": FailedAttempt(3, 20.0, open=True)})
 
-    assert tried.of_content(15.0, now=40.0) == (20.0, 30.0)
-    assert tried.of_content(99.0, now=40.0) == (10.0, 20.0, 30.0)
+    assert known.failures(file) == failures

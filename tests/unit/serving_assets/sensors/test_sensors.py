@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +15,6 @@ from dagster._daemon.monitoring.run_monitoring import check_run_timeout
 
 from scoring.errors import StorageError
 from scoring.files.location import Location
-from serving_assets.records import history
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN
 from tests.support.daemon import Daemon, _ended
 
@@ -396,9 +396,14 @@ def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_
         if failed_ago_s:
             daemon.cursors.clear()  # as time goes by
     assert len(daemon.runs) == 3
-    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+    retried_at = daemon.instance.get_run_record_by_id(daemon.runs[-1].run_id).end_time + 1800
+    when = datetime.fromtimestamp(retried_at, UTC).isoformat(" ", "seconds")
+    for _ in range(2):
+        assert f"3 requests whose run failed are retried, the first at {when} (a, b, c)" == daemon.tick(
+            "new_batch_request"
+        )
     daemon.cursors.clear()
-    assert "3 requests whose run failed are taken again later" in daemon.tick("new_batch_request")
+    assert f"the first at {when} (a, b, c)" in daemon.tick("new_batch_request")
 
     daemon.fail(daemon.runs[-1], 3800)  # as more time goes by
     daemon.cursors.clear()
@@ -558,13 +563,20 @@ def test_a_name_that_is_no_text_stops_nobody(daemon):
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
-def test_a_file_whose_name_is_no_key_is_told_and_left(daemon):
+def test_a_file_whose_name_is_not_a_key_is_reported_once_where_the_ui_shows_it(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day 1")
+    daemon.write_request("day2")
 
-    assert "day 1.csv" in daemon.tick("new_batch_request")
-    assert "day 1.csv" not in daemon.tick("new_batch_request")  # once, not at every tick for ever
-    assert daemon.runs == []
+    for _ in range(3):
+        daemon.tick("new_batch_request")
+        daemon.finish_all()
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
+    observed = daemon.instance.fetch_observations(dg.AssetKey("batch_request"), limit=10).records
+    (shown,) = [each.asset_observation for each in observed if each.partition_key is None]
+    assert shown.description.startswith("Ignored: 'day 1.csv'. Rename them: a request's name needs 1 to 100 letters,")
+    assert shown.metadata["ignored"].value == shown.description
 
 
 def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(daemon):
@@ -573,7 +585,7 @@ def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(da
 
     for _ in range(2):
         for sensor in ("new_batch_request", "new_model_version"):
-            told = f"{daemon.folder}: there is no such folder: make it, or set SERVING_BATCH_REQUESTS."
+            told = f"{daemon.folder}: there is no such folder: create it, or set SERVING_BATCH_REQUESTS."
             assert told in daemon.tick(sensor)
     assert not daemon.folder.exists()
 
@@ -609,7 +621,6 @@ def test_the_good_files_of_a_first_drop_with_a_bad_one_are_scored_once(daemon):
 
 
 def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, monkeypatch):
-    monkeypatch.setattr(history, "FAILED_RUNS", 5)
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
