@@ -22,13 +22,12 @@ class AddressUnavailable(Exception):
     """The API can't listen on the address of the settings."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if error.errno == errno.EADDRINUSE:
-            problem = f"{host}:{port} is already in use: set SERVING_PORT to a free port."
-        else:
-            # Python appends the address to the system's message.
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-            problem = f"can't listen on {host}:{port} ({why}): set SERVING_HOST and SERVING_PORT to a free address."
-        super().__init__(problem)
+            super().__init__(f"{address} is already in use: set SERVING_PORT to a free port.")
+            return
+        why = (error.strerror or str(error)).partition(" (while ")[0]  # Python appends the address
+        super().__init__(f"can't listen on {address} ({why}): set SERVING_HOST and SERVING_PORT to a free address.")
 
 
 def main() -> int:

@@ -69,3 +69,12 @@ def test_a_port_in_use_is_reported_in_one_sentence() -> None:
         result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_PORT=str(port))
     assert result.returncode == 1
     assert result.stderr == f"api: 127.0.0.1:{port} is already in use: set SERVING_PORT to a free port.\n"
+
+
+def test_an_address_of_another_machine_is_reported_in_one_sentence() -> None:
+    result = run("-m", "api", SERVING_MODEL_NAME="m", SERVING_HOST="203.0.113.9", SERVING_ALLOW_ANONYMOUS="true")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "api: can't listen on 203.0.113.9:8172 (Cannot assign requested address): set SERVING_HOST and SERVING_PORT to "
+        "a free address.\n"
+    )
