@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from api.http.messages import BODY_COMPLETE
 from api.http.protocol import CoalescingTransport, HttpProtocol
 
 
@@ -78,7 +79,7 @@ def test_other_attributes_are_those_of_the_transport() -> None:
     after(scenario)
 
 
-async def _answer(scope: Any, receive: Any, send: Any) -> None:
+async def _respond(scope: Any, receive: Any, send: Any) -> None:
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -131,8 +132,29 @@ PIECE = b"a" * 20_000
     ],
 )
 def test_headers_have_a_limit_that_bodies_do_not_count_towards(pieces: list[bytes], status: bytes) -> None:
-    async def scenario() -> bytes:
-        config = uvicorn.Config(_answer, http=HttpProtocol, lifespan="off", log_config=None)
+    answer = _answer_to(_respond, *pieces)
+    # A client that still sends when the connection is closed may be reset before it reads the response.
+    assert answer.split(b" ")[1:2] == [status] or (status == b"431" and answer == b"")
+
+
+SHORT = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize(("pieces", "complete"), [([SHORT + b"ab"], True), ([SHORT + b"a"], False)])
+def test_an_application_knows_whether_the_whole_body_has_arrived(pieces: list[bytes], complete: bool) -> None:
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
+        status = 200 if BODY_COMPLETE in scope["state"] else 202
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert _answer_to(respond, *pieces).split(b" ")[1] == (b"200" if complete else b"202")
+
+
+def _answer_to(application: Any, *pieces: bytes) -> bytes:
+    """Return the first line of the response to a request that is sent in pieces."""
+
+    async def exchange() -> bytes:
+        config = uvicorn.Config(application, http=HttpProtocol, lifespan="off", log_config=None)
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             serving = asyncio.create_task(server.serve([listening]))
@@ -143,6 +165,4 @@ def test_headers_have_a_limit_that_bodies_do_not_count_towards(pieces: list[byte
             await serving
         return answer
 
-    answer = asyncio.run(scenario())
-    # A client that still sends when the connection is closed may be reset before it reads the response.
-    assert answer.split(b" ")[1:2] == [status] or (status == b"431" and answer == b"")
+    return asyncio.run(exchange())

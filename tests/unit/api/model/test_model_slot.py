@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,40 +34,46 @@ class Clock:
         return self.now
 
 
-def following(
-    scenario: Callable[[AliasFollower, ModelSlot, FakeLoader, Clock], Awaitable[None]],
-) -> None:
-    async def run() -> None:
-        clock, loader, probe = Clock(), FakeLoader(), StoreProbe()
-        slot = ModelSlot(clock)
-        follower = AliasFollower(SETTINGS, loader, slot, probe)
-        try:
-            await scenario(follower, slot, loader, clock)
-        finally:
-            follower.stop()
-            probe.stop()
+class Following:
+    """An alias follower whose polls a test makes one by one."""
 
-    asyncio.run(run())
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self.clock, self.loader, self.probe = Clock(), FakeLoader(), StoreProbe()
+        self.slot = ModelSlot(self.clock)
+        self.follower = AliasFollower(SETTINGS, self.loader, self.slot, self.probe)
+        self.run = runner.run
 
+    def poll(self) -> None:
+        self.run(self.follower.poll())
 
-def served_version(slot: ModelSlot) -> int:
-    return slot.current().scorer.version.version
+    @property
+    def version(self) -> int:
+        return self.slot.current().scorer.version.version
 
 
-def test_another_version_is_loaded_once_and_swapped_in() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        for version in (1, 2, 1):
-            loader.point_to(FakeScorer(version))
-            await follower.poll()
-            await follower.poll()
-            assert served_version(slot) == version
-        assert loader.loads == [1, 2, 1]
-
-    following(scenario)
+@pytest.fixture
+def following() -> Iterator[Following]:
+    with asyncio.Runner() as runner:
+        started = Following(runner)
+        yield started
+        started.follower.stop()
+        started.probe.stop()
 
 
-def test_a_version_withdrawn_while_it_loads_never_serves() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
+def test_another_version_is_loaded_once_and_swapped_in(following: Following) -> None:
+    loader = following.loader
+    for version in (1, 2, 1):
+        loader.point_to(FakeScorer(version))
+        following.poll()
+        following.poll()
+        assert following.version == version
+    assert loader.loads == [1, 2, 1]
+
+
+def test_a_version_withdrawn_while_it_loads_never_serves(following: Following) -> None:
+    follower, slot, loader = following.follower, following.slot, following.loader
+
+    async def scenario() -> None:
         old = FakeScorer(1)
         loader.point_to(old)
         await follower.poll()
@@ -79,120 +85,108 @@ def test_a_version_withdrawn_while_it_loads_never_serves() -> None:
         loader.point_to(old)
         loader.may_load.set()
         await polling
-        assert served_version(slot) == slot.swaps == 1
+        assert following.version == slot.swaps == 1
         await follower.poll()
         assert loader.loads == [1, 2]
 
-    following(scenario)
+    following.run(scenario())
 
 
-def test_a_refused_version_leaves_the_old_one_serving_and_is_retried_at_growing_intervals() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.poll()
-        loader.point_to(FakeScorer(2))
-        loader.load_error = ModelRefused("ranker/2", "no signature")
-        waits = []
-        for _ in range(8):
-            await follower.poll()
-            assert slot.refusal is not None
-            waits.append(slot.refusal.retry_at - clock.now)
-            clock.now = slot.refusal.retry_at - 0.1
-            await follower.poll()
-            clock.now += 0.2
-        assert loader.loads == [1] + [2] * 8
-        assert waits[:2] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S]
-        assert waits[-1] == LONGEST_RETRY_S
-        assert served_version(slot) == 1
-        assert "no signature" in slot.refusal.reason
-
-    following(scenario)
-
-
-def test_a_machine_without_room_is_reported_with_the_folder_and_refuses_no_version() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.poll()
-        loader.point_to(FakeScorer(2))
-        loader.load_error = NoRoom("/var/tmp", "No space left on device")
-        with structlog.testing.capture_logs() as lines:
-            await follower.poll()
-            await follower.poll()
-        assert [line["event"] for line in lines] == ["model_not_tried"]
-        assert slot.refusals == 0
-        assert loader.loads == [1, 2]
-        refused = readiness(SETTINGS, slot, StoreProbe(), threading.Event())[0].refused
-        assert refused is not None
-        assert refused.fault_of == "this_machine"
-        assert "/var/tmp failed: No space left on device" in refused.reason
-        assert refused.next_attempt_in_s == FIRST_RETRY_S
-        loader.load_error = None
-        clock.now += FIRST_RETRY_S
-        await follower.poll()
-        assert served_version(slot) == 2
-        assert slot.refusal is None
-
-    following(scenario)
-
-
-def test_another_version_after_a_refused_one_is_loaded_at_once() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        loader.load_error = ModelRefused("ranker/1", "no signature")
-        await follower.poll()
-        with pytest.raises(NoModel, match="no signature"):
-            slot.current()
-        loader.load_error = None
-        loader.point_to(FakeScorer(2))
-        await follower.poll()
-        assert served_version(slot) == 2
-        assert slot.refusal is None
-
-    following(scenario)
-
-
-def test_an_alias_that_moves_back_clears_the_refusal() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.poll()
-        loader.point_to(FakeScorer(2))
-        loader.load_error = MemoryError()
-        await follower.poll()
+def test_a_refused_version_leaves_the_old_one_serving_and_is_retried_at_growing_intervals(following: Following) -> None:
+    slot, loader, clock = following.slot, following.loader, following.clock
+    following.poll()
+    loader.point_to(FakeScorer(2))
+    loader.load_error = ModelRefused("ranker/2", "no signature")
+    waits = []
+    for _ in range(8):
+        following.poll()
         assert slot.refusal is not None
-        loader.point_to(FakeScorer(1))
-        await follower.poll()
-        assert slot.refusal is None
-        assert served_version(slot) == 1
-
-    following(scenario)
-
-
-def test_an_outage_of_the_registry_leaves_the_old_version_serving_and_refuses_none() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        await follower.poll()
-        loader.poll_error = RegistryUnreachable("http://mlflow", OSError("refused"))
-        clock.now += 60
-        await follower.poll()
-        assert served_version(slot) == 1
-        assert slot.poll_age_s() == 60
-        assert slot.poll_problem is not None
-        loader.poll_error = None
-        loader.point_to(FakeScorer(2))
-        loader.load_error = RegistryUnreachable("http://mlflow", OSError("refused"))
-        await follower.poll()
-        assert slot.refusal is None
-        loader.load_error = None
-        await follower.poll()
-        assert served_version(slot) == 2
-        assert slot.poll_problem is None
-
-    following(scenario)
+        waits.append(slot.refusal.retry_at - clock.now)
+        clock.now = slot.refusal.retry_at - 0.1
+        following.poll()
+        clock.now += 0.2
+    assert loader.loads == [1] + [2] * 8
+    assert waits[:2] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S]
+    assert waits[-1] == LONGEST_RETRY_S
+    assert following.version == 1
+    assert "no signature" in slot.refusal.reason
 
 
-def test_a_join_key_named_like_a_member_of_the_answers_is_refused() -> None:
-    async def scenario(follower: AliasFollower, slot: ModelSlot, loader: FakeLoader, clock: Clock) -> None:
-        loader.point_to(FakeScorer(link=features(JoinKey("reason", "int64"))))
-        await follower.poll()
-        assert slot.refusal is not None
-        assert "'reason'" in slot.refusal.reason
+def test_a_machine_without_room_is_reported_with_the_folder_and_refuses_no_version(following: Following) -> None:
+    slot, loader, clock = following.slot, following.loader, following.clock
+    following.poll()
+    loader.point_to(FakeScorer(2))
+    loader.load_error = NoRoom("/var/tmp", "No space left on device")
+    with structlog.testing.capture_logs() as lines:
+        following.poll()
+        following.poll()
+    assert [line["event"] for line in lines] == ["model_not_tried"]
+    assert slot.refusals == 0
+    assert loader.loads == [1, 2]
+    refused = readiness(SETTINGS, slot, StoreProbe(), threading.Event())[0].refused
+    assert refused is not None
+    assert refused.fault_of == "this_machine"
+    assert "/var/tmp failed: No space left on device" in refused.reason
+    assert refused.next_attempt_in_s == FIRST_RETRY_S
+    loader.load_error = None
+    clock.now += FIRST_RETRY_S
+    following.poll()
+    assert following.version == 2
+    assert slot.refusal is None
 
-    following(scenario)
+
+def test_another_version_after_a_refused_one_is_loaded_at_once(following: Following) -> None:
+    slot, loader = following.slot, following.loader
+    loader.load_error = ModelRefused("ranker/1", "no signature")
+    following.poll()
+    with pytest.raises(NoModel, match="no signature"):
+        slot.current()
+    loader.load_error = None
+    loader.point_to(FakeScorer(2))
+    following.poll()
+    assert following.version == 2
+    assert slot.refusal is None
+
+
+def test_an_alias_that_moves_back_clears_the_refusal(following: Following) -> None:
+    slot, loader = following.slot, following.loader
+    following.poll()
+    loader.point_to(FakeScorer(2))
+    loader.load_error = MemoryError()
+    following.poll()
+    assert slot.refusal is not None
+    loader.point_to(FakeScorer(1))
+    following.poll()
+    assert slot.refusal is None
+    assert following.version == 1
+
+
+def test_an_outage_of_the_registry_leaves_the_old_version_serving_and_refuses_none(following: Following) -> None:
+    slot, loader, clock = following.slot, following.loader, following.clock
+    following.poll()
+    loader.poll_error = RegistryUnreachable("http://mlflow", OSError("refused"))
+    clock.now += 60
+    following.poll()
+    assert following.version == 1
+    assert slot.poll_age_s() == 60
+    assert slot.poll_problem is not None
+    loader.poll_error = None
+    loader.point_to(FakeScorer(2))
+    loader.load_error = RegistryUnreachable("http://mlflow", OSError("refused"))
+    following.poll()
+    assert slot.refusal is None
+    loader.load_error = None
+    following.poll()
+    assert following.version == 2
+    assert slot.poll_problem is None
+
+
+def test_a_join_key_named_like_a_member_of_the_answers_is_refused(following: Following) -> None:
+    slot, loader = following.slot, following.loader
+    loader.point_to(FakeScorer(link=features(JoinKey("reason", "int64"))))
+    following.poll()
+    assert slot.refusal is not None
+    assert "'reason'" in slot.refusal.reason
 
 
 def test_before_the_first_model_the_process_is_live_and_ready_gives_the_reason() -> None:
