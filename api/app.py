@@ -9,10 +9,10 @@ from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
-from litestar.exceptions import NotFoundException
+from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.static_files import create_static_files_router
 
-from api.errors import RouteNotFound
+from api.errors import MethodNotAllowed, RouteNotFound
 from api.http.access import keys_from
 from api.http.endpoint import ANSWERS, ScoringEndpoint
 from api.http.observability import ObservabilityMiddleware
@@ -29,6 +29,9 @@ from api.telemetry.request_context import RequestLog
 from api.telemetry.tracing import tracing_to
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
+
+# Methods that need no mention: each route has them.
+IMPLIED = {"HEAD", "OPTIONS"}
 
 
 def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
@@ -75,15 +78,9 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
 
     def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         if isinstance(error, NotFoundException):
-            methods = {path: {"POST"} for path in ANSWERS} | {route.path: route.methods for route in app.routes}
-            error = RouteNotFound(
-                [
-                    f"{method} {path}"
-                    for path in sorted(methods)
-                    for method in sorted(methods[path] - {"HEAD", "OPTIONS"})
-                    if "{" not in path  # the files of the page
-                ]
-            )
+            error = RouteNotFound(_routes(app))
+        elif isinstance(error, MethodNotAllowedException):
+            error = MethodNotAllowed((error.headers or {}).get("Allow", ""))
         return to_litestar(problem_for(error, request.scope))
 
     parts = {
@@ -116,6 +113,12 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
     routes = frozenset((*ANSWERS, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)
     return app
+
+
+def _routes(app: Litestar) -> list[str]:
+    """Return `METHOD path` of each route, without the files of the page."""
+    methods = {path: {"POST"} for path in ANSWERS} | {route.path: route.methods for route in app.routes}
+    return [f"{method} {path}" for path in sorted(methods) if "{" not in path for method in methods[path] - IMPLIED]
 
 
 def _provide(part: object) -> Provide:

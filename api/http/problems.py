@@ -59,7 +59,6 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 NOT_FOUND = Kind("not-found", 404, "Not found")
-METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "Method not allowed")
 BODY_TOO_LARGE = Kind("body-too-large", 413, "Body too large")
 BAD_REQUEST = Kind("bad-request", 400, "Malformed request")
 NOT_READY = Kind("not-ready", 503, "Not ready")
@@ -79,7 +78,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     InvalidHost: BAD_REQUEST,
     UpgradeRequested: BAD_REQUEST,
     RouteNotFound: NOT_FOUND,
-    MethodNotAllowed: METHOD_NOT_ALLOWED,
+    MethodNotAllowed: Kind("method-not-allowed", 405, "Method not allowed"),
     InvalidRequest: Kind("invalid-request", 422, "Invalid request"),
     NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
     FeaturesRejected: Kind("features-rejected", 422, "Features missing"),
@@ -92,8 +91,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     UnusableFeature: Kind("unusable-feature", 500, "Unusable feature value", SEE_LOG),
     PredictionFailed: Kind("prediction-failed", 500, "Prediction failed", "The model failed on this request."),
 }
-BY_STATUS = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE)}
-KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), *BY_STATUS.values(), BAD_REQUEST, NOT_READY, INTERNAL)))
+KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), NOT_READY, INTERNAL)))
 TYPES = sorted({TYPE_PREFIX + kind.name for kind in KINDS})
 HEADERS = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
 
@@ -163,8 +161,8 @@ def _kind(error: Exception) -> Kind:
         if each in BY_ERROR:
             return BY_ERROR[each]
     if isinstance(error, HTTPException):  # Litestar's own
-        if error.status_code in BY_STATUS:
-            return BY_STATUS[error.status_code]
+        if error.status_code == BODY_TOO_LARGE.status:
+            return BODY_TOO_LARGE
         if 400 <= error.status_code < 500:
             return BAD_REQUEST
     return INTERNAL
@@ -177,8 +175,6 @@ def _headers(kind: Kind, error: Exception) -> list[tuple[bytes, bytes]]:
     match error:
         case MethodNotAllowed():
             headers.append((b"allow", error.allowed.encode()))
-        case HTTPException() if error.headers:
-            headers += [(b"allow", value.encode()) for name, value in error.headers.items() if name.lower() == "allow"]
         case KeyNeeded():
             headers.append((b"www-authenticate", b"Bearer"))
         case BodyEncoded():

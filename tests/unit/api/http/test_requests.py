@@ -100,8 +100,10 @@ def test_unknown_paths_and_methods_are_problems_that_name_what_exists(client: Te
             "No route has this path. The routes are GET /, POST /inference, GET /live, GET /metrics, "
             "GET /openapi.json, GET /ready, POST /scores, GET /version."
         )
-    assert_problem(client.get("/inference"), 405)
-    assert set(client.get("/inference").headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
+    for method, path, allowed in (("GET", "/inference", {"POST"}), ("DELETE", "/live", {"GET"})):
+        response = client.request(method, path)
+        assert all(name in assert_problem(response, 405)["detail"] for name in allowed)
+        assert allowed < set(response.headers["Allow"].split(", ")) <= allowed | {"OPTIONS"}
 
 
 @pytest.mark.parametrize("name", ["%00", "a" * 300, "a/" * 3000, "swagger-ui/swagger-ui.css%00.html", "../app.py", ""])
