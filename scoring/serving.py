@@ -1,12 +1,13 @@
 """Load a model version and link it to its features. Batch and online both start here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
 
-from scoring.arrow.signature import OUTPUT_COLUMNS, Signature
+from scoring.arrow.signature import EVENT_TIMESTAMP, OUTPUT_COLUMNS, Signature
 from scoring.errors import ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
@@ -83,14 +84,6 @@ def link_version(
             impute value does not fit its input.
         FeatureStoreError: the Feast registry can't be read or lacks the service.
     """
-    reserved = [name for name in signature.names if name in OUTPUT_COLUMNS]
-    if reserved:
-        raise ModelRefused(
-            str(version),
-            f"its input {reserved[0]!r} has the name of a column that scoring adds to the output "
-            f"({', '.join(OUTPUT_COLUMNS)}). Train it with another name for this input: view__feature also names a "
-            "feature.",
-        )
     service = version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service
     if not service:
         raise ModelRefused(
@@ -103,7 +96,31 @@ def link_version(
         settings.request_inputs if tag is None else tuple(name.strip() for name in tag.split(",") if name.strip())
     )
     _check_impute_values(version, signature, settings)
-    return link_features(store, str(version), service, signature, request_inputs)
+    features = link_features(store, str(version), service, signature, request_inputs)
+    _check_names(version, features)
+    return features
+
+
+def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
+    """Refuse names that two columns of a batch output would have. DuckDB, which joins, ignores the case of names."""
+    computed = {feature.input for feature in features.features}
+    in_request = tuple(dict.fromkeys((*features.request_columns, EVENT_TIMESTAMP)))
+    for name in dict.fromkeys((*features.signature.names, *features.request_columns)):
+        if _is_among(name, OUTPUT_COLUMNS):
+            taken = f"a column that scoring adds to the output ({', '.join(OUTPUT_COLUMNS)})"
+        elif name in computed and _is_among(name, in_request):
+            taken = f"a column of each request ({', '.join(in_request)})"
+        else:
+            continue
+        what = "input" if name in features.signature.names else "request column"
+        remedy = "rename it in the model, or in the feature definitions."
+        if name in computed:
+            remedy = f"rename it in the model: a feature may also be named as its view and itself, view__{name}."
+        raise ModelRefused(str(version), f"its {what} {name!r} has the name of {taken}: {remedy}")
+
+
+def _is_among(name: str, names: Sequence[str]) -> bool:
+    return name.casefold() in {each.casefold() for each in names}
 
 
 def _check_impute_values(version: ModelVersion, signature: Signature, settings: Settings) -> None:

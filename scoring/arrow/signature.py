@@ -40,6 +40,10 @@ OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "featur
 """Columns that scoring adds to those of a batch request. No input of a model may have one of these names."""
 
 
+EVENT_TIMESTAMP = "event_timestamp"
+"""The column of a batch request that says as of when its rows' features are joined."""
+
+
 class ModelInput(msgspec.Struct, frozen=True):
     """One input of a model: its name and the Arrow type in which the model was trained on it."""
 

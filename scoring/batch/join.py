@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.batch.request import EVENT_TIMESTAMP, entity_columns, read_batch_request
+from scoring.arrow.signature import EVENT_TIMESTAMP
+from scoring.batch.request import entity_columns, read_batch_request
 from scoring.errors import BatchRequestError, FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import Masks, ModelFeatures

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from scoring.arrow.signature import OUTPUT_COLUMNS
+from scoring.arrow.signature import EVENT_TIMESTAMP, OUTPUT_COLUMNS
 from scoring.arrow.timestamps import TIMESTAMP
 from scoring.batch.manifest import unreadable
 from scoring.batch.request_values import convert_column
@@ -32,7 +32,6 @@ from scoring.files.location import Location
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows
 from scoring.files.transfer import Content, fetch
 
-EVENT_TIMESTAMP = "event_timestamp"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 NAMES_LISTED = 20

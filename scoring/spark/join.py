@@ -11,8 +11,8 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
+from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.batch.join import features_of_none, lost_rows
-from scoring.batch.request import EVENT_TIMESTAMP
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures
 from scoring.features.on_demand_views import on_demand_views

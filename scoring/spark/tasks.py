@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.batch.join import complete
-from scoring.batch.request import EVENT_TIMESTAMP
 from scoring.batch.scored_rows import CONSTANTS, count_reasons, with_scores
 from scoring.errors import FeaturesRejected, FeatureStoreError
 from scoring.feast_plugins.join_keys import ROW
