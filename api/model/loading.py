@@ -39,7 +39,7 @@ ValidateFiles = Callable[[ModelFiles, pa.Table | None], ValidationReport]
 REMEMBERED = 16
 # The share of a request's deadline that the search for rows on which the model raises may take: the requests that are
 # scored together still get their answers in time.
-SEARCH_SHARE = 0.25
+SEARCH_SHARE = 1 / 3
 
 
 class Target(msgspec.Struct, frozen=True):
