@@ -80,7 +80,8 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         if isinstance(error, NotFoundException):
             error = RouteNotFound(_routes(app))
         elif isinstance(error, MethodNotAllowedException):
-            error = MethodNotAllowed((error.headers or {}).get("Allow", ""))
+            headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+            error = MethodNotAllowed(headers.get("allow", ""))
         return to_litestar(problem_for(error, request.scope))
 
     parts = {
