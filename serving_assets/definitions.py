@@ -24,7 +24,7 @@ ASSETS = (batch_request, feast_registry, online_store, registered_model_version,
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Whom Dagit shows as owners of the assets. Where a setting is wrong, the default: runs and ticks say what is."""
+    """Return the assets' owners, or the default ones if a setting is wrong: runs and ticks report the wrong setting."""
     try:
         return Settings.from_environment(environment).batch_owners
     except SettingsError:
@@ -32,7 +32,7 @@ def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def overriding(folder: Path) -> tuple[str, ...]:
-    """The settings that a `.env` in `folder` makes: Dagster's commands let it override what they were started with."""
+    """Return the settings in a `.env` in `folder`: in Dagster's commands, they override the environment."""
     return tuple(
         name for name in get_env_var_dict(str(folder)) if name.startswith(("SERVING_", "MLFLOW_", "FEAST_", "AWS_"))
     )
@@ -46,7 +46,7 @@ if overridden := overriding(Path.cwd()):
         ", ".join(overridden),
     )
 
-# Owners are read here, and not when a run needs them, because Dagster asks for them when it loads the code location.
+# Owners are read here, because Dagster needs them when it loads the code location.
 definitions = dg.Definitions(
     assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), ASSETS),
     jobs=[score_batch, serve_batch, refresh_online_store],

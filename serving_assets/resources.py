@@ -1,4 +1,4 @@
-"""What assets and sensors work with: settings, model registry and feature store, each opened at its first use."""
+"""What assets and sensors use: settings, model registry, feature store and engine, each opened at its first use."""
 
 import functools
 import os
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """The Dagster resource `serving`. A process makes one and reads its environment once, when a run or tick needs it.
+    """The Dagster resource `serving`. A process reads its environment once, when a run or tick needs it.
 
-    A code location with a wrong setting therefore still loads, and says what is wrong where somebody reads it.
+    A code location with a wrong setting therefore still loads, and each run and tick reports the setting.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Remember where the settings will come from; nothing is read yet."""
+        """Read nothing yet; `environment` will be read for the settings."""
         self._environment = environment
 
     @functools.cached_property
@@ -40,17 +40,17 @@ class Serving:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What joins and scores; it keeps its Spark session, if it has one.
+        """The engine that joins and scores; it keeps its Spark session, if it has one.
 
         Raises:
-            SettingsError: it is not installed.
+            SettingsError: its packages are not installed.
         """
         return choose_engine(self.settings)
 
     def open_feature_store(self) -> "FeatureStore":
-        """The Feast store as it is configured now, with no cached registry of an earlier run.
+        """Open the Feast store as it is configured now, without a registry cached by an earlier run.
 
         Raises:
-            FeatureStoreError: it is not configured, or wrongly.
+            FeatureStoreError: its configuration is missing or wrong.
         """
         return open_feature_store(self.settings)

@@ -1,8 +1,8 @@
-"""Launches runs in the code location, as Dagster's default does, and notices when one of them is gone.
+"""Launch runs in the code location, as Dagster's default launcher does, and detect those whose process is gone.
 
-Dagster's run monitoring asks the launcher whether a run's process lives. Its default launcher can't tell (dagster
-1.13): a run whose code location was killed or replaced stays `started` until its longest time is over, and holds its
-place in the queue. The code location knows its children, so it is asked. For dagster.yaml:
+Dagster's run monitoring asks the launcher whether a run's process is alive. The default launcher does not know (dagster
+1.13): a run whose code location was killed or replaced stays `started` until its maximum runtime is over, and keeps its
+place in the queue. This launcher asks the code location, which knows its child processes. For dagster.yaml:
 
     run_launcher: {module: serving_assets.run_launcher, class: CodeLocationRunLauncher}
 """
@@ -23,11 +23,11 @@ class CodeLocationRunLauncher(DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """It does."""
+        """True: `check_run_worker_health` is implemented."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the code location that the run was launched in still has it.
+        """Return whether the code location in which the run was launched still has its process.
 
         Raises:
             DagsterUserCodeUnreachableError: it does not answer now. The daemon logs that and asks again.
@@ -41,7 +41,7 @@ class CodeLocationRunLauncher(DefaultRunLauncher):
 
 
 def client_at(launched_in: str) -> "DagsterGrpcClient":
-    """A client of the code location that a run's own tag names, as JSON."""
+    """Return a client of the code location in a run's tag, which is JSON."""
     from dagster._grpc.client import DagsterGrpcClient
 
     where = json.loads(launched_in)
@@ -51,7 +51,7 @@ def client_at(launched_in: str) -> "DagsterGrpcClient":
 
 
 def has_run(client: "DagsterGrpcClient", run_id: str) -> bool:
-    """Whether the code location behind `client` has a living process for the run."""
+    """Return whether the code location of `client` has a live process for the run."""
     from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
     from dagster._serdes import deserialize_value
 

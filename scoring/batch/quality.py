@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SAMPLED_ROWS = 500_000
 DRIFT_BINS = 10
 # With fewer rows, chance alone exceeds a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
-ROWS_TO_TELL_DRIFT = 100
+MIN_ROWS_FOR_DRIFT = 100
 # An empty bin counts as this share: its logarithm would be infinite.
 EMPTY_SHARE = 1e-4
 
@@ -40,7 +40,7 @@ def sample(table: ParquetFiles, column: str) -> pa.Array:
 
 
 def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
-    """Population stability index of predictions against earlier ones; None if either has fewer than ROWS_TO_TELL_DRIFT.
+    """Population stability index of predictions against earlier ones; None if either has fewer than MIN_ROWS_FOR_DRIFT.
 
     The bins are the reference's deciles. 0 = the same distribution; above 0.25 is commonly considered a shift.
 
@@ -48,7 +48,7 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
         reference: float64 (n,), finite.
         current: float64 (m,), finite.
     """
-    if min(len(reference), len(current)) < ROWS_TO_TELL_DRIFT:
+    if min(len(reference), len(current)) < MIN_ROWS_FOR_DRIFT:
         return None
     # Repeated reference values give repeated edges: such bins are merged.
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))

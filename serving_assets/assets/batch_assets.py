@@ -48,8 +48,8 @@ from serving_assets.records.requests import (
 )
 from serving_assets.resources import Serving
 
-# A picture takes a tenth of a second: a run over many requests draws those of the first ones.
-PICTURES_PER_RUN = 10
+# A plot takes a tenth of a second: a run over many requests draws those of the first ones.
+PLOTS_PER_RUN = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
@@ -87,13 +87,13 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             metadata = origin_metadata(settings, version, features.service, chosen.by)
             with problems.of(key):
                 file = files.get(key)
-                if file is not None and file.shared:  # refused below; a change shows that it may be scored now
+                if file is not None and file.shared:  # refused below, until the sensor sees another state of it
                     shared = read_hash(settings.batch_requests, file)
                     context.log_event(seen_event(file, shared, known.get(key)))
                 request = find_request(settings.batch_requests, files, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
                 with copied_request(request) as copy:
-                    # Before the rows are read: what changes later shows it.
+                    # Recorded before the rows are read: a later change is then seen as one.
                     if file is not None:
                         context.log_event(seen_event(file, copy.content.sha256, known.get(key)))
                     origin = Origin(copy.content, str(version), features.service, definitions.hash)
@@ -121,14 +121,14 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     """Score each batch_input.parquet of this run's partitions with the version that it was made for."""
     written: list[Content] = []
     found: dict[str, list[checks.Finding]] = {}
-    with failing_in_one_line(), scratch_folder() as scratch, ThreadPoolExecutor(1, "picture") as drawing:
+    with failing_in_one_line(), scratch_folder() as scratch, ThreadPoolExecutor(1, "plots") as drawing:
         settings, engine = serving.settings, serving.engine
         problems = RequestProblems(context, settings.batch_requests)
         inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
         chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
         context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
-        # Links the model to its features once more: this asset can be materialized without batch_input.
+        # Linked to its features here, too: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
         features, policy = serving_model.features, Policy.from_settings(settings)
 
@@ -141,7 +141,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
             started = time.monotonic()
             file = folder / engine.output_name
             earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
-            drawn = drawing if place < PICTURES_PER_RUN else None
+            drawn = drawing if place < PLOTS_PER_RUN else None
             inspection = OutputInspection(file, features, settings, earlier, drawn)
             with problems.of(key):
                 manifest = engine.write_output(folder, serving_model, policy, inspection)
@@ -157,7 +157,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
 
 
 def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mapping[str, RequestFile]) -> Sequence[str]:
-    """The requests of this run. One that no sensor has found yet gets its partition here, if it has a file.
+    """Return the requests of this run. One that no sensor has found yet gets its partition, if it has a file.
 
     Raises:
         BatchRequestError: it has none.
@@ -174,7 +174,7 @@ def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mappin
 
 
 def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
-    """What the run resolved, else what its first input was made for; all inputs must have been made for it."""
+    """Return the version that the run resolved, else that of its first input; all inputs must be made for it."""
     engine = serving.engine
     made_for = {folder / engine.input_name: engine.read_input_model(folder) for folder in folders}
     expected = str(resolved) if resolved else next(iter(made_for.values()))
@@ -205,5 +205,5 @@ def _since(started: float) -> float:
 
 
 def _content_version(written: list[Content]) -> dg.DataVersion:
-    """SHA-256 over the files' own: a run that writes the same bytes again makes nothing stale."""
+    """Return the SHA-256 of the files' own: a run that writes the same bytes again makes nothing stale."""
     return dg.DataVersion(hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in written)).hexdigest())

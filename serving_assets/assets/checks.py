@@ -1,8 +1,8 @@
-"""The asset checks of a batch request: what each looks at, and how Dagit shows what it found.
+"""The asset checks of a batch request: what each examines, and how Dagit displays its findings.
 
-The blocking ones look at the finished file before it is published: Dagster records the materialization of an asset also
-where a blocking check inside it fails (1.13), and readers of the file would have it already. One that fails therefore
-ends the step, and the old file stays. The others warn.
+The blocking checks examine the finished file before it is published: when a blocking check inside an asset fails,
+Dagster records the asset's materialization nevertheless (1.13), and readers would already have the file. A blocking
+check that fails therefore ends the step, and the old file stays. The others warn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,21 +22,22 @@ FRESH = "feature_source_fresh"
 DRIFT = "prediction_drift"
 
 DESCRIPTIONS = {
-    ROWS: "As many rows as the request. Blocking: else nothing is published.",
-    COLUMNS: "All inputs of the model's signature, with its types. Blocking: else nothing is published.",
-    FINITE: "The model gives a finite number for each row that has its features. Blocking: else nothing is published.",
+    ROWS: "As many rows as the request. Blocking: otherwise nothing is published.",
+    COLUMNS: "All inputs of the model's signature, with its types. Blocking: otherwise nothing is published.",
+    FINITE: "The model returns a finite number for each row with complete features. Blocking: otherwise nothing is "
+    "published.",
     NULLS: "No feature is missing in more than SERVING_MAX_NULL_RATE of the rows.",
     STALE: "No feature is past its view's time to live in more than SERVING_MAX_STALE_RATE of the rows.",
-    FRESH: "The newest event of each feature view's source is not older than SERVING_MAX_SOURCE_AGE_S, or the view's "
-    "time to live.",
-    DRIFT: "The predictions are distributed as in the output that this one replaces, or else in the one before: "
-    "population stability index up to SERVING_MAX_PREDICTION_DRIFT.",
+    FRESH: "The newest event of each feature view's source is not older than SERVING_MAX_SOURCE_AGE_S, or than the "
+    "view's time to live.",
+    DRIFT: "The predictions are distributed as in the output that this one replaces, or in the latest one: the "
+    "population stability index is at most SERVING_MAX_PREDICTION_DRIFT.",
 }
 BLOCKING = frozenset({ROWS, COLUMNS, FINITE})
 OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH)
 OF_OUTPUT = (ROWS, COLUMNS, FINITE, DRIFT)
-# In the line that Dagit shows of a check, and in the table below it: there, all that a sensor's run can have.
-TOLD, SHOWN = 5, 250
+# Requests in a check's description, and in the table below it: the table holds all that a sensor's run can have.
+MAX_NAMED, MAX_ROWS = 5, 250
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -44,8 +45,8 @@ class Finding(msgspec.Struct, frozen=True):
 
     check: str
     passed: bool
-    told: str
-    """One line: what differs, or by how much not."""
+    summary: str
+    """One line with what was measured."""
 
 
 class NotPublished(ServingError):
@@ -53,12 +54,12 @@ class NotPublished(ServingError):
 
     def __init__(self, file: str, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        told = "; ".join(f"{finding.check}: {finding.told}" for finding in findings)
-        super().__init__(f"{file} was not published, and the old one stays, because of a blocking check: {told}")
+        failed = "; ".join(f"{finding.check}: {finding.summary}" for finding in findings)
+        super().__init__(f"{file} was not published, and the old one stays, because of a blocking check: {failed}")
 
 
 def specs(asset: str, checks: Sequence[str]) -> list[dg.AssetCheckSpec]:
-    """The checks of one asset, as Dagster wants them declared."""
+    """Return the declarations of one asset's checks."""
     return [
         dg.AssetCheckSpec(name, asset=asset, blocking=name in BLOCKING, description=DESCRIPTIONS[name])
         for name in checks
@@ -77,32 +78,32 @@ def stop_if_blocked(file: str, findings: Sequence[Finding]) -> None:
 
 
 def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> Iterator[dg.AssetCheckResult]:
-    """One result a check, over all requests of a run; none for a check that no request came to.
+    """Yield one result per check, over all requests of a run; none for a check that was not evaluated.
 
     Args:
-        asset: which asset's.
-        checks: names of the asset's checks.
-        found: request → what was found in it.
+        asset: the asset's name.
+        checks: names of its checks.
+        found: request → its findings.
     """
     for name in checks:
         of_requests = {key: finding for key, each in found.items() for finding in each if finding.check == name}
         failed = {key: finding for key, finding in of_requests.items() if not finding.passed}
         if not of_requests:
             continue
-        shown = list((failed | of_requests).items())[:SHOWN]
+        listed = list((failed | of_requests).items())[:MAX_ROWS]
         rows = [
-            {"request": key, "result": "passed" if finding.passed else "failed", "found": finding.told}
-            for key, finding in shown
+            {"request": key, "result": "passed" if finding.passed else "failed", "found": finding.summary}
+            for key, finding in listed
         ]
-        told = _told(of_requests, failed)
+        summary = _summary(of_requests, failed)
         yield dg.AssetCheckResult(
             passed=not failed,
-            asset_key=asset,  # Dagster (1.13) looks for the check's asset by two queries where it is not named
+            asset_key=asset,  # without it, Dagster (1.13) finds the check's asset by two queries
             check_name=name,
             severity=dg.AssetCheckSeverity.ERROR if name in BLOCKING else dg.AssetCheckSeverity.WARN,
-            description=told,
+            description=summary,
             metadata={
-                "told": told,  # a run's log shows metadata, and no description
+                "summary": summary,  # a run's log displays the metadata but not the description
                 "requests": len(of_requests),
                 "failed": len(failed),
                 "found": dg.MetadataValue.md(markdown_table(["request", "result", "found"], rows, cell=300)),
@@ -110,10 +111,10 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
         )
 
 
-def _told(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
+def _summary(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
     if len(found) == 1:
-        return next(iter(found.values())).told
-    named = [f"{key}: {finding.told}" for key, finding in list((failed or found).items())[:TOLD]]
-    more = f"; and {len(failed or found) - TOLD} more" if len(failed or found) > TOLD else ""
+        return next(iter(found.values())).summary
+    named = [f"{key}: {finding.summary}" for key, finding in list((failed or found).items())[:MAX_NAMED]]
+    more = f"; and {len(failed or found) - MAX_NAMED} more" if len(failed or found) > MAX_NAMED else ""
     passed = f"passed in {len(found) - len(failed)} of {len(found)} requests"
     return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {'; '.join(named)}{more}"

@@ -1,4 +1,4 @@
-"""What Dagit shows of a table in parquet files: its schema and its first rows."""
+"""How Dagit displays a table in Parquet files: its schema and its first rows."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ CELL_CHARACTERS = 40
 
 
 def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.MetadataValue]:
-    """Row count, columns, place and a preview of a table, under the keys that Dagit knows.
+    """Return row count, columns, location and a preview of a table, under the keys that Dagit knows.
 
     Args:
-        table: the files, wherever they are now.
-        place: where readers will find them.
+        table: the files, at their present location.
+        place: the location at which they are published.
     """
     return {
         "dagster/row_count": dg.MetadataValue.int(table.rows),
@@ -29,13 +29,13 @@ def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.Metadat
 
 
 def _preview(rows: pa.Table) -> list[dict[str, Any]]:
-    # Value by value: one that Python can't hold must not keep a table from being published.
+    # Value by value: one that Python can't represent must not prevent the table from being published.
     columns = {name: [to_string(value) for value in rows[name]] for name in rows.column_names}
     return [{name: texts[row] for name, texts in columns.items()} for row in range(rows.num_rows)]
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:
-    """An Arrow schema as Dagit's column table."""
+    """Return an Arrow schema as Dagster's column table."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
@@ -45,13 +45,13 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
 
 
 def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
-    """Counts by name as a table, most frequent first."""
+    """Return counts by name as a table, most frequent first."""
     rows = [{label: name, "rows": count} for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
     return dg.MetadataValue.md(markdown_table([label, "rows"], rows) if rows else "none")
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:
-    """Rows as a Markdown table; texts longer than `cell` are cut, nulls are empty."""
+    """Return rows as a Markdown table; strings longer than `cell` are cut, nulls are empty."""
     lines = ["| " + " | ".join(_cell(name, cell) for name in columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(name), cell) for name in columns) + " |" for row in rows]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Errors of ours as Dagster shows them: one line that says what to do."""
+"""This project's errors as failures of a Dagster step: one line that names the remedy."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from scoring.errors import FeatureServiceNotFound, FeatureStoreError, RegistryUn
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Turn a ServingError into a dg.Failure with the same text. Only outages may be retried."""
+    """Raise a ServingError as a dg.Failure with the same message. Only outages may be retried."""
     try:
         yield
     except ServingError as error:

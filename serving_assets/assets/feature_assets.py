@@ -14,8 +14,8 @@ from serving_assets.records.observations import DATA_VERSION_TAG
 from serving_assets.resources import Serving
 
 GROUP = "features"
-# Dagster's own tag for the version of an input that an output was made from (1.13). By default it is what Dagster knew
-# when the step began.
+# Dagster's own tag for the version of an input that an output was made from (1.13). By default, it is the version that
+# was recorded when the step began.
 DEFINITIONS_TAG = "dagster/input_data_version/feast_registry"
 
 
@@ -33,9 +33,9 @@ def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[N
 
 
 def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -> dg.AssetMaterialization | None:
-    """An event that says that feast_registry holds these definitions; None if Dagster knows that.
+    """Return an event that records that feast_registry holds these definitions; None if Dagster knows that.
 
-    Who runs `feast apply` elsewhere, in a release for example, would else see the asset as missing for ever, and no
+    If `feast apply` runs elsewhere, in a release for example, the asset would otherwise show as missing forever, and no
     output as stale after a change.
     """
     latest = instance.get_latest_materialization_event(feast_registry.key)

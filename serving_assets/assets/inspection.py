@@ -1,4 +1,4 @@
-"""What is looked at in finished batch files before they are published: the checks' findings, and what Dagit shows."""
+"""Inspect finished batch files before they are published: the checks' findings, and the metadata for Dagit."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from scoring.batch.manifest import ScoringSummary, output_parts
-from scoring.batch.quality import ROWS_TO_TELL_DRIFT, SourceAge, drift, predictions
+from scoring.batch.quality import MIN_ROWS_FOR_DRIFT, SourceAge, drift, predictions
 from scoring.batch.request import input_types
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
@@ -35,7 +35,7 @@ from serving_assets.assets.version_comparison import compare_with_replaced
 
 
 class InputInspection:
-    """Looks at one batch input; `scoring.batch.engine.InspectInput`. Keeps what it found, also where it raises."""
+    """Inspects one batch input (`scoring.batch.engine.InspectInput`). Keeps its findings, even if it raises."""
 
     def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
         self._place = place
@@ -46,7 +46,7 @@ class InputInspection:
         self.metadata: dict[str, dg.MetadataValue] = {}
 
     def __call__(self, table: ParquetFiles, rows: int, stale: Mapping[str, int]) -> None:
-        """Look at the finished table.
+        """Inspect the finished table.
 
         Raises:
             NotPublished: a blocking check failed.
@@ -69,7 +69,7 @@ class InputInspection:
         if not stale and table.rows and any(view.ttl_s is not None for view in self._features.views):
             return [
                 nulls,
-                Finding(STALE, True, "not known: this offline store does not tell stale rows from absent ones"),
+                Finding(STALE, True, "unknown: this offline store does not distinguish stale rows from absent ones"),
             ]
         return [
             nulls,
@@ -78,7 +78,7 @@ class InputInspection:
 
 
 class OutputInspection:
-    """Looks at one batch output; `scoring.batch.engine.InspectOutput`. Keeps what it found, also where it raises."""
+    """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Keeps its findings, even if it raises."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class OutputInspection:
         earlier: tuple[str, np.ndarray] | None,
         drawing: Executor | None,
     ) -> None:
-        """`drawing`: where to draw a picture, one at a time, while the table is published; None for no picture."""
+        """`drawing` draws the plots, one at a time, while the table is published; None draws none."""
         self._place = place
         self._features = features
         self._settings = settings
@@ -104,7 +104,7 @@ class OutputInspection:
         return self._metadata | {name: dg.MetadataValue.md(_markdown(plot)) for name, plot in self._plots.items()}
 
     def __call__(self, table: ParquetFiles, outcome: ScoringSummary) -> None:
-        """Look at the finished table.
+        """Inspect the finished table.
 
         Raises:
             NotPublished: a blocking check failed.
@@ -118,8 +118,8 @@ class OutputInspection:
         if compared is not None:
             self._metadata |= compared.metadata()
         if self._drawing is not None:
-            shown = ["prediction", *self._features.signature.names]
-            self._plots["distributions"] = self._drawing.submit(histograms(table, shown))
+            columns_drawn = ["prediction", *self._features.signature.names]
+            self._plots["distributions"] = self._drawing.submit(histograms(table, columns_drawn))
             if compared is not None and len(compared.differences()):
                 self._plots["changes"] = self._drawing.submit(
                     version_comparison,
@@ -135,24 +135,24 @@ def _markdown(plot: Future[str]) -> str:
 
 
 def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:
-    """The predictions of the first of these requests' folders that has some, with its place; None if none has."""
+    """Return the predictions in the first of these folders that has some, with their location; None if none has."""
     for folder in folders:
         try:
             parts = output_parts(folder)
             with ParquetFiles(parts) as table:
                 return str(parts[0] if len(parts) == 1 else folder), predictions(table)
         except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
-            continue  # what can't be read is about to be replaced; it must not keep this one from being made
+            continue  # an unreadable output is about to be replaced; it must not prevent that
     return None
 
 
 def rows_finding(requested: int, found: int) -> Finding:
-    """Whether no row was lost or doubled."""
+    """Check that no row was lost or duplicated."""
     return Finding(ROWS, requested == found, f"{requested} rows in the request, {found} in the file")
 
 
 def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
-    """Whether the file has all inputs of the signature, with their types."""
+    """Check that the file has all inputs of the signature, with their types."""
     wrong = []
     types = input_types(features)
     for name, dtype in types.items():
@@ -165,48 +165,47 @@ def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
 
 
 def finite_finding(outcome: ScoringSummary) -> Finding:
-    """Whether the model gave a finite number for each row that it was asked about."""
+    """Check that the model returned a finite number for each row with complete features."""
     broken, failed = outcome.reasons.get(NOT_FINITE, 0), outcome.reasons.get(MODEL_FAILED, 0)
     more = f"; the model failed on {failed} more rows" if failed else ""
     return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite{more}")
 
 
 def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float, what: str) -> Finding:
-    """Whether no feature has a larger share of such rows than allowed; it names the largest shares."""
+    """Check that no feature has a larger share of such rows than allowed; name the largest shares."""
     shares = sorted(((count / max(rows, 1), name) for name, count in counts.items()), reverse=True)
     over = [f"{name} {share:.1%}" for share, name in shares if share > limit]
-    told = ", ".join(over or [f"{name} {share:.1%}" for share, name in shares[:3]]) or "no features"
-    return Finding(check, not over, f"{what}: {told} of {rows} rows ({limit:.1%} allowed)")
+    named = ", ".join(over or [f"{name} {share:.1%}" for share, name in shares[:3]]) or "no features"
+    return Finding(check, not over, f"{what}: {named} of {rows} rows ({limit:.1%} allowed)")
 
 
 def drift_finding(earlier: tuple[str, np.ndarray] | None, now: np.ndarray, limit: float) -> Finding:
-    """Whether the predictions are distributed as earlier ones were."""
+    """Check that the predictions are distributed as earlier ones were."""
     if earlier is None:
         return Finding(DRIFT, True, "there is no earlier output to compare with")
     place, before = earlier
     index = drift(before, now)
     if index is None:
-        told = f"too few predictions to tell: {len(now)} here, {len(before)} in {place}, {ROWS_TO_TELL_DRIFT} needed"
-        return Finding(DRIFT, True, told)
-    means = f"mean {np.mean(now):.4g} against {np.mean(before):.4g}"
-    return Finding(
-        DRIFT, index <= limit, f"population stability index {index:.3f} ({limit:g} allowed) to {place}; {means}"
-    )
+        few = f"too few predictions: {len(now)} here, {len(before)} in {place}, {MIN_ROWS_FOR_DRIFT} are needed"
+        return Finding(DRIFT, True, few)
+    measured = f"population stability index {index:.3f} ({limit:g} allowed) relative to {place}"
+    return Finding(DRIFT, index <= limit, f"{measured}; mean {np.mean(now):.4g}, there {np.mean(before):.4g}")
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:
-    """Whether the newest event of each source is young enough."""
-    told, passed = [], True
+    """Check that the newest event of each source is recent enough."""
+    summaries, passed = [], True
     for age in ages:
         allowed_s = limit_s or age.ttl_s
         if age.newest is None:
-            told.append(f"{age.feature_view}: not known")
+            summaries.append(f"{age.feature_view}: unknown")
             continue
         seconds = (now.astimezone(UTC) - age.newest).total_seconds()
         allowed = "no limit" if allowed_s is None else f"{_hours(allowed_s)} allowed"
-        told.append(f"{age.feature_view}: newest event {age.newest.isoformat()}, {_hours(seconds)} old ({allowed})")
+        newest = f"newest event {age.newest.isoformat()}, {_hours(seconds)} old ({allowed})"
+        summaries.append(f"{age.feature_view}: {newest}")
         passed &= allowed_s is None or seconds <= allowed_s
-    return Finding(FRESH, passed, "; ".join(told) or "the model reads no feature view")
+    return Finding(FRESH, passed, "; ".join(summaries) or "the model reads no feature view")
 
 
 def _hours(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""registered_model_version: which exact version a run scores with, resolved once and then handed on by its number."""
+"""registered_model_version: the exact version that a run scores with, resolved once and then passed by its number."""
 
 import time
 
@@ -17,25 +17,25 @@ from serving_assets.records.requests import VERSION_FILE_NAME
 from serving_assets.resources import Serving
 
 KEY = dg.AssetKey("registered_model_version")
-# Dagster's own tag for the version of an input that an output was made from (dagster 1.13). By default it names the
-# input's latest materialization, which in the meantime may be that of another run with another version.
+# Dagster's own tag for the version of an input that an output was made from (dagster 1.13). By default, it names the
+# input's latest materialization, which may be that of another run with another version.
 INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
 
 
 class VersionNotResolved(ServingError):
-    """No run has said yet which model version to use, or it was said for another model."""
+    """No run has resolved a model version yet, or the last one was of another model."""
 
     def __init__(self, file: Location, problem: str) -> None:
         super().__init__(f"{file} {problem}: materialize registered_model_version first, or together with batch_input.")
 
 
 class VersionInDoubt(ServingError):
-    """A run leaves registered_model_version out, and what that says is not what the alias names now."""
+    """A run omits registered_model_version, whose last version is not the one that the alias names now."""
 
     def __init__(self, last: "VersionFile", alias: str, named: ModelVersion) -> None:
         chosen = f"as alias {last.alias} named it then" if last.alias else "pinned by a run"
         super().__init__(
-            f"This run does not say with which model version to score: registered_model_version was materialized last "
+            f"This run does not determine the model version: registered_model_version was materialized last "
             f"with {last.name}/{last.version} ({chosen}), and alias {alias} names {named} now. Select "
             f"registered_model_version, too, to score with {named}; to score with {last.name}/{last.version}, also pin "
             f"it: ops: {{registered_model_version: {{config: {{version: {last.version}}}}}}}."
@@ -43,12 +43,12 @@ class VersionInDoubt(ServingError):
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """A model version, and who chose it."""
+    """A model version, and how it was chosen."""
 
     name: str
     version: int
     by: str
-    """As people read it: `alias champion`, `pinned by the run`."""
+    """For people: `alias champion`, `pinned by the run`."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -73,7 +73,7 @@ class PinnedVersion(dg.Config):
     version: int | None = Field(
         default=None,
         ge=1,
-        description="Use this version of the registered model. Left out: the one that the alias names.",
+        description="Use this version of the registered model. By default, the one that the alias names.",
     )
 
 
@@ -85,7 +85,7 @@ class PinnedVersion(dg.Config):
     "Its data version is name:version, so outputs of another version show as stale.",
 )
 def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
-    """Resolve alias or pin, and write registered_model_version.json, whole."""
+    """Resolve the alias or the pin, and write registered_model_version.json."""
     with failing_in_one_line():
         settings = serving.settings
         version = resolve_version(serving.registry, settings, config.version)
@@ -103,19 +103,18 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
 
 
 def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
-    """The version that registered_model_version got in this very run, or in the run that this one re-executes.
+    """Return the version that registered_model_version got in this run, or in the run that this one re-executes.
 
-    Read from the run's own events, so that two runs which pin different versions at once can't take each other's.
-    None if no such run materialized it.
+    It is read from the run's own events: two concurrent runs that pin different versions can't mix them up. None if no
+    such run materialized it.
     """
     while True:
         records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
         for record in reversed(records):
             event = record.event_log_entry.asset_materialization
             if event is not None and event.asset_key == KEY:
-                said = event.metadata
-                number = int(str(said["model_version"].value))
-                return Chosen(str(said["model_name"].value), number, str(said["chosen_by"].value))
+                name, number, by = (event.metadata[each].value for each in ("model_name", "model_version", "chosen_by"))
+                return Chosen(str(name), int(str(number)), str(by))
         run = instance.get_run_by_id(run_id)
         if run is None or run.parent_run_id is None:
             return None
@@ -123,9 +122,9 @@ def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
 
 
 def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> Chosen:
-    """The version that a run joins features for: its own, else the one in registered_model_version.json.
+    """Return the version that a run joins features for: its own, else the one in registered_model_version.json.
 
-    The latter only while the alias names it, too: it may be what another run pinned, or what the alias named before.
+    The latter is used only while the alias names it, too: another run may have pinned it, or the alias has moved.
 
     Raises:
         VersionNotResolved: there is neither.
@@ -144,7 +143,7 @@ def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) 
 
 
 def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
-    """The version that a run scores with which neither resolves one nor joins: the one that its inputs were made for.
+    """Return the version of a run that neither resolves one nor joins: the one that its inputs were made for.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -166,7 +165,7 @@ def _read_version_file(settings: Settings) -> VersionFile:
     except FileNotFoundError:
         raise VersionNotResolved(file, "does not exist") from None
     except msgspec.MsgspecError:
-        raise VersionNotResolved(file, "is not what this project writes") from None
+        raise VersionNotResolved(file, "was not written by this project") from None
     if found.name != settings.model_name:
         raise VersionNotResolved(
             file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}"
@@ -188,7 +187,7 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
 def origin_metadata(
     settings: Settings, version: ModelVersion, service: str, chosen_by: str
 ) -> dict[str, dg.MetadataValue]:
-    """Which model version, chosen by whom, and feature service something was made with; where to read on about it."""
+    """Return metadata with the model version, how it was chosen, its feature service, and a link to its page."""
     return {
         "model_name": dg.MetadataValue.text(version.name),
         "model_version": dg.MetadataValue.int(version.version),

@@ -1,4 +1,4 @@
-"""Pictures for Dagit: how predictions and features are distributed. Loads matplotlib (0.4 s) when one is drawn."""
+"""Plots for Dagit of the distributions of predictions and features. The first one loads matplotlib (0.4 s)."""
 
 import base64
 import functools
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 BINS = 30
 PANELS_PER_ROW = 4
-# Dagit shows a picture from inside an event: it must stay small.
+# Dagit displays a plot that is stored in an event: it must stay small.
 MOST_PANELS = 12
-MOST_WORDS = 8
-# On each axis; more of them run into each other where their numbers are long.
+MOST_VALUES = 8
+# Ticks per axis: more would overlap if their numbers are long.
 TICKS = 4
 
 
 def histograms(table: ParquetFiles, columns: list[str]) -> Callable[[], str]:
-    """What draws a histogram of each column, of a sample where the table is large; the table is read now.
+    """Read a sample of each column now, and return a function that draws their histograms as Markdown.
 
-    One such function at a time: matplotlib's settings are those of the whole process.
+    Call one such function at a time: matplotlib's settings are global.
     """
-    shown = {name: sample(table, name) for name in columns[:MOST_PANELS]}
-    return functools.partial(_picture, shown, len(columns) - len(shown))
+    drawn = {name: sample(table, name) for name in columns[:MOST_PANELS]}
+    return functools.partial(_draw_histograms, drawn, len(columns) - len(drawn))
 
 
-def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
-    """Markdown with one picture."""
+def _draw_histograms(columns: Mapping[str, pa.Array], left_out: int) -> str:
+    """Return Markdown with one plot of these columns' values."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(shown) / PANELS_PER_ROW)
-    across = min(len(shown), PANELS_PER_ROW)
+    rows = math.ceil(len(columns) / PANELS_PER_ROW)
+    across = min(len(columns), PANELS_PER_ROW)
     with mpl.rc_context({"font.size": 7}):
         # Fixed margins: layout="tight" draws everything twice to find them.
         figure = Figure(figsize=(2.4 * across, 1.7 * rows))
@@ -51,15 +51,15 @@ def _picture(shown: Mapping[str, pa.Array], left_out: int) -> str:
         panels = list(figure.subplots(rows, across, squeeze=False).flat)
         for panel in panels:
             panel.set_visible(False)
-        for panel, (name, values) in zip(panels, shown.items(), strict=False):
+        for panel, (name, values) in zip(panels, columns.items(), strict=False):
             try:
                 with np.errstate(over="raise"):
                     _draw(panel, name, values)
-            except (ValueError, FloatingPointError) as error:  # the numbers differ by too little or too much for bins
+            except (ValueError, FloatingPointError) as error:  # the range is too small or too large for bins
                 panel.clear()
-                _tell(panel, name, first_line(error, 40))
-        picture = _markdown_image("Distributions", figure)
-    return picture + (f"\n\n{left_out} more features are not drawn." if left_out else "")
+                _annotate(panel, name, first_line(error, 40))
+        plot = _markdown_image("Distributions", figure)
+    return plot + (f"\n\n{left_out} more features are not drawn." if left_out else "")
 
 
 def version_comparison(
@@ -98,35 +98,35 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _markdown_image(title: str, figure: "Figure") -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=80)
-    return f"![{title}](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()})"
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=80)
+    return f"![{title}](data:image/png;base64,{base64.b64encode(png.getvalue()).decode()})"
 
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     panel.set_visible(True)
-    # Where it would be anyway, found without laying out the ticks.
+    # y=1 is the default position, set here without laying out the ticks.
     panel.set_title(name, fontsize=8, y=1, parse_math=False)
     panel.spines[["top", "right"]].set_visible(False)
     if len(values) == 0:
-        _tell(panel, name, "no values")
+        _annotate(panel, name, "no values")
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
-        # One outline: thirty bars take three times as long.
+        # One outline: thirty bars would take three times as long.
         panel.stairs(*np.histogram(numbers[abs(numbers) < math.inf], BINS), fill=True, color="#4f43dd")
         panel.locator_params(nbins=TICKS)
     else:
         counts = pc.value_counts(values.cast(pa.string())).to_pylist()
-        words = sorted(counts, key=lambda pair: -pair["counts"])[:MOST_WORDS]
-        panel.barh(range(len(words)), [pair["counts"] for pair in words], color="#c5c1f5")
-        for place, pair in enumerate(words):
+        frequent = sorted(counts, key=lambda pair: -pair["counts"])[:MOST_VALUES]
+        panel.barh(range(len(frequent)), [pair["counts"] for pair in frequent], color="#c5c1f5")
+        for place, pair in enumerate(frequent):
             panel.text(0, place, f" {str(pair['values'])[:24]}", va="center", parse_math=False)
         panel.set_yticks([])
         panel.invert_yaxis()
 
 
-def _tell(panel: "Axes", name: str, words: str) -> None:
+def _annotate(panel: "Axes", name: str, text: str) -> None:
     panel.set_title(name, fontsize=8, y=1, parse_math=False)
-    panel.text(0.5, 0.5, words, ha="center", transform=panel.transAxes, parse_math=False)
+    panel.text(0.5, 0.5, text, ha="center", transform=panel.transAxes, parse_math=False)
     panel.set_xticks([])
     panel.set_yticks([])

@@ -33,8 +33,8 @@ OF_ONE_REQUEST = (
 )
 # A file exists where the folder of a request's results belongs, or a folder where one of its files belongs.
 BLOCKED = (FileExistsError, IsADirectoryError, NotADirectoryError)
-# Refused requests that the message names with their reasons. The failure's metadata lists all of them.
-TOLD = 10
+# The most refused requests that the message names with their reasons. The failure's metadata lists all of them.
+MAX_NAMED = 10
 
 
 class RequestProblems:
@@ -46,7 +46,7 @@ class RequestProblems:
     """
 
     def __init__(self, context: dg.AssetExecutionContext, folder: Location) -> None:
-        """No problem so far; `folder` is that of the requests."""
+        """Start without a problem; `folder` is the request folder."""
         self.failed: dict[str, ServingError] = {}
         self._context = context
         self._folder = folder
@@ -66,8 +66,8 @@ class RequestProblems:
             self._refuse(key, error, retried=isinstance(error, PredictionFailed) and error.transient)
         except StorageError as error:
             if isinstance(error.__cause__, BLOCKED):
-                problem = f"{error}: what lies there is in the way of its results. Move it away."
-                self._refuse(key, BatchRequestError(self._shown(key), problem))
+                problem = f"{error}: a file or folder of this name is in the way of its results. Move it away."
+                self._refuse(key, BatchRequestError(str(self._folder / key), problem))
             else:
                 self._doubt(key, error)
         except FeatureStoreError as error:
@@ -77,19 +77,19 @@ class RequestProblems:
         except ServingError:
             raise
         except Exception as error:
-            self._context.log.exception(f"Request {key} raised what nobody expected.")
+            self._context.log.exception(f"Request {key} raised an unexpected error.")
             problem = f"{type(error).__name__} was raised ({first_line(error, 120)}): the run's log has the trace."
-            # Whether it is the file's fault or a fault of this machine nobody can tell: it is taken again later.
-            self._refuse(key, BatchRequestError(self._shown(key), problem), retried=True)
+            # The file or this machine may be at fault: the request is retried.
+            self._refuse(key, BatchRequestError(str(self._folder / key), problem), retried=True)
         else:
             self._succeeded = True
             self._settle()
 
     def fail(self) -> None:
-        """Fail the step in one line that names the requests that can't be scored, and why; nothing, if there are none.
+        """Raise unless every request was scored.
 
         Raises:
-            dg.Failure: there are some.
+            dg.Failure: some can't be scored; its one line names them with the reasons.
             ServingError: the stores failed for the last one, and none was scored.
         """
         if self._doubtful and not self._succeeded:
@@ -98,18 +98,15 @@ class RequestProblems:
         if not self.failed:
             return
         failed, total = self.failed, len(self._context.partition_keys)
-        told = str(next(iter(failed.values())))
+        message = str(next(iter(failed.values())))
         if total > 1:
-            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:TOLD])
-            more = f"; and {len(failed) - TOLD} more (see refused)" if len(failed) > TOLD else ""
+            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:MAX_NAMED])
+            more = f"; and {len(failed) - MAX_NAMED} more (see refused)" if len(failed) > MAX_NAMED else ""
             others = " The sensor score_the_others starts a run for the other requests." if len(failed) < total else ""
-            told = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
+            message = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
         rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
         refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
-        raise dg.Failure(told, {"refused": refused}, allow_retries=False)
-
-    def _shown(self, key: str) -> str:
-        return str(self._folder / key)
+        raise dg.Failure(message, {"refused": refused}, allow_retries=False)
 
     def _refuse(self, key: str, error: ServingError, *, retried: bool = False) -> None:
         self.failed[key] = error

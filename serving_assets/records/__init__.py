@@ -1,1 +1,1 @@
-"""What Dagster's instance and the request folder record: requests, observations, runs. Reads them; starts nothing."""
+"""Reads what Dagster's instance and the request folder record: requests, observations, runs. Starts nothing."""

@@ -1,9 +1,8 @@
-"""Whether a sensor's tick asks for a run: decided from facts, without Dagster, files or a registry.
+"""Decide whether a tick of new_model_version requests runs: from facts, without Dagster, files or a registry.
 
-Who does what: `new_batch_request` asks for the scoring of a new or changed request. `new_model_version` asks for
-another one when the alias names another version. When a run fails for some of its requests, `score_the_others` asks for
-the rest. While a run is scoring a request, nobody asks for a second: it could finish first, and the older version's
-output would stay.
+`new_batch_request` requests runs over new and changed requests, `new_model_version` when the alias names another
+version, and `score_the_others` over the rest when a run fails for some of its requests. No sensor requests a second run
+over a request while one is scoring it: the second could finish first, and the older version's output would stay.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,12 +11,12 @@ import msgspec
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """One registration of a model version: a model that was deleted and registered anew counts from 1 again."""
+    """One registration of a model version: after a model is deleted and registered again, versions start at 1."""
 
     data_version: str
     """`name:version`."""
     created_ms: int = 0
-    """When it was registered, in milliseconds since 1970; 0 if that is not known."""
+    """When it was registered, in milliseconds since 1970; 0 if unknown."""
 
     def __str__(self) -> str:
         return self.data_version
@@ -27,11 +26,11 @@ class VersionCursor(msgspec.Struct, frozen=True):
     """What new_model_version remembers between ticks."""
 
     handled: Registered | None = None
-    """What the alias named when the last decision was made."""
+    """The version that the alias named at the last decision."""
     sequence: int = 0
-    """Number of runs asked for; part of each run's key, so that a rollback is not taken for a repetition."""
+    """Number of decisions to run; part of each run's key, so that a rollback does not count as a repetition."""
     left: str | None = None
-    """Request that had no output at the last tick: its first scoring was left to the other sensors."""
+    """Request without an output at the last tick: its first scoring was left to the other sensors."""
 
 
 class RequestState(msgspec.Struct, frozen=True):
@@ -41,11 +40,11 @@ class RequestState(msgspec.Struct, frozen=True):
     scored_with: Registered | None = None
     """The model version that made its latest batch_output; None if there is none."""
     unsure: bool = False
-    """Whether a run that did not succeed may have replaced that output since."""
+    """Whether a later run that did not succeed may have replaced that output."""
     run_in_flight: str | None = None
     """A run that is scoring it, or is queued to."""
-    asked_before: bool = False
-    """Whether there ever was a run for it."""
+    has_run: bool = False
+    """Whether there has been a run over it."""
 
 
 class VersionDecision(msgspec.Struct, frozen=True):
@@ -58,12 +57,12 @@ class VersionDecision(msgspec.Struct, frozen=True):
 
 
 def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Sequence[RequestState]) -> VersionDecision:
-    """What to do now that the alias names `version`.
+    """Decide what to do now that the alias names `version`.
 
     Args:
-        cursor: what the last tick left.
-        version: what the alias names.
-        requests: those that a new version scores again: the newest one last. None of them, if there is no request.
+        cursor: the cursor of the last tick.
+        version: the version that the alias names.
+        requests: the requests that a new version scores again, the newest one last; empty if there is no request.
     """
     if version == cursor.handled:
         return VersionDecision(cursor, (), f"The alias still names {version}.")
@@ -71,13 +70,13 @@ def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Seque
         return VersionDecision(cursor, (), f"No batch request to score with {version} yet.")
     busy = next((each for each in requests if each.run_in_flight), None)
     if busy:
-        # Its version may be this one: the next tick sees what it made.
+        # It may score with this version: the next tick sees its output.
         return VersionDecision(cursor, (), f"Run {busy.run_in_flight} is scoring {busy.key}: waiting for it.")
     newest = requests[-1]
     if newest.scored_with is None and cursor.left != newest.key:
         left = VersionCursor(cursor.handled, cursor.sequence, left=newest.key)
         return VersionDecision(left, (), f"{newest.key} was never scored: left to the other sensors for one tick.")
-    # An older request that was never scored has a reason for that, which a new version does not change.
+    # An older request that was never scored was refused or failed, which a new version does not change.
     outdated = [
         each
         for each in requests
@@ -86,13 +85,13 @@ def decide_rescoring(cursor: VersionCursor, version: Registered, requests: Seque
     if not outdated:
         done = VersionCursor(handled=version, sequence=cursor.sequence)
         return VersionDecision(done, (), f"{newest.key} is already scored with {version}.")
-    asked = VersionCursor(handled=version, sequence=cursor.sequence + 1)
+    requested = VersionCursor(handled=version, sequence=cursor.sequence + 1)
     keys = tuple(each.key for each in outdated)
-    return VersionDecision(asked, keys, f"{len(keys)} requests are scored with {version}.")
+    return VersionDecision(requested, keys, f"{len(keys)} requests are scored with {version}.")
 
 
 def adjacent_ranges(keys: Collection[str], order: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """`keys` as the fewest ranges (first, last) of at most `most` neighbours in `order`: one run can score each."""
+    """Return `keys` as the fewest ranges (first, last) of at most `most` neighbors in `order`: one per run."""
     wanted = set(keys)
     ranges: list[tuple[str, str]] = []
     length = 0

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 import dagster as dg
 import msgspec
 
-from scoring.batch.quality import ROWS_TO_TELL_DRIFT
+from scoring.batch.quality import MIN_ROWS_FOR_DRIFT
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor
 from serving_assets.records.observations import BATCH_OUTPUT, in_queries
 from serving_assets.records.requests import batch_requests
 
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-ASKED_VERSION, ASKED_SEQUENCE = "serving/model_version", "serving/sequence"
-ASKED_CREATED = "serving/model_registered_ms"
+VERSION_TAG, SEQUENCE_TAG = "serving/model_version", "serving/sequence"
+REGISTERED_TAG = "serving/model_registered_ms"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -42,7 +42,7 @@ def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Seq
             unsure=key in unsure,
             run_in_flight=busy.get(key),
             # Queried for the newest only: new_batch_request has found the older ones before.
-            asked_before=key != newest or _has_a_run(instance, key),
+            has_run=key != newest or _has_a_run(instance, key),
         )
         for key in keys
     ]
@@ -161,7 +161,7 @@ def last_scored_request(instance: dg.DagsterInstance, other_than: Iterable[str])
     excluded = set(other_than)
     records = instance.fetch_materializations(BATCH_OUTPUT, limit=len(excluded) + 50).records
     others = [each for each in records if each.partition_key is not None and each.partition_key not in excluded]
-    large = [each for each in others if _predictions(each) >= ROWS_TO_TELL_DRIFT]
+    large = [each for each in others if _predictions(each) >= MIN_ROWS_FOR_DRIFT]
     return next((each.partition_key for each in [*large, *others]), None)
 
 
@@ -175,9 +175,9 @@ def recovered_cursor(instance: dg.DagsterInstance, sensor: str) -> VersionCursor
     """Return the cursor of a sensor that lost its own, from the tags of its latest run."""
     found = instance.get_run_records(dg.RunsFilter(tags={"dagster/sensor_name": sensor}), limit=1)
     tags = found[0].dagster_run.tags if found else {}
-    asked = tags.get(ASKED_VERSION)
-    handled = Registered(asked, int(tags.get(ASKED_CREATED, "0"))) if asked else None
-    return VersionCursor(handled, int(tags.get(ASKED_SEQUENCE, "0")))
+    version = tags.get(VERSION_TAG)
+    handled = Registered(version, int(tags.get(REGISTERED_TAG, "0"))) if version else None
+    return VersionCursor(handled, int(tags.get(SEQUENCE_TAG, "0")))
 
 
 def known_requests(instance: dg.DagsterInstance) -> list[str]:

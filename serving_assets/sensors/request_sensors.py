@@ -13,8 +13,8 @@ from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from serving_assets.assets.model_version import registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
-    ASKED_VERSION,
     CLOCKS_DIFFER_S,
+    VERSION_TAG,
     failed_since,
     known_requests,
     partitions_of,
@@ -203,7 +203,7 @@ def _content(changes: Changes, known: Known, first: str, last: str, order: Seque
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:
     """The failed run's own pin, if a person set one; of a larger job, only what score_batch has, too."""
-    if ASKED_VERSION in run.tags:
+    if VERSION_TAG in run.tags:
         return {}  # new_model_version pinned what the alias named: the others get what it names when they are scored
     operations: Any = run.run_config.get("ops", {})
     return {

@@ -1,4 +1,4 @@
-"""new_model_version: looks at the alias, and asks for runs as `decisions` decides."""
+"""new_model_version: resolve the alias, and request the runs that `decisions` decides."""
 
 import dagster as dg
 import msgspec
@@ -6,9 +6,9 @@ import msgspec
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor, adjacent_ranges, decide_rescoring
 from serving_assets.records.history import (
-    ASKED_CREATED,
-    ASKED_SEQUENCE,
-    ASKED_VERSION,
+    REGISTERED_TAG,
+    SEQUENCE_TAG,
+    VERSION_TAG,
     known_requests,
     newest_scored,
     recovered_cursor,
@@ -33,7 +33,7 @@ INTERVAL_S = 5
 def new_model_version(
     context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
 ) -> dg.SensorResult | dg.SkipReason:
-    """One look at the alias. An unreachable registry fails the tick, and the cursor stays as it was."""
+    """Resolve the alias once. If the registry is unreachable, the tick fails and the cursor stays as it was."""
     cursor = _read_cursor(context)
     try:
         settings = serving.settings
@@ -52,10 +52,10 @@ def new_model_version(
     runs = [
         run_request(
             *each,
-            # The sequence lets a rollback run; the place tells the ranges of one decision apart.
+            # The sequence distinguishes a rollback from a repetition, and the place the ranges of one decision.
             run_key=f"{version}:{sequence}" + (f":{place}" if place else ""),
             run_config=pinned(named.version),
-            tags={ASKED_VERSION: str(version), ASKED_CREATED: str(version.created_ms), ASKED_SEQUENCE: sequence},
+            tags={VERSION_TAG: str(version), REGISTERED_TAG: str(version.created_ms), SEQUENCE_TAG: sequence},
         )
         for place, each in enumerate(ranges)
     ]
@@ -70,9 +70,9 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
     if serving.settings.rescore == "all":
         return request_states(instance, keys, known)
     newest = request_states(instance, keys[-1:], known)
-    if not newest or newest[0].run_in_flight or newest[0].scored_with is not None or not newest[0].asked_before:
+    if not newest or newest[0].run_in_flight or newest[0].scored_with is not None or not newest[0].has_run:
         return newest
-    # It was refused, or its run failed: the newest one that has a result must not wait for somebody to mend it.
+    # It was refused, or its run failed: the newest request that has a result must not wait until it is corrected.
     scored = newest_scored(instance, keys[:-1])
     return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
 
@@ -86,5 +86,5 @@ def _read_cursor(context: dg.SensorEvaluationContext) -> VersionCursor:
         try:
             return msgspec.json.decode(context.cursor, type=VersionCursor)
         except msgspec.MsgspecError:
-            context.log.warning("The cursor was not readable and is recovered from the latest run.")
+            context.log.warning("The cursor could not be read and is recovered from the latest run.")
     return recovered_cursor(context.instance, context.sensor_name)

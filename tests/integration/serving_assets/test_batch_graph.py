@@ -292,7 +292,7 @@ def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_othe
     assert "day2.csv, column 'event_timestamp': this column is missing" in text
     assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
     assert "day6: OverflowError was raised (a value nobody thought of)" in text
-    assert "day7: what lies there is in the way" in text.replace("'", "")
+    assert "day7: a file or folder of this name is in the way" in text.replace("'", "")
     assert "\n" not in text
     (event,) = [event for event in result.all_events if event.is_step_failure]
     refused = event.step_failure_data.user_failure_data.metadata["refused"].value

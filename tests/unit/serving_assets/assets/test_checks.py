@@ -29,31 +29,31 @@ def outcome(reasons):
 
 def test_a_lost_row_is_found():
     assert not rows_finding(10, 9).passed
-    assert rows_finding(10, 9).told == "10 rows in the request, 9 in the file"
+    assert rows_finding(10, 9).summary == "10 rows in the request, 9 in the file"
 
 
 def test_missing_and_mistyped_inputs_are_named():
     found = columns_finding(pa.schema([("age", pa.int64())]), INPUTS)
 
     assert not found.passed
-    assert found.told == "speed is missing; age is int64, not int32"
+    assert found.summary == "speed is missing; age is int64, not int32"
     assert columns_finding(INPUTS.signature.schema, INPUTS).passed
 
 
 def test_a_model_that_answers_nan_is_found_and_excluded_rows_are_not_held_against_it():
     assert finite_finding(outcome({"not_found": 2})).passed
-    assert finite_finding(outcome({"not_finite": 2})).told == "2 of 10 predictions are NaN or infinite"
+    assert finite_finding(outcome({"not_finite": 2})).summary == "2 of 10 predictions are NaN or infinite"
     assert not finite_finding(outcome({"not_finite": 2})).passed
     failed = finite_finding(outcome({"model_failed": 3}))
     assert failed.passed
-    assert failed.told.endswith("are NaN or infinite; the model failed on 3 more rows")
+    assert failed.summary.endswith("are NaN or infinite; the model failed on 3 more rows")
 
 
 def test_features_over_the_limit_are_named_with_their_share():
     found = rates_finding(NULLS, {"speed": 30, "age": 5}, 100, 0.1, "missing")
 
     assert not found.passed
-    assert found.told == "missing: speed 30.0% of 100 rows (10.0% allowed)"
+    assert found.summary == "missing: speed 30.0% of 100 rows (10.0% allowed)"
     assert rates_finding(NULLS, {"speed": 10}, 100, 0.1, "missing").passed
     assert rates_finding(NULLS, {"speed": 0}, 0, 0.1, "missing").passed
 
@@ -63,7 +63,7 @@ def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_goes_befo
 
     assert not fresh_finding(ages, None, NOW).passed
     told = "stats: newest event 2026-11-21T06:00:00+00:00, 30.0 h old (24.0 h allowed)"
-    assert fresh_finding(ages, None, NOW).told == told
+    assert fresh_finding(ages, None, NOW).summary == told
     assert fresh_finding(ages, 40 * 3600, NOW).passed
     assert fresh_finding([SourceAge("stats", None, 1.0)], None, NOW).passed
 
@@ -72,10 +72,10 @@ def test_drift_is_told_with_what_it_was_compared_with():
     values = np.random.default_rng(1).normal(0, 1, 500)
 
     assert drift_finding(None, values, 0.25).passed
-    assert "too few" in drift_finding(("old", values[:10]), values, 0.25).told
+    assert "too few" in drift_finding(("old", values[:10]), values, 0.25).summary
     shifted = drift_finding(("old/batch_output.parquet", values), values + 2, 0.25)
     assert (shifted.check, shifted.passed) == (DRIFT, False)
-    assert "old/batch_output.parquet" in shifted.told
+    assert "old/batch_output.parquet" in shifted.summary
 
 
 def test_only_blocking_checks_keep_a_file_from_being_published():

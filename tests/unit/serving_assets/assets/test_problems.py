@@ -61,7 +61,7 @@ def test_what_nobody_expected_and_a_blocked_folder_are_one_requests_and_the_othe
     assert context.refused == ["b?", "c", "d"]  # b may be scored at another attempt
     assert "3 of the run's 5 requests can't be scored." in told
     assert "Batch request requests/b: ZeroDivisionError was raised (by zero)" in told
-    assert "what lies there is in the way of its results" in told
+    assert "a file or folder of this name is in the way of its results" in told
     assert "\n" not in told
 
 
