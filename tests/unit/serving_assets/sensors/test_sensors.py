@@ -1,4 +1,4 @@
-"""The real sensors over a real Dagster instance and a request folder; only the registry is a fake."""
+"""The sensors, with a real Dagster instance and a request folder; only the registry is a fake."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ def daemon(tmp_path):
 
 @pytest.fixture
 def scored_by_version_1(daemon):
-    """One request, scored by version 1, and both sensors at rest."""
+    """One request, scored by version 1, and nothing left to do for the sensors."""
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.both()
@@ -41,7 +41,7 @@ def scored_by_version_1(daemon):
     return daemon
 
 
-def test_the_first_version_and_a_new_request_at_the_same_moment_lead_to_one_run(daemon):
+def test_a_first_version_and_a_new_request_at_the_same_time_lead_to_one_run(daemon):
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
 
@@ -69,52 +69,51 @@ def test_a_new_version_scores_the_newest_request_once_and_pins_it(scored_by_vers
     assert run.tags["serving/model_version"] == "ranker:2"
 
 
-def test_two_versions_between_two_ticks_lead_to_one_run_of_the_newer(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-    daemon.serving.registry.champion = 3
-
-    daemon.both()
-
-    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:3"]
-
-
-def test_a_version_that_comes_while_a_run_is_in_flight_waits_for_it_and_runs_after_it(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-    daemon.both()
-    daemon.serving.registry.champion = 3
-    daemon.both()
-    assert len(daemon.runs) == 1
-
-    daemon.finish_all()
-    daemon.both()
-
-    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:3"]
+def play(daemon: Daemon, steps: str) -> None:
+    """Do the steps, in order; `tick` is one of both sensors."""
+    for step in steps.split(", "):
+        action, _, argument = step.partition(" ")
+        if action == "promote":
+            daemon.serving.registry.champion = int(argument) if argument else None
+        elif action == "register":
+            daemon.serving.registry.created_ms += 60_001
+        elif action == "lose":
+            daemon.cursors = dict.fromkeys(daemon.cursors, argument)
+        elif action == "fail":
+            daemon.fail(daemon.runs[-1])
+        else:
+            {"tick": daemon.both, "finish": daemon.finish_all}[action]()
 
 
-def test_rollback_scores_again_with_the_older_version(scored_by_version_1):
-    daemon = scored_by_version_1
-    for version in (2, 1, 2, 1):
-        daemon.serving.registry.champion = version
-        daemon.both()
-        daemon.finish_all()
-        daemon.both()
+@pytest.mark.parametrize(
+    ("steps", "versions"),
+    [
+        pytest.param("promote 2, promote 3, tick", [3], id="two versions between two ticks"),
+        pytest.param("promote 2, tick, promote 3, tick", [2], id="a run is in flight"),
+        pytest.param("promote 2, tick, promote 3, tick, finish, tick", [2, 3], id="a run was in flight"),
+        pytest.param(
+            "promote 2, tick, finish, tick, promote 1, tick, finish, tick, promote 2, tick", [2, 1, 2], id="rollback"
+        ),
+        pytest.param("register, tick, tick, finish, lose, tick, tick", [1], id="deleted and registered again"),
+        pytest.param("promote, tick, promote 1, tick", [], id="alias removed and set again"),
+        pytest.param("tick, tick, tick", [], id="nothing new"),
+        pytest.param("lose, tick, tick", [], id="cursor lost"),
+        pytest.param("lose not json, tick, tick", [], id="cursor damaged"),
+        pytest.param('lose {"handled": 7}, tick, tick', [], id="cursor of another form"),
+        pytest.param(
+            "promote 2, tick, lose, tick, fail, lose, tick, tick", [2], id="cursor lost during and after a run"
+        ),
+        pytest.param(
+            "promote 2, tick, finish, lose, tick, promote 1, tick", [2, 1], id="cursor lost before a rollback"
+        ),
+        pytest.param("promote 2, tick, fail, tick, tick, tick", [2], id="a failed run"),
+    ],
+)
+def test_a_version_is_scored_once_for_each_time_that_the_alias_moves_to_it(scored_by_version_1, steps, versions):
+    play(scored_by_version_1, steps)
 
-    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:1"] * 2
-
-
-def test_a_model_deleted_and_registered_anew_under_the_same_number_scores_again_once(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.created_ms += 60_001
-    for _ in range(3):
-        daemon.both()
-    daemon.finish_all()
-    daemon.cursors.clear()  # whoever remembers nothing sees it in the output
-    for _ in range(3):
-        daemon.both()
-
-    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:1"]
+    scored = [run.tags["serving/model_version"] for run in scored_by_version_1.runs]
+    assert scored == [f"ranker:{version}" for version in versions]
 
 
 def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs_once(scored_by_version_1):
@@ -135,121 +134,26 @@ def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs
     assert len(daemon.runs) == 1
 
 
-def test_an_alias_removed_and_set_again_to_the_same_version_runs_nothing(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = None
-    assert "has no alias 'champion'" in daemon.tick("new_model_version")
-
-    daemon.serving.registry.champion = 1
-    daemon.both()
-
-    assert daemon.runs == []
-
-
-def test_an_idle_registry_and_folder_run_nothing(scored_by_version_1):
-    for _ in range(5):
-        scored_by_version_1.both()
-
-    assert scored_by_version_1.runs == []
-
-
-@pytest.mark.parametrize("lost", [None, "", "not json", '{"handled": 7}'])
-def test_a_lost_cursor_runs_nothing(scored_by_version_1, lost):
-    daemon = scored_by_version_1
-    daemon.cursors = dict.fromkeys(daemon.cursors, lost)
-
-    for _ in range(3):
+@pytest.mark.parametrize("added", [True, False], ids=["partition added by hand", "partition added by the sensor"])
+@pytest.mark.parametrize("first", ["version", "request"])
+def test_the_first_request_is_scored_once_by_the_first_version_in_either_order(daemon, first, added):
+    if first == "version":
+        daemon.serving.registry.champion = 1
         daemon.both()
-
-    assert daemon.runs == []
-
-
-def test_a_cursor_lost_while_the_run_is_in_flight_or_after_it_failed_runs_nothing_more(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-    daemon.both()
-    daemon.cursors.clear()
-    daemon.both()
-    daemon.fail(daemon.runs[0])
-    daemon.cursors.clear()
-    for _ in range(3):
-        daemon.both()
-
-    assert len(daemon.runs) == 1
-
-
-def test_a_rollback_after_a_lost_cursor_still_runs(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-    daemon.both()
-    daemon.finish_all()
-    daemon.cursors.clear()
-    daemon.both()
-    daemon.serving.registry.champion = 1
-    daemon.both()
-
-    assert [run.tags["serving/model_version"] for run in daemon.runs] == ["ranker:2", "ranker:1"]
-
-
-def test_a_failed_run_is_not_repeated_in_a_loop(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-    daemon.both()
-    daemon.fail(daemon.runs[0])
-    for _ in range(5):
-        daemon.both()
-
-    assert len(daemon.runs) == 1
-
-
-def test_a_version_without_any_request_is_scored_when_the_first_request_comes(daemon):
-    daemon.serving.registry.champion = 1
-    daemon.both()
-    assert daemon.runs == []
-
     daemon.write_request("day1")
-    for _ in range(3):
+    if added:
+        daemon.instance.add_dynamic_partitions("batch_requests", ["day1"])
+    if first == "request":
+        assert "1 batch requests wait for a model version (day1)" in daemon.tick("new_batch_request")
         daemon.both()
-
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
-
-
-def test_a_partition_added_by_hand_is_scored_by_the_first_version(daemon):
-    daemon.write_request("day1")
-    daemon.instance.add_dynamic_partitions("batch_requests", ["day1"])
-    daemon.serving.registry.champion = 1
-
+        daemon.serving.registry.champion = 1
     for _ in range(4):
         daemon.both()
 
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
-def test_requests_wait_for_the_first_version_and_are_then_scored_once(daemon):
-    daemon.write_request("day1")
-    assert "1 batch requests wait" in daemon.tick("new_batch_request")
-    daemon.both()
-
-    daemon.serving.registry.champion = 1
-    for _ in range(3):
-        daemon.both()
-
-    assert len(daemon.runs) == 1
-
-
-def test_many_new_files_are_one_run(daemon):
-    for i in range(60):
-        daemon.write_request(f"r{i:02}")
-    daemon.serving.registry.champion = 1
-
-    daemon.both()
-    daemon.both()
-
-    (run,) = daemon.runs
-    assert sorted(daemon.partitions(run)) == [f"r{i:02}" for i in range(60)]
-
-
-def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon):
+def test_a_thousand_new_files_are_a_few_runs_and_each_is_requested_once(daemon):
     for i in range(1000):
         daemon.write_request(f"r{i:04}")
     daemon.serving.registry.champion = 1
@@ -266,16 +170,16 @@ def test_a_thousand_new_files_are_a_few_runs_and_none_is_asked_for_twice(daemon)
     assert time.monotonic() - started < 2  # every five seconds, as long as the runs take
     for run in daemon.runs:
         daemon.fail(run)
-    daemon.tick("new_batch_request")  # asks once more, under the same keys, and Dagster starts nothing
+    daemon.tick("new_batch_request")  # requests the same run keys again, and Dagster starts nothing
     assert len(daemon.runs) == 1000 / REQUESTS_PER_RUN
     assert sorted(key for run in daemon.runs for key in daemon.partitions(run)) == [f"r{i:04}" for i in range(1000)]
 
     started = time.monotonic()
-    daemon.tick("new_model_version")  # the newest one's run failed: it looks for one that has a result
+    daemon.tick("new_model_version")  # the newest request's run failed: it searches for one that has a result
     assert time.monotonic() - started < 2
 
 
-def test_a_file_with_other_content_is_scored_again(scored_by_version_1):
+def test_a_file_with_new_content_is_scored_again(scored_by_version_1):
     daemon = scored_by_version_1
     daemon.write_request("day1", text="driver_id,event_timestamp\n1001,2026-01-01\n")
     for _ in range(3):
@@ -287,7 +191,7 @@ def test_a_file_with_other_content_is_scored_again(scored_by_version_1):
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
-def test_content_that_comes_back_after_another_one_is_scored_again(scored_by_version_1):
+def test_content_that_returns_after_another_one_is_scored_again(scored_by_version_1):
     daemon = scored_by_version_1
     file = daemon.folder / "day1.csv"
     first = file.read_text(), file.stat().st_mtime_ns
@@ -295,26 +199,26 @@ def test_content_that_comes_back_after_another_one_is_scored_again(scored_by_ver
     daemon.both()
     daemon.finish_all()
     file.write_text(first[0])
-    os.utime(file, ns=(first[1], first[1]))  # as cp -p does: also the time comes back
+    os.utime(file, ns=(first[1], first[1]))  # as cp -p does, the time returns, too
     daemon.both()
 
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
 
 
-def test_a_touched_file_is_not_scored_again_nor_read_at_every_tick(scored_by_version_1):
+def test_a_touched_file_is_neither_scored_again_nor_read_at_every_tick(scored_by_version_1):
     daemon = scored_by_version_1
     daemon.write_request("day1", age_s=30)
     for _ in range(3):
         daemon.both()
     assert daemon.runs == []
 
-    (daemon.folder / "day1.csv").chmod(0)  # whoever reads it now fails, but for root
+    (daemon.folder / "day1.csv").chmod(0)  # reading it fails now, except for root
     daemon.write_request("day2")
     daemon.both()
     assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
 
 
-def test_a_file_that_changes_while_its_run_is_in_flight_is_scored_after_it(scored_by_version_1):
+def test_a_file_that_changes_during_its_run_is_scored_after_it(scored_by_version_1):
     daemon = scored_by_version_1
     daemon.write_request("day1", age_s=50, text="second\n")
     daemon.both()
@@ -328,7 +232,7 @@ def test_a_file_that_changes_while_its_run_is_in_flight_is_scored_after_it(score
     assert len(daemon.runs) == 2
 
 
-def test_a_removed_file_leaves_its_partition_and_its_output_as_they_were(scored_by_version_1):
+def test_removing_a_file_removes_neither_its_partition_nor_its_output(scored_by_version_1):
     daemon = scored_by_version_1
     (daemon.folder / "day1.csv").unlink()
     for _ in range(3):
@@ -339,14 +243,15 @@ def test_a_removed_file_leaves_its_partition_and_its_output_as_they_were(scored_
     assert daemon.instance.get_latest_materialization_event(dg.AssetKey("batch_output")) is not None
 
 
-def test_the_requests_beside_a_bad_one_get_a_run_of_their_own_once(daemon):
+def test_the_requests_beside_a_refused_one_are_scored_once_by_their_own_runs(daemon):
     for key in ("a", "b", "c", "d"):
         daemon.write_request(key)
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
     daemon.refuse(daemon.runs[0], "b")
+    daemon.tick("new_model_version")
 
-    daemon.tick_after_failure(daemon.runs[0])
+    assert daemon.tick_after_failure(daemon.runs[0]) is None
     for _ in range(2):
         daemon.both()
     daemon.finish_all()
@@ -355,7 +260,7 @@ def test_the_requests_beside_a_bad_one_get_a_run_of_their_own_once(daemon):
     assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["a"], ["c", "d"]]
 
 
-def test_what_comes_in_goes_before_the_requests_between_refused_ones(daemon):
+def test_new_requests_go_before_those_between_refused_ones(daemon):
     for key in ("a", "b", "c", "d", "e"):
         daemon.write_request(key)
     daemon.serving.registry.champion = 1
@@ -370,7 +275,7 @@ def test_what_comes_in_goes_before_the_requests_between_refused_ones(daemon):
     assert [int(run.tags.get("dagster/priority", 0)) for run in runs] == [-1, -1, -1, 0]
 
 
-def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_by_version_1):
+def test_a_run_that_failed_for_another_reason_is_not_repeated_at_once(scored_by_version_1):
     daemon = scored_by_version_1
     for key in ("a", "b"):
         daemon.write_request(key)
@@ -384,7 +289,7 @@ def test_a_run_that_failed_for_another_reason_is_not_repeated_by_itself(scored_b
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["after it was read", "before it was read"])
-def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_scored_or_refused(daemon, seen):
+def test_requests_whose_run_failed_are_retried_less_and_less_often_until_they_are_scored_or_refused(daemon, seen):
     for key in ("a", "b", "c"):
         daemon.write_request(key, age_s=9000)
     daemon.serving.registry.champion = 1
@@ -419,7 +324,7 @@ def test_requests_whose_run_failed_are_taken_again_after_a_while_until_they_are_
     assert [daemon.partitions(run) for run in daemon.runs[4:]] == [["a"], ["c"]]
 
 
-def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_gone(daemon):
+def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_removed(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1")
     (daemon.folder / "day1.tsv").write_text("other\n")
@@ -437,11 +342,12 @@ def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_gone(daem
     assert [daemon.partitions(run) for run in daemon.runs[2:]] == [["day1"]]
 
 
-def test_a_file_from_the_future_is_named_and_taken_when_it_stays_as_it_is(daemon):
+def test_a_file_from_the_future_is_named_and_read_when_it_does_not_change(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1", age_s=-86_400)
-    assert "1 new or changed files have a modification time in the future" in (told := daemon.tick("new_batch_request"))
-    assert "(day1.csv)" in told
+    skipped = daemon.tick("new_batch_request")
+    assert "1 new or changed files have a modification time in the future" in skipped
+    assert "(day1.csv)" in skipped
     daemon.write_request("day1", age_s=-86_400, text="longer than before\n")
     assert "(day1.csv)" in daemon.tick("new_batch_request")
 
@@ -453,7 +359,7 @@ def test_a_file_from_the_future_is_named_and_taken_when_it_stays_as_it_is(daemon
 
 
 @pytest.mark.parametrize(("setting", "scored"), [("newest", [["day3"]]), ("all", [["day1", "day2", "day3"]])])
-def test_a_new_version_scores_what_the_setting_says_in_one_run(daemon, setting, scored):
+def test_a_new_version_scores_the_newest_request_or_all_in_one_run(daemon, setting, scored):
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=setting)
     daemon.serving.registry.champion = 1
     for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
@@ -471,7 +377,7 @@ def test_a_new_version_scores_what_the_setting_says_in_one_run(daemon, setting, 
     assert [daemon.partitions(run) for run in daemon.runs] == scored
 
 
-def test_a_refused_file_as_the_newest_request_keeps_no_older_one_from_being_scored_again(daemon):
+def test_a_refused_newest_request_does_not_prevent_an_older_one_from_being_scored_again(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1", 90)
     daemon.both()
@@ -488,7 +394,7 @@ def test_a_refused_file_as_the_newest_request_keeps_no_older_one_from_being_scor
     assert {key for run in daemon.runs for key in daemon.partitions(run)} == {"day1", "day2"}
 
 
-def test_scoring_all_again_leaves_out_requests_whose_file_is_gone(daemon):
+def test_scoring_all_again_omits_requests_whose_file_was_removed(daemon):
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
     daemon.serving.registry.champion = 1
     for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
@@ -505,7 +411,7 @@ def test_scoring_all_again_leaves_out_requests_whose_file_is_gone(daemon):
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day3"]]
 
 
-def test_an_idle_tick_takes_no_time_and_asks_neither_registry_nor_folder_for_content(scored_by_version_1):
+def test_an_idle_tick_is_fast(scored_by_version_1):
     daemon = scored_by_version_1
     daemon.both()
     started = time.monotonic()
@@ -515,7 +421,7 @@ def test_an_idle_tick_takes_no_time_and_asks_neither_registry_nor_folder_for_con
     assert time.monotonic() - started < 5
 
 
-def test_a_file_written_a_moment_ago_waits(daemon):
+def test_a_file_that_was_just_written_waits(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1", age_s=0)
 
@@ -535,7 +441,7 @@ class Broken(Location):
         raise StorageError("opening", str(self), OSError("Input/output error"))
 
 
-def test_a_file_that_cannot_be_read_is_told_and_keeps_no_other_from_being_scored(daemon):
+def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_scored(daemon):
     daemon.serving.registry.champion = 1
     folder = OneCannotBeRead(daemon.folder)
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=folder)
@@ -554,7 +460,7 @@ def test_a_file_that_cannot_be_read_is_told_and_keeps_no_other_from_being_scored
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["broken"]]
 
 
-def test_a_name_that_is_no_text_stops_nobody(daemon):
+def test_a_name_that_is_not_utf8_does_not_stop_the_others(daemon):
     daemon.serving.registry.champion = 1
     (daemon.folder / os.fsdecode(b"bad\xff.csv")).write_text("x")
     daemon.write_request("day1")
@@ -579,14 +485,14 @@ def test_a_file_whose_name_is_not_a_key_is_reported_once_where_the_ui_shows_it(d
     assert shown.metadata["ignored"].value == shown.description
 
 
-def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(daemon):
+def test_a_missing_request_folder_is_reported_by_each_tick_and_not_created(daemon):
     daemon.serving.registry.champion = 1
     daemon.folder.rmdir()
 
     for _ in range(2):
         for sensor in ("new_batch_request", "new_model_version"):
-            told = f"{daemon.folder}: there is no such folder: create it, or set SERVING_BATCH_REQUESTS."
-            assert told in daemon.tick(sensor)
+            missing = f"{daemon.folder}: there is no such folder: create it, or set SERVING_BATCH_REQUESTS."
+            assert missing in daemon.tick(sensor)
     assert not daemon.folder.exists()
 
     daemon.folder.mkdir()
@@ -595,7 +501,7 @@ def test_a_request_folder_that_is_not_there_is_told_by_each_tick_and_not_made(da
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
-def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
+def test_a_wrong_setting_fails_the_tick_and_is_named(daemon):
     from serving_assets.resources import Serving
 
     daemon.serving = Serving({"SERVING_MODEL_NAME": "ranker", "SERVING_PORT": "many"})
@@ -605,22 +511,7 @@ def test_a_wrong_setting_fails_the_tick_with_its_own_text(daemon):
     assert "SERVING_PORT" in str(caught.value.__cause__ or caught.value)
 
 
-def test_the_good_files_of_a_first_drop_with_a_bad_one_are_scored_once(daemon):
-    for day in (1, 2, 3):
-        daemon.write_request(f"day{day}", 90 - day)
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.refuse(daemon.runs[0], "day2")
-    daemon.tick("new_model_version")
-    assert daemon.tick_after_failure(daemon.runs[0]) is None
-    for _ in range(3):
-        daemon.both()
-        daemon.finish_all()
-
-    assert [daemon.partitions(run) for run in daemon.runs[1:]] == [["day1"], ["day3"]]
-
-
-def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, monkeypatch):
+def test_a_request_is_retried_however_many_other_runs_failed_since(daemon, monkeypatch):
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
@@ -642,7 +533,7 @@ def test_a_request_is_taken_again_however_many_other_runs_failed_since(daemon, m
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
 
 
-def test_a_run_that_was_cancelled_is_not_asked_for_again(daemon):
+def test_a_canceled_run_is_not_retried(daemon):
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
@@ -654,7 +545,7 @@ def test_a_run_that_was_cancelled_is_not_asked_for_again(daemon):
 
 
 def promoted_after_scoring(daemon: Daemon, days: int, rescore: str) -> None:
-    """Each day's request is scored with version 1, and a run with version 2 is asked for."""
+    """Score one request per day with version 1, then request a run with version 2."""
     for day in range(1, days + 1):
         daemon.write_request(f"day{day}", 90 - day)
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
@@ -666,11 +557,11 @@ def promoted_after_scoring(daemon: Daemon, days: int, rescore: str) -> None:
     daemon.tick("new_model_version")
 
 
-def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_names_then(daemon):
+def test_the_others_of_a_run_for_a_new_version_are_scored_with_the_version_that_the_alias_names_then(daemon):
     promoted_after_scoring(daemon, days=3, rescore="all")
     pinned = daemon.runs[-1]
     assert pinned.run_config
-    daemon.serving.registry.champion = 1  # taken back while it was at work
+    daemon.serving.registry.champion = 1  # moved back while the run was in flight
     daemon.refuse(pinned, "day2")
     daemon.tick("new_model_version")
     assert daemon.tick_after_failure(pinned) is None
@@ -679,10 +570,10 @@ def test_the_others_of_a_run_that_the_alias_asked_for_are_scored_with_what_it_na
 
 @pytest.mark.parametrize("rescore", ["newest", "all"])
 @pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
-def test_a_rollback_scores_again_what_a_run_that_did_not_succeed_may_have_replaced(daemon, rescore, end):
+def test_a_rollback_scores_again_the_outputs_that_an_unsuccessful_run_may_have_replaced(daemon, rescore, end):
     promoted_after_scoring(daemon, days=2, rescore=rescore)
     time.sleep(0.01)  # the run's end is known to a millisecond
-    # It published the output of a request, and never came to tell.
+    # It published an output, and ended before Dagster recorded that.
     daemon.instance.handle_new_event(_ended(daemon.runs[-1], end))
     scored = daemon.partitions(daemon.runs[-1])
 
@@ -701,8 +592,8 @@ def test_a_rollback_scores_again_what_a_run_that_did_not_succeed_may_have_replac
     assert len(daemon.runs) == before + 2
 
 
-def _become(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
-    """What Dagster's storage says of a run that is in another state from now on."""
+def _set_status(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus) -> None:
+    """Change the state of a run in Dagster's storage."""
     if status is dg.DagsterRunStatus.QUEUED:
         server = GrpcServerCodeLocationOrigin(host="127.0.0.1", port=1, location_name="here")
         origin = RemoteJobOrigin(RemoteRepositoryOrigin(server, "repository"), run.job_name)
@@ -718,7 +609,7 @@ def test_a_request_is_not_scored_twice_however_long_its_run_takes_or_waits(daemo
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
     daemon.read(daemon.runs[0])
-    _become(daemon, daemon.runs[0], status)
+    _set_status(daemon, daemon.runs[0], status)
     later = time.time() + 30 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
 
@@ -727,12 +618,12 @@ def test_a_request_is_not_scored_twice_however_long_its_run_takes_or_waits(daemo
     assert len(daemon.runs) == 1
 
 
-def test_a_run_that_dagsters_monitoring_ends_is_retried(daemon, monkeypatch):
+def test_a_run_that_run_monitoring_ends_is_retried(daemon, monkeypatch):
     daemon.write_request("day1")
     daemon.serving.registry.champion = 1
     daemon.tick("new_batch_request")
     daemon.read(daemon.runs[0])
-    _become(daemon, daemon.runs[0], dg.DagsterRunStatus.STARTED)
+    _set_status(daemon, daemon.runs[0], dg.DagsterRunStatus.STARTED)
     longest = yaml.safe_load((ROOT / "serving_assets" / "dagster.yaml").read_text())["run_monitoring"]
     later = time.time() + longest["max_runtime_seconds"] + 100
     monkeypatch.setattr(time, "time", lambda: later)
