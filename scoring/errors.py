@@ -16,6 +16,8 @@ Each error takes facts and makes one sentence that names the fault and the remed
     ├── FeatureStoreError           the Feast registry, offline store or online store failed
     │   ├── UnusableFeature         it returned a value that does not fit the declared type
     │   ├── FunctionNotRunnable     the function of an on-demand view can't be run
+    │   ├── UnreadableSource        files of a feature source can't be read as its views declare them
+    │   ├── NotMaterialized         some feature views could not be materialized
     │   └── FeatureServiceNotFound
     ├── EntityRowsError             entity keys or request-time inputs that can't be looked up
     ├── BatchRequestError           a batch request file that can't be scored
@@ -29,7 +31,7 @@ Each error takes facts and makes one sentence that names the fault and the remed
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 READING = "reading the online store"
 """What `FeatureStoreError` says that a look-up was doing."""
@@ -160,6 +162,27 @@ class FunctionNotRunnable(FeatureStoreError):
         ServingError.__init__(self, f"The function of on-demand view {view!r} can't be run: {why}")
 
 
+class UnreadableSource(FeatureStoreError):
+    """Files of a feature source can't be read as its views declare them; `problem` names the file and the remedy."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        ServingError.__init__(
+            self, f"Feature source {source!r}: {problem}", f"Feature source {source!r} can't be read."
+        )
+
+
+class NotMaterialized(FeatureStoreError):
+    """Some feature views could not be materialized; `causes` has their errors by view. All others were."""
+
+    def __init__(self, causes: Mapping[str, BaseException | str]) -> None:
+        failed = "The feature store failed while materializing the online store"
+        whys = [str(cause) if isinstance(cause, ServingError) else first_line(cause) for cause in causes.values()]
+        listed = [f"Feature view {view!r}: {why.rstrip('.')}." for view, why in zip(causes, whys, strict=True)]
+        ServingError.__init__(
+            self, f"{failed}: {' '.join(listed)}", f"{failed} of {', '.join(causes)}; the log has details."
+        )
+
+
 class FeatureServiceNotFound(FeatureStoreError):
     """The Feast registry has no feature service of this name."""
 
@@ -276,6 +299,11 @@ def safe_description(error: BaseException) -> str:
     """The kind of failure, by the error or its causes, without their messages; an unknown kind's class name."""
     names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     return next((words for words, kinds in DESCRIPTIONS.items() if names & kinds), type(error).__name__)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a server could not be reached, gave no answer in time, or refused the user."""
+    return safe_description(error) in DESCRIPTIONS.keys() - {"it answered with an error"}
 
 
 def why_no_room(error: BaseException) -> str | None:

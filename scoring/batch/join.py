@@ -101,7 +101,7 @@ class PointInTimeJoin:
             raise lost_rows(self._store, self._features, expected, self.rows)
 
     def _answers(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
-        """The request's rows, Feast's answer for them (`view__feature`), and which of them a view has no row for.
+        """The request's rows, Feast's answer for them (`view:feature`), and which of them a view has no row for.
 
         The last is known from this project's store only, and given only where an on-demand view needs it.
         """
@@ -127,7 +127,7 @@ class PointInTimeJoin:
     def _streaming_job(self, source: Path) -> "AsofRetrievalJob | None":
         """The join of a parquet file by this project's offline store; None where another store joins."""
         from scoring.feast_plugins.offline_query import AsofRetrievalJob
-        from scoring.feast_plugins.offline_sql import parquet_file, quote
+        from scoring.feast_plugins.offline_sql import parquet_files, quote
         from scoring.feast_plugins.offline_store import AsofOfflineStoreConfig
 
         if not isinstance(self._store.config.offline_store, AsofOfflineStoreConfig):
@@ -135,7 +135,7 @@ class PointInTimeJoin:
         # Only what the join needs: other columns may have types that DuckDB lacks (2.0: nanoseconds with a zone,
         # decimals beyond 38 digits, durations, dictionaries), or the names of the marks.
         selected = ", ".join(quote(name) for name in entity_columns(self._features))
-        query = f"SELECT {selected} FROM {parquet_file(source.absolute())}"
+        query = f"SELECT {selected} FROM {parquet_files([str(source.absolute())])}"
         with inside(Path(self._store.repo_path)):
             job = self._store.get_historical_features(query, self._features.feast.service, full_feature_names=True)
         return job if isinstance(job, AsofRetrievalJob) else None
@@ -178,6 +178,8 @@ class PointInTimeJoin:
         service = self._features.feast.service
         job = self._store.get_historical_features(entity_rows.to_pandas(), service, full_feature_names=True)
         joined = job._to_arrow_internal() if job.on_demand_feature_views else job.to_arrow()
+        feast_names = {name: column for column, name in self._features.feast_names.items()}
+        joined = joined.rename_columns([feast_names.get(name, name) for name in joined.column_names])
         joined = joined.take(pc.sort_indices(joined[ROW]))
         if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
             raise lost_rows(self._store, self._features, request.num_rows, joined.num_rows)
@@ -232,7 +234,7 @@ def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absen
     Args:
         features: which inputs.
         request: the rows.
-        joined: Feast's answer for these very rows, `view__feature`.
+        joined: Feast's answer for these very rows, `view:feature`.
         absent: view → bool (n_rows,), whether it has no row. Where that is not known, a view whose columns are all null
             counts as absent.
 

@@ -8,7 +8,7 @@ from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 
-from scoring.feast_plugins.join_keys import JoinKey, Keys
+from scoring.feast_plugins.join_keys import NO_ENTITY, JoinKey, Keys
 
 SERIALIZATION_VERSION = 3
 
@@ -18,7 +18,8 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
 
     Args:
         keys: the join keys of the entity.
-        entity_rows: request's join key → its values, of the declared types.
+        entity_rows: request's join key → its values, of the declared types. A view without entities has a key of its
+            own, the same in each row.
         behind: what to append to each key.
     """
     head = struct.pack("<I", len(keys))
@@ -27,6 +28,8 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
         head += struct.pack("<II", ValueType.STRING, len(encoded)) + encoded
     if len(keys) == 1:
         ((_, key),) = keys
+        if key.name == NO_ENTITY:
+            return _serialized(key, [""], head, behind) * len(next(iter(entity_rows.values())))
         return _serialized(key, entity_rows[key.name], head, behind)
     parts = [_serialized(key, entity_rows[key.name]) for _, key in keys]
     return [b"".join((head, *values, behind)) for values in zip(*parts, strict=True)]
@@ -35,7 +38,8 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
 def match_feast(keys: Keys) -> bool:
     """Whether Feast serializes keys of these types as `entity_keys` does, tried on two entities."""
     samples: dict[str, list[Any]] = {
-        key.name: ["", "aé-1"] if key.dtype == "string" else [0, -(2**31)] for _, key in keys
+        key.name: ["", "" if key.name == NO_ENTITY else "aé-1"] if key.dtype == "string" else [0, -(2**31)]
+        for _, key in keys
     }
     theirs = []
     for row in range(2):

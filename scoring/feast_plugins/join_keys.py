@@ -8,6 +8,9 @@ import pyarrow as pa
 ROW = "request_row__"
 """The column in which a join numbers the rows."""
 
+NO_ENTITY = "__dummy_id"
+"""Feast's join key of a view without entities, a string, and the same empty one in every row."""
+
 KeyType = Literal["int32", "int64", "string"]
 
 KEY_TYPES: dict[str, KeyType] = {"INT32": "int32", "INT64": "int64", "STRING": "string", "UUID": "string"}

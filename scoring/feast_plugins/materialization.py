@@ -34,7 +34,9 @@ from scoring.feast_plugins.offline_query import SourceRetrievalJob
 from scoring.feast_plugins.offline_sql import quote
 from scoring.feast_plugins.offline_store import AsofOfflineStore
 from scoring.feast_plugins.online_writers import writer_for
+from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S, bound_redis
 from scoring.feast_plugins.row_encoding import matches_feast_layout, row_encoding
+from scoring.feast_plugins.source_columns import declared_types
 from scoring.feast_plugins.value_encoder import UnsupportedEncoding
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class StreamingComputeEngine(LocalComputeEngine):
         **kwargs: Any,  # noqa: ARG002 - Feast's signature
     ) -> LocalMaterializationJob:
         context = self.get_execution_context(registry, task)
+        bound_redis(context.repo_config, REDIS_TIMEOUT_S)
         builder = _Builder(registry, task, backend=self._get_backend(context))
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         try:
@@ -107,6 +110,7 @@ def _stream(builder: _Builder, task: MaterializationTask, context: ExecutionCont
     )
     if not isinstance(job, SourceRetrievalJob):
         return False
+    job.declare(declared_types(view, view.source))
     if isinstance(context.online_store, SqliteOnlineStore):
         job.sort_by(_key_order(view, columns.join_keys))
     mapping = columns.field_mapping or {}
@@ -166,11 +170,10 @@ def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.Re
     try:
         for rows in _slices(itertools.chain([first], batches), len(columns.encoders)):
             try:
-                encoded = columns.encode(rows)
-            except UnsupportedEncoding:
+                writer.write(columns.encode(rows))
+            except UnsupportedEncoding as reason:
+                logger.info("Feast itself writes rows of feature view %r: %s", view.name, reason)
                 store.online_write_batch(config, view, columns.as_feast(rows), None)
-            else:
-                writer.write(encoded)
     finally:
         writer.finish()
     return True

@@ -2,15 +2,17 @@
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
-from feast.errors import FeastEntityDFMissingColumnsError
+from feast import FeatureStore
+from feast.errors import FeastEntityDFMissingColumnsError, FeatureNameCollisionError
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
@@ -21,16 +23,17 @@ from scoring.feast_plugins.join_keys import ROW
 from scoring.feast_plugins.offline_sql import (
     Join,
     asof,
-    check_columns,
     found_mark,
     is_found,
     is_fresh,
+    literal,
     quote,
-    register_source,
     stale_mark,
     timestamp,
     value,
 )
+from scoring.feast_plugins.source_columns import Column, declared_types, read_columns
+from scoring.feast_plugins.source_reading import SourceRelation, translate
 from scoring.files.atomic import scratch_folder
 
 if TYPE_CHECKING:
@@ -53,24 +56,38 @@ class QueryRetrievalJob(RetrievalJob):
         """Remember the store's configuration; nothing is read yet."""
         super().__init__()
         self._config = config
+        self._relations: list[SourceRelation] = []
 
     @abstractmethod
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
         """The query, after registering on the connection what it reads."""
 
+    def _register(
+        self, connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, columns: Sequence[Column]
+    ) -> None:
+        self._relations.append(SourceRelation(connection, name, source, self._config.repo_path, columns))
+
     @contextlib.contextmanager
     def _reader(self) -> Iterator[pa.RecordBatchReader]:
+        self._relations = []
+        options = self._config.offline_store
         with scratch_folder() as spill, duckdb.connect() as connection:
-            options = self._config.offline_store
-            connection.execute("SET TimeZone = 'UTC'")
-            _limit_memory(connection, options.memory_limit)
-            # Absolute: functions of on-demand views run inside the feature repository meanwhile.
-            spill_to = str(Path(options.temp_directory or spill).absolute()).replace("'", "''")
-            connection.execute(f"SET temp_directory = '{spill_to}'")
-            yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_PER_BATCH)
+            try:
+                connection.execute("SET TimeZone = 'UTC'")
+                _limit_memory(connection, options.memory_limit)
+                # Absolute: functions of on-demand views run inside the feature repository meanwhile.
+                spill_to = str(Path(options.temp_directory or spill).absolute())
+                connection.execute(f"SET temp_directory = {literal(spill_to)}")
+                yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_PER_BATCH)
+            except (duckdb.Error, pa.ArrowException) as error:
+                raise translate(error, self._relations, options.memory_limit) from error
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """The result, at most ROWS_PER_BATCH rows at a time, in the memory of the store's limit and one batch."""
+        """The result, at most ROWS_PER_BATCH rows at a time, in the memory of the store's limit and one batch.
+
+        Raises:
+            FeatureStoreError: a source can't be read, or memory or disk space is exhausted.
+        """
         with self._reader() as reader:
             yield from reader
 
@@ -115,17 +132,27 @@ class SourceRetrievalJob(QueryRetrievalJob):
         self._source = source
         self._keys = keys
         self._columns = [*keys, *features]
+        self._created = created_timestamp
         self._timestamps = [event_timestamp, *([created_timestamp] if created_timestamp else [])]
         self._between = between
         self._latest = latest
         self._order: list[str] = []
+        self._types: dict[str, Any] | None = None
+
+    def declare(self, types: dict[str, Any]) -> None:
+        """Read these columns of the files as these types of Feast's, instead of looking for them in its registry."""
+        self._types = types
 
     def sort_by(self, expressions: list[str]) -> None:
         """Order the rows by these SQL expressions over the source's columns; else they come in any order."""
         self._order = expressions
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
-        register_source(connection, "source", self._source, self._config.repo_path)
+        if self._types is None:
+            self._types = _types_in_registry(self._config, self._source, self._columns)
+        features = self._columns[len(self._keys) :]
+        columns = read_columns(self._keys, features, self._timestamps[0], self._created, self._types)
+        self._register(connection, "source", self._source, columns)
         selected = [quote(name) for name in self._columns]
         selected += [f"{timestamp(name)} AS {quote(name)}" for name in self._timestamps]
         bounds = [
@@ -133,9 +160,20 @@ class SourceRetrievalJob(QueryRetrievalJob):
             for comparison, bound in zip((">=", "<="), self._between, strict=True)
             if bound is not None
         ]
+        bounds += [f"{quote(key)} IS NOT NULL" for key in self._keys]  # a null matches no entity row, either
         rows = "FROM source" + (f" WHERE {' AND '.join(bounds)}" if bounds else "")
+        if not self._keys:
+            return self._query_without_keys(selected, rows)
         query = self._latest_query(selected, rows) if self._latest else f"SELECT {', '.join(selected)} {rows}"
         return query + (f" ORDER BY {', '.join(self._order)}" if self._order else "")
+
+    def _query_without_keys(self, selected: list[str], rows: str) -> str:
+        """The rows of a view without entities, with Feast's key of such a view."""
+        # The newest one last: Feast's engine writes them all, and the last one stays.
+        order = "DESC NULLS LAST" if self._latest else "ASC NULLS FIRST"
+        ordered = ", ".join(f"{timestamp(name)} {order}" for name in self._timestamps)
+        key = f"{literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)}"
+        return f"SELECT {', '.join([key, *selected])} {rows} ORDER BY {ordered}" + (" LIMIT 1" if self._latest else "")
 
     def _latest_query(self, selected: list[str], rows: str) -> str:
         # The newest timestamp of each key is found first: a third of the time and half the memory of numbering all rows
@@ -156,7 +194,8 @@ class SourceRetrievalJob(QueryRetrievalJob):
 class AsofRetrievalJob(QueryRetrievalJob):
     """A point-in-time join; its rows come in the entity rows' order.
 
-    `to_batches` gives what was joined, with what on-demand views read, but without what they compute.
+    `to_batches` gives what was joined, with what on-demand views read, but without what they compute. Its features are
+    named `view:feature`, which is unique; Feast's answer names them `view__feature` or `feature`.
     """
 
     def __init__(
@@ -178,6 +217,7 @@ class AsofRetrievalJob(QueryRetrievalJob):
         # The range of timestamps is unknown before the join runs.
         self.metadata = RetrievalMetadata(features=feature_refs, keys=sorted(keys))
         self._stale_marked = self._found_marked = False
+        self._names: list[str] = []
 
     def mark_stale(self) -> None:
         """Add a column `stale_mark(view)` for each view with a time to live: whether it hid the row that was found."""
@@ -187,39 +227,70 @@ class AsofRetrievalJob(QueryRetrievalJob):
         """Add a column `found_mark(view)` for each view: whether it has a row, even one of nulls alone."""
         self._found_marked = True
 
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """See the class."""
+        for batch in super().to_batches():
+            yield batch.rename_columns(self._names)
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        table = super()._to_arrow_internal(timeout)
+        feasts = {f"{join.view}:{name}": called for join in self._joins for name, called in join.features.items()}
+        names = [feasts.get(name, name) for name in self._names]
+        twice = [reference for reference, name in feasts.items() if names.count(name) > 1]
+        if twice:
+            raise FeatureNameCollisionError(twice, self.full_feature_names)
+        return table.rename_columns(names)
+
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
-        columns, event = self._register_entities(connection)
-        selected = [f"e.{quote(name)}" for name in columns]
+        entities, event = self._register_entities(connection)
+        selected = {name: f"e.{quote(name)}" for name in entities.names}
         joined = ["FROM entities AS e"]
         for i, join in enumerate(self._joins):
-            missing = set(join.keys.values()) - set(columns)
+            missing = set(join.keys.values()) - set(entities.names)
             if missing:
-                raise FeastEntityDFMissingColumnsError(missing, set(columns))
-            register_source(connection, f"source_{i}", join.source, self._config.repo_path)
-            check_columns(connection, f"source_{i}", join)
-            joined.append(asof(f"source_{i}", f"f{i}", join, event))
-            selected += [value(f"f{i}", join, feature, event) for feature in join.features]
+                raise FeastEntityDFMissingColumnsError(missing, set(entities.names))
+            self._register(connection, f"source_{i}", join.source, join.columns())
+            joined.append(asof(f"source_{i}", f"f{i}", join, entities, event))
+            selected |= {f"{join.view}:{feature}": value(f"f{i}", join, feature, event) for feature in join.features}
             if self._stale_marked and join.ttl:
                 fresh = is_fresh(f"f{i}", join.ttl, event)
-                selected.append(f"coalesce(NOT ({fresh}), false) AS {quote(stale_mark(join.view))}")
+                selected[stale_mark(join.view)] = f"coalesce(NOT ({fresh}), false)"
             if self._found_marked:
-                selected.append(f"{is_found(f'f{i}', join.ttl, event)} AS {quote(found_mark(join.view))}")
-        return f"SELECT {', '.join(selected)} {' '.join(joined)} ORDER BY e.{ROW}"
+                selected[found_mark(join.view)] = is_found(f"f{i}", join.ttl, event)
+        self._names = list(selected)
+        # DuckDB takes names that differ in case alone for the same.
+        columns = ", ".join(f"{each} AS c{place}" for place, each in enumerate(selected.values()))
+        return f"SELECT {columns} {' '.join(joined)} ORDER BY e.{ROW}"
 
-    def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[list[str], str]:
+    def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, str]:
         """Make the view `entities` with its row numbers; its own columns, and the name of the event timestamp."""
         if isinstance(self._entity_df, str):
             connection.execute(
                 f"CREATE VIEW entities AS SELECT *, row_number() OVER () AS {ROW} FROM ({self._entity_df})"
             )
-            described = connection.execute("DESCRIBE entities").fetchall()
-            columns = [name for name, *_ in described if name != ROW]
-            timestamps = [name for name, kind, *_ in described if str(kind).startswith("TIMESTAMP")]
-            return columns, "event_timestamp" if "event_timestamp" in timestamps else timestamps[0]
+            schema = connection.sql("SELECT * FROM entities LIMIT 0").to_arrow_table().schema
+            schema = schema.remove(schema.get_field_index(ROW))
+            timestamps = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+            return schema, "event_timestamp" if "event_timestamp" in timestamps else timestamps[0]
         rows = pa.Table.from_pandas(self._entity_df, preserve_index=False)
         event = infer_event_timestamp_from_entity_df(dict(self._entity_df.dtypes))
         connection.register("entities", rows.append_column(ROW, pa.array(range(rows.num_rows), pa.int64())))
-        return rows.column_names, event
+        return rows.schema, event
+
+
+def _types_in_registry(config: RepoConfig, source: FileSource, columns: list[str]) -> dict[str, Any]:
+    """Column → Feast's type, as the views over the source declare it; without those that they declare differently.
+
+    Feast's engine does not say which view it materializes (feast 0.67).
+    """
+    registry, project = FeatureStore(repo_path=str(config.repo_path), config=config).registry, config.project
+    views = [*registry.list_feature_views(project), *registry.list_stream_feature_views(project)]
+    found: dict[str, set[Any]] = {}
+    for view in views:
+        if view.batch_source == source:
+            for column, declared in declared_types(view, source).items():
+                found.setdefault(column, set()).add(declared)
+    return {column: next(iter(found[column])) for column in columns if len(found.get(column, ())) == 1}
 
 
 def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
@@ -235,7 +306,7 @@ def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
     column = renamed.get(source.timestamp_field, source.timestamp_field)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        register_source(connection, "source", source, repo)
+        SourceRelation(connection, "source", source, repo, [Column(column, "event_timestamp")])
         newest = connection.sql(f"SELECT epoch_us(max({timestamp(column)})) AS us FROM source").to_arrow_table()
     microseconds = newest["us"][0].as_py()
     return None if microseconds is None else datetime.fromtimestamp(microseconds / 1e6, UTC)

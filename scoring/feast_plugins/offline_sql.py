@@ -1,36 +1,43 @@
 """The SQL of a point-in-time join over one source, in DuckDB's dialect."""
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
-import duckdb
 import msgspec
-import pyarrow.dataset as ds
+import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 
-
-class SourceColumnMissing(ValueError):
-    """The source of a feature view lacks a column that the view names."""
-
-    def __init__(self, view: str, column: str, found: list[str]) -> None:
-        super().__init__(f"the source of view {view!r} has no column {column!r}; it has {', '.join(found)}")
+from scoring.feast_plugins.source_columns import Column, NoConversion, expression, read_columns
 
 
 class Join(msgspec.Struct, frozen=True):
     """How one feature view joins: names in the source and in the entity rows."""
 
     view: str
-    """Its name in the result's columns."""
+    """Its name in the feature service."""
     source: FileSource
     keys: dict[str, str]
     """The source's key column → the entity rows'."""
     features: dict[str, str]
-    """The source's feature column → its name in the result."""
+    """The source's feature column → its name in Feast's answer."""
     ttl: timedelta | None
+    types: dict[str, Any] = {}
+    """Column in the source's files → Feast's type, as the view declares it."""
+
+    def columns(self) -> list[Column]:
+        """What the join reads from the source's files."""
+        return read_columns(
+            map(self.original, self.keys),
+            map(self.original, self.features),
+            self.original(self.source.timestamp_field),
+            self.original(self.source.created_timestamp_column or ""),
+            self.types,
+        )
 
     def alias(self, feature: str) -> str:
-        """A feature's name inside the join: the source's names may differ in case alone, or be names of the query."""
+        """A feature's name inside the join: the source's names may be names of the query."""
         return f"feature {list(self.features).index(feature)}"
 
     def original(self, column: str) -> str:
@@ -38,22 +45,12 @@ class Join(msgspec.Struct, frozen=True):
         return next((old for old, new in self.source.field_mapping.items() if new == column), column)
 
 
-def register_source(connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, repo: Path | None) -> None:
-    """Make `name` a relation over the source's files; relative paths start at the feature repository `repo`."""
-    uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=source.file_options.uri)
-    filesystem, path = FileSource.create_filesystem_and_path(
-        uri, source.file_options.s3_endpoint_override, source.resolve_credentials()
-    )
-    if filesystem is None:
-        pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
-        literal = pattern.replace("'", "''")
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{literal}')")
-    else:
-        connection.register(name, ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive"))
+def asof(source: str, alias: str, join: Join, entities: pa.Schema, event: str) -> str:
+    """The ASOF clause: for each entity row, the source's latest row up to its timestamp `event`.
 
-
-def asof(source: str, alias: str, join: Join, event: str) -> str:
-    """The ASOF clause: for each entity row, the source's latest row up to its timestamp `event`."""
+    Raises:
+        ValueError: a key of the entity rows is of a type that can't be a key of the view.
+    """
     time = timestamp(join.original(join.source.timestamp_field))
     columns = [f"{time} AS feature_time"]
     columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
@@ -68,31 +65,23 @@ def asof(source: str, alias: str, join: Join, event: str) -> str:
         features = (quote(join.original(column)) for column in join.features)
         order = ", ".join([f"{timestamp(join.original(created))} DESC NULLS LAST", *features])
         query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
-    on = [f"e.{quote(entity)} = {alias}.{quote('key ' + column)}" for column, entity in join.keys.items()]
+    on = [f"{_entity_key(join, *key, entities)} = {alias}.{quote('key ' + key[0])}" for key in join.keys.items()]
     on.append(f"CAST(e.{quote(event)} AS TIMESTAMPTZ) >= {alias}.feature_time")
     return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
 
 
+def _entity_key(join: Join, column: str, entity: str, entities: pa.Schema) -> str:
+    declared, found = join.types.get(join.original(column)), entities.field(entity).type
+    try:
+        return expression(Column(entity, "key", declared), found, f"e.{quote(entity)}").value
+    except NoConversion:
+        raise ValueError(f"entity rows: column {entity!r} holds {found}, and the key is declared {declared}") from None
+
+
 def value(alias: str, join: Join, feature: str, event: str) -> str:
-    """A feature of a joined source under its name in the result: null where its row is past the time to live."""
+    """A feature of a joined source: null where its row is past the time to live."""
     value = f"{alias}.{quote(join.alias(feature))}"
-    if join.ttl:
-        value = f"CASE WHEN {is_fresh(alias, join.ttl, event)} THEN {value} END"
-    return f"{value} AS {quote(join.features[feature])}"
-
-
-def check_columns(connection: duckdb.DuckDBPyConnection, relation: str, join: Join) -> None:
-    """Raise unless a relation has all columns of the join, with the same upper and lower case.
-
-    Raises:
-        SourceColumnMissing: it lacks one. DuckDB would take a column that differs in case alone.
-    """
-    found = [str(name) for name, *_ in connection.execute(f"DESCRIBE {relation}").fetchall()]
-    created = join.source.created_timestamp_column
-    named = [*join.keys, *join.features, join.source.timestamp_field, *([created] if created else [])]
-    for column in map(join.original, named):
-        if column not in found:
-            raise SourceColumnMissing(join.view, column, found)
+    return f"CASE WHEN {is_fresh(alias, join.ttl, event)} THEN {value} END" if join.ttl else value
 
 
 def is_fresh(alias: str, ttl: timedelta, event: str) -> str:
@@ -122,10 +111,15 @@ def timestamp(column: str) -> str:
     return f"CAST({quote(column)} AS TIMESTAMPTZ)"
 
 
-def parquet_file(file: Path) -> str:
-    """The rows of exactly this file: its path is not a pattern, and no columns come from it."""
-    literal = re.sub(r"([*?\[])", r"[\1]", str(file)).replace("'", "''")
-    return f"read_parquet('{literal}', hive_partitioning = false)"
+def parquet_files(files: Sequence[str]) -> str:
+    """The rows of exactly these local files: a path is not a pattern, and no columns come from it."""
+    escaped = [literal(re.sub(r"([*?\[])", r"[\1]", file)) for file in files]
+    return f"read_parquet([{', '.join(escaped)}], hive_partitioning = false)"
+
+
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def quote(name: str) -> str:

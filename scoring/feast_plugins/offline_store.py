@@ -18,7 +18,7 @@ import duckdb
 import pandas as pd
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
-from feast.feature_view import FeatureView
+from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob
@@ -28,6 +28,7 @@ from feast.repo_config import RepoConfig
 
 from scoring.feast_plugins.offline_query import AsofRetrievalJob, SourceRetrievalJob
 from scoring.feast_plugins.offline_sql import Join
+from scoring.feast_plugins.source_columns import declared_types
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -124,12 +125,13 @@ def _join_of(view: FeatureView, feature_refs: list[str], full_feature_names: boo
     prefix = f"{view.projection.name_to_use()}:"
     names = [reference.removeprefix(prefix) for reference in feature_refs if reference.startswith(prefix)]
     name = view.projection.name_alias or view.name
-    source = view.batch_source
+    source, map_key = view.batch_source, view.projection.join_key_map
     assert isinstance(source, FileSource)  # noqa: S101 - as _is_parquet found; for the type checker
     return Join(
         view=name,
         source=source,
-        keys=dict(view.projection.join_key_map) or {key.name: key.name for key in view.entity_columns},
+        keys={key.name: map_key.get(key.name, key.name) for key in view.entity_columns if key.name != DUMMY_ENTITY_ID},
         features={feature: f"{name}__{feature}" if full_feature_names else feature for feature in names},
         ttl=view.ttl or None,
+        types=declared_types(view, source),
     )

@@ -21,7 +21,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 from feast.repo_config import RepoConfig
 
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION
-from scoring.feast_plugins.value_encoder import encode_timestamps
+from scoring.feast_plugins.value_encoder import UnsupportedEncoding, encode_timestamps
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -34,9 +34,11 @@ VALUES_PER_CALL, MAX_FEATURES = 200_000, 2000
 # lasts: the API waits for a second (`scoring.online.sqlite_reader`).
 TRANSACTION_S = 0.3
 
-# For each key: unless its hash holds a row that is as new or newer, set the row's fields. Feast compares the same way,
-# in nanoseconds, where a time up to 1970 counts as none. But it reads all times before it writes, so an older row may
-# win against another writer (0.67), while a script runs alone.
+# For each key: unless its hash holds a row that is as new or newer, set the row's fields. In any case, renew the key's
+# time to live, which Feast does for a row that it writes (0.67). Feast compares the same way, in nanoseconds, where a
+# time up to 1970 counts as none. But it reads all times before it writes, so an older row may win against another
+# writer, while a script runs alone. It calls what Feast calls (HMGET, HSET, EXPIRE), so that a Redis user needs no more
+# rights than for Feast and for the script itself.
 SCRIPT = """
 local life, always, width = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
 local function varint(bytes, at)
@@ -66,7 +68,7 @@ for j = 0, width - 1 do fields[2 * j + 1] = ARGV[4 + j] end
 local at = 4 + width
 for i = 1, #KEYS do
   local newer = true
-  local stored = not always and redis.call('HGET', KEYS[i], ARGV[4])
+  local stored = not always and redis.call('HMGET', KEYS[i], ARGV[4])[1]
   if stored then
     local old_seconds, old_nanos = timestamp(stored)
     if old_seconds > 0 or (old_seconds == 0 and old_nanos > 0) then
@@ -77,8 +79,8 @@ for i = 1, #KEYS do
   if newer then
     for j = 0, width - 1 do fields[2 * j + 2] = ARGV[at + j] end
     redis.call('HSET', KEYS[i], unpack(fields))
-    if life > 0 then redis.call('EXPIRE', KEYS[i], life) end
   end
+  if life > 0 then redis.call('EXPIRE', KEYS[i], life) end
   at = at + width
 end
 """
@@ -112,6 +114,7 @@ class Writer(Protocol):
         """Write the rows; older ones replace nothing that Feast's class would keep.
 
         Raises:
+            UnsupportedEncoding: Feast's own class must write these rows.
             Exception: the client's, for no usable answer, or a file that is locked, full or gone. Rows before these may
                 have been written.
         """
@@ -145,13 +148,18 @@ class RedisWriter:
     def write(self, rows: EncodedRows) -> None:
         """See `Writer`."""
         options = self._config.online_store
+        from redis.exceptions import NoPermissionError
+
         client: Redis = self._store._get_client(options)
         script = client.register_script(SCRIPT)
         head = [options.key_ttl_seconds or 0, int(options.skip_dedup), len(self._fields), *self._fields]
         step = max(1, min(ROWS_PER_CALL, VALUES_PER_CALL // len(self._fields)))
         for start in range(0, len(rows.keys), step):
             keys, *columns = zip(*self._rows_of(rows, slice(start, start + step)), strict=True)
-            script(keys=keys, args=[*head, *chain.from_iterable(zip(*columns, strict=True))])
+            try:
+                script(keys=keys, args=[*head, *chain.from_iterable(zip(*columns, strict=True))])
+            except NoPermissionError:
+                raise UnsupportedEncoding("this user of Redis may not run scripts") from None
 
     def finish(self) -> None:
         """Each call is visible at once."""

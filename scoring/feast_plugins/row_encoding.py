@@ -11,7 +11,7 @@ from feast import FeatureView, ValueType
 from feast.utils import _convert_arrow_to_proto, _get_feature_view_vector_field_metadata
 
 from scoring.feast_plugins.entity_keys import entity_keys
-from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey, Keys
+from scoring.feast_plugins.join_keys import KEY_TYPES, NO_ENTITY, JoinKey, Keys
 from scoring.feast_plugins.online_writers import EncodedRows, Writer
 from scoring.feast_plugins.value_encoder import (
     Encode,
@@ -130,7 +130,9 @@ def _samples(schema: pa.Schema, columns: RowEncoding) -> pa.RecordBatch:
     count = 12
     arrays = []
     for field in schema:
-        if field.name in keys:
+        if field.name == NO_ENTITY:
+            values: list[Any] = [""]
+        elif field.name in keys:
             values = [str(row) * row if is_string(field.type) else row for row in range(count)]
         elif field.name in (source.timestamp_field, source.created_timestamp_column):
             values = [1_700_000_000 + 3600 * row for row in range(count)]

@@ -8,14 +8,11 @@ import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL, Signature, holds_every_value
 from scoring.errors import FeatureServiceNotFound, FeatureStoreError, MissingFeatures, ModelRefused
-from scoring.feast_plugins.join_keys import KEY_TYPES, JoinKey, Keys, KeyType
-from scoring.features.model_features import FeastObjects, Feature, ModelFeatures, View
+from scoring.feast_plugins.join_keys import KEY_TYPES, NO_ENTITY, JoinKey, Keys, KeyType
+from scoring.features.model_features import FeastObjects, Feature, ModelFeatures, View, feast_name
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
-
-# Feast's join key of a view without entities.
-NO_ENTITY = "__dummy_id"
 
 
 def link_features(
@@ -71,7 +68,7 @@ def _fill(
     by_name: dict[str, list[Feature]] = {}
     for feature in served.features:
         by_name.setdefault(feature.name, []).append(feature)
-        by_name.setdefault(feature.column, []).append(feature)
+        by_name.setdefault(feast_name(feature.column), []).append(feature)
 
     features, missing = [], []
     for model_input in signature.inputs:
@@ -89,19 +86,21 @@ def _fill(
             missing.append(model_input.name)
             continue
         if len(found) > 1:
-            options = ", ".join(feature.column for feature in found)
-            raise ModelRefused(
-                model, f"its input {model_input.name!r} is served by several views: name it one of {options}."
-            )
+            options = [feast_name(feature.column) for feature in found]
+            remedy = f"name it one of {', '.join(options)}."
+            if len(set(options)) < len(options):
+                remedy = f"rename one of the features {', '.join(feature.column for feature in found)}."
+            raise ModelRefused(model, f"its input {model_input.name!r} is served by several views: {remedy}")
         (feature,) = found
         if feature.column in served.unservable:
             raise ModelRefused(
                 model, f"feature {feature.name!r} has type {served.unservable[feature.column]}, which can't be served."
             )
         if not holds_every_value(feature.dtype, model_input.dtype):
+            name = feast_name(feature.column)
             raise ModelRefused(
                 model,
-                f"its input {model_input.name!r} is {model_input.dtype}, but feature {feature.column} is declared "
+                f"its input {model_input.name!r} is {model_input.dtype}, but feature {name} is declared "
                 f"{feature.dtype}, which does not fit into it. Train on the declared type, or change the declaration.",
             )
         features.append(msgspec.structs.replace(feature, input=model_input.name))
@@ -165,7 +164,7 @@ class _ServedFeatures:
                 self.request_fields += [(field.name, _arrow_type(model, field)) for field in request_source.schema]
             sources = {each.name_alias or each.name: each for each in view.source_feature_view_projections.values()}
             for alias, source in sources.items():
-                self._read_on_demand.setdefault(alias, []).extend(f"{alias}__{field.name}" for field in source.features)
+                self._read_on_demand.setdefault(alias, []).extend(f"{alias}:{field.name}" for field in source.features)
                 self._add_keys(feast_views[source.name], source.join_key_map)
             self.on_demand_views[name] = view.with_projection(projection)
             self._add_features(projection, tuple(sources), name)
@@ -195,16 +194,17 @@ class _ServedFeatures:
             try:
                 dtype = _arrow_type(self._model, field)
             except ModelRefused:
-                self.unservable[f"{name}__{field.name}"] = field.dtype
+                self.unservable[f"{name}:{field.name}"] = field.dtype
                 dtype = pa.null()
-            self.features.append(Feature(field.name, f"{name}__{field.name}", dtype, views, on_demand_view))
+            self.features.append(Feature(field.name, f"{name}:{field.name}", dtype, views, on_demand_view))
 
     def _add_keys(self, view: Any, join_key_map: Mapping[str, str]) -> Keys:
         keys = {}
         for column in view.entity_columns:
-            if column.name != NO_ENTITY:
-                name = join_key_map.get(column.name, column.name)
-                keys[column.name] = JoinKey(name, _key_type(self._model, name, column.dtype))
+            name = join_key_map.get(column.name, column.name)
+            keys[column.name] = JoinKey(name, _key_type(self._model, name, column.dtype))
+        if not keys or NO_ENTITY in keys:  # Feast removes its key from views that it has read (feast 0.67)
+            return ((NO_ENTITY, JoinKey(NO_ENTITY, "string")),)
         self.keys |= {key.name: key for key in keys.values()}
         self.joined_keys.add(tuple(key.name for key in keys.values()))
         return tuple((name, keys[name]) for name in sorted(keys))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from scoring.errors import FeatureStoreError
-from scoring.features.redis_timeouts import bound_redis_reads
+from scoring.feast_plugins.redis_timeouts import bound_redis
 from scoring.imports import import_feast, inside
 from scoring.settings import Settings
 
@@ -106,7 +106,9 @@ def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
     """
     digest = hashlib.sha256(store.project.encode())
     names: list[tuple[str, ...]] = []
-    kinds: Any = (store.list_entities(), store.list_all_feature_views(), store.list_feature_services())
+    # The store's own list takes the entity from views without entities, in the registry's cache too (feast 0.67).
+    views = store.registry.list_all_feature_views(store.project)
+    kinds: Any = (store.list_entities(), views, store.list_feature_services())
     for kind in kinds:
         definitions = sorted(kind, key=lambda each: each.name)
         names.append(tuple(each.name for each in definitions))
@@ -140,7 +142,7 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
             file = Path(folder) / "registry.db"
             file.write_bytes(definitions.SerializeToString())
             config = copy.deepcopy(store.config)
-            bound_redis_reads(config, read_timeout_s)
+            bound_redis(config, read_timeout_s)
             config._registry = RegistryConfig(  # type: ignore[assignment]  # Feast declares None only
                 path=str(file),
                 cache_ttl_seconds=0,  # never expires

@@ -2,17 +2,21 @@
 
 import contextlib
 import io
-from datetime import UTC, datetime
+import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scoring.errors import FeatureStoreError
+from scoring.errors import FeatureStoreError, NotMaterialized, first_line, is_outage
+from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S, bound_redis
 from scoring.imports import inside
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore
+
+logger = logging.getLogger(__name__)
 
 BEFORE_ALL_ROWS = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -24,33 +28,71 @@ class Watermark(msgspec.Struct, frozen=True):
     until: datetime | None
 
 
-def materialize_online_store(store: "FeatureStore", until: datetime, *, everything: bool = False) -> list[Watermark]:
+def materialize_online_store(
+    store: "FeatureStore", until: datetime, *, everything: bool = False, overwrite: bool = False
+) -> list[Watermark]:
     """Copy what is new in the offline store, up to `until` (with a time zone), to the online store.
-
-    With `everything`, all that is not older than its view's time to live is copied, even if it was copied before: for
-    an online store that lost its rows, which the watermarks in Feast's registry don't show.
 
     This is Feast's own materialize-incremental: it continues from each view's watermark and moves it once all rows are
     written. Where feature_store.yaml names no batch engine, this project's (`feast_plugins.materialization`) writes the
-    rows, faster. Returns the new watermarks.
+    rows, faster. A view that fails does not keep the others from being materialized.
+
+    Args:
+        store: the Feast store.
+        until: up to when.
+        everything: whether to copy all that is not older than its view's time to live, even if it was copied before:
+            for an online store that lost its rows, which the watermarks in Feast's registry don't show.
+        overwrite: whether to do that, and to replace rows whose event time is the same or newer: for a source that was
+            corrected. Redis otherwise keeps such rows.
+
+    Returns:
+        The new watermarks.
 
     Raises:
-        FeatureStoreError: a source can't be read or the online store can't be written. A retry continues from the old
-            watermark.
+        FeatureStoreError: Feast's registry can't be read.
+        NotMaterialized: a source can't be read or the online store can't be written, for the views that it names. A
+            retry continues from their old watermarks.
     """
+    failed: dict[str, BaseException | str] = {}
+    outage: Exception | None = None
     try:
+        bound_redis(store.config, REDIS_TIMEOUT_S)
+        if overwrite and hasattr(store.config.online_store, "skip_dedup"):  # Redis compares event times otherwise
+            store.config.online_store.skip_dedup = True
         with inside(Path(store.repo_path)), contextlib.redirect_stdout(io.StringIO()):
             _use_streaming_engine(store)
-            if everything:
-                for view in _online_views(store):
-                    since = until - view.ttl if view.ttl else BEFORE_ALL_ROWS
-                    store.materialize(since, until, feature_views=[view.name])
-            else:
-                store.materialize_incremental(end_date=until)
+            for view in store._get_feature_views_to_materialize(None):
+                if outage is not None:
+                    failed[view.name] = "it was not tried"
+                    continue
+                try:
+                    if everything or overwrite:
+                        ttl: timedelta | None = getattr(view, "ttl", None)
+                        store.materialize(until - ttl if ttl else BEFORE_ALL_ROWS, until, feature_views=[view.name])
+                    else:
+                        store.materialize_incremental(until, feature_views=[view.name])
+                except Exception as error:  # every source and online store raises its own kinds
+                    logger.warning("Materializing feature view %r", view.name, exc_info=True)
+                    failed[view.name] = _why(view, error)
+                    outage = error if is_outage(error) else None
     except Exception as error:
         raise FeatureStoreError("materializing the online store", error) from error
+    if failed:
+        raise NotMaterialized(failed) from outage
     store.refresh_registry()
     return read_watermarks(store)
+
+
+def _why(view: Any, error: Exception) -> BaseException | str:
+    if is_outage(error):
+        return (
+            f"the online store did not answer ({first_line(error)}): check that it runs, and its address, password and "
+            "ssl= in feature_store.yaml"
+        )
+    mode = getattr(view, "mode", None)
+    if str(getattr(mode, "value", mode)).startswith("spark") and isinstance(error, AttributeError):
+        return "its mode is spark, and feature_store.yaml names no Spark batch_engine: name one, or set online=False"
+    return error
 
 
 def _use_streaming_engine(store: "FeatureStore") -> None:
@@ -72,11 +114,9 @@ def _use_streaming_engine(store: "FeatureStore") -> None:
 
 def read_watermarks(store: "FeatureStore") -> list[Watermark]:
     """How far each feature view with an online store is materialized, by name."""
+    views = store.registry.list_feature_views(store.project)
     return [
         Watermark(view.name, max((end for _, end in view.materialization_intervals), default=None))
-        for view in _online_views(store)
+        for view in sorted(views, key=lambda view: view.name)
+        if view.online
     ]
-
-
-def _online_views(store: "FeatureStore") -> "list[FeatureView]":
-    return sorted((view for view in store.list_batch_feature_views() if view.online), key=lambda view: view.name)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature, as_stored, conform, or_null
+from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.join_keys import JoinKey, Keys
 
 NOT_FOUND = "not_found"
@@ -24,13 +25,13 @@ class View(msgspec.Struct, frozen=True):
 
     name: str
     columns: tuple[str, ...]
-    """Its columns in Feast's answer, `view__feature`: first those that the service lists, then those that on-demand
-    views read. The first one's event timestamp is that of the whole row."""
+    """Its columns, `view:feature`: first those that the service lists, then those that on-demand views read. The first
+    one's event timestamp is that of the whole row."""
     ttl_s: float | None
     """Seconds after its event timestamp for which a row may be used; None without a limit."""
     keys: Keys = ()
     """The view's own join keys, in the order of a serialized entity key, each with the key of the request that fills
-    it. Empty for a view without entities."""
+    it. Of a view without entities, Feast's own key (`NO_ENTITY`)."""
     renamed: bool = False
     """Whether the service gives the view another name or other join keys, which `view:feature` can't express."""
 
@@ -40,7 +41,7 @@ class Feature(msgspec.Struct, frozen=True):
 
     input: str
     column: str
-    """Its column in Feast's answer, `view__feature`."""
+    """`view:feature`, as Feast refers to it: no view's name has a colon, so each feature has a column of its own."""
     dtype: pa.DataType
     """The type that the feature view declares. Values are converted to it first, so that offline and online agree to
     the bit."""
@@ -57,12 +58,7 @@ class Feature(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Its name in its feature view."""
-        return self.column.removeprefix(f"{self.on_demand_view or self.views[0]}__")
-
-    @property
-    def reference(self) -> str:
-        """`view:feature`, as Feast refers to it."""
-        return f"{self.on_demand_view or self.views[0]}:{self.name}"
+        return self.column.partition(":")[2]
 
 
 class FeastObjects(msgspec.Struct, frozen=True):
@@ -82,6 +78,11 @@ class FeastObjects(msgspec.Struct, frozen=True):
         return FeastObjects, ()
 
 
+def feast_name(column: str) -> str:
+    """`view__feature`, as Feast's answers and on-demand functions name the column `view:feature`."""
+    return column.replace(":", "__", 1)
+
+
 class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     """The link between one model version and the feature store, resolved once when the version is loaded."""
 
@@ -96,10 +97,27 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     """Request column that an on-demand feature view needs → the type that the view declares. A column of a type that no
     model input may have is not listed, and its values are passed on unchanged."""
     served: dict[str, str] = {}
-    """All features of the service, those that the model does not use included: `view__feature` → feature."""
+    """All features of the service, those that the model does not use included: `view:feature` → feature."""
     joined_keys: frozenset[tuple[str, ...]] = frozenset()
     """The join keys of each view of the service, by the request's names: a join of the service joins all of them."""
     feast: FeastObjects = FeastObjects()
+
+    @functools.cached_property
+    def feast_names(self) -> dict[str, str]:
+        """`view:feature` → `view__feature`, its column in Feast's own answers, for all that the model needs.
+
+        Raises:
+            FeatureStoreError: Feast would answer another feature under the name of one of them.
+        """
+        needed = {feature.column for feature in self.features}.union(*(view.columns for view in self.views))
+        same: dict[str, list[str]] = {}
+        for column in sorted(needed | self.served.keys()):
+            same.setdefault(feast_name(column), []).append(column)
+        for name, columns in same.items():
+            if len(columns) > 1 and needed.intersection(columns):
+                doing = f"reading service {self.service!r} through Feast"
+                raise FeatureStoreError(doing, f"it names both {' and '.join(columns)} {name}: rename one of them")
+        return {column: feast_name(column) for column in needed}
 
     @functools.cached_property
     def request_columns(self) -> dict[str, pa.DataType | None]:
@@ -115,7 +133,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
         """Feature vectors of n_rows, one column per input, in signature order and types; null = unknown.
 
         Args:
-            columns: arrays (n_rows,) by name: Feast's `view__feature` columns, and the request's own by input name.
+            columns: arrays (n_rows,) by name: features as `view:feature`, and the request's own by input name.
             unusable: view name → bool (n_rows,), rows without a usable row of that view: the inputs that come from it
                 become null there, those that an on-demand view computed from it included.
 
@@ -132,7 +150,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
                 column = columns[feature.column]
                 if not feature.on_demand and pa.types.is_timestamp(feature.dtype):
                     column = as_stored(column, column.type)
-                column = conform(column, feature.dtype, feature.column)
+                column = conform(column, feature.dtype, feast_name(feature.column))
                 for view in feature.views:
                     if view in unusable:
                         column = pc.if_else(unusable[view], pa.scalar(None, feature.dtype), column)

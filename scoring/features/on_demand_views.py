@@ -18,7 +18,7 @@ from feast.types import from_feast_to_pyarrow_type
 
 from scoring.arrow.signature import as_stored
 from scoring.errors import UnusableFeature, first_line
-from scoring.features.model_features import ModelFeatures
+from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.imports import inside
 
 # pyarrow's name for the row numbers of a frame that are not 0, 1, 2, .. (pyarrow 25).
@@ -56,6 +56,8 @@ class OnDemandViews:
         self._repository = repository
         self._inputs = {view.name: _inputs(view) for view in views}
         self._declared = {name: kind for inputs in self._inputs.values() for name, kind in inputs.items()}
+        sources = [source for view in views for source in sources_of(view)]
+        self._features = {f"{source.name}:{name}" for source in sources for name in source.types}
         self._outputs = {}
         needed = set(references)
         for view in views:
@@ -81,7 +83,7 @@ class OnDemandViews:
         return rows
 
     def add(self, rows: pa.Table, views: Sequence[OnDemandFeatureView] | None = None) -> pa.Table:
-        """The rows with the features of all views, or of these, `view__feature`.
+        """The rows with the features of all views, or of these, `view:feature`.
 
         Args:
             rows: join keys, request-time inputs and features, `declared`; a function gets the keys and what its view
@@ -110,19 +112,23 @@ class OnDemandViews:
 
     def _run(self, view: OnDemandFeatureView, rows: pa.Table) -> pa.Table:
         """What a view's function returns for rows that are `declared`."""
+        names = [feast_name(name) if name in self._features else name for name in rows.column_names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"on-demand view {view.name!r} reads two features of one name, view__feature: rename one")
+        rows = rows.rename_columns(names)
         if not view.singleton:
             return view.transform_arrow(rows, full_feature_names=True)
         # It takes one row's values and returns one row's. Feast calls it with the first row alone (feast 0.67).
         found = [view.transform_dict({name: [value] for name, value in row.items()}) for row in rows.to_pylist()]
-        names = self._outputs[view.name]
-        return pa.table({_column(view, name): [each.get(name) for each in found] for name in names})
+        outputs = self._outputs[view.name]
+        return pa.table({feast_name(_column(view, name)): [each.get(name) for each in found] for name in outputs})
 
 
 def on_demand_views(features: ModelFeatures, repository: Path | None = None) -> OnDemandViews | None:
     """What computes a model's on-demand features; None where it has none. `repository`: see `OnDemandViews`."""
     if not features.feast.on_demand_views:
         return None
-    references = [feature.reference for feature in features.features]
+    references = [feature.column for feature in features.features]
     keys = [key.name for key in features.join_keys]
     return OnDemandViews(features.feast.on_demand_views, references, keys, repository)
 
@@ -161,15 +167,15 @@ def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
 
 
 def _inputs(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
-    """The columns that a view names: those of a request, and `view__feature`."""
+    """The columns that a view names: those of a request, and `view:feature`."""
     found = request_types_of(view)
     for source in sources_of(view):
-        found |= {f"{source.name}__{name}": kind for name, kind in source.types.items()}
+        found |= {f"{source.name}:{name}": kind for name, kind in source.types.items()}
     return found
 
 
 def _column(view: OnDemandFeatureView, feature: str) -> str:
-    return f"{view.projection.name_to_use()}__{feature}"
+    return f"{view.projection.name_to_use()}:{feature}"
 
 
 def _check_rows(view: str, derived: pa.Table, rows: int) -> None:
@@ -180,11 +186,12 @@ def _check_rows(view: str, derived: pa.Table, rows: int) -> None:
 
 
 def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.DataType | None) -> pa.ChunkedArray:
-    if _column(view, name) not in derived.column_names:
+    column = feast_name(_column(view, name))
+    if column not in derived.column_names:
         inputs = {each for source in sources_of(view) for each in source.types}
         why = " (Feast removes a column that is named as an input)" if name in inputs else ""
         raise ValueError(f"the function of on-demand view {view.name!r} returned no {name!r}{why}")
-    found = derived[_column(view, name)]
+    found = derived[column]
     if kind is not None:
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return found.cast(kind)

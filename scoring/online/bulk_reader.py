@@ -49,9 +49,8 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
 
 
 def view_columns(features: ModelFeatures) -> list[ViewColumns] | None:
-    """What to read from each feature view; None unless all of it is plain values of views with entities."""
-    plain = all(not feature.on_demand and feature.dtype in VALUE_FIELDS for feature in features.features)
-    if not plain or not all(view.keys for view in features.views):
+    """What to read from each feature view; None unless all of it is plain values."""
+    if not all(not feature.on_demand and feature.dtype in VALUE_FIELDS for feature in features.features):
         return None
     return [
         ViewColumns(

@@ -26,11 +26,15 @@ class FeastReader:
             features: what to read.
             references: `view:feature` of all of that, and of a column of each view; None: Feast is asked for the
                 service, and computes its on-demand features.
+
+        Raises:
+            FeatureStoreError: Feast's answer would name two features alike.
         """
         self._store = store
         self._features = features
         self._references = None if references is None else list(references)
-        self._short_names = _short_names(features)
+        self._short_names = _short_names(features) if references is None else None
+        self._names = self._short_names or features.feast_names
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
@@ -47,15 +51,13 @@ class FeastReader:
         )
 
     def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """`view__feature` → Feast's own column."""
-        if self._references is not None:
+        """`view:feature` → Feast's own column."""
+        if self._references is None:
+            results = self._call(self._features.feast.service, dict(entity_rows), full_names=self._short_names is None)
+        else:
             keys = {key.name: entity_rows[key.name] for key in self._features.join_keys}
-            return self._call(self._references, keys, full_names=True) if self._references else {}
-        short = self._short_names
-        results = self._call(self._features.feast.service, dict(entity_rows), full_names=short is None)
-        if short is None:
-            return results
-        return {full: results[name] for full, name in short.items() if name in results}
+            results = self._call(self._references, keys, full_names=True) if self._references else {}
+        return {column: results[name] for column, name in self._names.items() if name in results}
 
     def _call(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
         answer = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
@@ -63,7 +65,7 @@ class FeastReader:
 
 
 def _short_names(features: ModelFeatures) -> dict[str, str] | None:
-    """`view__feature` → `feature`, where some features are on demand and no two have the same name; else None.
+    """`view:feature` → `feature`, where some features are on demand and no two have the same name; else None.
 
     With full names, Feast takes the output of an on-demand view for something else: in Python mode it leaves it out,
     and in pandas mode integers beside a null come back as doubles (feast 0.67).
@@ -72,7 +74,7 @@ def _short_names(features: ModelFeatures) -> dict[str, str] | None:
         return None
     short = dict(features.served)
     for view in features.views:
-        short |= {column: column.removeprefix(f"{view.name}__") for column in view.columns}
+        short |= {column: column.partition(":")[2] for column in view.columns}
     taken = [*short.values(), *features.request_columns]
     return short if len(set(taken)) == len(taken) else None
 

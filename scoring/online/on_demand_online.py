@@ -47,10 +47,10 @@ class OnDemandOnline:
         unusable: Mapping[str, pa.Array],
         entity_rows: Mapping[str, Sequence[Any]],
     ) -> dict[str, pa.Array]:
-        """The columns, and on-demand features as columns `view__feature`.
+        """The columns, and on-demand features as columns `view:feature`.
 
         Args:
-            columns: `view__feature` → values (n,) as the store has them.
+            columns: `view:feature` → values (n,) as the store has them.
             unusable: view → bool (n,), rows that are missing or past their time to live: a function gets nulls there,
                 as it does from a point-in-time join.
             entity_rows: the request's, column → n values.
@@ -117,7 +117,7 @@ def _stored_reader(store: "FeatureStore", features: ModelFeatures, inputs: Seque
     if renamed:
         raise _OnlyFeast(f"view {renamed[0]!r} has another name or other join keys in the service")
     of_views = [Feature(view.name, view.columns[0], pa.null(), (view.name,)) for view in features.views]
-    return FeastReader(store, to_read, sorted({each.reference for each in (*stored.values(), *of_views)}))
+    return FeastReader(store, to_read, sorted({each.column for each in (*stored.values(), *of_views)}))
 
 
 def _try_out(view: OnDemandFeatureView) -> None:
@@ -146,7 +146,7 @@ def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
             for name, kind in source.types.items():
                 if kind is None or not (kind in VALUE_FIELDS or pa.types.is_timestamp(kind)):
                     raise _OnlyFeast(f"view {view.name!r} reads {name!r}, which is {kind}")
-                column = f"{source.name}__{name}"
+                column = f"{source.name}:{name}"
                 inputs.append(Feature(column, column, kind, (source.name,)))
     return inputs
 

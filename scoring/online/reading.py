@@ -21,7 +21,7 @@ class StoreRead(msgspec.Struct, frozen=True):
     event_s: dict[str, np.ndarray]
     """View → event time of its row in seconds since 1970, float64 (n,); 0 where there is no row."""
     columns: dict[str, pa.Array]
-    """`view__feature` → its values (n,), of the declared type; null = unknown."""
+    """`view:feature` → its values (n,), of the declared type; null = unknown."""
 
 
 class StoreReader(Protocol):

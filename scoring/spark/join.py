@@ -65,7 +65,7 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
 
 
 def _answer(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
-    """Feast's answer, `view__feature` and row numbers; without what on-demand views compute."""
+    """Feast's answer, `view:feature` and row numbers; without what on-demand views compute."""
     from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
 
     with inside(Path(store.repo_path)), warnings.catch_warnings():
@@ -74,7 +74,9 @@ def _answer(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFra
     assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - for the type checker: on_spark ensures it
     frame = job.to_spark_df()
     own = {key.name for key in features.join_keys} | {EVENT_TIMESTAMP}
-    return frame.select(*[f"`{name}`" for name in frame.columns if name not in own])
+    names = {name: column for column, name in features.feast_names.items()}
+    found = [name for name in frame.columns if name not in own]
+    return frame.select(*[sf.col(f"`{name}`").alias(names.get(name, name)) for name in found])
 
 
 def _unambiguous(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:

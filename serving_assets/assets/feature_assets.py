@@ -69,6 +69,11 @@ class Materialization(dg.Config):
         description="Copy all that is not older than its time to live, also what was copied before: once, when the "
         "online store has lost what it had.",
     )
+    overwrite: bool = Field(
+        default=False,
+        description="Copy everything, and replace also rows of the same or a newer event time: once, when a source was "
+        "corrected without new event times.",
+    )
 
 
 @dg.asset(
@@ -83,7 +88,8 @@ def online_store(config: Materialization, serving: dg.ResourceParam[Serving]) ->
     started = time.monotonic()
     with failing_in_one_line():
         store = serving.open_feature_store()
-        watermarks = materialize_online_store(store, datetime.now(UTC), everything=config.everything)
+        options = {"everything": config.everything, "overwrite": config.overwrite}
+        watermarks = materialize_online_store(store, datetime.now(UTC), **options)
     until = {mark.feature_view: mark.until.isoformat() if mark.until else "never" for mark in watermarks}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.sha256(repr(sorted(until.items())).encode()).hexdigest()),

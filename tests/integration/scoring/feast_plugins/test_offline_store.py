@@ -14,6 +14,7 @@ from feast import FileSource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scoring.errors import UnreadableSource
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.feast_plugins.offline_sql import Join
 from scoring.features.feature_store import apply_definitions, open_feature_store
@@ -182,7 +183,7 @@ def test_a_query_as_entity_rows_keeps_its_order_and_streams(world: World, tmp_pa
     assert len(batches) > 1
     joined = pa.Table.from_batches(batches)
     assert joined["shop_id"].to_pylist() == shops_asked
-    assert joined["stats__orders"].to_pylist() == [shop if shop < 4 else None for shop in shops_asked]
+    assert joined["stats:orders"].to_pylist() == [shop if shop < 4 else None for shop in shops_asked]
 
 
 def test_a_cutoff_by_created_timestamp_is_left_to_feasts_own_store(world: World) -> None:
@@ -222,12 +223,18 @@ def test_a_feature_may_have_the_name_of_anything_in_the_query(world: World, tmp_
     assert found == {f"odd__{name}": [place] for place, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("columns", [("Rate",), ("Rate", "rate")])
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (("Rate",), r"odd\.parquet': it has no column 'rate'; it has .*Rate"),
+        (("Rate", "rate"), r"odd\.parquet has columns that differ in case alone, or not at all \(Rate, rate\)"),
+    ],
+)
 def test_a_column_that_differs_in_case_is_not_taken_for_the_feature(
-    world: World, tmp_path: Path, columns: tuple[str, ...]
+    world: World, tmp_path: Path, columns: tuple[str, ...], says: str
 ) -> None:
     rows = pa.table(ROW | {name: [0.5] for name in columns})
-    with pytest.raises(ValueError, match=r"source of view 'odd' has no column 'rate'; it has .*Rate"):
+    with pytest.raises(UnreadableSource, match=says):
         joined(world, join_of(tmp_path, rows, "rate"))
 
 

@@ -312,4 +312,4 @@ def test_whether_the_store_answers_is_asked_without_any_function(world):
     lookup = fastest_lookup(world.stores["sqlite"], features)
     with pytest.raises(UnusableFeature):
         read_online_vectors(lookup, features, {"shop_id": [1, 2]}, NOW)
-    assert read_rows(lookup.stored, {"shop_id": [1, 2]}).columns["stats__text"].to_pylist() == ["", "é"]
+    assert read_rows(lookup.stored, {"shop_id": [1, 2]}).columns["stats:text"].to_pylist() == ["", "é"]

@@ -114,7 +114,7 @@ class World:
 
     def rates(self, shops: list[int]) -> list[float]:
         read = read_rows(self.reader(self.link("rate")), stores_shops(shops))
-        rates: list[float] = read.columns["stats__rate"].to_pylist()
+        rates: list[float] = read.columns["stats:rate"].to_pylist()
         return rates
 
     def feasts_answer(self, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -250,7 +250,7 @@ def test_a_server_that_closes_its_connections_is_called_again(world: World, redi
     reader = world.reader(world.link("rate"))
     reader.read(stores_shops([1]))
     redis.client_kill_filter(_type="normal", skipme=True)
-    assert len(reader.read(stores_shops([1])).columns["stats__rate"]) == 1
+    assert len(reader.read(stores_shops([1])).columns["stats:rate"]) == 1
 
 
 def test_more_entities_than_one_call_takes(world: World) -> None:
@@ -301,7 +301,7 @@ def test_a_value_of_an_earlier_declaration_is_read_as_feast_reads_it(world: Worl
         rows = [(entity, {"rate": Value(float_val=1.0), "orders": value, "open": Value(bool_val=True)}, NOW, None)]
         store.provider.online_write_batch(store.config, store.get_feature_view("stats"), rows, None)
     reader = world.reader(world.link("orders"))
-    assert reader.read(stores_shops([951])).columns["stats__orders"].to_pylist() == [5]
+    assert reader.read(stores_shops([951])).columns["stats:orders"].to_pylist() == [5]
     for shop in (952, 953):
         with pytest.raises(UnusableFeature, match="declared int32"):
             read_rows(reader, stores_shops([shop] * 30))
@@ -400,7 +400,7 @@ def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisS
     world.write("stats", [{"shop_id": 980, **STATS}])
     with Redis(redis_server.host, redis_server.port, protocol=3) as client:
         read = RedisReader(client, "bulk", view_columns(world.link("rate")) or []).read(stores_shops([980, 981]))
-    assert read.columns["stats__rate"].to_pylist() == [0.5, None]
+    assert read.columns["stats:rate"].to_pylist() == [0.5, None]
 
 
 @settings(deadline=None)
@@ -461,7 +461,7 @@ def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
     reader = world.reader(world.link("rate"))
 
     def rates(shops: list[int]) -> Any:
-        return read_rows(reader, stores_shops(shops)).columns["stats__rate"].to_pylist()
+        return read_rows(reader, stores_shops(shops)).columns["stats:rate"].to_pylist()
 
     expected = [shop / 8 for shop in shops]
     assert rates(shops) == expected

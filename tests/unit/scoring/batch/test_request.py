@@ -27,8 +27,8 @@ from scoring.files.location import Location
 FEATURES = ModelFeatures(
     service="ranking",
     join_keys=(JoinKey("shop_id", "int64"),),
-    features=(Feature("rate", "stats__rate", pa.float32(), ("stats",)),),
-    views=(View("stats", ("stats__rate",), None),),
+    features=(Feature("rate", "stats:rate", pa.float32(), ("stats",)),),
+    views=(View("stats", ("stats:rate",), None),),
     request_inputs=("amount",),
     signature=Signature((ModelInput("amount", pa.float64()), ModelInput("rate", pa.float64()))),
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoring.features.redis_timeouts import with_timeouts
+from scoring.feast_plugins.redis_timeouts import with_timeouts
 
 
 @pytest.mark.parametrize(

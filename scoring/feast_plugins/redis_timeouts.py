@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from feast import RepoConfig
 
+REDIS_TIMEOUT_S = 5.0
+"""For a materialization: to connect, and for each reply, which takes milliseconds."""
 
-def bound_redis_reads(config: "RepoConfig", timeout_s: float) -> None:
-    """Let no read of the Redis that `config` names wait longer than `timeout_s`; other online stores stay unchanged.
+
+def bound_redis(config: "RepoConfig", timeout_s: float) -> None:
+    """Let no call of the Redis that `config` names wait longer than `timeout_s`; other online stores stay unchanged.
 
     A client that gave up waiting leaves a thread behind until the read ends, and redis-py retries three times with
     pauses of seconds. What the connection string sets is kept.

@@ -1,0 +1,230 @@
+"""How a column of a Parquet file is read as the type that its view declares, in DuckDB's SQL.
+
+A feature's value that has no counterpart in a numeric type (NaN, a fraction or an integer out of range in an Int64) is
+null; strings that are not numbers, and types that have no conversion, are errors. A key's value that is not of the
+declared type is null, and matches nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.types as pt
+from feast import FeatureView, ValueType
+from feast.infra.offline_stores.file_source import FileSource
+
+Use = Literal["key", "feature", "event_timestamp", "created_timestamp"]
+
+INTEGERS = {ValueType.INT32: "INTEGER", ValueType.INT64: "BIGINT"}
+FLOATS = {ValueType.FLOAT: "FLOAT", ValueType.DOUBLE: "DOUBLE"}
+# The one way to write an integer: 0001 and 1 are two strings, and can't both be the key 1.
+INTEGER_KEY = "'0|-?[1-9][0-9]*'"
+# A partition folder's value has no type, and writers fill it with zeros (month=05).
+INTEGER = "'\\s*[+-]?[0-9]+\\s*'"
+
+
+class NoConversion(ValueError):
+    """Values of the file's type can't be read as the declared one."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column that a query needs from a source."""
+
+    name: str
+    """In the files."""
+    use: Use
+    declared: Any = None
+    """Feast's type, as the view declares it; None if unknown, and then the files' own type is kept."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a row without this column can't be joined at all."""
+        return self.use in ("key", "event_timestamp")
+
+    @property
+    def type_name(self) -> str:
+        """The type that is wanted, for messages."""
+        return "a timestamp" if self.use.endswith("timestamp") else str(self.declared)
+
+
+class Expression(msgspec.Struct, frozen=True):
+    """A value in SQL, and the condition under which it can't be read; None if it always can."""
+
+    value: str
+    bad: str | None = None
+
+
+def read_columns(
+    keys: Iterable[str], features: Iterable[str], event: str, created: str | None, types: Mapping[str, Any]
+) -> list[Column]:
+    """What a query reads: names in the files, and Feast's types by these names."""
+    columns = [Column(event, "event_timestamp"), *([Column(created, "created_timestamp")] if created else [])]
+    columns += [Column(name, "key", types.get(name)) for name in keys]
+    return columns + [Column(name, "feature", types.get(name)) for name in features]
+
+
+def declared_types(view: FeatureView, source: FileSource) -> dict[str, Any]:
+    """Column in the source's files → Feast's type, for the view's join keys and features."""
+    original = {new: old for old, new in source.field_mapping.items()}
+    fields = (*view.entity_columns, *view.features)
+    return {original.get(field.name, field.name): field.dtype for field in fields}
+
+
+def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = False) -> Expression:
+    """How to read a column of a file.
+
+    Args:
+        column: which, and as what.
+        found: its type in the file.
+        sql: the column in SQL.
+        in_path: whether the value comes from a partition folder's name, as a string.
+
+    Raises:
+        NoConversion: there is no such conversion.
+    """
+    if pt.is_dictionary(found):
+        found = found.value_type
+    if column.use.endswith("timestamp"):
+        return _timestamp(found, sql)
+    declared = None if column.declared is None else column.declared.to_value_type()
+    is_key = column.use == "key"
+    if pt.is_null(found):
+        return Expression(f"CAST(NULL AS {sql_type(column)})" if sql_type(column) else "NULL")
+    if is_bytes(found) and (declared is ValueType.STRING or declared in INTEGERS or declared in FLOATS):
+        # Older writers store strings without saying so.
+        text = expression(column, pa.string(), f"TRY(decode({sql}))", in_path=in_path)
+        bad = f"{sql} IS NOT NULL AND TRY(decode({sql})) IS NULL"
+        return Expression(text.value, None if is_key else f"{bad} OR {text.bad}" if text.bad else bad)
+    if declared in INTEGERS:
+        form = INTEGER if in_path or not is_key else INTEGER_KEY
+        read = _integer(found, sql, INTEGERS[declared], form, is_key=is_key)
+    elif declared in FLOATS:
+        read = _float(found, sql, FLOATS[declared])
+    elif declared is ValueType.BOOL:
+        read = _boolean(found, sql)
+    elif declared is ValueType.STRING or (declared is ValueType.UUID and is_key):
+        read = _string(found, sql)
+    else:
+        read = Expression(sql)
+    return read
+
+
+def sql_type(column: Column) -> str | None:
+    """DuckDB's name of the type that `expression` gives; None if that is the files' own type."""
+    if column.use.endswith("timestamp"):
+        return "TIMESTAMPTZ"
+    if column.declared is None:
+        return None
+    declared = column.declared.to_value_type()
+    names = {**INTEGERS, **FLOATS, ValueType.BOOL: "BOOLEAN", ValueType.STRING: "VARCHAR"}
+    return names.get(declared)
+
+
+def common_type(types: Sequence[pa.DataType]) -> str | None:
+    """DuckDB's name of a type that holds the values of all these types; None if they are one type.
+
+    Raises:
+        NoConversion: there is none.
+    """
+    different = {kind.value_type if pt.is_dictionary(kind) else kind for kind in types if not pt.is_null(kind)}
+    if len(different) < 2:
+        return None
+    if all(pt.is_timestamp(kind) or pt.is_date(kind) for kind in different):
+        return "TIMESTAMPTZ"
+    try:
+        schemas = [pa.schema([("column", kind)]) for kind in different]
+        return _sql_name(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        raise NoConversion from None
+
+
+def have_common_type(one: pa.DataType | None, other: pa.DataType | None) -> bool:
+    """Whether there is a type for both; None is the type of a file without the column."""
+    try:
+        common_type([each for each in (one, other) if each is not None])
+    except NoConversion:
+        return False
+    return True
+
+
+def is_bytes(found: pa.DataType) -> bool:
+    """Whether it is a type of bytes."""
+    return bool(
+        pt.is_binary(found) or pt.is_large_binary(found) or pt.is_binary_view(found) or pt.is_fixed_size_binary(found)
+    )
+
+
+def is_text(found: pa.DataType) -> bool:
+    """Whether it is a type of strings."""
+    return bool(pt.is_string(found) or pt.is_large_string(found) or pt.is_string_view(found))
+
+
+def _timestamp(found: pa.DataType, sql: str) -> Expression:
+    value = f"CAST({sql} AS TIMESTAMPTZ)"
+    if pt.is_timestamp(found) or pt.is_date(found) or pt.is_null(found):
+        return Expression(value)
+    if is_text(found):
+        return Expression(f"TRY_{value}", f"{sql} IS NOT NULL AND TRY_{value} IS NULL")
+    raise NoConversion
+
+
+def _integer(found: pa.DataType, sql: str, name: str, form: str, *, is_key: bool) -> Expression:
+    value = f"TRY_CAST({sql} AS {name})"
+    if pt.is_integer(found):
+        return Expression(value if _sql_name(found) != name else sql)
+    if pt.is_floating(found):
+        return Expression(f"CASE WHEN {value} = {sql} THEN {value} END")
+    if pt.is_decimal(found):
+        return Expression(f"CASE WHEN round({sql}, 0) = {sql} THEN {value} END")
+    if is_text(found):
+        fits = f"regexp_full_match({sql}, {form})"
+        value = f"CASE WHEN {fits} THEN {value} END"
+        return Expression(value, None if is_key else f"{sql} IS NOT NULL AND {value} IS NULL")
+    if pt.is_boolean(found) and not is_key:
+        return Expression(f"CAST({sql} AS {name})")
+    raise NoConversion
+
+
+def _float(found: pa.DataType, sql: str, name: str) -> Expression:
+    if pt.is_float64(found) or (pt.is_float32(found) and name == "FLOAT"):
+        # A double is rounded to a Float32 by those who keep it as one: one that does not fit would be an error here.
+        return Expression(sql)
+    if pt.is_integer(found) or pt.is_floating(found) or pt.is_decimal(found) or pt.is_boolean(found):
+        return Expression(f"CAST({sql} AS DOUBLE)")
+    if is_text(found):
+        value = f"TRY_CAST({sql} AS DOUBLE)"
+        return Expression(value, f"{sql} IS NOT NULL AND {value} IS NULL")
+    raise NoConversion
+
+
+def _boolean(found: pa.DataType, sql: str) -> Expression:
+    if pt.is_boolean(found):
+        return Expression(sql)
+    if pt.is_integer(found) or pt.is_floating(found):
+        return Expression(f"CASE {sql} WHEN 0 THEN false WHEN 1 THEN true END")
+    if is_text(found):
+        value = f"CASE lower({sql}) WHEN 'true' THEN true WHEN 'false' THEN false END"
+        return Expression(value, f"{sql} IS NOT NULL AND {value} IS NULL")
+    raise NoConversion
+
+
+def _string(found: pa.DataType, sql: str) -> Expression:
+    if is_text(found):
+        return Expression(sql)
+    if pt.is_nested(found) or is_bytes(found):
+        raise NoConversion
+    return Expression(f"CAST({sql} AS VARCHAR)")
+
+
+def _sql_name(kind: pa.DataType) -> str | None:
+    names = {
+        pa.int8(): "TINYINT", pa.int16(): "SMALLINT", pa.int32(): "INTEGER", pa.int64(): "BIGINT",
+        pa.uint8(): "UTINYINT", pa.uint16(): "USMALLINT", pa.uint32(): "UINTEGER", pa.uint64(): "UBIGINT",
+        pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.string(): "VARCHAR",
+        pa.large_string(): "VARCHAR", pa.binary(): "BLOB", pa.large_binary(): "BLOB",
+    }  # fmt: skip
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        item = _sql_name(kind.value_type)
+        return None if item is None else f"{item}[]"
+    return names.get(kind)

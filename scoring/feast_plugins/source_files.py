@@ -1,0 +1,161 @@
+"""The files of a feature source: which they are, the columns that each has, and the keys of its partition folders.
+
+Local files and object stores alike. In a folder, the data are the files named `*.parquet`, `*.parq` or `*.pq`, and
+Parquet files without a suffix. What begins with `_` or `.` is not data: other tools keep unfinished files, logs and
+checkpoints there. Partition keys are folders named `key=value` below the source's own path, never above it.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+from feast.infra.offline_stores.file_source import FileSource
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from scoring.errors import UnreadableSource, first_line
+
+SUFFIXES = (".parquet", ".parq", ".pq")
+MAGIC = b"PAR1"
+# INT96 in nanoseconds would turn the year 9999 into 1816 (pyarrow 25).
+FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# Footers read at a time: each is a request of its own in an object store.
+THREADS = 16
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """One Parquet file of a source."""
+
+    path: str
+    """In its file system."""
+    fragment: ds.ParquetFileFragment
+    """The file with its footer."""
+    partition: dict[str, str | None]
+    """Keys and values of its partition folders below the source's own path."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns in the file itself."""
+        return self.fragment.physical_schema
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return isinstance(self.fragment.filesystem, LocalFileSystem)
+
+
+def source_files(source: FileSource, repo: Path | None) -> list[SourceFile]:
+    """The source's files that have rows, by path; of a source without any rows, all files.
+
+    Args:
+        source: its path is a file, a folder, or a pattern (`*`, `**`, `?`, `[..]`) if there is nothing of that name.
+        repo: where relative paths start.
+
+    Raises:
+        UnreadableSource: there is no file, or one is not a complete Parquet file.
+    """
+    declared = source.file_options.uri
+    uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=declared)
+    try:
+        filesystem, path = _place(source, uri)
+        paths = list(_paths(filesystem, path, declared))
+        with ThreadPoolExecutor(THREADS) as threads:
+            opened = list(threads.map(lambda each: _opened(declared, filesystem, *each), paths))
+    except (OSError, pa.ArrowException) as error:
+        raise UnreadableSource(declared, f"listing {uri} failed: {first_line(error)}") from error
+    files = [file for file in opened if file is not None]
+    if not files:
+        raise UnreadableSource(
+            declared,
+            f"there is no Parquet file at {uri}. Names that begin with _ or . are not read; check the path of the "
+            "source, and that its files were written.",
+        )
+    return [file for file in files if file.fragment.metadata.num_rows] or files
+
+
+def _place(source: FileSource, uri: str) -> tuple[FileSystem, str]:
+    options = (source.file_options.s3_endpoint_override, source.resolve_credentials())
+    filesystem, path = FileSource.create_filesystem_and_path(uri, *options)
+    if filesystem is None:
+        filesystem, path = FileSystem.from_uri(uri) if "://" in uri else (LocalFileSystem(), str(Path(uri).absolute()))
+    return filesystem, path.rstrip("/")
+
+
+def _paths(filesystem: FileSystem, path: str, declared: str) -> Iterator[tuple[str, dict[str, str | None], bool]]:
+    """Path, partition keys, and whether the name says that it is a Parquet file, of each file that may be data."""
+    found = filesystem.get_file_info(path)
+    if found.type == FileType.File:
+        yield path, {}, True
+        return
+    pattern: Sequence[str] = ()
+    if found.type == FileType.NotFound:
+        # The folders above, which the declaration does not name, are not part of the pattern.
+        parts = PurePosixPath(declared.partition("://")[2] or declared).parts
+        first = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
+        pattern = parts[first:]
+        path = "/".join(path.split("/")[: -len(pattern)]) if pattern else path
+    if found.type == FileType.NotFound and not pattern:
+        return
+    listed: list[FileInfo] = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+    for file in sorted((each for each in listed if each.type == FileType.File), key=lambda each: each.path):
+        *folders, name = file.path[len(path) :].strip("/").split("/")
+        if any(_is_hidden(folder, pattern) for folder in folders if not _is_underscored_key(folder)):
+            continue
+        named = name.lower().endswith(SUFFIXES)
+        if _is_hidden(name, pattern) or not (
+            _matches([*folders, name], pattern) if pattern else named or "." not in name
+        ):
+            continue
+        yield file.path, dict(_partition_keys(folders)), named or bool(pattern)
+
+
+def _is_hidden(name: str, pattern: Sequence[str]) -> bool:
+    return name.startswith(("_", ".")) and not any(part[0] == name[0] and fnmatchcase(name, part) for part in pattern)
+
+
+def _is_underscored_key(folder: str) -> bool:
+    return folder.startswith("_") and "=" in folder
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern or not parts:
+        return not parts and set(pattern) <= {"**"}
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _partition_keys(folders: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    for folder in folders:
+        key, separator, value = folder.partition("=")
+        if key and separator:
+            value = urllib.parse.unquote(value)
+            yield urllib.parse.unquote(key), None if value == NULL_PARTITION else value
+
+
+def _opened(
+    source: str, filesystem: FileSystem, path: str, partition: dict[str, str | None], named: bool
+) -> SourceFile | None:
+    """The file with its footer; None for a file without a Parquet file's name that is none."""
+    try:
+        if not named:
+            with filesystem.open_input_stream(path) as file:
+                if file.read(len(MAGIC)) != MAGIC:
+                    return None
+        fragment = FORMAT.make_fragment(path, filesystem)
+        _ = fragment.physical_schema
+    except FileNotFoundError:
+        raise UnreadableSource(source, f"{path} disappeared while it was read: run again.") from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UnreadableSource(
+            source,
+            f"{path} is not a Parquet file that can be read ({first_line(error)}). Write it again, or give it a name "
+            "that begins with _ to leave it out.",
+        ) from error
+    return SourceFile(path, fragment, partition)
