@@ -18,6 +18,7 @@ from scoring.batch.on_demand_blocks import CARRIED, ROWS_PER_BLOCK, with_on_dema
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.features.feature_service import link_features
 from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.features.model_features import feast_name
 from scoring.features.on_demand_views import OnDemandViews
 from scoring.imports import inside
 from scoring.settings import Settings
@@ -239,8 +240,9 @@ def test_blocks_have_what_feast_computes_of_all_rows_at_once(world, caplog, serv
 
 
 def streamed(job: AsofRetrievalJob, rows_per_block: int) -> pa.Table:
-    """A job's rows with on-demand features, in blocks of another size than usual."""
-    return pa.concat_tables(with_on_demand_features(views_of(job), job.to_batches(), (), rows_per_block))
+    """A job's rows with on-demand features, in blocks of another size than usual, as Feast names them."""
+    rows = pa.concat_tables(with_on_demand_features(views_of(job), job.to_batches(), (), rows_per_block))
+    return rows.rename_columns([feast_name(name) for name in rows.column_names])
 
 
 def views_of(job: AsofRetrievalJob) -> OnDemandViews:

@@ -31,7 +31,7 @@ from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.feast_plugins.value_decoder import FEW, decode_values
 from scoring.features.feature_service import link_features
-from scoring.features.model_features import ModelFeatures
+from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.online.bulk_reader import bulk_reader, view_columns
 from scoring.online.empty_views import EmptyViews
 from scoring.online.feast_reader import FeastReader
@@ -120,7 +120,7 @@ class World:
     def feasts_answer(self, features: ModelFeatures, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         service = self.store.get_feature_service(features.service)
         answer = self.store.get_online_features(service, rows, full_feature_names=True).to_dict()
-        return {feature.column: answer[feature.column] for feature in features.features}
+        return {feature.column: answer[feast_name(feature.column)] for feature in features.features}
 
 
 def value_of(name: str, content: Any) -> Value:
