@@ -26,7 +26,7 @@ from scoring.batch.text_request import (
 )
 from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
 from scoring.feast_plugins.join_keys import ROW
-from scoring.features.model_features import ModelFeatures
+from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows
@@ -231,7 +231,7 @@ def _check_columns(place: str, found: list[str], features: ModelFeatures, delimi
             hint = " It is probably a pandas index: save the table with index=False." if number == 1 else ""
             raise BatchRequestError(place, f"its column number {number} has no name.{hint}")
     added = {feature.input for feature in features.features} | {*OUTPUT_COLUMNS, ROW}
-    added |= {column for view in features.views for column in view.columns}
+    added |= {feast_name(column) for view in features.views for column in view.columns}
     # DuckDB, which joins, ignores the case of names.
     taken = {name.casefold() for name in added}
     seen = Counter(name.casefold() for name in found)

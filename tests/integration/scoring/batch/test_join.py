@@ -99,7 +99,7 @@ def test_a_bad_row_is_named_where_the_store_fails_too(job, tmp_path):
     make_repository(tmp_path)
     broken = BatchJob(tmp_path)
     (tmp_path / "feature_repo" / "data" / "driver_stats.parquet").unlink()
-    with pytest.raises(FeatureStoreError, match=r"joining features of .*driver_stats"):
+    with pytest.raises(FeatureStoreError, match=r"there is no Parquet file at .*driver_stats"):
         joined(broken, request)
     rows = pq.read_table(request)
     pq.write_table(without_key(rows, ROWS + 17), request)
