@@ -202,9 +202,7 @@ def test_a_feature_source_that_is_gone_fails_the_run_with_the_cause(features_in_
     request = write_request(tmp_path / "day1.parquet", 100)
     remove_file(source)
 
-    with pytest.raises(
-        FeatureStoreError, match=r"there is no Parquet file at s3://.*driver_stats"
-    ) as caught:
+    with pytest.raises(FeatureStoreError, match=r"there is no Parquet file at s3://.*driver_stats") as caught:
         remote.run(request, Location(tmp_path / "artifacts"))
 
     assert "\n" not in str(caught.value)
