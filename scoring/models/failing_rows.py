@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -80,24 +81,25 @@ class _Search:
         self._calls = 0
 
     def run(self, *, first_only: bool) -> RowFailures:
-        found: dict[int, PredictionFailed] = {}
+        found: list[int] = []
+        first: PredictionFailed | None = None
         try:
             for row, error in self._failing(0, self._distinct.num_rows, self._error):
-                found[row] = error
+                found.append(row)
+                first = first or error  # only one is kept: each holds the frames of its traceback
                 if first_only:
                     break
+            if first is None:
+                self._raise_not_reproduced()
         except _LimitReached:
             problem = (
                 f"{self._error.problem}. The search for the rows on which it fails was given up after {self._calls} "
                 f"further calls; it had found {len(found)}"
             )
             raise PredictionFailed(self._error.model, problem) from self._error
-        if not found:
-            self._raise_not_reproduced()
         failing = np.zeros(self._distinct.num_rows, dtype=bool)
-        failing[list(found)] = True
-        first = min(found)
-        return RowFailures(failing[self._group], self._error, found[first], self._column(first, failing))
+        failing[found] = True
+        return RowFailures(failing[self._group], self._error, first, self._column(found[0], failing))
 
     def _failing(self, start: int, rows: int, error: PredictionFailed | None) -> Iterator[tuple[int, PredictionFailed]]:
         """The failing rows among some that fail together, in order; `error` is theirs, None if it is only inferred."""
@@ -136,12 +138,12 @@ class _Search:
         try:
             self._model.predict(rows)
         except PredictionFailed as error:
-            if error.transient:
+            if error.transient or error.__cause__ is None:
                 raise
             return error
         return None
 
-    def _raise_not_reproduced(self) -> None:
+    def _raise_not_reproduced(self) -> NoReturn:
         together = self._fails(self._distinct)
         what = "but not on any of them alone" if together else "but not when they were tried again"
         problem = f"{self._error.problem}, {what}"

@@ -256,7 +256,7 @@ SPOILT: dict[Callable[[Path, World], None], str] = {
     pickled: "its format cloudpickle is not allowed",
     crafted: "types that are not allowed: posix.system",
     crashing: "it crashed while it was loaded on trial (SIGSEGV)",
-    wrong_signature: "it fails on its golden rows (input_example): ValueError on 3 rows",
+    wrong_signature: "the columns that it was fitted on (it lacks avg_daily_trips)",
     not_finite: "no finite number for 5 of 5 golden rows",
     wrong_shape: "choose a column with the version's tag serving.output_column",
     too_large: "SERVING_MAX_MODEL_BYTES allows 300000",
