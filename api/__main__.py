@@ -1,4 +1,4 @@
-"""`python -m api`: the process that serves online with the settings of the environment, from its start to its end."""
+"""`python -m api`: run the API with the settings of the environment."""
 
 import errno
 import functools
@@ -33,9 +33,9 @@ class AddressUnavailable(Exception):
 def main() -> int:
     """Serve until SIGTERM or SIGINT.
 
-    Returns the exit status: 2 for a wrong setting, 1 for an address that is unavailable.
+    Returns the exit status: 2 for an invalid setting, 1 for an unavailable address.
     """
-    # Handle stop signals from the first line on: the imports take a second. uvicorn replaces these handlers.
+    # Handle stop signals before the imports, which take about a second. uvicorn replaces these handlers.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _exit)
     from api.app import create_app
@@ -59,7 +59,7 @@ def main() -> int:
         configure_logging(settings.log_level)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have started threads
             trial.fork()
-        listener = _listen(settings)  # connections are accepted only now, when they can be answered
+        listener = _listen(settings)  # listen only once requests can be served
     except (SettingsError, AddressUnavailable) as error:
         print(f"api: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
@@ -77,8 +77,8 @@ def _listen(settings: "Settings") -> socket.socket:
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:
-    # Not by an exception: a module that is being imported may catch it or print its traceback. Nothing needs cleaning
-    # up before the API serves; the trial's process ends with this one.
+    # Exit without raising, because a module that is being imported may catch the exception or print its traceback.
+    # Nothing needs cleaning up before the API serves; the trial's process ends with this one.
     os._exit(0 if number == signal.SIGTERM else 128 + number)
 
 

@@ -35,10 +35,10 @@ IMPLIED = {"HEAD", "OPTIONS"}
 
 
 def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
-    """Build the API. It opens and loads nothing before the application's lifespan begins.
+    """Build the API. It performs no I/O before the application's lifespan begins.
 
     Args:
-        settings: all of them.
+        settings: the settings of the application.
         loader: loads model versions; from the MLflow and Feast registries of the settings by default.
         stopping: set by the server once the process is stopping.
 
@@ -117,7 +117,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
 
 
 def _routes(app: Litestar) -> list[str]:
-    """Return `METHOD path` of each route, without the files of the page."""
+    """Return `METHOD path` of each route, without the static files of Swagger UI."""
     methods = {path: {"POST"} for path in ANSWERS} | {route.path: route.methods for route in app.routes}
     return [f"{method} {path}" for path in sorted(methods) if "{" not in path for method in methods[path] - IMPLIED]
 

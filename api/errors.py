@@ -80,7 +80,7 @@ class BodyEncoded(RequestError):
     """The body is compressed, or encoded in another way."""
 
     def __init__(self) -> None:
-        super().__init__("Send the body as it is, without the header Content-Encoding (only identity is accepted).")
+        super().__init__("Send the body uncompressed, without the header Content-Encoding (only identity is accepted).")
 
 
 class BodyTooLarge(RequestError):

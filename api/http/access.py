@@ -42,7 +42,7 @@ class Keys:
 
 
 def keys_from(settings: Settings) -> Keys:
-    """Return the keys of the settings.
+    """Return the configured API keys.
 
     Raises:
         SettingsError: a key is invalid, their file can't be read, or the API would listen beyond loopback without keys.
@@ -74,7 +74,7 @@ def _keys_in_file(settings: Settings) -> tuple[Secret, ...]:
         keys = tuple(Secret(line.strip()) for line in file.read_text("utf-8").splitlines() if line.strip())
     except OSError as error:
         raise SettingsError(variable, f"is {str(file)!r}, which can't be read ({error.strerror}).") from None
-    except ValueError as error:  # a key that is too short, or not UTF-8: the message shows neither
+    except ValueError as error:  # a key that is too short, or not UTF-8: the message contains neither
         problem = "the file is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise SettingsError(variable, f"is {str(file)!r}, which has an invalid key: {problem}.") from None
     if not keys:

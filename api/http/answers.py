@@ -1,6 +1,6 @@
-"""The bodies of the 200 responses to POST /inference and POST /scores: their types, and how they are made from scores.
+"""The bodies of the 200 responses to POST /inference and POST /scores: their types, and how they are built from scores.
 
-The OpenAPI document is made from the same types. Knows no request and no header.
+The OpenAPI document is generated from the same types. Independent of HTTP requests and headers.
 """
 
 import functools
@@ -25,20 +25,20 @@ Reason = Annotated[str, Meta(description=REASON_DESCRIPTION)]
 
 
 class Model(msgspec.Struct, frozen=True):
-    """The model version that answered."""
+    """The model version that produced the response."""
 
     name: str
     version: int
 
 
 class AnswerForm:
-    """The types of the answers to one form of request. Their members depend on its join keys."""
+    """The response types for one request schema. Their fields depend on its join keys."""
 
     def __init__(self, form: RequestForm | None, policy: MissingFeaturesPolicy) -> None:
         """Define the types.
 
         Args:
-            form: the requests. None describes those of any model, for the OpenAPI document.
+            form: the request schema. None for a generic one, for the OpenAPI document.
             policy: for missing features; `impute` adds the member `imputed`.
         """
         self._imputes = policy == "impute"
@@ -49,9 +49,9 @@ class AnswerForm:
         self.entity_score = msgspec.defstruct(
             "EntityScore", [*keys, ("score", float | None), ("reason", Reason | None)], rename=names, frozen=True
         )
-        excluded: Any = list[self.excluded]  # type: ignore[name-defined]  # made here
+        excluded: Any = list[self.excluded]  # type: ignore[name-defined]  # created dynamically
         imputed = Annotated[excluded, Meta(description="Entities scored with imputed features, and why.")]
-        choice = Meta(description="The entity with the highest score; of equal ones, the first in the request.")
+        choice = Meta(description="The entity with the highest score; ties go to the first in the request.")
         self.inference_answer = msgspec.defstruct(
             "Inference",
             [
@@ -70,14 +70,14 @@ class AnswerForm:
             [
                 ("request_id", str),
                 ("model", Model),
-                ("scores", list[self.entity_score]),  # type: ignore[name-defined]  # made here
+                ("scores", list[self.entity_score]),  # type: ignore[name-defined]  # created dynamically
                 *([("imputed", imputed)] if self._imputes else []),
             ],
             frozen=True,
         )
 
     def inference(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
-        """Return the entity with the highest prediction; of equal ones, the first in the request.
+        """Return the entity with the highest prediction; ties go to the first in the request.
 
         Raises:
             NothingScored: no entity has a prediction.
@@ -121,4 +121,4 @@ def model_of(served: Served) -> Model:
 
 # Two, because requests to the previous version may end after a swap.
 answer_form = functools.lru_cache(maxsize=2)(AnswerForm)
-"""The `AnswerForm` for these arguments, made once."""
+"""Cached constructor of `AnswerForm`."""

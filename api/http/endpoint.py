@@ -1,8 +1,8 @@
-"""POST /inference and POST /scores, from the request to the response: every method and every error of the two paths.
+"""The ASGI endpoint of POST /inference and POST /scores, including other methods of the two paths and all errors.
 
-They don't go through Litestar, which makes a task group for a handler's dependencies, a copy of the handler for each
-guard, and request and response objects that parse all headers. Its router and its layers of exception handlers take a
-sixth of what remains without these (litestar 2.25, docs/adr/009).
+They bypass Litestar, which creates a task group for a handler's dependencies, a copy of the handler for each guard, and
+request and response objects that parse all headers. Its router and its layers of exception handlers account for a sixth
+of the remaining time (litestar 2.25, docs/adr/009).
 """
 
 import functools
@@ -53,7 +53,7 @@ def _version_header(model: str) -> tuple[bytes, bytes]:
 
 
 class ScoringEndpoint:
-    """ASGI application for the two paths, in front of another one for everything else."""
+    """ASGI application for the two paths that delegates all other paths to another application."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ScoringEndpoint:
             return Response(204, [(b"allow", METHODS.encode())], b"")
         if scope["method"] != "POST":
             raise MethodNotAllowed(METHODS)
-        # Before the body is read: a client without a key, or one that can't be answered now, need not send it.
+        # Check these before reading the body, so that a client that is refused need not send it.
         self._keys.check(headers.get(b"authorization"))
         if self._batcher.full:
             raise Overloaded
@@ -114,14 +114,14 @@ class ScoringEndpoint:
         return Response(200, [JSON_HEADER, id_header, _version_header(context.model)], msgspec.json.encode(answer))
 
     async def _score(self, body: bytes, context: RequestContext) -> tuple[Served, EntityRequest, RowScores]:
-        """Score the request in `body` with the current version, and record in `context` what is known of it.
+        """Score the request in `body` with the current version, and record in `context` what is known about it.
 
         Raises:
             RequestError, FeaturesRejected: the request can't be answered.
             Unavailable, FeatureStoreError: it can't be answered now.
             PredictionFailed: the model failed.
         """
-        served = self._slot.current()  # once: a swap while the request waits does not concern it
+        served = self._slot.current()  # once: a swap while the request waits has no effect on it
         context.model = str(served.scorer.version)
         request = served.form.decode(body)
         context.request_id = request.request_id
@@ -149,7 +149,7 @@ class ScoringEndpoint:
         return served, request, scores
 
     def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
-        """Report a failure of the store: once per batch, although several requests end with it."""
+        """Report a failure of the store: once per batch, however many requests it fails."""
         if pending.batch is not None and not pending.batch.blamed:
             pending.batch.blamed = True
             self._breaker.failed(problem, reason)

@@ -1,4 +1,4 @@
-"""HTTP requests and responses as ASGI messages, for what does not go through Litestar.
+"""HTTP requests and responses as ASGI messages, for requests that bypass Litestar.
 
 Litestar's request and response objects parse and copy all headers, which takes longer than reading a body and sending
 a response (litestar 2.25).
@@ -21,7 +21,7 @@ BODY_COMPLETE = "serving_body_complete"
 
 
 class Response(NamedTuple):
-    """A whole response."""
+    """A complete response."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -62,7 +62,7 @@ class BodyReader:
             except TimeoutError:
                 raise BodyTooSlow(self._timeout_s) from None
         if not body and b"upgrade" in headers:
-            raise UpgradeRequested  # httptools took the body for data of the other protocol (0.9)
+            raise UpgradeRequested  # httptools treated the body as data of the other protocol (0.9)
         return body
 
     async def _receive_all(self, receive: Receive) -> bytes:
@@ -85,7 +85,7 @@ def headers_of(scope: Scope) -> Headers:
 
 
 async def send_response(send: Send, response: Response) -> None:
-    """Send a whole response."""
+    """Send a complete response."""
     headers = response.headers
     if response.status != 204:
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
@@ -97,5 +97,5 @@ def header_value(text: str) -> bytes:
     """Return `text` as a header value: percent-encoded, except for visible ASCII and the spaces between words."""
     stripped = text.strip() == text
     if stripped and text.isascii() and text.isprintable() and "%" not in text:
-        return text.encode()  # quote gives the same and takes ten times as long
+        return text.encode()  # quote() returns the same and takes ten times as long
     return urllib.parse.quote(text, safe="!\"#$&'()*+,/:;<=>?@[\\]^`{|} " if stripped else "/").encode()

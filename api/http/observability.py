@@ -15,7 +15,7 @@ from api.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# Machines request these every few seconds: logged at debug only.
+# Load balancers and Prometheus poll these, so they are logged at debug only.
 MACHINE_ROUTES = frozenset(("/live", "/ready", "/metrics"))
 UNKNOWN = "other"
 

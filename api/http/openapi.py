@@ -1,4 +1,4 @@
-"""The OpenAPI document. The schemas of its bodies are made from the same types as the bodies themselves."""
+"""The OpenAPI document. The schemas of its bodies are generated from the same types as the bodies themselves."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from scoring.settings import Settings
 API_VERSION = "0.1.0"
 REF = "#/components/schemas/{name}"
 
-ABOUT = """Scores entities with the model version that the registry's alias names, on features from the online store.
+ABOUT = """Scores entities with the model version that the registry's alias names, using features from the online store.
 
 Every error is an RFC 9457 problem (`application/problem+json`) with an `instance` that also appears in the log.
 A 503 has a `Retry-After` in seconds."""
@@ -54,7 +54,7 @@ def describe(
     """Return the document.
 
     Args:
-        settings: all of them.
+        settings: the settings of the application.
         form: the requests of the current model. None before the first is loaded: bodies are then described in general.
         keys_required: whether scoring requires an API key.
         real_example: whether the example may have entity keys from the online store.

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with one packet per response and a limit for headers.
 
 uvicorn writes the headers and the body of a response one after the other (0.54), and uvloop sends each at once (0.23):
-two system calls, two packets, and a client that wakes up twice.
+which costs two system calls and two packets, and wakes the client twice.
 
 uvicorn accepts headers of any length, and httptools (0.7) copies an incomplete header again with each piece of it:
 100 MB blocked the whole process for half a minute.

@@ -75,7 +75,7 @@ class Health(Controller):
 
 
 class Description(Controller):
-    """The API's description, for people and for programs."""
+    """The API's description, human- and machine-readable."""
 
     @get("/", media_type=MediaType.HTML)
     async def page(self, index: NamedDependency[bytes]) -> Response[bytes]:

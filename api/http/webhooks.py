@@ -1,6 +1,6 @@
 """The webhook of an MLflow registry: once an alias has moved, the API polls it at once.
 
-MLflow signs like Standard Webhooks (mlflow/webhooks/delivery.py, 3.17): HMAC-SHA256 over `id.timestamp.body`.
+MLflow's signatures follow Standard Webhooks (mlflow/webhooks/delivery.py, 3.17): HMAC-SHA256 over `id.timestamp.body`.
 """
 
 import base64
@@ -81,7 +81,7 @@ def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None])
         try:
             event = msgspec.json.decode(body, type=Event)
         except msgspec.MsgspecError:
-            event = Event()  # signed, but in a format of a later MLflow: an additional poll does no harm
+            event = Event()  # signed, but in a format of a later MLflow: an additional poll is harmless
         if event.data.get("name", settings.model_name) == settings.model_name:
             log.info("registry_event", entity=event.entity, action=event.action)
             wake()

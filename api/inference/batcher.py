@@ -51,7 +51,7 @@ class MicroBatcher:
             threading.Thread(target=self._work, name=f"request-{number}", daemon=True).start()
 
     def stop(self) -> None:
-        """Let each thread end after the requests that wait now, without waiting for it."""
+        """Stop the threads after the queued requests, without blocking."""
         while self._waiting:
             self._batches.put(self._policy.take(self._waiting, time.monotonic()))
         for _ in range(self._threads):
@@ -78,7 +78,7 @@ class MicroBatcher:
         self._waiting.append(request)
         if not self._policy.gathering:
             self._schedule_start()
-        # asyncio.timeout would cancel the task, which takes longer to prepare.
+        # asyncio.timeout would cancel the task, which is more expensive to set up.
         timer = self._loop.call_later(deadline_s, self._expire, request)
         try:
             return await result

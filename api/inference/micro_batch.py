@@ -25,7 +25,7 @@ class PendingRequest:
     __slots__ = ("batch", "entity_rows", "queued_at", "result", "rows", "scorer")
 
     def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
-        """Start to wait.
+        """Create a waiting request.
 
         Args:
             scorer: the version that scores it.

@@ -7,7 +7,7 @@ from collections import deque
 
 from api.inference.micro_batch import PendingRequest
 
-# Entities per micro-batch, which take some milliseconds. A larger request runs alone.
+# Entities per micro-batch, which take a few milliseconds. A larger request runs alone.
 MAX_ROWS = 2000
 # While a micro-batch is younger than this, requests wait for its end and are merged. An older one may be stuck in the
 # store or the model, so another thread takes the next. With a slow model, two concurrent micro-batches would take turns

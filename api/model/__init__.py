@@ -1,4 +1,4 @@
-"""The model version that serves, and how it got there: load, admit and swap versions; probe the feature store.
+"""Loading, admitting and swapping the served model version: load, admit and swap versions; probe the feature store.
 
 Knows nothing of HTTP requests.
 """

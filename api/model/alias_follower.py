@@ -64,7 +64,7 @@ class AliasFollower:
         self._executor.shutdown(wait=False)
 
     async def poll(self) -> None:
-        """Poll once, and load what should serve if that has changed. Raises nothing: the slot has the result."""
+        """Poll once, and load what should serve if that has changed. Never raises; the result is in the slot."""
         slot = self._slot
         try:
             target = await self._in_thread(self._loader.poll)
@@ -159,7 +159,7 @@ def _reason(error: Exception) -> str:
 
 
 def _public(error: Exception) -> str:
-    return error.public if isinstance(error, ServingError) else f"{type(error).__name__}; the log has more."
+    return error.public if isinstance(error, ServingError) else f"{type(error).__name__}; see the log."
 
 
 def _unexpected(error: Exception) -> Exception | None:

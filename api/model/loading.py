@@ -51,7 +51,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Loader(Protocol):
-    """Makes scorers. Called from one thread at a time."""
+    """Creates scorers. Called from one thread at a time."""
 
     def poll(self) -> Target:
         """Return what should serve now.
@@ -66,7 +66,7 @@ class Loader(Protocol):
         Raises:
             RegistryError: the version's files can't be fetched.
             ModelRefused, FeatureStoreError: it can't serve.
-            NoRoom: this machine has no room for its files.
+            NoRoom: this machine has not enough disk space for its files.
         """
 
 
@@ -79,8 +79,8 @@ class RegistryLoader:
         """Open nothing yet.
 
         Args:
-            settings: all settings.
-            registry: has the versions and their files.
+            settings: the settings of the application.
+            registry: provides versions and their files.
             validate_files: validates a version's files.
         """
         self._settings = settings

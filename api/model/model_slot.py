@@ -12,7 +12,7 @@ from api.model.scorer import Scorer
 
 
 class Served(msgspec.Struct, frozen=True):
-    """The version that serves, with everything that a request needs. Swapped as a whole."""
+    """The served version and everything that a request needs of it. Replaced atomically."""
 
     target: Target
     scorer: Scorer

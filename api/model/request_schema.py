@@ -1,4 +1,4 @@
-"""The request that one model version needs: its JSON form follows from the join keys and the request inputs."""
+"""The JSON request schema of one model version, derived from its join keys and request inputs."""
 
 import json
 import typing
@@ -18,7 +18,7 @@ from scoring.features.model_features import ModelFeatures
 
 REQUEST_ID = "request_id"
 ENTITY_ROWS = "entity_rows"
-# Members of an answer beside an entity's keys.
+# Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "reason"}
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=128, description="Echoed in the answer and in X-Request-Id.")]
@@ -26,7 +26,7 @@ String = Annotated[str, Meta(max_length=4096)]
 KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-# `1.0` is an integer in JSON Schema. From 2**53 on, a double stands for several integers.
+# `1.0` is an integer in JSON Schema. From 2**53 on, a double represents several integers.
 Integral32 = Annotated[float, Meta(ge=-(2**31), le=2**31 - 1, multiple_of=1)]
 Integral64 = Annotated[float, Meta(ge=1 - 2**53, le=2**53 - 1, multiple_of=1)]
 FLOAT32_MAX = 3.4028234663852886e38
@@ -45,7 +45,7 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
     pa.timestamp("ns"): (Timestamp, "2026-01-31T12:00:00Z"),
     pa.timestamp("us", "UTC"): (Timestamp, "2026-01-31T12:00:00Z"),
 }
-# What an on-demand feature view takes from the request and declares as something else.
+# The type of an input that an on-demand feature view reads from the request with another declared type.
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
 # msgspec's words for what `Int64 | Integral64` accepts.
 INTEGER_MESSAGES = {"`float` that's a multiple of 1.0": "`int`", "`int | float": "`int"}
@@ -105,7 +105,7 @@ class RequestForm:
         self._decoder = msgspec.json.Decoder(self.body_type)
 
     def decode(self, body: bytes) -> EntityRequest:
-        """Decode a request strictly: no value is converted, no member is ignored.
+        """Decode a request strictly. Values are not converted, and unknown members are refused.
 
         Raises:
             MalformedBody: the body is not JSON in UTF-8.
@@ -159,7 +159,7 @@ class RequestForm:
             schema["oneOf"] = [{"required": [f"{self._listed_key.name}s"]}, {"required": [ENTITY_ROWS]}]
 
     def _body_type(self, max_entities: int) -> type[msgspec.Struct]:
-        # Field names are ours and the JSON names come by `rename`: a key need not be a Python identifier.
+        # Field names are generated and mapped by `rename`, because a key need not be a Python identifier.
         fields = _field_names(len(self.columns))
         row = msgspec.defstruct(
             "EntityRow",
@@ -226,7 +226,7 @@ def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
     for name, dtype in features.request_columns.items():
         if name not in columns:
             plain, example = ANY_INPUT if dtype is None else INPUT_TYPES[dtype]
-            # null is an unknown value, which the policy for missing features decides on, as in a batch request.
+            # null is an unknown value, handled by the policy for missing features, as in a batch request.
             columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
     return columns
 

@@ -32,7 +32,7 @@ class RowScores(msgspec.Struct, frozen=True):
 
 
 class Scorer(Protocol):
-    """What the API needs of a model version. Safe to call from several threads."""
+    """The interface of a model version to the API. Safe to call from several threads."""
 
     @property
     def version(self) -> ModelVersion:

@@ -17,7 +17,7 @@ SLOWEST_BYTES_PER_S = 1_000_000
 class TimedRegistry:
     """A `Registry` whose calls have a time limit. Called from one thread at a time.
 
-    A call that exceeds it continues in its thread, which nothing can end. Until then, further calls fail at once.
+    A call that exceeds it continues in its thread, which can't be interrupted. Until then, further calls fail at once.
     """
 
     def __init__(self, registry: Registry, limit_s: float) -> None:

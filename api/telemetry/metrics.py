@@ -1,4 +1,4 @@
-"""The metrics for Prometheus: counted as requests end, or read at each scrape from the parts that know them.
+"""The metrics for Prometheus: counted as requests end, or collected at each scrape from their owners.
 
 The three metrics of every request are `Tally` and `Distribution`, which need no locks because only the event loop uses
 them: 1.8 µs per request, and 5.2 µs with prometheus_client's own, which lock each bucket, sum and count (0.22, Python
@@ -80,7 +80,7 @@ class Distribution(Collector):
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own. Called on the event loop.
+    """The metrics of one application, in a separate registry. Called on the event loop.
 
     Litestar's Prometheus middleware runs behind its router, so it never sees a 404 or 405 (2.25).
     """
@@ -148,7 +148,7 @@ class Metrics:
         self._took.add(duration_s, route)
 
     def worked_on(self, pending: PendingRequest, now_s: float) -> None:
-        """Count a scoring request that has ended, well or not; `now_s` is the time in seconds since 1970."""
+        """Count a scoring request that has ended, successfully or not; `now_s` is the time in seconds since 1970."""
         batch = pending.batch
         if batch is None:
             return
@@ -194,8 +194,8 @@ class ServingState(Collector):
             version = slot.served.scorer.version
             model.add_metric((version.name, str(version.version)), 1)
         yield model
-        yield CounterMetricFamily(PREFIX + "model_swaps", "Model versions swapped in, the first too.", slot.swaps)
-        yield CounterMetricFamily(PREFIX + "model_refusals", "Attempts to load that were refused.", slot.refusals)
+        yield CounterMetricFamily(PREFIX + "model_swaps", "Model versions swapped in, including the first.", slot.swaps)
+        yield CounterMetricFamily(PREFIX + "model_refusals", "Refused attempts to load a version.", slot.refusals)
         yield GaugeMetricFamily(
             PREFIX + "model_refused", "1 while the version that the alias names can't serve.", int(bool(slot.refusal))
         )
@@ -210,4 +210,4 @@ class ServingState(Collector):
             "1 while the feature store gets no requests.",
             int(not breaker.state.usable),
         )
-        yield CounterMetricFamily(PREFIX + "breaker_opened", "How often that began.", breaker.opened)
+        yield CounterMetricFamily(PREFIX + "breaker_opened", "Times that the circuit breaker opened.", breaker.opened)

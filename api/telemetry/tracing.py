@@ -83,7 +83,7 @@ def tracing_to(endpoint: str | None) -> Tracing | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # A provider of its own: MLflow and other libraries in the process keep theirs.
+    # A separate provider: MLflow and other libraries in the process keep theirs.
     provider = TracerProvider(
         resource=Resource.create({"service.name": SERVICE}).merge(OTELResourceDetector().detect())
     )
