@@ -36,7 +36,7 @@ class DrainingServer(uvicorn.Server):
         self._stop_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Begin to stop. Unlike uvicorn, do not raise the signal again at the end, because a requested stop is not a failure."""
+        """Begin to stop. Unlike uvicorn, do not raise the signal again: a requested stop is not a failure."""
         now = time.monotonic()
         if self._stopping.is_set() and self._stop_at is not None and now >= self._stop_at and sig == signal.SIGINT:
             self.force_exit = True
