@@ -1,5 +1,6 @@
 """What the Dagster instance knows of batch requests: their runs, and the model version of their latest output."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -24,6 +25,9 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+# Dagster submits a run right after it has created it. One that it then refuses, for a range of partitions that do not
+# exist for example, stays NOT_STARTED forever (1.13).
+SUBMITTED_WITHIN_S = 300
 MOST_FAILED_RUNS = 10_000
 # A run's end is recorded by the clock of its own machine.
 CLOCKS_DIFFER_S = 30
@@ -50,7 +54,16 @@ def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Seq
 
 def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Return the runs that score requests, or are queued to."""
-    return [run for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if scores_requests(run)]
+    oldest_s = time.time() - SUBMITTED_WITHIN_S
+    return [
+        record.dagster_run
+        for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
+        if scores_requests(record.dagster_run)
+        and (
+            record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED
+            or record.create_timestamp.timestamp() > oldest_s
+        )
+    ]
 
 
 def requests_in_flight(runs: Iterable[dg.DagsterRun], known: Sequence[str]) -> dict[str, str]:

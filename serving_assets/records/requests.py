@@ -85,7 +85,7 @@ class Folder(msgspec.Struct, frozen=True):
         if not self.others:
             return ""
         return (
-            f"Ignored: {listed([repr(name) for name in self.others])}. Rename them: a request's name needs "
+            f"Ignored: {listed([repr(name) for name in self.others])}. Rename or convert them: a request's name needs "
             f"{SAFE_KEY_TEXT}, and one of the extensions {', '.join(SUFFIXES)}; {VERSION_FILE_NAME} is reserved."
         )
 

@@ -83,7 +83,7 @@ class Daemon:
         keys = {run.tags["dagster/run_key"] for run in self.runs}
         for request in data.run_requests or []:
             if request.run_key not in keys:
-                self._start(name, request)
+                self.start(name, request)
         return data.skip_message
 
     def both(self) -> None:
@@ -102,10 +102,11 @@ class Daemon:
         if isinstance(answer, dg.SkipReason):
             return answer.skip_message
         for request in answer.run_requests:
-            self._start(name, request)
+            self.start(name, request)
         return None
 
-    def _start(self, sensor: str, request: dg.RunRequest) -> None:
+    def start(self, sensor: str, request: dg.RunRequest) -> None:
+        """Start a run that the sensor has requested."""
         run = dg.DagsterRun(
             job_name="score_batch",
             run_id=str(uuid.uuid4()),

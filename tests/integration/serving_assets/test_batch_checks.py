@@ -1,4 +1,4 @@
-"""The asset checks of real runs: what blocks keeps the old file, what warns is told; runs over several requests."""
+"""The asset checks of real runs: blocking ones keep the old file, the others warn; runs over several requests."""
 
 import datetime as dt
 import hashlib
@@ -52,7 +52,7 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
     return {f"{check.asset_key.to_user_string()}:{check.check_name}": check for check in found}
 
 
-def test_all_checks_of_a_good_run_pass_and_say_what_they_saw(graph):
+def test_all_checks_of_a_good_run_pass_and_report_their_findings(graph):
     found = checks(graph.run())
 
     assert set(found) == {
@@ -71,7 +71,7 @@ def test_all_checks_of_a_good_run_pass_and_say_what_they_saw(graph):
     assert "driver_stats: newest event" in found["batch_input:feature_source_fresh"].description
 
 
-def test_a_model_that_answers_infinity_publishes_nothing_and_its_check_says_so(graph):
+def test_infinite_predictions_are_not_published_and_the_check_reports_them(graph):
     graph.run()
     before = graph.file("batch_output.parquet").read_bytes()
     version = register_infinite_model(graph.world)
@@ -86,7 +86,7 @@ def test_a_model_that_answers_infinity_publishes_nothing_and_its_check_says_so(g
     assert result.asset_materializations_for_node("batch_output") == []
 
 
-def test_a_version_deleted_before_its_run_fails_it_clearly_and_keeps_the_old_output(graph):
+def test_a_version_deleted_before_its_run_fails_it_and_the_old_output_stays(graph):
     graph.run()
     before = graph.file("batch_output.parquet").read_bytes()
     version = register_driver_model(graph.world, alpha=0.2, promote=False)
@@ -127,7 +127,7 @@ def test_thresholds_are_settings(graph):
     assert not found["batch_input:feature_source_fresh"].passed
 
 
-def test_another_distribution_than_that_of_the_replaced_output_warns(graph):
+def test_predictions_distributed_differently_from_the_replaced_output_warn(graph):
     graph.run(version=1)
 
     same = checks(graph.run(version=1))["batch_output:prediction_drift"]
@@ -139,7 +139,7 @@ def test_another_distribution_than_that_of_the_replaced_output_warns(graph):
     assert other.severity is dg.AssetCheckSeverity.WARN
 
 
-def test_the_first_output_of_a_request_is_compared_with_the_one_before(graph):
+def test_the_first_output_of_a_request_is_compared_with_the_latest_output(graph):
     graph.run(key="day1")
     graph.write_request(driver_rows(graph.world, [1001 + i % 20 for i in range(150)]), "day2")
 
@@ -149,13 +149,13 @@ def test_the_first_output_of_a_request_is_compared_with_the_one_before(graph):
     assert "artifacts/day1/batch_output.parquet" in check.description
 
 
-def test_the_run_shows_a_picture_of_the_predictions_and_the_features(graph):
-    shown = metadata(graph.run(), "batch_output")
+def test_the_run_has_a_plot_of_the_predictions_and_the_features(graph):
+    found = metadata(graph.run(), "batch_output")
 
-    assert shown["distributions"].startswith("![Distributions](data:image/png;base64,iVBOR")
-    assert len(shown["distributions"]) < 60_000
-    assert shown["rows_per_second"] > 0
-    assert shown["feature_service"] == "driver_ranking"
+    assert found["distributions"].startswith("![Distributions](data:image/png;base64,iVBOR")
+    assert len(found["distributions"]) < 60_000
+    assert found["rows_per_second"] > 0
+    assert found["feature_service"] == "driver_ranking"
 
 
 def test_requests_that_cannot_be_scored_are_named_and_the_others_are_not_half_recorded(graph):
@@ -176,7 +176,7 @@ def test_requests_that_cannot_be_scored_are_named_and_the_others_are_not_half_re
     ]
 
 
-def test_a_changed_request_file_shows_what_was_made_of_it_as_stale_until_it_is_scored(graph):
+def test_the_results_of_a_changed_request_file_are_stale_until_it_is_scored(graph):
     graph.run()
     assert not graph.stale("batch_input", "day1")
     (file,) = list_requests(Location(graph.requests))
@@ -207,7 +207,7 @@ class Rewritten(Location):
         return found
 
 
-def test_a_file_that_changes_while_it_is_scored_is_remembered_as_it_was_read(graph):
+def test_a_file_that_changes_while_it_is_scored_is_recorded_as_it_was_read(graph):
     content = (graph.requests / "day1.csv").read_bytes()
     serving = Serving(graph.environment)
     folder = ChangesAfterItWasRead(graph.requests)
@@ -228,6 +228,6 @@ def test_outputs_of_a_run_over_several_requests_are_not_stale(graph):
         assert not graph.stale("batch_output", key)
 
 
-def test_every_check_says_what_it_looks_at():
+def test_every_check_has_a_description():
     for key in definitions.resolve_asset_graph().asset_check_keys:
         assert definitions.resolve_asset_graph().get(key).description, key

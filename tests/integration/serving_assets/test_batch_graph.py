@@ -31,7 +31,7 @@ def drivers(driver_world, tmp_path):
     return graph
 
 
-def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(drivers):
+def test_the_whole_graph_scores_a_request_in_its_order_and_reports_what_it_did(drivers):
     drivers.environment |= {
         "SERVING_BATCH_REQUESTS": drivers.requests.as_uri(),
         "SERVING_ARTIFACTS": drivers.artifacts.as_uri(),
@@ -48,12 +48,12 @@ def test_the_whole_graph_scores_a_request_in_its_own_order_and_says_what_it_did(
     assert {(row["model_name"], row["model_version"], row["feature_service"]) for row in rows} == {
         ("driver_ranker", 1, "driver_ranking")
     }
-    shown = metadata(result, "batch_output")
-    assert (shown["dagster/row_count"], shown["rows_scored"], shown["rows_not_scored"]) == (3, 2, 1)
-    assert "not_found | 1" in shown["reasons"]
-    assert "order-0" in shown["preview"]
-    assert [column.name for column in shown["dagster/column_schema"].columns][-1] == "feature_service"
-    assert shown["dagster/uri"] == str(drivers.file("batch_output.parquet"))
+    found = metadata(result, "batch_output")
+    assert (found["dagster/row_count"], found["rows_scored"], found["rows_not_scored"]) == (3, 2, 1)
+    assert "not_found | 1" in found["reasons"]
+    assert "order-0" in found["preview"]
+    assert [column.name for column in found["dagster/column_schema"].columns][-1] == "feature_service"
+    assert found["dagster/uri"] == str(drivers.file("batch_output.parquet"))
     (until,) = metadata(result, "online_store")["watermarks"].values()
     assert dt.datetime.fromisoformat(until) >= drivers.world.now
 
@@ -84,7 +84,7 @@ def test_a_run_launched_for_a_request_that_no_sensor_has_found_adds_its_partitio
     assert [row["driver_id"] for row in drivers.output("day2")] == [1003]
 
 
-def test_the_alias_is_resolved_once_and_written_down(drivers):
+def test_the_alias_is_resolved_once_and_recorded(drivers):
     result = drivers.run()
 
     written = json.loads((drivers.artifacts / "registered_model_version.json").read_text())
@@ -155,7 +155,7 @@ def test_a_new_version_makes_the_outputs_stale_until_they_are_scored_again(drive
     assert not drivers.stale("batch_output", "day1")
 
 
-def test_output_made_again_from_an_older_input_says_so_and_still_shows_as_stale(drivers):
+def test_an_output_made_again_from_an_older_input_reports_that_and_is_still_stale(drivers):
     drivers.run()
     drivers.world.promote(2)
     drivers.run(only=["registered_model_version"])
@@ -168,7 +168,7 @@ def test_output_made_again_from_an_older_input_says_so_and_still_shows_as_stale(
     assert drivers.stale("batch_output", "day1")
 
 
-def test_a_run_that_leaves_the_version_out_never_takes_another_runs_pin_or_what_the_alias_named_before(drivers):
+def test_a_run_without_a_version_uses_neither_another_runs_pin_nor_an_earlier_version_of_the_alias(drivers):
     drivers.run(version=2)
     before = drivers.file("batch_output.parquet").read_bytes()
     inputs_alone = ["batch_input", "batch_output"]
@@ -221,7 +221,7 @@ def test_an_input_that_another_run_made_for_another_version_is_refused(drivers):
     assert drivers.file("batch_output.parquet").read_bytes() == before
 
 
-def test_a_run_that_is_taken_up_again_after_a_failure_keeps_its_version(drivers):
+def test_a_run_that_is_re_executed_after_a_failure_keeps_its_version(drivers):
     (drivers.requests / "day1.csv").write_text("driver_id\n1001\n")
     failed = drivers.run(version=2)
     drivers.run(version=1, only=["registered_model_version"])
@@ -234,21 +234,21 @@ def test_a_run_that_is_taken_up_again_after_a_failure_keeps_its_version(drivers)
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "problem"),
     [
         ("driver,event_timestamp\n1001,2026-01-01\n", "column 'driver_id': this column is missing"),
         ("driver_id,event_timestamp\n1001,2026-01-01\n1002,soon\n", "column 'event_timestamp', row 2: 'soon'"),
         ("driver_id,event_timestamp\nabc,2026-01-01\n", "column 'driver_id', row 1: 'abc' is not int64"),
     ],
 )
-def test_a_bad_request_fails_in_one_line_and_leaves_the_old_files_as_they_were(drivers, rows, told):
+def test_a_bad_request_fails_in_one_line_and_its_old_files_stay(drivers, rows, problem):
     drivers.run()
     before = {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")}
     (drivers.requests / "day1.csv").write_text(rows)
 
     text = failure(drivers.run())
 
-    assert told in text
+    assert problem in text
     assert str(drivers.requests / "day1.csv") in text
     assert "\n" not in text
     assert {file: file.read_bytes() for file in drivers.artifacts.rglob("*.parquet")} == before
@@ -263,15 +263,15 @@ def test_a_bad_first_request_writes_nothing(drivers):
 
 
 class BreaksFor(LocalEngine):
-    """An engine that meets a value nobody thought of in one request."""
+    """An engine that raises an unexpected error for one request."""
 
     def write_input(self, request, *others):
         if request.place.endswith("day6.csv"):
-            raise OverflowError("a value nobody thought of")
+            raise OverflowError("an unexpected value")
         return super().write_input(request, *others)
 
 
-def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_others_inputs_are_made(drivers):
+def test_the_bad_requests_of_a_run_are_named_with_their_reasons_and_the_others_are_joined(drivers):
     drivers.write_request("driver_id\n1001\n", "day2")
     drivers.write_request(driver_rows(drivers.world, [1002]), "day3")
     drivers.write_request("driver_id,event_timestamp\n1001,soon\n", "day4")
@@ -279,7 +279,7 @@ def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_othe
     drivers.write_request(driver_rows(drivers.world, [1002]), "day6")
     drivers.write_request(driver_rows(drivers.world, [1002]), "day7")
     drivers.artifacts.mkdir()
-    (drivers.artifacts / "day7").write_text("somebody's file")
+    (drivers.artifacts / "day7").write_text("another file")
     drivers.write_request(driver_rows(drivers.world, [1003]), "day8")
     tags = {"dagster/asset_partition_range_start": "day1", "dagster/asset_partition_range_end": "day8"}
     serving = Serving(drivers.environment)
@@ -291,7 +291,7 @@ def test_the_bad_requests_of_several_are_named_each_with_its_reason_and_the_othe
     assert "4 of the run's 8 requests can't be scored. day2: Batch request" in text
     assert "day2.csv, column 'event_timestamp': this column is missing" in text
     assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
-    assert "day6: OverflowError was raised (a value nobody thought of)" in text
+    assert "day6: OverflowError was raised (an unexpected value)" in text
     assert "day7: a file or folder of this name is in the way" in text.replace("'", "")
     assert "\n" not in text
     (event,) = [event for event in result.all_events if event.is_step_failure]
@@ -315,7 +315,7 @@ def test_many_requests_are_scored_by_one_run_each_with_its_own_numbers(drivers):
     assert rows == {"day1": 3, "day2": 2}
 
 
-def test_a_version_that_needs_features_nobody_serves_is_refused_and_named(drivers):
+def test_a_version_that_needs_features_that_are_not_served_is_refused_with_their_names(drivers):
     drivers.run()
     before = drivers.file("batch_output.parquet").read_bytes()
     version = register_driver_model(drivers.world, inputs=["acc_rate", "speed", "mood"], promote=False)
@@ -326,7 +326,7 @@ def test_a_version_that_needs_features_nobody_serves_is_refused_and_named(driver
     assert drivers.file("batch_output.parquet").read_bytes() == before
 
 
-def test_a_version_that_does_not_exist_fails_clearly_and_keeps_the_old_output(drivers):
+def test_a_version_that_does_not_exist_fails_the_run_and_the_old_output_stays(drivers):
     drivers.run()
     before = drivers.file("batch_output.parquet").read_bytes()
 
@@ -338,7 +338,7 @@ def test_a_version_that_does_not_exist_fails_clearly_and_keeps_the_old_output(dr
     assert drivers.file("batch_output.parquet").read_bytes() == before
 
 
-def test_a_wrong_setting_fails_the_run_with_the_variable_and_what_is_allowed(drivers):
+def test_a_wrong_setting_fails_the_run_with_the_variable_and_the_allowed_values(drivers):
     drivers.environment["SERVING_MISSING_FEATURES"] = "guess"
 
     text = failure(drivers.run())
@@ -347,7 +347,7 @@ def test_a_wrong_setting_fails_the_run_with_the_variable_and_what_is_allowed(dri
     assert "exclude | reject | impute" in text
 
 
-def test_without_a_resolved_version_batch_input_says_what_to_do(drivers):
+def test_without_a_resolved_version_batch_input_names_the_remedy(drivers):
     text = failure(drivers.run(only=["batch_input"]))
 
     assert "registered_model_version.json does not exist: materialize registered_model_version first" in text

@@ -69,7 +69,7 @@ class OutageAtOpening(Serving):
         ("object store", 2, "Looking at s3://.*/day1/batch_input.parquet failed"),
     ],
 )
-def test_an_outage_in_the_middle_of_a_run_fails_it_with_the_cause_and_a_retry_succeeds(
+def test_an_outage_during_a_run_fails_it_with_the_cause_and_a_retry_succeeds(
     graph, mlflow_server, monkeypatch, gone, nth, cause
 ):
     assert graph.run(version=1).success

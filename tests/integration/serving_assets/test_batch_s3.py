@@ -74,7 +74,7 @@ def test_requests_in_s3_are_listed_and_found(bucket, tmp_path):
         find_request(bucket / "in", files, "day3")
 
 
-def test_the_sensor_takes_a_request_from_s3_once_it_is_settled_and_once(bucket, tmp_path):
+def test_the_sensor_scores_a_request_in_s3_once_after_it_has_settled(bucket, tmp_path):
     (tmp_path / "folder").mkdir()
     daemon = Daemon(tmp_path / "folder", tmp_path / "home")
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=bucket / "in")
@@ -91,7 +91,7 @@ def test_the_sensor_takes_a_request_from_s3_once_it_is_settled_and_once(bucket, 
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
 
-def test_a_file_of_several_parts_arrives_whole(bucket, tmp_path):
+def test_a_file_of_several_parts_is_complete(bucket, tmp_path):
     content = bytes(range(256)) * (25 << 12)  # 25 MiB
     (tmp_path / "big").write_bytes(content)
 
@@ -127,7 +127,7 @@ def test_a_bucket_that_does_not_exist_is_named_in_one_line(job, bucket, tmp_path
         list_requests(nowhere / "in")
 
 
-def test_an_object_store_that_goes_away_fails_the_run_and_leaves_the_old_result(job, bucket, tmp_path, monkeypatch):
+def test_an_object_store_that_fails_ends_the_run_and_the_old_result_stays(job, bucket, tmp_path, monkeypatch):
     request = put(write_request(tmp_path / "day1.parquet", 500).local, bucket / "day1.parquet")
     job.run(request, bucket / "artifacts")
     output = bucket / "artifacts" / "day1" / "batch_output.parquet"
@@ -145,7 +145,7 @@ def test_an_object_store_that_goes_away_fails_the_run_and_leaves_the_old_result(
     assert read_manifest(output).batch_output.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
 
 
-def test_a_server_that_is_stopped_in_the_middle_of_a_run_fails_it_and_a_retry_succeeds(job, tmp_path, monkeypatch):
+def test_a_server_that_is_stopped_during_a_run_fails_it_and_a_retry_succeeds(job, tmp_path, monkeypatch):
     server = S3Server(tmp_path)
     server.start()
     try:
@@ -197,7 +197,7 @@ def test_features_in_s3_are_joined_and_materialized(job, features_in_s3, tmp_pat
     assert [mark.until for mark in watermarks] == [NOW]
 
 
-def test_a_feature_source_that_is_gone_fails_the_run_with_the_cause(features_in_s3, s3_server, tmp_path):
+def test_a_missing_feature_source_fails_the_run_with_the_cause(features_in_s3, s3_server, tmp_path):
     remote, source = features_in_s3
     request = write_request(tmp_path / "day1.parquet", 100)
     remove_file(source)

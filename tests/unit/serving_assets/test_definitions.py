@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
 
 
-def test_importing_the_code_location_loads_none_of_the_slow_libraries_and_warns_of_nothing():
+def test_importing_the_code_location_loads_no_slow_library_and_does_not_warn():
     program = (
         f"import sys, serving_assets.definitions\nprint([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
     )
@@ -25,7 +25,7 @@ def test_importing_the_code_location_loads_none_of_the_slow_libraries_and_warns_
     assert done.stderr == ""
 
 
-def test_settings_that_dagster_takes_from_a_file_in_the_working_directory_are_told(tmp_path):
+def test_settings_in_a_file_of_the_working_directory_are_reported(tmp_path):
     (tmp_path / ".env").write_text("SERVING_MODEL_NAME=another\nPOSTGRES_PASSWORD=secret\n")
 
     program = "import serving_assets.definitions"
@@ -44,14 +44,14 @@ def test_the_code_location_can_be_loaded():
 
 
 @pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
-def test_no_instance_that_the_project_describes_tells_dagsters_makers_of_its_use(place):
+def test_no_configured_instance_sends_telemetry(place):
     described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
 
     assert (described["telemetry"], described["nux"]) == ({"enabled": False}, {"enabled": False})
 
 
 @pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
-def test_every_instance_that_the_project_describes_ends_runs_whose_process_is_lost(place):
+def test_every_configured_instance_ends_runs_whose_process_is_lost(place):
     described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
 
     assert described["run_monitoring"]["enabled"]
@@ -69,7 +69,7 @@ def test_the_documented_instance_for_one_machine_can_be_opened(tmp_path):
         assert "cp -n serving_assets/dagster.yaml $DAGSTER_HOME/" in (ROOT / page).read_text()
 
 
-def test_every_asset_says_what_it_is_and_whose():
+def test_every_asset_has_a_description_owners_kinds_and_a_group():
     assets = definitions.resolve_asset_graph()
 
     for key in assets.materializable_asset_keys:
@@ -81,7 +81,7 @@ def test_every_asset_says_what_it_is_and_whose():
 
 
 @pytest.mark.parametrize(
-    ("environment", "shown"),
+    ("environment", "expected"),
     [
         (
             {"SERVING_MODEL_NAME": "m", "SERVING_BATCH_OWNERS": "team:risk, ann@bank.example"},
@@ -92,16 +92,16 @@ def test_every_asset_says_what_it_is_and_whose():
         ({}, ("team:ml-serving",)),
     ],
 )
-def test_owners_are_a_setting_and_a_wrong_one_does_not_keep_the_code_location_from_loading(environment, shown):
-    assert owners(environment) == shown
+def test_owners_are_a_setting_and_a_wrong_one_does_not_prevent_loading(environment, expected):
+    assert owners(environment) == expected
 
 
-def test_sensors_run_unless_somebody_stops_them():
+def test_sensors_run_by_default():
     for name in ("new_model_version", "new_batch_request", "score_the_others"):
         assert definitions.resolve_sensor_def(name).default_status is dg.DefaultSensorStatus.RUNNING
 
 
-def test_the_online_store_has_a_schedule_which_somebody_must_start():
+def test_the_schedule_of_the_online_store_is_stopped_by_default():
     schedule = definitions.resolve_schedule_def("hourly_online_store")
 
     assert schedule.cron_schedule == "5 * * * *"

@@ -30,19 +30,19 @@ def test_a_code_location_has_the_runs_that_it_started_and_no_others():
     assert not has_run(FakeCodeLocation("mine"), "from before it was restarted")
 
 
-def test_a_code_location_that_does_not_answer_says_nothing_about_its_runs():
+def test_a_code_location_that_does_not_answer_raises_an_error():
     launched_in = json.dumps({"host": HOST, "port": free_port()})
     run = dg.DagsterRun(job_name="score_batch", tags={GRPC_INFO_TAG: launched_in})
     with pytest.raises(DagsterUserCodeUnreachableError):
         CodeLocationRunLauncher().check_run_worker_health(run)
 
 
-def test_a_run_that_was_never_launched_is_not_taken_for_dead():
+def test_a_run_that_was_never_launched_counts_as_running():
     health = CodeLocationRunLauncher().check_run_worker_health(dg.DagsterRun(job_name="score_batch"))
     assert health.status is WorkerStatus.RUNNING
 
 
-def test_dagster_takes_it_as_its_launcher(tmp_path: Path):
+def test_dagster_loads_it_as_its_launcher(tmp_path: Path):
     launcher = "run_launcher: {module: serving_assets.run_launcher, class: CodeLocationRunLauncher}\n"
     (tmp_path / "dagster.yaml").write_text(launcher + "run_monitoring: {enabled: true}\n")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:

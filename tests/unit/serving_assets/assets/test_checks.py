@@ -40,7 +40,7 @@ def test_missing_and_mistyped_inputs_are_named():
     assert columns_finding(INPUTS.signature.schema, INPUTS).passed
 
 
-def test_a_model_that_answers_nan_is_found_and_excluded_rows_are_not_held_against_it():
+def test_predictions_that_are_nan_fail_the_check_and_rows_without_one_do_not():
     assert finite_finding(outcome({"not_found": 2})).passed
     assert finite_finding(outcome({"not_finite": 2})).summary == "2 of 10 predictions are NaN or infinite"
     assert not finite_finding(outcome({"not_finite": 2})).passed
@@ -58,17 +58,17 @@ def test_features_over_the_limit_are_named_with_their_share():
     assert rates_finding(NULLS, {"speed": 0}, 0, 0.1, "missing").passed
 
 
-def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_goes_before_it():
+def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_takes_precedence():
     ages = [SourceAge("stats", NOW - dt.timedelta(hours=30), ttl_s=86400.0)]
 
     assert not fresh_finding(ages, None, NOW).passed
-    told = "stats: newest event 2026-11-21T06:00:00+00:00, 30.0 h old (24.0 h allowed)"
-    assert fresh_finding(ages, None, NOW).summary == told
+    summary = "stats: newest event 2026-11-21T06:00:00+00:00, 30.0 h old (24.0 h allowed)"
+    assert fresh_finding(ages, None, NOW).summary == summary
     assert fresh_finding(ages, 40 * 3600, NOW).passed
     assert fresh_finding([SourceAge("stats", None, 1.0)], None, NOW).passed
 
 
-def test_drift_is_told_with_what_it_was_compared_with():
+def test_drift_is_reported_with_the_output_that_it_is_relative_to():
     values = np.random.default_rng(1).normal(0, 1, 500)
 
     assert drift_finding(None, values, 0.25).passed
@@ -78,7 +78,7 @@ def test_drift_is_told_with_what_it_was_compared_with():
     assert "old/batch_output.parquet" in shifted.summary
 
 
-def test_only_blocking_checks_keep_a_file_from_being_published():
+def test_only_blocking_checks_prevent_publication():
     stop_if_blocked("day1", [Finding(ROWS, True, "same"), Finding(NULLS, False, "many")])
 
     with pytest.raises(NotPublished, match=r"day1 was not published, and the old one stays.*finite: 2 are NaN"):
@@ -101,7 +101,7 @@ def test_a_result_over_several_requests_names_those_that_failed_first():
     assert (rows.passed, rows.severity, rows.description) == (True, dg.AssetCheckSeverity.ERROR, "same")
 
 
-def test_a_result_over_a_whole_run_shows_every_request_and_tells_a_few_in_its_line():
+def test_a_result_over_a_whole_run_lists_every_request_and_names_a_few_in_its_description():
     (nulls,) = results("batch_input", (NULLS,), {f"r{i:03}": [Finding(NULLS, True, "few")] for i in range(250)})
 
     assert nulls.description.startswith("passed in 250 of 250 requests. r000: few; r001: few")

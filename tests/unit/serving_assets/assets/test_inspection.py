@@ -1,4 +1,4 @@
-"""What is looked at in a finished output."""
+"""The inspection of a finished output."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -18,7 +18,7 @@ from tests.support.fakes import features
 
 
 class WithoutMemory(Executor):
-    """Has room for nothing."""
+    """Fails for lack of memory."""
 
     def submit(self, _function: Callable[..., Any], /, *_args: Any, **_options: Any) -> Future[Any]:
         failed: Future[Any] = Future()
@@ -26,7 +26,7 @@ class WithoutMemory(Executor):
         return failed
 
 
-def test_a_picture_that_can_not_be_drawn_is_told_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_drawn_is_reported_and_the_rest_is_published(tmp_path: Path) -> None:
     file = tmp_path / "batch_output.parquet"
     pq.write_table(pa.table({"prediction": [1.0, 2.0], "a": [0.5, 1.5]}), file)
     link = features(request_inputs={"a": pa.float64()})
@@ -36,6 +36,6 @@ def test_a_picture_that_can_not_be_drawn_is_told_and_stops_nothing(tmp_path: Pat
     with ParquetFiles([file]) as table:
         inspection = OutputInspection(Location(file), link, Settings(model_name="m"), None, WithoutMemory())
         inspection(table, outcome)
-        told = inspection.metadata
-    assert told["dagster/row_count"].value == 2
-    assert str(told["distributions"].value).startswith("could not be drawn (")
+        metadata = inspection.metadata
+    assert metadata["dagster/row_count"].value == 2
+    assert str(metadata["distributions"].value).startswith("could not be drawn (")

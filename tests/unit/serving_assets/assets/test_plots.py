@@ -11,7 +11,7 @@ from serving_assets.assets.plots import MOST_PANELS, histograms
 
 
 def drawn(markdown: str) -> float:
-    """Share of the picture's pixels that are not white."""
+    """Return the share of the plot's pixels that are not white."""
     from matplotlib.image import imread
 
     data = markdown.removeprefix("![Distributions](data:image/png;base64,").partition(")")[0]
@@ -42,7 +42,7 @@ def test_every_kind_of_column_is_drawn_and_stays_small(tmp_path, values):
     assert len(markdown) < 40_000
 
 
-def test_more_features_than_fit_are_told(tmp_path):
+def test_features_that_do_not_fit_are_counted(tmp_path):
     columns = {f"f{i}": [1.0, 2.0] for i in range(MOST_PANELS + 3)}
     pq.write_table(pa.table(columns), tmp_path / "file.parquet")
 

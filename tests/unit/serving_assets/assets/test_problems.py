@@ -1,4 +1,4 @@
-"""Whose problem is it? One request's, or that of all."""
+"""Whether an error refuses one request or ends the run."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ DOWN = FeatureStoreError("joining", "no answer")
 
 
 class FakeContext:
-    """What `RequestProblems` uses of a step's context."""
+    """The part of a step's context that `RequestProblems` uses."""
 
     def __init__(self, keys: str) -> None:
         self.partition_keys = list(keys)
@@ -27,7 +27,7 @@ class FakeContext:
 
 
 def work(**raised: Exception | None) -> tuple[FakeContext, str]:
-    """Work on requests that raise these; returns which were refused (`?`: for now) and what the failed step says."""
+    """Score requests that raise these; return the refused ones (`?`: retried) and the message of the failed step."""
     context = FakeContext("".join(raised))
     problems = RequestProblems(context, Location("requests"))
     for key, error in raised.items():
@@ -40,7 +40,7 @@ def work(**raised: Exception | None) -> tuple[FakeContext, str]:
 
 
 def blocked(folder: Path) -> StorageError:
-    folder.write_text("somebody's file")
+    folder.write_text("a file")
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError as error:
@@ -49,8 +49,8 @@ def blocked(folder: Path) -> StorageError:
     return problem
 
 
-def test_what_nobody_expected_and_a_blocked_folder_are_one_requests_and_the_others_are_worked_on(tmp_path):
-    context, told = work(
+def test_an_unexpected_error_and_a_blocked_folder_refuse_one_request_and_the_others_are_scored(tmp_path):
+    context, message = work(
         a=None,
         b=ZeroDivisionError("by zero"),
         c=blocked(tmp_path / "c"),
@@ -58,15 +58,15 @@ def test_what_nobody_expected_and_a_blocked_folder_are_one_requests_and_the_othe
         e=None,
     )
 
-    assert context.refused == ["b?", "c", "d"]  # b may be scored at another attempt
-    assert "3 of the run's 5 requests can't be scored." in told
-    assert "Batch request requests/b: ZeroDivisionError was raised (by zero)" in told
-    assert "a file or folder of this name is in the way of its results" in told
-    assert "\n" not in told
+    assert context.refused == ["b?", "c", "d"]  # b may be scored by a retry
+    assert "3 of the run's 5 requests can't be scored." in message
+    assert "Batch request requests/b: ZeroDivisionError was raised (by zero)" in message
+    assert "a file or folder of this name is in the way of its results" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("store", [DOWN, StorageError("reading", "s3://bucket/b", OSError("access denied"))])
-def test_a_store_that_fails_for_one_of_many_refuses_that_one_for_now(store):
+def test_a_store_that_fails_for_one_request_of_many_refuses_it_and_it_is_retried(store):
     assert work(a=None, b=store, c=None)[0].refused == ["b?"]
     assert work(a=None, b=None, c=store)[0].refused == ["c?"]
     assert work(a=store, b=BatchRequestError("b.csv", "is bad."), c=None)[0].refused == ["b", "a?"]
@@ -82,6 +82,6 @@ def test_a_store_that_fails_for_one_of_many_refuses_that_one_for_now(store):
         {"a": ModelRefused("ranker/1", "it is too large.")},
     ],
 )
-def test_an_outage_and_a_bad_version_are_everybodys_problem(raised):
+def test_an_outage_and_a_bad_version_end_the_run(raised):
     with pytest.raises((FeatureStoreError, RegistryUnreachable, ModelRefused), match=re.compile("failed|gave|refused")):
         work(**raised)

@@ -15,6 +15,8 @@ from dagster._daemon.monitoring.run_monitoring import check_run_timeout
 
 from scoring.errors import StorageError
 from scoring.files.location import Location
+from serving_assets.records import history
+from serving_assets.records.retries import FAILURES_TAG
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN
 from tests.support.daemon import Daemon, _ended
 
@@ -324,6 +326,32 @@ def test_requests_whose_run_failed_are_retried_less_and_less_often_until_they_ar
     assert [daemon.partitions(run) for run in daemon.runs[4:]] == [["a"], ["c"]]
 
 
+def test_after_many_failed_runs_requests_are_retried_alone_and_a_few_at_a_time(daemon):
+    keys = [f"r{i}" for i in range(10)]
+    for key in keys:
+        daemon.write_request(key, age_s=9000)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.fail(daemon.runs[-1], 8000)
+    daemon.start("new_batch_request", history.run_request("r0", "r9", "fifth", tags={FAILURES_TAG: "4"}))
+    daemon.read(daemon.runs[-1])
+    daemon.fail(daemon.runs[-1], 7000)
+    daemon.cursors.clear()
+    daemon.tick("new_batch_request")
+    retries = daemon.runs[2:]
+    assert [daemon.partitions(run) for run in retries] == [[key] for key in keys[:8]]
+    assert {run.tags[FAILURES_TAG] for run in retries} == {"5"}
+
+    waiting = "2 requests whose run failed wait for the retries of others (r8, r9)"
+    assert waiting in daemon.tick("new_batch_request")
+    for run in retries[1:]:
+        daemon.finish(run)
+    assert waiting in daemon.tick("new_batch_request")
+    daemon.fail(retries[0])
+    daemon.tick("new_batch_request")
+    assert [daemon.partitions(run) for run in daemon.runs[10:]] == [["r8"], ["r9"]]
+
+
 def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_removed(daemon):
     daemon.serving.registry.champion = 1
     daemon.write_request("day1")
@@ -454,7 +482,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_scored(daemon
     daemon.tick("new_batch_request")
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
 
-    daemon.write_request("broken", text="mended\n")
+    daemon.write_request("broken", text="corrected\n")
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=Location(daemon.folder))
     daemon.tick("new_batch_request")
     assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["broken"]]
@@ -480,9 +508,9 @@ def test_a_file_whose_name_is_not_a_key_is_reported_once_where_the_ui_shows_it(d
 
     assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
     observed = daemon.instance.fetch_observations(dg.AssetKey("batch_request"), limit=10).records
-    (shown,) = [each.asset_observation for each in observed if each.partition_key is None]
-    assert shown.description.startswith("Ignored: 'day 1.csv'. Rename them: a request's name needs 1 to 100 letters,")
-    assert shown.metadata["ignored"].value == shown.description
+    (event,) = [each.asset_observation for each in observed if each.partition_key is None]
+    assert event.description.startswith("Ignored: 'day 1.csv'. Rename or convert them: a request's name needs 1 to")
+    assert event.metadata["ignored"].value == event.description
 
 
 def test_a_missing_request_folder_is_reported_by_each_tick_and_not_created(daemon):
@@ -616,6 +644,21 @@ def test_a_request_is_not_scored_twice_however_long_its_run_takes_or_waits(daemo
     daemon.tick("new_batch_request")
 
     assert len(daemon.runs) == 1
+
+
+@pytest.mark.parametrize(("age_s", "requested"), [(200, 0), (400, 1)])
+def test_a_run_that_dagster_refused_to_start_is_not_waited_for(daemon, monkeypatch, age_s, requested):
+    daemon.write_request("day1")
+    daemon.serving.registry.champion = 1
+    tags = dict.fromkeys((history.RANGE_START, history.RANGE_END), "day1")
+    daemon.instance.add_dynamic_partitions("batch_requests", ["day1"])
+    daemon.instance.add_run(dg.DagsterRun(job_name="score_batch", tags=tags))
+    later = time.time() + age_s
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    daemon.tick("new_batch_request")
+
+    assert len(daemon.runs) == requested
 
 
 def test_a_run_that_run_monitoring_ends_is_retried(daemon, monkeypatch):
