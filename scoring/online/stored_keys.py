@@ -1,9 +1,9 @@
-"""Entity keys that are in the online store, as examples of requests."""
+"""Entity keys in the online store: listing them, and choosing examples for requests."""
 
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,12 @@ CANDIDATES = 100
 SQLITE_ROWS = 2000
 REDIS_PAGES, REDIS_PAGE_SIZE = 20, 1000
 
+ListKeys = Callable[["FeatureStore", Any], Iterator[bytes | None]]
+"""Yields the serialized keys of a feature view's rows; at the end, None if the store may have more.
+
+Arguments: the store and the feature view.
+"""
+
 
 def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) -> dict[str, list[Any]] | None:
     """Find entities in a SQLite or Redis online store, if possible such that have all features.
@@ -31,8 +37,9 @@ def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) 
     Returns join key → values (n,) of the n newest entities, n at most EXAMPLES. None if none are found, the store does
     not answer, or it is another kind of store. Raises nothing.
     """
+    list_keys = key_lister(store)
     try:
-        rows = _candidates(store, features)
+        rows = _candidates(store, features, list_keys) if list_keys else []
         if not rows:
             return None
         columns = {key.name: [row[key.name] for row in rows] for key in features.join_keys}
@@ -47,12 +54,12 @@ def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) 
     return {name: [values[place] for place in chosen] for name, values in columns.items()}
 
 
-def _candidates(store: "FeatureStore", features: ModelFeatures) -> list[dict[str, Any]]:
+def _candidates(store: "FeatureStore", features: ModelFeatures, list_keys: ListKeys) -> list[dict[str, Any]]:
     """Return entity rows, join key → value. Keys that no single view has together are combined from several views."""
     found: dict[Keys, list[dict[str, Any]]] = {}
     for view in sorted(features.views, key=lambda view: -len(view.keys)):
         if view.keys and view.keys not in found:
-            serialized = _serialized_keys(store, features.feast.views[view.name])
+            serialized = list_keys(store, features.feast.views[view.name])
             found[view.keys] = list(itertools.islice(_decode(serialized, view.keys), CANDIDATES))
     if not all(found.values()):
         return []
@@ -65,11 +72,11 @@ def _candidates(store: "FeatureStore", features: ModelFeatures) -> list[dict[str
     return rows
 
 
-def _decode(serialized: Iterator[bytes], keys: Keys) -> Iterator[dict[str, Any]]:
+def _decode(serialized: Iterator[bytes | None], keys: Keys) -> Iterator[dict[str, Any]]:
     from feast.infra.key_encoding_utils import deserialize_entity_key
 
     names, seen = [name for name, _ in keys], set()
-    for each in serialized:
+    for each in filter(None, serialized):
         entity = deserialize_entity_key(each)
         if each not in seen and list(entity.join_keys) == names:
             seen.add(each)
@@ -77,16 +84,23 @@ def _decode(serialized: Iterator[bytes], keys: Keys) -> Iterator[dict[str, Any]]
             yield {key.name: value for (_, key), value in zip(keys, values, strict=True)}
 
 
-def _serialized_keys(store: "FeatureStore", view: Any) -> Iterator[bytes]:
-    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+def key_lister(store: "FeatureStore") -> ListKeys | None:
+    """Return what lists the keys of this online store; None if it is neither SQLite nor a single Redis."""
+    from feast.infra.online_stores.redis import RedisClient, RedisOnlineStoreConfig, RedisType
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 
-    listing: Mapping[Any, Any] = {SqliteOnlineStoreConfig: _in_sqlite, RedisOnlineStoreConfig: _in_redis}
-    list_keys = listing.get(type(store.config.online_store))
-    return iter(()) if list_keys is None else list_keys(store, view)
+    online = store.config.online_store
+    if isinstance(online, SqliteOnlineStoreConfig):
+        return _list_in_sqlite
+    if isinstance(online, RedisOnlineStoreConfig) and (online.redis_type, online.client) == (
+        RedisType.redis,
+        RedisClient.redis,
+    ):
+        return _list_in_redis
+    return None
 
 
-def _in_sqlite(store: "FeatureStore", view: Any) -> Iterator[bytes]:
+def _list_in_sqlite(store: "FeatureStore", view: Any) -> Iterator[bytes | None]:
     from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
 
     file = Path(SqliteOnlineStore._get_db_path(store.config)).absolute()
@@ -96,7 +110,7 @@ def _in_sqlite(store: "FeatureStore", view: Any) -> Iterator[bytes]:
         yield from (key for (key,) in connection.execute(query))
 
 
-def _in_redis(store: "FeatureStore", view: Any) -> Iterator[bytes]:
+def _list_in_redis(store: "FeatureStore", view: Any) -> Iterator[bytes | None]:
     from feast.infra.online_stores.redis import RedisOnlineStore
 
     project, cursor = store.project.encode(), 0
@@ -108,6 +122,9 @@ def _in_redis(store: "FeatureStore", view: Any) -> Iterator[bytes]:
             pipeline = client.pipeline(transaction=False)
             for key in keys:
                 pipeline.hexists(key, f"_ts:{view.name}")
-            yield from (key.removesuffix(project) for key, has in zip(keys, pipeline.execute(), strict=True) if has)
+            # The result for a key that is not a hash is an error, which is ignored.
+            found = pipeline.execute(raise_on_error=False)
+            yield from (key.removesuffix(project) for key, has in zip(keys, found, strict=True) if has is True)
             if not cursor:
                 return
+    yield None
