@@ -6,10 +6,12 @@ import io
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from scoring.errors import NotMaterialized
+from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S
 from scoring.features.feature_store import apply_definitions, open_feature_store
-from scoring.features.materialize import materialize_online_store
+from scoring.features.materialize import materialize_online_store, read_watermarks
 from scoring.imports import inside
 from scoring.settings import Settings
+from tests.support.feature_repository import SQLITE, open_repository, write_definitions
 from tests.support.servers import RedisServer, environment_for_servers
 
 if TYPE_CHECKING:
@@ -347,3 +352,122 @@ def test_another_layout_than_the_known_one_is_found_out(
     with caplog.at_level(logging.WARNING):
         assert not matches_feast_layout(writer, columns, PLAIN)
     assert "plain" in caplog.text
+
+
+SHOPS = """
+from datetime import timedelta
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64
+
+shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
+def source(name):
+    return FileSource(name=name, path=f"data/{name}.parquet", timestamp_field="event_timestamp")
+def view(name):
+    return FeatureView(name=name, entities=[shop], ttl=timedelta(days=9999),
+        schema=[Field(name="rate", dtype=Float64)], source=source(name))
+"""
+
+
+def write_rates(folder: Path, rates: dict[int, float], event: dt.datetime = NOW - dt.timedelta(hours=1)) -> None:
+    table = {"shop_id": list(rates), "rate": list(rates.values()), "event_timestamp": [event] * len(rates)}
+    pq.write_table(pa.table(table), folder / "data" / "rates.parquet")
+
+
+def stored_rates(store: "FeatureStore", shops: list[int]) -> list[float | None]:
+    rows: Any = store.get_online_features(["rates:rate"], {"shop_id": shops}).to_dict()
+    return list(rows["rate"])
+
+
+def test_a_view_that_cannot_be_materialized_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    write_definitions(tmp_path, SHOPS + 'broken, rates = view("broken"), view("rates")\n')
+    write_rates(tmp_path, {1: 0.5})
+    store = open_repository(tmp_path)
+    with pytest.raises(NotMaterialized) as caught:
+        materialize_online_store(store, NOW)
+    said = str(caught.value)
+    assert "Feature view 'broken': Feature source 'data/broken.parquet': there is no Parquet file at " in said
+    assert (
+        "Feature view 'live': its mode is spark, and feature_store.yaml names no Spark batch_engine: name one" in said
+    )
+    assert "rates'" not in said
+    assert "\n" not in said
+    assert stored_rates(store, [1]) == [0.5]
+    assert {mark.feature_view: mark.until for mark in read_watermarks(store)} == {"broken": None, "rates": NOW}
+
+
+@pytest.fixture
+def rates_in_redis(tmp_path: Path, world: World) -> Callable[..., "FeatureStore"]:
+    """Opens a store on the view `rates` with an online store of its own, or with this section."""
+    write_definitions(tmp_path, SHOPS + 'rates = view("rates")\n')
+    address = world.address(str(tmp_path))
+    redis = f'{{type: redis, connection_string: "{address}", key_ttl_seconds: 3600}}'
+    with Redis(world.redis.host, world.redis.port, db=int(address.rpartition("=")[2])) as client:
+        client.flushdb()
+    return lambda online=redis: open_repository(tmp_path, online=online, engine=ENGINE)
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_source_that_was_corrected_overwrites_what_the_online_store_has(
+    tmp_path: Path, rates_in_redis: Callable[..., "FeatureStore"], kind: str
+) -> None:
+    write_rates(tmp_path, {1: 0.5})
+    store = rates_in_redis() if kind == "redis" else rates_in_redis(SQLITE)
+    materialize_online_store(store, NOW)
+    write_rates(tmp_path, {1: 0.75})  # the same event time
+    materialize_online_store(store, NOW + dt.timedelta(hours=1))
+    assert stored_rates(store, [1]) == [0.5]
+    materialize_online_store(store, NOW + dt.timedelta(hours=1), overwrite=True)
+    assert stored_rates(store, [1]) == [0.75]
+
+
+def test_materializing_renews_the_time_to_live_of_a_key_that_stays_as_it_is(
+    tmp_path: Path, rates_in_redis: Callable[..., "FeatureStore"]
+) -> None:
+    write_rates(tmp_path, {1: 0.5})
+    store = rates_in_redis()
+    materialize_online_store(store, NOW)
+    client = store.provider.online_store._get_client(store.config.online_store)
+    (key,) = client.keys()
+    client.expire(key, 60)
+    materialize_online_store(store, NOW + dt.timedelta(hours=1), everything=True)
+    assert client.ttl(key) > 3000
+
+
+def test_a_redis_user_who_may_not_run_scripts_is_served_by_feasts_own_way(
+    tmp_path: Path, world: World, rates_in_redis: Callable[..., "FeatureStore"], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rates(tmp_path, {1: 0.5, 2: 0.25})
+    rights = ["+hmget", "+hset", "+expire", "+select"]
+    with Redis(world.redis.host, world.redis.port) as client:
+        client.execute_command("ACL", "SETUSER", "writer", "on", ">secret", "~*", "resetchannels", "-@all", *rights)
+        user = f'{{type: redis, connection_string: "{world.address(str(tmp_path))},username=writer,password=secret"}}'
+        store = rates_in_redis(user)
+        with caplog.at_level(logging.INFO):
+            materialize_online_store(store, NOW)
+        assert stored_rates(store, [1, 2]) == [0.5, 0.25]
+        assert "Feast itself writes rows of feature view 'rates': this user of Redis may not run scripts" in caplog.text
+        client.execute_command("ACL", "SETUSER", "writer", "+evalsha", "+script|load")
+        before = script_calls(world.redis)
+        materialize_online_store(rates_in_redis(user), NOW + dt.timedelta(hours=1), everything=True)
+        assert script_calls(world.redis) > before
+        client.execute_command("ACL", "DELUSER", "writer")
+
+
+@pytest.mark.parametrize("answers", ["nothing", "no TLS"])
+def test_a_redis_that_does_not_answer_ends_the_materialization_in_seconds(
+    tmp_path: Path, world: World, rates_in_redis: Callable[..., "FeatureStore"], answers: str
+) -> None:
+    write_rates(tmp_path, {1: 0.5})
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen()
+        address = f"127.0.0.1:{hole.getsockname()[1]}"
+        if answers == "no TLS":
+            address = f"{world.redis.host}:{world.redis.port},ssl=true"
+        store = rates_in_redis(f'{{type: redis, connection_string: "{address}"}}')
+        began = time.monotonic()
+        with pytest.raises(
+            NotMaterialized, match=r"'rates': the online store did not answer .*its address, password and"
+        ):
+            materialize_online_store(store, NOW)
+    assert time.monotonic() - began < 3 * REDIS_TIMEOUT_S
