@@ -1,4 +1,4 @@
-"""One batch request: read it, join it with features as of its timestamps, score it, publish the result.
+"""Read one batch request, join it with features as of its timestamps, score it, and publish the result.
 
-Knows nothing of online stores or Dagster.
+This package imports neither the online readers nor Dagster.
 """

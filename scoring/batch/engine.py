@@ -1,4 +1,4 @@
-"""The local batch engine: a request to batch_input.parquet, that to batch_output.parquet and its manifest."""
+"""The local batch engine: writes batch_input.parquet from a request, then batch_output.parquet and its manifest."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 # Inspects a finished input before it is published, and raises to discard it. Gets the table, the number of rows of the
-# request, and view → number of rows whose feature row was too old (empty where the offline store cannot tell).
+# request, and view → number of rows whose feature row was too old (empty if the offline store does not report it).
 InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
 # The same for a finished output.
 InspectOutput = Callable[[ParquetFiles, ScoringSummary], None]
 
 
 def accept(*_: object) -> None:
-    """Inspect nothing."""
+    """Accept without inspection."""
 
 
 class LocalEngine:
-    """`scoring.engine.Engine` in this process: rows stream, in one file each for input and output."""
+    """Implements `scoring.engine.Engine` in this process: streams rows to one input file and one output file."""
 
     input_name, output_name = INPUT_NAME, OUTPUT_NAME
 
@@ -75,7 +75,7 @@ class LocalEngine:
             with ParquetFiles([part]) as table:
                 inspect(table, join.rows, join.stale)
             content = written(INPUT_NAME)
-        remove_file(folder / PARTED_INPUT_NAME)  # the Spark engine would take it for this one's result
+        remove_file(folder / PARTED_INPUT_NAME)  # the Spark engine would mistake it for its own result
         return content
 
     def read_input_model(self, folder: Location) -> str:
@@ -93,7 +93,7 @@ class LocalEngine:
         """See `Engine`. Memory does not grow with the number of rows."""
         give_back_memory()
         output = folder / OUTPUT_NAME
-        # The manifest's part is opened first: what keeps it from being written keeps the output from being replaced.
+        # The manifest's part is opened first, so that an error there also prevents replacing the output.
         with (
             publishing(folder / MANIFEST_NAME) as manifest,
             publishing(output) as part,
@@ -142,7 +142,7 @@ def _tables(opened: pq.ParquetFile, source: Location) -> Iterator[pa.Table]:
     while True:
         try:
             batch = next(batches, None)
-        except OSError as error:  # of the input: the caller writes, and takes an OSError for one of its output
+        except OSError as error:  # a read error, which the caller would mistake for a write error
             raise unreadable(source, error) from None
         if batch is None:
             return
@@ -150,7 +150,7 @@ def _tables(opened: pq.ParquetFile, source: Location) -> Iterator[pa.Table]:
 
 
 def check_made_for(place: str, schema: pa.Schema, model: Model, features: ModelFeatures) -> Origin:
-    """The origin in the schema of the batch input at `place`.
+    """Return the origin in the schema of the batch input at `place`.
 
     Raises:
         BatchRequestError: it was made for another model version or feature service, or lacks an input.

@@ -1,7 +1,7 @@
-"""Results in several files: each generation has a folder of its own, and one small file beside them names the current.
+"""Results in several files: each generation has its own folder, and a small file next to them names the current one.
 
-Replacing that one file publishes all files of a generation at once, on a disk as in S3, which can rename neither many
-files nor a folder. A replaced generation stays for a day, for readers that have begun to read it.
+Replacing that file publishes all files of a generation at once, on a disk and in S3, which can't rename a folder or
+several files atomically. A replaced generation is kept for a day, for readers that are still using it.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ class PartedInput(msgspec.Struct, frozen=True):
     origin: Origin
     rows: int
     parts: tuple[Content, ...]
-    """In the order of their rows, named from the folder of batch_input.json."""
+    """In row order; names are relative to the folder of batch_input.json."""
 
 
 @contextlib.contextmanager
 def generation(folder: Location, kind: str) -> Iterator[str]:
-    """The name of a new folder below `folder / kind`; removed with its files when the block raises.
+    """Provide the name of a new folder below `folder / kind`. Remove the folder and its files if the block raises.
 
-    What a killed process leaves there is removed by the first run that publishes more than a day later.
+    The first run that publishes more than a day later removes the leftovers of a killed process.
     """
     name = f"{kind}/{uuid.uuid4().hex}"
     try:
@@ -60,16 +60,16 @@ def generation(folder: Location, kind: str) -> Iterator[str]:
 
 
 def whole(name: str, parts: Sequence[Content]) -> Content:
-    """Parts as one file: the sum of their sizes, and the SHA-256 over their own."""
+    """Describe parts as one file, with the sum of their sizes and the SHA-256 of their SHA-256 digests."""
     digest = hashlib.sha256(b"".join(bytes.fromhex(part.sha256) for part in parts))
     return Content(name, sum(part.size for part in parts), digest.hexdigest())
 
 
 def publish_input(folder: Location, origin: Origin, rows: int, parts: Sequence[Content]) -> Content:
-    """Make these parts the request's joined rows.
+    """Publish these parts as the request's joined rows.
 
     Raises:
-        StorageError: batch_input.json can't be written, and still names the earlier parts.
+        StorageError: batch_input.json can't be written. It still names the earlier parts.
     """
     content = whole(INPUT_PARTS, parts)
     with publishing(folder / PARTED_INPUT_NAME) as part:
@@ -80,10 +80,10 @@ def publish_input(folder: Location, origin: Origin, rows: int, parts: Sequence[C
 
 
 def publish_output(folder: Location, manifest: Manifest) -> None:
-    """Make the manifest's parts the request's scored rows.
+    """Publish the manifest's parts as the request's scored rows.
 
     Raises:
-        StorageError: manifest.json can't be written, and still names the earlier parts.
+        StorageError: manifest.json can't be written. It still names the earlier parts.
     """
     with publishing(folder / MANIFEST_NAME) as part:
         part.write_bytes(as_json(manifest))
@@ -92,7 +92,7 @@ def publish_output(folder: Location, manifest: Manifest) -> None:
 
 
 def read_parted_input(folder: Location) -> PartedInput:
-    """The joined rows of a request.
+    """Read the description of a request's joined rows.
 
     Raises:
         BatchRequestError: there is no batch_input.json, or it can't be read.
@@ -126,9 +126,9 @@ def _remove_replaced(folder: Location, kind: str, current: Sequence[Content]) ->
     from pyarrow.fs import FileSelector
 
     named = {part.name.split("/")[1] for part in current}
-    with contextlib.suppress(OSError):  # they do no harm, and the next run tries again
+    with contextlib.suppress(OSError):  # leftovers are harmless, and the next run tries again
         filesystem, path = (folder / kind).filesystem()
-        # By the files' times: in S3 a folder has none.
+        # The files' times decide, because folders in S3 have none.
         found = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
         newest: dict[str, float] = {}
         for each in found:

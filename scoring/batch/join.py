@@ -1,4 +1,4 @@
-"""The point-in-time join of a batch request: its rows with a model's features as they were known at each row's time."""
+"""Joins the rows of a batch request with a model's features as they were known at each row's event timestamp."""
 
 import collections
 import itertools
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A parquet reader takes one row group at a time: larger ones would take memory that grows with the request (pyarrow's
 # default size).
 ROWS_PER_GROUP = 1 << 20
-# What DuckDB 2.0 is known to read as pyarrow 25 does.
+# DuckDB 2.0 reads these exactly as pyarrow 25 does.
 CODECS = frozenset({"UNCOMPRESSED", "SNAPPY", "GZIP", "BROTLI", "LZ4", "ZSTD"})
 ENCODINGS = frozenset(
     {"PLAIN", "PLAIN_DICTIONARY", "RLE", "RLE_DICTIONARY", "DELTA_BINARY_PACKED", "DELTA_BYTE_ARRAY"}
@@ -40,19 +40,19 @@ class PointInTimeJoin:
 
     Times to live of feature views apply. With this project's offline store the rows stream in bounded memory. With
     another store, or with an on-demand view whose function compares rows (`scoring.batch.on_demand_blocks`), the
-    result is in memory as a whole.
+    whole result is held in memory.
     """
 
     def __init__(
         self, store: "FeatureStore", features: ModelFeatures, request: Path, origin: str | None = None
     ) -> None:
-        """Read nothing yet.
+        """Store the arguments; `tables` reads the request.
 
         Args:
             store: the Feast store.
-            features: which features of which service make the model's vector.
-            request: as `read_batch_request` takes it. A copy of its rows may be written beside it.
-            origin: where `request` is a copy of, for the errors.
+            features: the features that fill the model's inputs.
+            request: a file, as for `read_batch_request`. A copy of its rows may be written to the same folder.
+            origin: the file that `request` was copied from, for error messages.
         """
         self._store = store
         self._features = features
@@ -60,21 +60,21 @@ class PointInTimeJoin:
         self._origin = origin
         self._doing = f"joining features of service {features.service!r}"
         self.rows = 0
-        """How many rows `tables` has yielded."""
+        """Number of rows that `tables` has yielded."""
         self.stale: dict[str, int] = {}
-        """View → how many of these rows found only feature rows past their time to live. Empty where the offline store
-        cannot tell."""
+        """View → number of these rows for which only expired feature rows were found. Empty if the offline store does
+        not report it."""
 
     def tables(self) -> Iterator[pa.Table]:
         """Read the request, check it and join it.
 
         Yields:
-            The request's columns, then the inputs that Feast fills, in signature order and types. Same rows, same
-            order; null = unknown at that time.
+            The request's columns, then the inputs that Feast fills, with the signature's order and types. The rows are
+            in the request's order; null means unknown at that time.
 
         Raises:
             BatchRequestError: see `read_batch_request`.
-            FeatureStoreError: the offline store failed, or lost or doubled rows.
+            FeatureStoreError: the offline store failed, or rows were lost or duplicated.
             OSError: the copy can't be written.
         """
         checked = read_batch_request(self._request, self._features, self._origin)
@@ -90,20 +90,20 @@ class PointInTimeJoin:
             yield complete(self._features, pa.concat_tables(rows), features_of_none(self._features))
             return
         try:
-            for own, joined, absent in self._answers(source, rows):
+            for own, joined, absent in self._results(source, rows):
                 yield complete(self._features, own, joined, absent)
                 self.rows += own.num_rows
         except FeatureStoreError:
-            # A bad row may be why the store failed, and its error names it.
+            # A bad row may be the cause; reading on raises an error that names it.
             collections.deque(checked, maxlen=0)
             raise
         if self.rows != expected:
             raise lost_rows(self._store, self._features, expected, self.rows)
 
-    def _answers(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
-        """The request's rows, Feast's answer for them (`view:feature`), and which of them a view has no row for.
+    def _results(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
+        """Yield the request's rows, their features (`view:feature`), and masks of the rows for which a view has no row.
 
-        The last is known from this project's store only, and given only where an on-demand view needs it.
+        Only this project's offline store provides the masks, and only if an on-demand view needs them.
         """
         from scoring.features.on_demand_views import on_demand_views
 
@@ -121,18 +121,18 @@ class PointInTimeJoin:
             yield table, joined, {}
         except (BatchRequestError, FeatureStoreError, GeneratorExit):
             raise
-        except Exception as error:  # every offline store raises its own kinds
+        except Exception as error:  # exception types differ between offline stores
             raise FeatureStoreError(self._doing, error) from error
 
     def _streaming_job(self, source: Path) -> "AsofRetrievalJob | None":
-        """The join of a parquet file by this project's offline store; None where another store joins."""
+        """Return the join of a parquet file by this project's offline store; None if another store joins."""
         from scoring.feast_plugins.offline_query import AsofRetrievalJob
         from scoring.feast_plugins.offline_sql import parquet_files, quote
         from scoring.feast_plugins.offline_store import AsofOfflineStoreConfig
 
         if not isinstance(self._store.config.offline_store, AsofOfflineStoreConfig):
             return None
-        # Only what the join needs: other columns may have types that DuckDB lacks (2.0: nanoseconds with a zone,
+        # Select only what the join needs: other columns may have types that DuckDB lacks (2.0: nanoseconds with a zone,
         # decimals beyond 38 digits, durations, dictionaries), or the names of the marks.
         selected = ", ".join(quote(name) for name in entity_columns(self._features))
         query = f"SELECT {selected} FROM {parquet_files([str(source.absolute())])}"
@@ -143,7 +143,7 @@ class PointInTimeJoin:
     def _streamed(
         self, job: "AsofRetrievalJob", on_demand: "OnDemandViews | None", rows: Iterator[pa.Table]
     ) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
-        """`_answers` of a job of this project's store."""
+        """Yield the items of `_results` from a job of this project's store."""
         from scoring.batch.on_demand_blocks import with_on_demand_features
         from scoring.feast_plugins.offline_sql import found_mark, stale_mark
 
@@ -152,26 +152,26 @@ class PointInTimeJoin:
         self.stale = dict.fromkeys(stale, 0)
         found: dict[str, str] = {}
         batches = job.to_batches()
-        answers: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
+        results: Iterator[pa.Table] = (pa.Table.from_batches([batch]) for batch in batches)
         if on_demand is not None:
             job.mark_found()
             found = {view.name: found_mark(view.name) for view in self._features.views}
-            answers = with_on_demand_features(on_demand, batches, [*stale.values(), *found.values()])
+            results = with_on_demand_features(on_demand, batches, [*stale.values(), *found.values()])
         names = list(entity_columns(self._features))
         compared = [*(key.name for key in self._features.join_keys), EVENT_TIMESTAMP]
         first = next(rows)
         own = RowsInTurn(itertools.chain([first], rows), first.schema)
-        for answer in answers:
-            mine = own.take(answer.num_rows)
-            if not all(mine[name].equals(answer[name]) for name in compared):
-                raise FeatureStoreError(self._doing, "its rows came back in another order than they went in")
+        for result in results:
+            mine = own.take(result.num_rows)
+            if not all(mine[name].equals(result[name]) for name in compared):
+                raise FeatureStoreError(self._doing, "it returned the rows in a different order")
             for view, mark in stale.items():
-                self.stale[view] += pc.sum(answer[mark]).as_py() or 0
-            absent = {view: pc.invert(answer[mark]) for view, mark in found.items()}
-            yield mine, answer.drop_columns(names), absent
+                self.stale[view] += pc.sum(result[mark]).as_py() or 0
+            absent = {view: pc.invert(result[mark]) for view, mark in found.items()}
+            yield mine, result.drop_columns(names), absent
 
     def _join_whole(self, request: pa.Table) -> pa.Table:
-        """Feast's answer for all rows at once, without what on-demand views compute."""
+        """Return Feast's features for all rows at once, without on-demand features."""
         numbers = pa.array(range(request.num_rows), pa.int64())
         names = list(entity_columns(self._features))
         entity_rows = request.select(names).append_column(ROW, numbers)
@@ -183,18 +183,18 @@ class PointInTimeJoin:
         joined = joined.take(pc.sort_indices(joined[ROW]))
         if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
             raise lost_rows(self._store, self._features, request.num_rows, joined.num_rows)
-        for name in names:  # as they were before pandas had them
+        for name in names:  # restore the values from before the pandas conversion
             if name in joined.column_names:
                 joined = joined.set_column(joined.column_names.index(name), name, request[name])
         return joined
 
 
 def joins_in_place(request: Path, features: ModelFeatures) -> bool:
-    """Whether a request is a parquet file that DuckDB can join as it is: a copy of ten million rows takes a sixth of
-    the join's processor time.
+    """Return whether a request is a parquet file that DuckDB can join without a copy.
 
-    Its columns have the types that `read_batch_request` gives them, and its row groups are of bounded size. False for a
-    file that can't be read; `read_batch_request` says why.
+    Copying ten million rows takes a sixth of the join's CPU time. The columns must already have the types that
+    `read_batch_request` returns, and the row groups must be of bounded size. False if the file can't be read;
+    `read_batch_request` raises the error.
     """
     if request.suffix != ".parquet":
         return False
@@ -214,14 +214,14 @@ def joins_in_place(request: Path, features: ModelFeatures) -> bool:
 
 
 def _rows_of(file: Path) -> Iterator[pa.Table]:
-    """A parquet file's rows, after a table of its schema without rows."""
+    """Yield an empty table of a parquet file's schema, then its rows."""
     with ParquetFiles([file]) as opened:
         yield no_rows(opened.schema)
         yield from opened.between(0, opened.rows)
 
 
 def features_of_none(features: ModelFeatures) -> pa.Table:
-    """Feast's answer for no entity rows: its columns, without rows."""
+    """Return the columns that Feast adds, without rows."""
     columns = {feature.column: pa.nulls(0, feature.dtype) for feature in features.features}
     return pa.table(
         columns | {name: pa.nulls(0) for view in features.views for name in view.columns if name not in columns}
@@ -229,14 +229,14 @@ def features_of_none(features: ModelFeatures) -> pa.Table:
 
 
 def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:
-    """Request rows with the inputs that Feast fills.
+    """Return request rows with the inputs that Feast fills.
 
     Args:
-        features: which inputs.
+        features: the inputs to add.
         request: the rows.
-        joined: Feast's answer for these very rows, `view:feature`.
-        absent: view → bool (n_rows,), whether it has no row. Where that is not known, a view whose columns are all null
-            counts as absent.
+        joined: Feast's columns `view:feature` for exactly these rows.
+        absent: view → bool (n_rows,), whether it has no row. If None, a view whose columns are all null in a row counts
+            as absent.
 
     Raises:
         FeatureStoreError: a value does not fit the type that its view declares or the model expects.
@@ -250,7 +250,7 @@ def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absen
 
 
 def lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
-    """The error of an offline store that answers another number of rows than it was given."""
+    """Return the error for an offline store that returned a different number of rows."""
     return FeatureStoreError(
         f"joining features of service {features.service!r}",
         f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "

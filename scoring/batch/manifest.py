@@ -1,7 +1,7 @@
-"""Where a result comes from: enough to trace it, and to make the same bytes again.
+"""Provenance of a result, sufficient to reproduce it byte for byte.
 
-batch_output.parquet holds all of it in its own metadata, so that the two can't drift apart. manifest.json repeats it
-for people and other programs, with the hash of the file. It holds no time: another run gives the same bytes.
+batch_output.parquet contains the provenance in its own metadata, so that the two can't diverge. manifest.json repeats
+it in a human-readable file, with the hash of the output. It contains no timestamps, so reruns are identical.
 """
 
 import functools
@@ -29,12 +29,12 @@ INPUT_NAME = "batch_input.parquet"
 PARTED_INPUT_NAME = "batch_input.json"
 OUTPUT_NAME = "batch_output.parquet"
 MANIFEST_NAME = "manifest.json"
-# The packages whose version can change a bit of the result.
+# Packages whose version can change a bit of the result.
 SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What a batch input was made from."""
+    """The sources of a batch input."""
 
     request: Content
     """The request file."""
@@ -42,11 +42,11 @@ class Origin(msgspec.Struct, frozen=True):
     """`name/version`."""
     feature_service: str
     definitions_hash: str
-    """Of the Feast registry's definitions (`AppliedDefinitions.hash`)."""
+    """Hash of the Feast registry's definitions (`AppliedDefinitions.hash`)."""
 
 
 class ScoringSummary(msgspec.Struct, frozen=True):
-    """How a batch output was made, and its counts."""
+    """How a batch input was scored, and row counts."""
 
     batch_input: Content
     missing_features: MissingFeaturesPolicy
@@ -66,14 +66,14 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: Origin
     outcome: ScoringSummary
     parts: tuple[Content, ...] = ()
-    """The files that the Spark engine wrote, in the order of their rows, named from the manifest's folder. Empty where
-    batch_output.parquet holds all rows."""
+    """Files written by the Spark engine, in row order; names are relative to the manifest's folder. Empty if
+    batch_output.parquet contains all rows."""
 
 
 @functools.cache
 def software_versions() -> Mapping[str, str]:
-    """Python and the packages of this process that results depend on."""
-    # Cached: reading them takes 10 ms, a fifth of what a small request takes.
+    """Return the versions of Python and of this process's packages that results depend on."""
+    # Cached, because reading them takes 10 ms, a fifth of the time of a small request.
     versions = {"python": platform.python_version()}
     for package in SOFTWARE:
         try:
@@ -84,7 +84,7 @@ def software_versions() -> Mapping[str, str]:
 
 
 def unreadable(file: Location, error: BaseException) -> BatchRequestError:
-    """The error of a request, or of what was made from one, that can't be read; it says what to do."""
+    """Return the error for a request or batch input that can't be read, with the remedy."""
     if isinstance(error, StillWritten):
         problem = "it kept changing while it was read: another process is writing to it."
     elif isinstance(error, FileNotFoundError):
@@ -96,10 +96,10 @@ def unreadable(file: Location, error: BaseException) -> BatchRequestError:
 
 
 def read_origin(schema: "pa.Schema", place: str) -> Origin:
-    """The origin in a batch input's schema; `place` names the input in the error.
+    """Return the origin in a batch input's schema; `place` names the input in the error.
 
     Raises:
-        BatchRequestError: the schema holds none.
+        BatchRequestError: the schema has no origin.
     """
     try:
         return msgspec.json.decode((schema.metadata or {})[ORIGIN_KEY.encode()], type=Origin)
@@ -110,20 +110,20 @@ def read_origin(schema: "pa.Schema", place: str) -> Origin:
 
 
 def as_json(value: msgspec.Struct) -> bytes:
-    """The bytes of a JSON file that people read, too."""
+    """Return the bytes of a human-readable JSON file."""
     return msgspec.json.format(msgspec.json.encode(value)) + b"\n"
 
 
 def settle_manifest(output: Location, ours: Manifest) -> Manifest:
-    """Make manifest.json match the batch_output.parquet beside it, once both are published; returns what it holds.
+    """Make manifest.json match batch_output.parquet in the same folder after both are published. Return its content.
 
-    They differ where another run of the same request replaced the output before the manifest: the manifest is then made
-    from that output. When the last of several such runs ends, both match. A run that ends between the two, killed or
-    because manifest.json can't be replaced, leaves an older manifest, and the next run mends it.
+    Another run may replace the output between the two writes; the manifest is then rebuilt from the new output. When
+    the last of several such runs ends, both match. A run that ends between the two writes, because it is killed or
+    manifest.json can't be replaced, leaves an older manifest, which the next run repairs.
 
     Args:
         output: batch_output.parquet.
-        ours: what was published as manifest.json.
+        ours: the manifest that was published.
 
     Raises:
         StorageError: the output can't be read, or the manifest can't be written.
@@ -153,17 +153,17 @@ def _manifest_of(content: Content, footer: pq.FileMetaData) -> Manifest:
 
 
 def read_manifest(output: Location) -> Manifest:
-    """The manifest beside a batch_output.parquet.
+    """Read the manifest in the folder of a batch_output.parquet.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no manifest.
         StorageError: it can't be read.
     """
     return msgspec.json.decode((output.parent / MANIFEST_NAME).read_bytes(), type=Manifest)
 
 
 def output_parts(folder: Location) -> list[Location]:
-    """The files that hold a request's current output, in the order of their rows, from the request's folder.
+    """Return the files of the current output in a request's folder, in row order.
 
     Raises:
         StorageError: the manifest can't be read.

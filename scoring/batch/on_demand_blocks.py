@@ -1,8 +1,8 @@
-"""On-demand features of joined rows that stream, one block of rows at a time.
+"""Computes on-demand features of streamed rows, block by block.
 
-Feast calls these transformations row-level, and online they run over one request's rows. But a function may use the
-rows around a row, and pandas turns integers into floats where one of them is null. Whether blocks give the same
-features as all rows at once is therefore tested on the first block (`_Trial.dependence`).
+Feast calls these transformations row-level, and online they run on the rows of one request. But a function may use
+other rows of its input, and pandas turns integers into floats if one of them is null. Therefore the first block is used
+to test whether blocks give the same features as all rows at once (`_Trial.dependence`).
 """
 
 import functools
@@ -22,25 +22,26 @@ from scoring.files.parquet import RowsInTurn
 
 logger = logging.getLogger(__name__)
 
-# Small blocks cost the overhead of Feast and pandas per call, large ones memory, above all in Python mode, which makes
-# an object of each value: with two features in pandas mode, a batch run over 400,000 rows in blocks of 4096, 32,768 and
-# 131,072 took 1.6, 1.4 and 1.1 s, with the same in Python mode 2.7, 3.1 and 4.4 s (445, 457 and 487 MiB).
+# Small blocks add the overhead of Feast and pandas per call. Large blocks need memory, above all in Python mode, which
+# creates an object for each value. For two features, a batch run over 400,000 rows in blocks of 4096, 32,768 and
+# 131,072 took 1.6, 1.4 and 1.1 s in pandas mode, and 2.7, 3.1 and 4.4 s in Python mode (445, 457 and 487 MiB).
 ROWS_PER_BLOCK = 32_768
-# Rows of the first block with which the effect of other rows is tested, and, column by column, the effect of a null.
+# Number of rows of the first block used to test the effect of other rows, and of a null in each column.
 ROWS_TRIED, ROWS_WITH_NULLS = 8192, 1024
-# How many of them are consecutive rows of the request.
+# Number of them that are consecutive rows of the request.
 NEIGHBORS = 512
-# Rows of each block that are computed again with the next one, where they must get the same values.
+# Number of rows of each block that are computed again with the next block and must get the same values.
 CARRIED = 512
 
 
 class NotRowWise(ValueError):
-    """After the first block, a view's function gave a row another value because of the rows around it."""
+    """After the first block, a view's function returned a different value for a row depending on other rows."""
 
     def __init__(self, views: Sequence[str]) -> None:
         super().__init__(
-            f"the function of on-demand view {' or '.join(map(repr, views))} gives a row another value when it gets "
-            "other rows with it, but did not for the first rows of the request: make it compute each row independently"
+            f"the function of on-demand view {' or '.join(map(repr, views))} computes another value for a row when it "
+            "gets other rows with it, but did not for the first rows of the request: make it compute each row "
+            "independently"
         )
 
 
@@ -50,22 +51,22 @@ def with_on_demand_features(
     marks: Sequence[str] = (),
     rows_per_block: int = ROWS_PER_BLOCK,
 ) -> Iterator[pa.Table]:
-    """Joined rows with their views' on-demand features, in blocks of one size (`OnDemandViews.add`).
+    """Yield joined rows with their views' on-demand features, in blocks of one size (`OnDemandViews.add`).
 
-    Where a view's function does not compute each row independently, all rows form one block, and a warning names it.
+    If a view's function does not compute each row independently, all rows form one block, and a warning names the view.
 
     Args:
         views: the views to compute.
-        batches: the rows, in any pieces.
-        marks: columns of the rows that the views do not get, and that come after the features.
-        rows_per_block: rows of each block but the last.
+        batches: the rows, in batches of any size.
+        marks: columns that are not passed to the views and are placed after the features.
+        rows_per_block: number of rows of each block except the last.
 
     Yields:
-        Tables of one schema: on-demand features have the types that their views declare. Only a feature with a value
-        that has no counterpart in that type has the type that Feast gives it.
+        Tables of one schema. On-demand features have the types that their views declare, except that a feature with a
+        value that can't be represented in its declared type keeps Feast's type.
 
     Raises:
-        NotRowWise: a function does not compute each row independently, which only a later block revealed.
+        NotRowWise: only a later block revealed that a function does not compute each row independently.
         Exception: as `OnDemandViews.add`.
     """
     trial = _Trial(views, marks)
@@ -74,7 +75,7 @@ def with_on_demand_features(
     if len(first) == 1:
         yield trial.add(first[0])
     elif first and (why := trial.dependence(first[0])):
-        logger.warning("%s: this request is held in memory as a whole, which grows with its rows", why)
+        logger.warning("%s: this request is loaded into memory as a whole", why)
         yield trial.add(pa.concat_tables([*first, *blocks]))
     elif first:
         carried, expected = first[0].slice(0, 0), None
@@ -88,7 +89,7 @@ def with_on_demand_features(
 
 
 def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The rows in blocks of one size, the last one excepted; DuckDB's batches have any size."""
+    """Yield the rows in blocks of one size, except the last. DuckDB's batches have any size."""
     first = next(batches, None)
     if first is None:
         return
@@ -99,32 +100,32 @@ def _blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 
 
 class _Trial:
-    """Some views, and whether their functions compute each row independently."""
+    """Tests whether the functions of some views compute each row independently."""
 
     def __init__(self, views: OnDemandViews, marks: Sequence[str]) -> None:
         self._views = views
         self._marks = list(marks)
 
     def add(self, rows: pa.Table) -> pa.Table:
-        """The rows with all views' features, then the marks."""
+        """Return the rows with all views' features, then the marks."""
         joined = self._views.add(self._views.declared(rows.drop_columns(self._marks)))
         for mark in self._marks:
             joined = joined.append_column(mark, rows[mark])
         return joined
 
     def dependence(self, rows: pa.Table) -> str | None:
-        """How a view's function depends on the rows around a row, tested with these; None if no view's does."""
+        """Return how a view's function depends on other rows, tested with these rows; None if none does."""
         rows = rows.drop_columns(self._marks)
         rows = self._views.declared(pa.concat_tables([rows.slice(0, NEIGHBORS), _spread(rows, ROWS_TRIED)]))
         for view in self._views.views:
             named = f"the function of on-demand view {view.name!r}"
             try:
-                # With made-up values it may warn where it otherwise never does.
+                # It may warn about made-up values that never occur otherwise.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     if self._compares_rows(view, rows):
-                        return f"{named} gives a row another value when it gets other rows with it"
-            except Exception as error:  # a function may raise anything, and nothing for all rows at once
+                        return f"{named} computes another value for a row when it gets other rows with it"
+            except Exception as error:  # it may raise for some rows but not for all together
                 return f"{named} raises {type(error.__cause__ or error).__name__} for some of the rows alone"
             rows = self._views.add(rows, [view])
         return None
@@ -147,7 +148,7 @@ class _Trial:
                 return True
         filled = _spread(filled, ROWS_WITH_NULLS)
         known, others = computed(filled), _exchanged(filled, kept)
-        # Some nulls are where `_in_pieces` cuts, which a function that fills gaps would notice.
+        # Some nulls are at the cuts of `_in_pieces`, which reveals a function that fills gaps.
         lacking = pa.array([row % 4 in {0, 3} for row in range(filled.num_rows)])
         has = pc.invert(lacking)
         inputs = [name for name in filled.column_names if name not in kept]
@@ -155,22 +156,21 @@ class _Trial:
             some = functools.reduce(lambda rows, name: _lacks(rows, name, lacking), lost, filled)
             try:
                 found = computed(some)
-            except Exception:  # noqa: S112 - then a null in this column ends the request, in any block
+            except Exception:  # noqa: S112 - a null in this column would end the request in any block
                 continue
             if not _same(found.filter(has), known.filter(has)) or differs(some, found, others):
                 return True
         return False
 
     def _kept(self, rows: pa.Table) -> frozenset[str]:
-        """The columns that identify a row: keys and timestamps."""
+        """Return the columns that identify a row: keys and timestamps."""
         return self._views.keys | {field.name for field in rows.schema if pt.is_timestamp(field.type)}
 
 
 def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
-    """`number` rows from all over the table, in their order; all rows if there are fewer.
+    """Return `number` rows from all over the table, in their order; all rows if there are fewer.
 
-    They are drawn at random, the same ones each time: even steps could hit only one kind of rows in a request whose
-    kinds alternate.
+    They are chosen at random with a fixed seed, because evenly spaced rows could miss alternating patterns.
     """
     if rows.num_rows <= number:
         return rows
@@ -178,20 +178,20 @@ def _spread(rows: pa.Table, number: int, seed: int = 0) -> pa.Table:
 
 
 def _same(one: pa.Table, other: pa.Table) -> bool:
-    """Whether two tables are the same to the last bit, all NaN being equal."""
+    """Return whether two tables are identical to the last bit, treating NaN as equal."""
     # repr distinguishes -0.0 from 0.0 and null from NaN, also inside lists; Arrow's equality does not.
     return one.schema.equals(other.schema) and repr(one.to_pydict()) == repr(other.to_pydict())
 
 
 def _in_pieces(computed: Callable[[pa.Table], pa.Table], rows: pa.Table) -> pa.Table:
-    """What is computed in pieces: the first row alone, as online, two more rows, a third of the others, the rest."""
+    """Compute pieces separately: the first row alone, as online, two more rows, a third of the others, and the rest."""
     bounds = [min(bound, rows.num_rows) for bound in (0, 1, 3, 3 + rows.num_rows // 3, rows.num_rows)]
     pieces = [rows.slice(start, stop - start) for start, stop in itertools.pairwise(bounds) if start < stop]
     return pa.concat_tables(map(computed, pieces))
 
 
 def _exchanged(rows: pa.Table, kept: frozenset[str]) -> pa.Table:
-    """The same keys and timestamps, each with the values of another row."""
+    """Return the same keys and timestamps, each with the values of another row."""
     backwards = pa.array(range(rows.num_rows - 1, -1, -1), pa.int64())
     named = zip(rows.column_names, rows.columns, strict=True)
     columns = [column if name in kept else column.take(backwards) for name, column in named]
@@ -199,7 +199,7 @@ def _exchanged(rows: pa.Table, kept: frozenset[str]) -> pa.Table:
 
 
 def _filled(rows: pa.Table) -> pa.Table:
-    """The rows with each null number or boolean replaced by a value of another row, or by a made-up one."""
+    """Return the rows with each null number or boolean replaced by a value of another row, or by a made-up one."""
     numbers = np.arange(rows.num_rows)
     for place, column in enumerate(rows.columns):
         kind = column.type

@@ -18,7 +18,7 @@ SAMPLED_ROWS = 500_000
 DRIFT_BINS = 10
 # With fewer rows, chance alone exceeds a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
 MIN_ROWS_FOR_DRIFT = 100
-# An empty bin counts as this share: its logarithm would be infinite.
+# An empty bin counts as this share, to avoid log(0).
 EMPTY_SHARE = 1e-4
 
 
@@ -32,7 +32,7 @@ class SourceAge(msgspec.Struct, frozen=True):
 
 
 def sample(table: ParquetFiles, column: str) -> pa.Array:
-    """Non-null values of a column: all of them, or those of about SAMPLED_ROWS rows spread over the files."""
+    """Return the non-null values of a column: all, or those of about SAMPLED_ROWS rows spread over the files."""
     groups = table.row_groups
     wanted = max(1, min(groups, groups * SAMPLED_ROWS // max(table.rows, 1)))
     chosen = sorted(set(np.linspace(0, groups - 1, wanted, dtype=int).tolist())) if groups else []
@@ -40,9 +40,10 @@ def sample(table: ParquetFiles, column: str) -> pa.Array:
 
 
 def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
-    """Population stability index of predictions against earlier ones; None if either has fewer than MIN_ROWS_FOR_DRIFT.
+    """Return the population stability index of predictions relative to earlier ones.
 
-    The bins are the reference's deciles. 0 = the same distribution; above 0.25 is commonly considered a shift.
+    The bins are the reference's deciles. 0 means the same distribution; above 0.25 is commonly considered a shift. None
+    if either array has fewer than MIN_ROWS_FOR_DRIFT values.
 
     Args:
         reference: float64 (n,), finite.
@@ -50,7 +51,7 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
     """
     if min(len(reference), len(current)) < MIN_ROWS_FOR_DRIFT:
         return None
-    # Repeated reference values give repeated edges: such bins are merged.
+    # Repeated reference values give repeated edges, and such bins are merged.
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
     shares = [
         np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) / len(values)
@@ -61,12 +62,12 @@ def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
 
 
 def predictions(table: ParquetFiles) -> np.ndarray:
-    """The non-null predictions of an output, or a sample of them, float64 (n,)."""
+    """Return the non-null predictions of an output, or a sample of them, float64 (n,)."""
     return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:
-    """The age of each source of a model's features, one entry per feature view.
+    """Return the age of each source of a model's features, one entry per feature view.
 
     Raises:
         FeatureStoreError: a source can't be read.
@@ -83,7 +84,7 @@ def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAg
         try:
             source = view.batch_source
             newest = newest_event(source, store.repo_path) if isinstance(source, FileSource) else None
-        except Exception as error:  # every file system raises its own kinds
+        except Exception as error:  # exception types differ between file systems
             raise FeatureStoreError(f"reading the newest event of feature view {name!r}", error) from error
         ages.append(SourceAge(name, newest.astimezone(UTC) if newest else None, ttl_s[name]))
     return ages

@@ -1,4 +1,4 @@
-"""Read a batch request: a file of entity rows, each with an event timestamp."""
+"""Reads a batch request, a file of entity rows with event timestamps."""
 
 import contextlib
 import re
@@ -35,26 +35,26 @@ from scoring.files.transfer import Content, fetch
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
 NAMES_LISTED = 20
-# pyarrow's error for a row that has more or fewer cells than the header. It does not always name the row, and counts
-# the header where it does (pyarrow 25).
+# pyarrow's error for a row that has more or fewer cells than the header. It does not always name the row; if it does,
+# its count includes the header (pyarrow 25).
 UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
 READ_BYTES = 1 << 16
-# Units of INT96 timestamps, the finest first → the seconds from 1970 that 64 bits hold in them.
+# Units of INT96 timestamps, the finest first → the range of a 64-bit integer, in seconds from 1970.
 INT96_UNITS = {"ns": (1 << 63) // 10**9, "us": (1 << 63) // 10**6, "ms": (1 << 63) // 10**3}
 
 
 class RequestCopy(msgspec.Struct, frozen=True):
-    """One state of a batch request's file, on this machine."""
+    """A local snapshot of a batch request's file."""
 
     file: Path
     place: str
-    """Where the request itself is, for errors."""
+    """Location of the request itself, for error messages."""
     content: Content
 
 
 @contextlib.contextmanager
 def copied_request(source: Location) -> Iterator[RequestCopy]:
-    """A copy of a request; removed when the block ends, with all that was written beside it.
+    """Provide a local snapshot of a request, in a folder that is removed when the block ends.
 
     Raises:
         BatchRequestError: there is no such file, or it kept changing.
@@ -72,20 +72,21 @@ def copied_request(source: Location) -> Iterator[RequestCopy]:
 
 
 def read_batch_request(file: Path, features: ModelFeatures, origin: str | None = None) -> Iterator[pa.Table]:
-    """The request's rows in the file's order, with all of its columns, in tables of about ROWS_PER_BATCH; at least one.
+    """Yield the request's rows in the file's order, with all columns, in one or more tables of about ROWS_PER_BATCH.
 
-    Join keys get the type that Feast declares, request-time inputs the model's type, `event_timestamp` becomes
-    timestamp[us, UTC] (a time without a zone is UTC). Other columns keep their type; those of a CSV file are strings.
+    Join keys get the type that Feast declares, request-time inputs the model's type, and `event_timestamp` becomes
+    timestamp[us, UTC] (a timestamp without a zone is UTC). Other columns keep their type; those of a CSV file are
+    strings.
 
     Args:
         file: `.csv` or `.tsv` with a header, or `.parquet`.
-        features: which join keys and request-time inputs the model needs.
-        origin: where `file` is a copy of, for the errors.
+        features: the join keys and request-time inputs that the model needs.
+        origin: the file that `file` was copied from, for error messages.
 
     Raises:
         BatchRequestError: the file can't be read, a column is missing or clashes with one that scoring adds, or a value
-            does not fit. It names file, column and first bad row. It may come after good rows: publish nothing before
-            the last row was read.
+            does not fit. The message names the file, the column and the first bad row. May be raised after valid rows,
+            so publish only after the last row.
     """
     place = origin or str(file)
     needed = entity_columns(features)
@@ -104,7 +105,7 @@ def read_batch_request(file: Path, features: ModelFeatures, origin: str | None =
 
 
 def entity_columns(features: ModelFeatures) -> dict[str, pa.DataType | None]:
-    """The columns of a request that the join needs, with their types: keys, event timestamp, request-time inputs.
+    """Return the columns of a request that the join needs, and their types: keys, event timestamp, request-time inputs.
 
     None allows any type.
     """
@@ -113,7 +114,7 @@ def entity_columns(features: ModelFeatures) -> dict[str, pa.DataType | None]:
 
 
 def input_types(features: ModelFeatures) -> dict[str, pa.DataType]:
-    """Model input → the type of its column in a batch input.
+    """Return model input → the type of its column in a batch input.
 
     A join key or an event timestamp that is also an input keeps the type that the join needs.
     """
@@ -140,7 +141,7 @@ def _read(file: Path, place: str) -> Iterator[pa.Table]:
 
 
 def _explained(file: Path, place: str, delimiter: str | None, error: str) -> BatchRequestError:
-    """What is wrong with a request that pyarrow could not read."""
+    """Return the error for a request that pyarrow could not read."""
     # pyarrow 25 reads a text file in pieces of 1 MiB.
     if "straddling object" in error:
         return BatchRequestError(place, "it has a row that is longer than 1 MiB.")
@@ -160,8 +161,8 @@ def _explained(file: Path, place: str, delimiter: str | None, error: str) -> Bat
 
 
 def _read_parquet(file: Path, place: str) -> Iterator[pa.Table]:
-    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25). With buffer_size and one thread not even
-    # one column of a row group is kept, at the same speed beside a join.
+    # pre_buffer keeps whole row groups: 3 to 6 times the memory (pyarrow 25). With buffer_size and one thread, not even
+    # one column of a row group is kept, and reading is as fast while a join runs.
     with pq.ParquetFile(
         file,
         pre_buffer=False,
@@ -177,9 +178,10 @@ def _read_parquet(file: Path, place: str) -> Iterator[pa.Table]:
 
 
 def _int96_unit(file: Path) -> str:
-    """The finest unit that holds all INT96 timestamps of a Parquet file; nanoseconds, pyarrow's default, end in 2262.
+    """Return the finest unit that can represent all INT96 timestamps of a Parquet file.
 
-    A column nested in another one is not read: it gets microseconds, which Spark writes.
+    pyarrow's default, nanoseconds, ends in 2262. A column nested in another one is not read: it gets microseconds,
+    which Spark writes.
     """
     with pq.ParquetFile(file, pre_buffer=False, coerce_int96_timestamp_unit="s") as source:
         leaves = [source.schema.column(index) for index in range(len(source.schema))]
@@ -197,8 +199,8 @@ def _int96_unit(file: Path) -> str:
 def _read_text(file: Path, place: str, parse_options: csv.ParseOptions) -> Iterator[pa.Table]:
     with csv.open_csv(file, parse_options=parse_options) as header:
         names = _names(header.schema, place)
-    # All columns are read as strings. The declared types decide what a cell means, so that the first bad row can be
-    # named, and columns that scoring does not need stay as they are (00123 stays 00123).
+    # All columns are read as strings and converted to the declared types later, so that the first bad row can be
+    # named, and columns that scoring does not need are unchanged (00123 stays 00123).
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
@@ -209,7 +211,7 @@ def _read_text(file: Path, place: str, parse_options: csv.ParseOptions) -> Itera
 
 
 def _names(schema: pa.Schema, place: str) -> list[str]:
-    """The columns' names. pyarrow 25 reads a header in any encoding, and decodes it only here."""
+    """Return the columns' names. pyarrow 25 reads a header in any encoding, and decodes it only here."""
     names = []
     for number in range(len(schema)):
         try:
@@ -232,7 +234,7 @@ def _check_columns(place: str, found: list[str], features: ModelFeatures, delimi
             raise BatchRequestError(place, f"its column number {number} has no name.{hint}")
     added = {feature.input for feature in features.features} | {*OUTPUT_COLUMNS, ROW}
     added |= {feast_name(column) for view in features.views for column in view.columns}
-    # DuckDB, which joins, ignores the case of names.
+    # DuckDB joins the rows, and compares names case-insensitively.
     taken = {name.casefold() for name in added}
     seen = Counter(name.casefold() for name in found)
     for name in found:

@@ -1,4 +1,4 @@
-"""Convert a column of a batch request to the type that is needed, or refuse its first value that does not fit."""
+"""Converts a column of a batch request to the required type, or refuses its first value that does not fit."""
 
 import re
 
@@ -11,7 +11,7 @@ from scoring.errors import BatchRequestError
 
 INTEGER = r"^\s*-?\d+\s*$"
 VALUE_CHARACTERS = 40
-# What probably happened to an integer of a text file, by what it looks like, and what to do.
+# Pattern of a malformed integer in a text file → the probable cause and the remedy.
 INTEGER_HINTS = {
     r"[+-]?\d+([.,]\d*)?[eE][+-]?\d+": "A spreadsheet probably shortened it: give the column the format of a number "
     "without decimals, or of text, and save the file again.",
@@ -21,14 +21,14 @@ INTEGER_HINTS = {
     r"[+-]?\d{1,3}([,.' ]\d{3})+": "A spreadsheet probably separated its thousands: give the column the format of a "
     "number without separators, and save the file again.",
 }
-# What a value that does not fit raises.
+# Errors for a value that can't be converted.
 MISFITS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OverflowError)
 
 
 def convert_column(
     place: str, name: str, column: pa.ChunkedArray, first_row: int, target: pa.DataType
 ) -> pa.ChunkedArray:
-    """A column of the request at `place`, whose rows are numbered from `first_row` + 1, as `target`. Nulls stay nulls.
+    """Convert a column of the request at `place`, whose rows are numbered from `first_row` + 1. Nulls stay nulls.
 
     Raises:
         BatchRequestError: names the first row whose value does not fit.
@@ -43,13 +43,13 @@ def convert_column(
     value = text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"
     detail = _hint(text, target) if pa.types.is_string(column.type) else ""
     kind = "" if pa.types.is_string(column.type) else f" ({column.type})"
-    wanted = "an ISO 8601 date and time of the years 1678 to 2261" if pa.types.is_timestamp(target) else str(target)
+    wanted = "an ISO 8601 date and time between 1678 and 2261" if pa.types.is_timestamp(target) else str(target)
     problem = f"{value!r}{kind} is not {wanted}.{detail}"
     raise BatchRequestError(place, problem, column=name, row=first_row + row + 1) from None
 
 
 def _hint(text: str, target: pa.DataType) -> str:
-    """What probably happened to a text that is not an integer, as a sentence; empty if that is not known."""
+    """Return a sentence about the probable cause of a string that is not an integer; empty if unknown."""
     hints = INTEGER_HINTS.items() if pa.types.is_integer(target) else ()
     return next((f" {hint}" for pattern, hint in hints if re.fullmatch(pattern, text.strip())), "")
 
@@ -68,7 +68,7 @@ def _first_misfit(column: pa.ChunkedArray, target: pa.DataType) -> int:
 
 
 def _converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """Strings, numbers or timestamps as `target`; raises one of MISFITS."""
+    """Convert strings, numbers or timestamps to `target`, or raise one of MISFITS."""
     column = plain_strings(column)
     if pa.types.is_null(column.type):
         return pc.cast(column, target)  # the caller refuses a null where a value is needed
@@ -81,10 +81,10 @@ def _converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
         if pa.types.is_string(target):
             return pc.cast(pc.cast(column, pa.binary()), target)  # validates UTF-8: a file may hold any bytes
         if target == pa.float32():
-            column = pc.cast(column, pa.float64())  # rounded twice, as a number in a JSON document is
+            column = pc.cast(column, pa.float64())  # rounded twice, like a number in a JSON document
     elif pa.types.is_decimal(column.type):
         if pa.types.is_string(target) and column.type.scale != 0:
-            raise pa.ArrowInvalid("digits after the point are not part of an identifier")
+            raise pa.ArrowInvalid("an identifier can't have decimals")
         if pa.types.is_decimal32(column.type):
             column = pc.cast(column, pa.decimal64(18, column.type.scale))  # pyarrow 25 converts it to int32 only
     elif pa.types.is_string(target) and pa.types.is_floating(column.type):

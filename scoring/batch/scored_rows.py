@@ -1,4 +1,4 @@
-"""Scores of a batch input's rows, table by table, as columns, and their counts."""
+"""Scores the tables of a batch input and counts the results."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,15 +15,15 @@ from scoring.models.model import Model
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy, Scores, failed_on_all, score
 
-# Columns that hold the same string in every row; see `scoring.files.encodings.constant`.
+# Columns with the same string in every row; see `scoring.files.encodings.constant`.
 CONSTANTS = ("model_name", "feature_service")
 
 
 class Scoring:
-    """Score tables of a batch input's columns one after the other, and count the results."""
+    """Scores the tables of a batch input one after the other, and counts the results."""
 
     def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
-        """Score nothing yet."""
+        """Store the arguments; `scored` scores the rows."""
         self._model = model
         self._features = features
         self._policy = policy

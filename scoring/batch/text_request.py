@@ -1,4 +1,4 @@
-"""Find what is wrong with a text file where a CSV reader does not name it, or does not notice it."""
+"""Finds faults in a text file that a CSV reader does not name or detect."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ import numpy as np
 
 from scoring.errors import BatchRequestError
 
-# The first bytes of compressed files, whatever their names are.
+# First bytes of compressed files. Their names may have any suffix.
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip; spreadsheets are zip files, too",
@@ -22,7 +22,7 @@ SEPARATORS = {",": "Commas", "\t": "Tabs", ";": "Semicolons", "|": "Bars"}
 
 
 def check_encoding(file: Path, place: str) -> None:
-    """Refuse files that pyarrow refuses without naming the cause, or reads as other text.
+    """Refuse files that pyarrow refuses without naming the cause, or reads incorrectly.
 
     Raises:
         BatchRequestError: the file is empty, compressed, or not UTF-8 text by its first CHUNK_BYTES.
@@ -34,7 +34,7 @@ def check_encoding(file: Path, place: str) -> None:
     for mark, kind in COMPRESSED.items():
         if start.startswith(mark):
             raise BatchRequestError(place, f"it is compressed ({kind}): decompress it into a text file.")
-    # In UTF-16, about every second byte of a European text is zero.
+    # In UTF-16, about every second byte of text in a European language is zero.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(b"\0") > len(start) // 4:
         raise BatchRequestError(place, "it is not UTF-8 text. It may be UTF-16, as spreadsheets write it.")
     if b"\0" in start:
@@ -75,7 +75,10 @@ def check_quotes(file: Path, place: str, delimiter: str) -> None:
 
 
 def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, list[str]] | None:
-    """The first data row with another number of cells than the header: its number from 1, its cells, and the header."""
+    """Find the first data row whose number of cells differs from the header's.
+
+    Returns its number from 1, its number of cells, and the header; None if there is no such row.
+    """
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as source, contextlib.suppress(csv.Error):
         rows = (row for row in csv.reader(source, delimiter=delimiter) if row)  # pyarrow skips empty lines, too
         header = next(rows, [])
@@ -85,7 +88,7 @@ def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, list[str]] | 
 
 
 def separator_hint(header: Sequence[str], delimiter: str | None) -> str:
-    """A sentence about the character that probably separates the columns instead of `delimiter`; empty if none does."""
+    """Return a sentence that names the separator probably used instead of `delimiter`; empty if there is none."""
     for separator, name in SEPARATORS.items():
         if delimiter and separator != delimiter and any(separator in cell for cell in header):
             needed = SEPARATORS[delimiter].lower()
@@ -94,7 +97,7 @@ def separator_hint(header: Sequence[str], delimiter: str | None) -> str:
 
 
 def line_that_is_not_utf8(file: Path) -> int | None:
-    """The number of the first line that is not UTF-8."""
+    """Return the number of the first line that is not UTF-8; None if there is none."""
     with file.open("rb") as source:
         for number, line in enumerate(source, 1):
             try:

@@ -302,13 +302,13 @@ def test_a_function_that_looks_at_other_rows_gets_all_at_once_and_a_warning_says
 
     (message,) = caplog.messages
     assert f"the function of on-demand view '{view}'" in message
-    assert "this request is held in memory as a whole, which grows with its rows" in message
+    assert "this request is loaded into memory as a whole" in message
     assert_same(joined, typed_as_declared(job, job.to_arrow()))
 
 
 def test_a_function_that_begins_to_look_at_other_rows_later_ends_the_request(world):
     job = world.ask("late", world.request(shops_in_turn(), unlucky_row=ROWS - 2))
-    with pytest.raises(ValueError, match="the function of on-demand view 'late' gives a row another value when"):
+    with pytest.raises(ValueError, match="the function of on-demand view 'late' computes another value for a row when"):
         streamed(job, ROWS_IN_TESTS)
 
 
