@@ -1,4 +1,4 @@
-"""Extensions of Feast that a feature_store.yaml names, and the layout of Feast's online stores.
+"""Extensions of Feast that a feature_store.yaml can name, and code for the layout of Feast's online stores.
 
-Knows nothing of models, requests or settings.
+This package imports no code for models, requests or settings.
 """

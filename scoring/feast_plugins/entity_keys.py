@@ -1,4 +1,4 @@
-"""Serialized entity keys, as Feast's online stores use them (version 3), for many entities at once."""
+"""Serializes the entity keys of Feast's online stores (version 3) for many entities at once."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ SERIALIZATION_VERSION = 3
 
 
 def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: bytes = b"") -> list[bytes]:
-    """Serialized keys of entity rows, in their order.
+    """Return the serialized keys of entity rows, in their order.
 
     Args:
         keys: the join keys of the entity.
-        entity_rows: request's join key → its values, of the declared types. A view without entities has a key of its
-            own, the same in each row.
-        behind: what to append to each key.
+        entity_rows: request's join key → its values, of the declared types. A view without entities has the same key
+            in each row.
+        behind: suffix of each key.
     """
     head = struct.pack("<I", len(keys))
     for name, _ in keys:
@@ -36,7 +36,7 @@ def entity_keys(keys: Keys, entity_rows: Mapping[str, Sequence[Any]], behind: by
 
 
 def match_feast(keys: Keys) -> bool:
-    """Whether Feast serializes keys of these types as `entity_keys` does, tried on two entities."""
+    """Return whether Feast serializes keys of these types as `entity_keys` does, tested with two entities."""
     samples: dict[str, list[Any]] = {
         key.name: ["", "" if key.name == NO_ENTITY else "aé-1"] if key.dtype == "string" else [0, -(2**31)]
         for _, key in keys

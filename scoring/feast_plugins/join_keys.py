@@ -1,4 +1,4 @@
-"""The columns that identify an entity, and their types. Imports no Feast, so that any module may name a join key."""
+"""The columns that identify an entity, and their types. Does not import Feast, so that any module may use it."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ ROW = "request_row__"
 """The column in which a join numbers the rows."""
 
 NO_ENTITY = "__dummy_id"
-"""Feast's join key of a view without entities, a string, and the same empty one in every row."""
+"""Feast's join key of a view without entities: a string column that is empty in every row."""
 
 KeyType = Literal["int32", "int64", "string"]
 

@@ -1,16 +1,16 @@
-"""A Feast batch engine that materializes the online store in slices: Feast's local engine, faster, in bounded memory.
+"""A Feast batch engine that materializes the online store in slices, faster than Feast's own and in bounded memory.
 
 Name it in feature_store.yaml (Feast's own extension point), and `feast materialize-incremental` uses it:
 
     batch_engine:
       type: scoring.feast_plugins.materialization.StreamingComputeEngine
 
-The online store ends up as Feast's local engine leaves it: with the latest row of each key, of equal ones the one
-created last. Feast still decides which period is copied, and moves its watermark once everything is written.
+The online store has the same content as with Feast's local engine: the latest row of each key; ties are broken by
+creation time. Feast still decides which period is copied, and moves its watermark once everything is written.
 
 With this project's offline store, rows stream from the source in slices. With another one, Feast reads and transforms
-them as usual and only the writing is done here. Redis and SQLite are written in bulk. Other stores, types and kinds of
-views are left to Feast's own engine, and so is everything if its layout is no longer the one known here.
+them as usual, and this engine only writes them. Redis and SQLite are written in bulk. Feast's own engine handles other
+stores, types and kinds of views, and everything if the layout of a store is not the one that this engine expects.
 """
 
 import itertools
@@ -51,7 +51,7 @@ class StreamingComputeEngineConfig(LocalComputeEngineConfig):
 
 
 class StreamingComputeEngine(LocalComputeEngine):
-    """See the module."""
+    """Implements the engine that the module describes."""
 
     def _materialize_one(
         self,
@@ -72,7 +72,7 @@ class StreamingComputeEngine(LocalComputeEngine):
 
 
 class _Builder(LocalFeatureBuilder):
-    """Feast's own plan, with a last step that writes in bulk."""
+    """Builds Feast's own plan, with a last step that writes in bulk."""
 
     def build_output_nodes(self, view: Any, input_node: Any) -> LocalOutputNode:  # noqa: ARG002 - Feast's signature
         root: Any = self.dag_root.view
@@ -93,7 +93,7 @@ class _OutputNode(LocalOutputNode):
 
 
 def _stream(builder: _Builder, task: MaterializationTask, context: ExecutionContext) -> bool:
-    """Copy the latest rows from this project's offline store, slice by slice; False if this view needs Feast's plan."""
+    """Copy the latest rows from this project's offline store in slices. Return False if the view needs Feast's plan."""
     view: Any = task.feature_view
     if not isinstance(context.offline_store, AsofOfflineStore) or not _is_plain(builder, view) or not task.only_latest:
         return False
@@ -121,10 +121,10 @@ def _stream(builder: _Builder, task: MaterializationTask, context: ExecutionCont
 
 
 def _key_order(view: FeatureView, keys: list[str]) -> list[str]:
-    """Sort expressions that bring rows nearly into the order of their serialized keys.
+    """Return SQL expressions that sort rows approximately by their serialized keys.
 
-    Rows that come in a table's own order are appended to it, in a sixth of the time that scattered ones take (SQLite,
-    600,000 rows). Serialized numbers begin with their lowest byte, and strings with their length.
+    SQLite appends rows that arrive in the table's order, in a sixth of the time of scattered rows (600,000 rows).
+    Serialized numbers begin with their lowest byte, and strings with their length.
     """
     types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     order = []
@@ -138,7 +138,7 @@ def _key_order(view: FeatureView, keys: list[str]) -> list[str]:
 
 
 def _is_plain(builder: Any, view: FeatureView) -> bool:
-    """Whether the view is copied from its source unchanged."""
+    """Return whether the view is copied from its source unchanged."""
     return (
         type(view) is FeatureView
         and view.online
@@ -151,7 +151,7 @@ def _is_plain(builder: Any, view: FeatureView) -> bool:
 
 
 def _write(view: FeatureView, context: ExecutionContext, batches: Iterable[pa.RecordBatch]) -> bool:
-    """Write rows to the online store in bulk; False, and nothing written, if Feast's own code has to."""
+    """Write rows to the online store in bulk. Return False without writing if Feast must write them."""
     config, store = context.repo_config, context.online_store
     batches = iter(batches)
     first = next(batches, None)

@@ -1,4 +1,4 @@
-"""The queries behind the offline store: a point-in-time join and reads of a source, which DuckDB runs when read."""
+"""The queries of the offline store: a point-in-time join and reads of a source, run lazily by DuckDB."""
 
 import contextlib
 from abc import abstractmethod
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
 ROWS_PER_BATCH = 65_536
-# The share of the store's memory limit that DuckDB may use for its buffers: it takes some more beside them (2.0).
+# Share of the store's memory limit that DuckDB may use for its buffers, because it needs additional memory (2.0).
 BUFFER_SHARE = 0.97
 NEWEST = "newest_timestamp__"
 
@@ -53,14 +53,14 @@ class QueryRetrievalJob(RetrievalJob):
     metadata: RetrievalMetadata | None = None
 
     def __init__(self, config: RepoConfig) -> None:
-        """Remember the store's configuration; nothing is read yet."""
+        """Store the configuration; reading the result runs the query."""
         super().__init__()
         self._config = config
         self._relations: list[SourceRelation] = []
 
     @abstractmethod
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """The query, after registering on the connection what it reads."""
+        """Register the sources on the connection and return the query."""
 
     def _register(
         self, connection: duckdb.DuckDBPyConnection, name: str, source: FileSource, columns: Sequence[Column]
@@ -75,7 +75,7 @@ class QueryRetrievalJob(RetrievalJob):
             try:
                 connection.execute("SET TimeZone = 'UTC'")
                 _limit_memory(connection, options.memory_limit)
-                # Absolute: functions of on-demand views run inside the feature repository meanwhile.
+                # Absolute, because functions of on-demand views change the working directory meanwhile.
                 spill_to = str(Path(options.temp_directory or spill).absolute())
                 connection.execute(f"SET temp_directory = {literal(spill_to)}")
                 yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_PER_BATCH)
@@ -83,7 +83,7 @@ class QueryRetrievalJob(RetrievalJob):
                 raise translate(error, self._relations, options.memory_limit) from error
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """The result, at most ROWS_PER_BATCH rows at a time, in the memory of the store's limit and one batch.
+        """Yield the result, at most ROWS_PER_BATCH rows at a time, within the memory limit plus one batch.
 
         Raises:
             FeatureStoreError: a source can't be read, or memory or disk space is exhausted.
@@ -111,7 +111,7 @@ class QueryRetrievalJob(RetrievalJob):
 
 
 class SourceRetrievalJob(QueryRetrievalJob):
-    """Rows of one source between two times, as Feast's materialization reads them."""
+    """Reads the rows of one source between two timestamps, for Feast's materialization."""
 
     def __init__(
         self,
@@ -124,9 +124,10 @@ class SourceRetrievalJob(QueryRetrievalJob):
         between: tuple[datetime | None, datetime | None],
         latest: bool,
     ) -> None:
-        """Plan the query, for all rows or for the latest one of each key.
+        """Store the arguments of a query for all rows, or for the latest row of each key.
 
-        Among rows of the same key and event timestamp, the latest is the one created last, else the source's first.
+        Among rows with the same key and event timestamp, the latest is the one created last, otherwise the first in the
+        source.
         """
         super().__init__(config)
         self._source = source
@@ -140,11 +141,11 @@ class SourceRetrievalJob(QueryRetrievalJob):
         self._types: dict[str, Any] | None = None
 
     def declare(self, types: dict[str, Any]) -> None:
-        """Read these columns of the files as these types of Feast's, instead of looking for them in its registry."""
+        """Read these columns of the files as these Feast types, instead of looking them up in Feast's registry."""
         self._types = types
 
     def sort_by(self, expressions: list[str]) -> None:
-        """Order the rows by these SQL expressions over the source's columns; else they come in any order."""
+        """Order the rows by these SQL expressions over the source's columns. By default, the order is undefined."""
         self._order = expressions
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
@@ -168,16 +169,16 @@ class SourceRetrievalJob(QueryRetrievalJob):
         return query + (f" ORDER BY {', '.join(self._order)}" if self._order else "")
 
     def _query_without_keys(self, selected: list[str], rows: str) -> str:
-        """The rows of a view without entities, with Feast's key of such a view."""
-        # The newest one last: Feast's engine writes them all, and the last one stays.
+        """Return the query for a view without entities, with Feast's key of such a view."""
+        # The newest row comes last, because Feast's engine writes all rows and the last one remains.
         order = "DESC NULLS LAST" if self._latest else "ASC NULLS FIRST"
         ordered = ", ".join(f"{timestamp(name)} {order}" for name in self._timestamps)
         key = f"{literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)}"
         return f"SELECT {', '.join([key, *selected])} {rows} ORDER BY {ordered}" + (" LIMIT 1" if self._latest else "")
 
     def _latest_query(self, selected: list[str], rows: str) -> str:
-        # The newest timestamp of each key is found first: a third of the time and half the memory of numbering all rows
-        # of a long history (6 million rows of 200,000 keys: 0.7 s and 190 MiB, not 2.0 s and 390 MiB).
+        # Finding the newest timestamp of each key first takes a third of the time and half the memory of numbering all
+        # rows of a long history (6 million rows of 200,000 keys: 0.7 s and 190 MiB instead of 2.0 s and 390 MiB).
         event, *created = (f"s.{quote(name)}" for name in self._timestamps)
         keys = ", ".join(map(quote, self._keys))
         newest = f"SELECT {keys}, max({timestamp(self._timestamps[0])}) AS {NEWEST} {rows} GROUP BY {keys}"
@@ -192,10 +193,10 @@ class SourceRetrievalJob(QueryRetrievalJob):
 
 
 class AsofRetrievalJob(QueryRetrievalJob):
-    """A point-in-time join; its rows come in the entity rows' order.
+    """A point-in-time join that returns rows in the order of the entity rows.
 
-    `to_batches` gives what was joined, with what on-demand views read, but without what they compute. Its features are
-    named `view:feature`, which is unique; Feast's answer names them `view__feature` or `feature`.
+    `to_batches` yields joined columns, including inputs but not outputs of on-demand views. Features have the unique
+    names `view:feature`; Feast's own results name them `view__feature` or `feature`.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class AsofRetrievalJob(QueryRetrievalJob):
         on_demand: list[OnDemandFeatureView],
         full_feature_names: bool,
     ) -> None:
-        """Plan the join; nothing is read yet."""
+        """Store the arguments; reading the result runs the join."""
         super().__init__(config)
         self._entity_df = entity_df
         self._joins = joins
@@ -220,15 +221,15 @@ class AsofRetrievalJob(QueryRetrievalJob):
         self._names: list[str] = []
 
     def mark_stale(self) -> None:
-        """Add a column `stale_mark(view)` for each view with a time to live: whether it hid the row that was found."""
+        """Add a column `stale_mark(view)` for each view with a time to live: whether TTL expiry hid a match."""
         self._stale_marked = True
 
     def mark_found(self) -> None:
-        """Add a column `found_mark(view)` for each view: whether it has a row, even one of nulls alone."""
+        """Add a column `found_mark(view)` for each view: whether it has a row, even a row of nulls."""
         self._found_marked = True
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
-        """See the class."""
+        """Yield the rows in batches; see the class for the columns."""
         for batch in super().to_batches():
             yield batch.rename_columns(self._names)
 
@@ -258,12 +259,12 @@ class AsofRetrievalJob(QueryRetrievalJob):
             if self._found_marked:
                 selected[found_mark(join.view)] = is_found(f"f{i}", join.ttl, event)
         self._names = list(selected)
-        # DuckDB takes names that differ in case alone for the same.
+        # DuckDB treats names that differ only in case as equal.
         columns = ", ".join(f"{each} AS c{place}" for place, each in enumerate(selected.values()))
         return f"SELECT {columns} {' '.join(joined)} ORDER BY e.{ROW}"
 
     def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, str]:
-        """Make the view `entities` with its row numbers; its own columns, and the name of the event timestamp."""
+        """Create the view `entities` with row numbers. Return its other columns and the name of the event timestamp."""
         if isinstance(self._entity_df, str):
             connection.execute(
                 f"CREATE VIEW entities AS SELECT *, row_number() OVER () AS {ROW} FROM ({self._entity_df})"
@@ -279,7 +280,7 @@ class AsofRetrievalJob(QueryRetrievalJob):
 
 
 def _types_in_registry(config: RepoConfig, source: FileSource, columns: list[str]) -> dict[str, Any]:
-    """Column → Feast's type, as the views over the source declare it; without those that they declare differently.
+    """Return column → Feast's type, as the views over the source declare it, omitting conflicting declarations.
 
     Feast's engine does not say which view it materializes (feast 0.67).
     """
@@ -301,7 +302,7 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
 
 
 def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
-    """The newest event timestamp in a source of parquet files, with a time zone; None if it has no rows."""
+    """Return the newest event timestamp in a source of parquet files, with a time zone; None if it has no rows."""
     renamed = {new: old for old, new in source.field_mapping.items()}
     column = renamed.get(source.timestamp_field, source.timestamp_field)
     with duckdb.connect() as connection:
@@ -313,5 +314,5 @@ def newest_event(source: FileSource, repo: Path | None) -> datetime | None:
 
 
 def _to_utc(time: datetime) -> datetime:
-    """The same time in UTC; one without a zone is local, as Feast takes it."""
+    """Convert a time to UTC. A time without a zone is local, as in Feast."""
     return time.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""The SQL of a point-in-time join over one source, in DuckDB's dialect."""
+"""Builds the SQL of a point-in-time join over one source, in DuckDB's dialect."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from scoring.feast_plugins.source_columns import Column, NoConversion, expressio
 
 
 class Join(msgspec.Struct, frozen=True):
-    """How one feature view joins: names in the source and in the entity rows."""
+    """The names that the join of one feature view uses in the source and in the entity rows."""
 
     view: str
     """Its name in the feature service."""
@@ -21,13 +21,13 @@ class Join(msgspec.Struct, frozen=True):
     keys: dict[str, str]
     """The source's key column → the entity rows'."""
     features: dict[str, str]
-    """The source's feature column → its name in Feast's answer."""
+    """The source's feature column → its name in Feast's result."""
     ttl: timedelta | None
     types: dict[str, Any] = {}
     """Column in the source's files → Feast's type, as the view declares it."""
 
     def columns(self) -> list[Column]:
-        """What the join reads from the source's files."""
+        """Return the columns that the join reads from the source's files."""
         return read_columns(
             map(self.original, self.keys),
             map(self.original, self.features),
@@ -37,31 +37,34 @@ class Join(msgspec.Struct, frozen=True):
         )
 
     def alias(self, feature: str) -> str:
-        """A feature's name inside the join: the source's names may be names of the query."""
+        """Return a feature's alias in the join.
+
+        The source's names may differ only in case or clash with names in the query.
+        """
         return f"feature {list(self.features).index(feature)}"
 
     def original(self, column: str) -> str:
-        """The name that a column has in the file, before Feast's field mapping."""
+        """Return the name that a column has in the file, before Feast's field mapping."""
         return next((old for old, new in self.source.field_mapping.items() if new == column), column)
 
 
 def asof(source: str, alias: str, join: Join, entities: pa.Schema, event: str) -> str:
-    """The ASOF clause: for each entity row, the source's latest row up to its timestamp `event`.
+    """Return the ASOF clause that finds, for each entity row, the source's latest row up to its timestamp `event`.
 
     Raises:
-        ValueError: a key of the entity rows is of a type that can't be a key of the view.
+        ValueError: a key of the entity rows has a type that the view's key can't have.
     """
     time = timestamp(join.original(join.source.timestamp_field))
     columns = [f"{time} AS feature_time"]
     columns += [f"{quote(join.original(column))} AS {quote('key ' + column)}" for column in join.keys]
     columns += [f"{quote(join.original(column))} AS {quote(join.alias(column))}" for column in join.features]
-    # Only rows that some entity row could see, so that a long history is not sorted for a short request.
+    # Restrict to rows that some entity row can see, so that a long history is not sorted for a short request.
     latest = f"(SELECT max({timestamp(event)}) FROM entities)"
     query = f"SELECT {', '.join(columns)} FROM {source} WHERE {time} <= {latest}"
     created = join.source.created_timestamp_column
     if created:
         same = ", ".join([*(quote(join.original(column)) for column in join.keys), time])
-        # Of rows that differ in their features alone, always the same one.
+        # Break ties deterministically.
         features = (quote(join.original(column)) for column in join.features)
         order = ", ".join([f"{timestamp(join.original(created))} DESC NULLS LAST", *features])
         query += f" QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY {order}) = 1"
@@ -79,49 +82,49 @@ def _entity_key(join: Join, column: str, entity: str, entities: pa.Schema) -> st
 
 
 def value(alias: str, join: Join, feature: str, event: str) -> str:
-    """A feature of a joined source: null where its row is past the time to live."""
+    """Return the expression of a feature of a joined source; null if its row is past the time to live."""
     value = f"{alias}.{quote(join.alias(feature))}"
     return f"CASE WHEN {is_fresh(alias, join.ttl, event)} THEN {value} END" if join.ttl else value
 
 
 def is_fresh(alias: str, ttl: timedelta, event: str) -> str:
-    """Whether a joined row is within its time to live at the entity row's `event`; null where none was joined."""
+    """Return the condition that a joined row is within its time to live at `event`; null if no row was joined."""
     expiry = f"{alias}.feature_time + INTERVAL {ttl // timedelta(microseconds=1)} MICROSECONDS"
     return f"{expiry} >= CAST(e.{quote(event)} AS TIMESTAMPTZ)"
 
 
 def is_found(alias: str, ttl: timedelta | None, event: str) -> str:
-    """Whether a row was joined that is within its time to live."""
+    """Return the condition that a row was joined and is within its time to live."""
     return f"coalesce({is_fresh(alias, ttl, event)}, false)" if ttl else f"{alias}.feature_time IS NOT NULL"
 
 
 def stale_mark(view: str) -> str:
-    """Name of the column that marks rows whose row of the view was past its time to live."""
+    """Return the name of the column that marks entity rows whose row of the view was past its time to live."""
     return f"{view} is stale"
 
 
 def found_mark(view: str) -> str:
-    """Name of the column that marks rows for which the view has a row."""
+    """Return the name of the column that marks entity rows for which the view has a row."""
     return f"{view} is found"
 
 
 def timestamp(column: str) -> str:
-    """A column of timestamps in microseconds with a zone, whichever type the file has."""
+    """Return a column as timestamps in microseconds with a zone, for any type in the file."""
     # DuckDB can't compare its nanosecond type with the others (2.0).
     return f"CAST({quote(column)} AS TIMESTAMPTZ)"
 
 
 def parquet_files(files: Sequence[str]) -> str:
-    """The rows of exactly these local files: a path is not a pattern, and no columns come from it."""
+    """Return a relation of exactly these local files. Paths are neither patterns nor a source of columns."""
     escaped = [literal(re.sub(r"([*?\[])", r"[\1]", file)) for file in files]
     return f"read_parquet([{', '.join(escaped)}], hive_partitioning = false)"
 
 
 def literal(text: str) -> str:
-    """A string in SQL."""
+    """Quote a string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def quote(name: str) -> str:
-    """A name as an SQL identifier."""
+    """Quote a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,4 +1,4 @@
-"""A Feast offline store over DuckDB's ASOF JOIN: Feast's duckdb store, faster, in bounded memory, in order.
+"""A Feast offline store on DuckDB's ASOF JOIN, faster than Feast's duckdb store, in bounded memory and in row order.
 
 Name it in feature_store.yaml (Feast's own extension point):
 
@@ -6,9 +6,9 @@ Name it in feature_store.yaml (Feast's own extension point):
       type: scoring.feast_plugins.offline_store.AsofOfflineStore
       memory_limit: 1GB
 
-It gives the same results as Feast's duckdb store, except that rows keep the request's order and relative paths start at
-the feature repository instead of the working directory. What it does not support (sources other than parquet files, a
-cutoff by created timestamp, substrait views) is left to Feast's own store.
+It returns the same results as Feast's duckdb store, except that rows keep the request's order and relative paths start
+at the feature repository instead of the working directory. It delegates what it does not support (sources other than
+parquet files, a cutoff by created timestamp, substrait views) to Feast's own store.
 """
 
 from datetime import datetime
@@ -37,14 +37,14 @@ class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
     type: str = "scoring.feast_plugins.offline_store.AsofOfflineStore"
 
     memory_limit: str = "1GB"
-    """Memory that a join may use before it spills to disk, as DuckDB writes it."""
+    """Memory that a join may use before it spills to disk, in DuckDB syntax."""
 
     temp_directory: str | None = None
-    """Folder to spill to. None: a temporary folder of the system, removed afterwards."""
+    """Folder to spill to. By default, a temporary folder that is removed afterwards."""
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
-    """See the module."""
+    """Implements the store that the module describes."""
 
     @staticmethod
     def get_historical_features(
@@ -57,17 +57,17 @@ class AsofOfflineStore(DuckDBOfflineStore):
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
-        """The point-in-time join, not yet run.
+        """Return the point-in-time join, which runs when its result is read.
 
         Args:
-            config: the feature store's.
+            config: the configuration of the feature store.
             feature_views: views with their projections.
             feature_refs: `view:feature` of all requested features.
             entity_df: entity rows with an event timestamp: a frame, or a DuckDB query whose row order counts.
-            registry: for the on-demand views among the references.
-            project: Feast's project.
+            registry: the Feast registry, for the on-demand views among the references.
+            project: the Feast project.
             full_feature_names: whether columns are named `view__feature`.
-            filter_by_created_timestamp: whether rows created after the entity row's timestamp are invisible.
+            filter_by_created_timestamp: whether rows created after the entity row's timestamp are ignored.
         """
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         supported = all(_is_parquet(view.batch_source) for view in feature_views)
@@ -91,7 +91,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The latest row of each key between two times (both inclusive); names are the source's own."""
+        """Return a job for the latest row of each key between two timestamps (inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         if not _is_parquet(data_source):
             return DuckDBOfflineStore.pull_latest_from_table_or_query(config, data_source, *names, start_date, end_date)
@@ -108,7 +108,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """All rows between two times (both inclusive); names are the source's own."""
+        """Return a job for all rows between two timestamps (both inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         if not _is_parquet(data_source):
             return DuckDBOfflineStore.pull_all_from_table_or_query(config, data_source, *names, start_date, end_date)

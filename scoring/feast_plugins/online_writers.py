@@ -1,6 +1,6 @@
-"""Writes rows to Feast's Redis and SQLite online stores many at a time, with the same result as Feast's own code.
+"""Writes rows to Feast's Redis and SQLite online stores in bulk, with the same result as Feast's own code.
 
-A writer knows a store's layout. Its `matches_feast` compares it with what Feast's own class would write.
+A writer implements a store's layout. Its `matches_feast` compares the result with that of Feast's own class.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from scoring.feast_plugins.value_encoder import UnsupportedEncoding, encode_time
 if TYPE_CHECKING:
     from redis import Redis
 
-# Redis blocks during a call: this many rows take it about 2 ms.
+# Redis blocks during a call; writing this many rows takes about 2 ms.
 ROWS_PER_CALL = 500
-# Limits of one Redis command, and of what Lua can unpack.
+# Limits of one Redis command and of Lua's unpack.
 VALUES_PER_CALL, MAX_FEATURES = 200_000, 2000
-# A transaction of SQLite ends after this time. Each costs several waits for the disk, and readers are blocked while it
-# lasts: the API waits for a second (`scoring.online.sqlite_reader`).
+# A SQLite transaction ends after this time. Each transaction waits for the disk several times. It also blocks readers:
+# the API waits for a second (`scoring.online.sqlite_reader`).
 TRANSACTION_S = 0.3
 
-# For each key: unless its hash holds a row that is as new or newer, set the row's fields. In any case, renew the key's
-# time to live, which Feast does for a row that it writes (0.67). Feast compares the same way, in nanoseconds, where a
-# time up to 1970 counts as none. But it reads all times before it writes, so an older row may win against another
-# writer, while a script runs alone. It calls what Feast calls (HMGET, HSET, EXPIRE), so that a Redis user needs no more
-# rights than for Feast and for the script itself.
+# For each key, the script sets the row's fields unless the hash has a row that is as new or newer. In any case it
+# renews the key's time to live, as Feast does for a row that it writes (0.67). Feast also compares times in nanoseconds
+# and ignores times up to 1970. But Feast reads all times before it writes, so that an older row may overwrite that of
+# another writer, while a script is atomic. The script calls only Feast's commands (HMGET, HSET, EXPIRE), so that a
+# Redis user needs no permissions other than those for Feast and for running scripts.
 SCRIPT = """
 local life, always, width = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
 local function varint(bytes, at)
@@ -87,18 +87,18 @@ end
 
 
 class EncodedRows(msgspec.Struct, frozen=True):
-    """Rows of one feature view in the bytes that stores keep; each column has one entry per row."""
+    """Rows of one feature view, encoded as stored; each column has one entry per row."""
 
     keys: list[bytes]
     """Serialized entity keys."""
     event_us: np.ndarray
     """Event times, int64, microseconds since 1970."""
     created_us: np.ndarray | None
-    """When the rows were created, likewise; numpy's "not a time" where null. None: the source has no such column."""
+    """Creation times, likewise; NaT for null. None if the source has no such column."""
     values: Mapping[str, list[bytes]]
     """Feature → serialized Values."""
     texts: Callable[[], Mapping[str, list[str | None]]]
-    """Feature → what SQL stores keep as text beside them."""
+    """Feature → the text that SQL stores keep with each Value."""
 
 
 FeastRows = Sequence[tuple[Any, dict[str, Any], datetime, datetime | None]]
@@ -108,26 +108,25 @@ class Writer(Protocol):
     """Writes rows of one feature view to one online store."""
 
     def matches_feast(self, rows: EncodedRows, feasts: FeastRows) -> bool:
-        """Whether this writer would leave these rows in the store as Feast's own class does. Writes nothing there."""
+        """Return whether this writer would store these rows exactly as Feast's own class does. Write nothing."""
 
     def write(self, rows: EncodedRows) -> None:
-        """Write the rows; older ones replace nothing that Feast's class would keep.
+        """Write the rows. Older rows do not replace rows that Feast's class would keep.
 
         Raises:
             UnsupportedEncoding: Feast's own class must write these rows.
-            Exception: the client's, for no usable answer, or a file that is locked, full or gone. Rows before these may
-                have been written.
+            Exception: a client or file error. Earlier rows may have been written.
         """
 
     def finish(self) -> None:
-        """Make what was written visible to others; called once, also after an error."""
+        """Make the written rows visible to others. Call it once, also after an error."""
 
 
 class RedisWriter:
     """Writes hashes with a server-side script that compares and sets."""
 
     def __init__(self, config: RepoConfig, view: FeatureView, store: RedisOnlineStore) -> None:
-        """Connects with the first row."""
+        """Connect lazily at the first row."""
         self._config = config
         self._view = view
         self._store = store
@@ -162,7 +161,7 @@ class RedisWriter:
                 raise UnsupportedEncoding("this user of Redis may not run scripts") from None
 
     def finish(self) -> None:
-        """Each call is visible at once."""
+        """Do nothing, because each call is visible at once."""
 
     def _rows_of(self, rows: EncodedRows, part: slice) -> Iterator[tuple[bytes, ...]]:
         keys = [key + self._project for key in rows.keys[part]]
@@ -171,7 +170,7 @@ class RedisWriter:
 
 
 class _RecordingRedis:
-    """Stands in for an empty Redis, and records what would be written to it."""
+    """Acts as an empty Redis, and records the writes."""
 
     def __init__(self) -> None:
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
@@ -202,10 +201,10 @@ class _RecordingRedis:
 
 
 class SqliteWriter:
-    """Writes rows of one table. Readers wait meanwhile, so a transaction is short."""
+    """Writes rows of one table, in short transactions, because readers wait meanwhile."""
 
     def __init__(self, config: RepoConfig, view: FeatureView, store: SqliteOnlineStore) -> None:
-        """Opens the file with the first row."""
+        """Connect lazily at the first row."""
         self._config = config
         self._view = view
         self._store = store
@@ -218,7 +217,7 @@ class SqliteWriter:
         query = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
         created = self._store._get_conn(self._config).execute(query, (self._table,)).fetchone()
         if created is None:
-            return False  # not applied: Feast's own code reports it
+            return False  # the view is not applied, which Feast's own code reports
         contents = []
         for by_feast in (True, False):
             with contextlib.closing(sqlite3.connect(":memory:")) as connection:
@@ -265,18 +264,18 @@ class SqliteWriter:
 
 
 def _stored_times(microseconds: np.ndarray) -> list[int | None]:
-    """Times as Feast's SQLite adapter keeps them: seconds, of the UTC clock read as local time."""
+    """Return times as Feast's SQLite adapter stores them: in seconds, with the UTC time interpreted as local time."""
     times, places = np.unique(microseconds.astype("datetime64[us]"), return_inverse=True)
     stored = [None if each is None else adapt_datetime_epoch(each) for each in times.astype(object)]
     return np.array(stored, object)[places].tolist()  # type: ignore[no-any-return]
 
 
 def writer_for(config: RepoConfig, view: FeatureView, store: OnlineStore) -> Writer | None:
-    """What writes this view's rows to this store; None where only Feast's own class does."""
+    """Return the writer of this view's rows for this store; None if only Feast's own class can write them."""
     options: Any = config.online_store
     if config.entity_key_serialization_version != SERIALIZATION_VERSION or not 0 < len(view.features) <= MAX_FEATURES:
         return None
-    # Exactly these classes: a subclass may write differently.
+    # Check for exactly these classes, because a subclass may write differently.
     if type(store) is RedisOnlineStore:
         return RedisWriter(config, view, store) if options.redis_type is not RedisType.redis_cluster else None
     if type(store) is SqliteOnlineStore and not (options.vector_enabled or options.enable_openai_compatible_store):

@@ -1,4 +1,4 @@
-"""How the rows of one feature view become what online stores keep, and whether Feast would make the same of them."""
+"""Encodes rows for online stores and checks the result against Feast's."""
 
 import logging
 from typing import Any
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 
 class RowEncoding(msgspec.Struct, frozen=True):
-    """How the columns of one view become what an online store keeps."""
+    """The encoding of one view's columns for an online store."""
 
     view: Any
     keys: Keys
     encoders: dict[str, tuple[ValueType, Encode]]
-    """Feature → its declared type, and what encodes it."""
+    """Feature → its declared type and its encoder."""
 
     def encode(self, rows: pa.RecordBatch) -> EncodedRows:
         """Encode rows of the view's columns.
 
         Raises:
-            UnsupportedEncoding: it is unknown how Feast would write something in them.
+            UnsupportedEncoding: it is unknown how Feast would write some of the values.
         """
         source = self.view.batch_source
         created = rows[source.created_timestamp_column] if source.created_timestamp_column else None
@@ -56,13 +56,13 @@ class RowEncoding(msgspec.Struct, frozen=True):
         )
 
     def as_feast(self, rows: pa.RecordBatch) -> Any:
-        """The same rows as Feast's own code makes them, for the writers of its stores."""
+        """Convert the same rows with Feast's own code, for the writers of its stores."""
         types = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
         return _convert_arrow_to_proto(rows, self.view, types)
 
 
 def row_encoding(view: FeatureView, schema: pa.Schema) -> RowEncoding | None:
-    """How to encode the view's columns, with the types of its source; None if only Feast's code can encode one."""
+    """Return the encoding of the view's columns for the types of its source; None if only Feast can encode a column."""
     vector = _get_feature_view_vector_field_metadata(view)
     if vector is not None and vector.vector_index:
         return None
@@ -97,13 +97,13 @@ def _key_values(column: pa.Array, key: JoinKey) -> list[Any]:
 
 
 def _nullable_microseconds(timestamps: pa.Array) -> np.ndarray:
-    """Microseconds since 1970, int64 (n,); numpy's "not a time" where null."""
+    """Return microseconds since 1970, int64 (n,); NaT for null."""
     filled = pc.fill_null(timestamps, pa.scalar(0, timestamps.type)) if timestamps.null_count else timestamps
     return np.where(nulls(timestamps), np.iinfo(np.int64).min, to_microseconds(filled))
 
 
 def matches_feast_layout(writer: Writer, columns: RowEncoding, schema: pa.Schema) -> bool:
-    """Whether rows of these columns, with the values that are most likely to differ, come out as Feast's own."""
+    """Return whether rows of these columns, with the values most likely to differ, are encoded as Feast does."""
     try:
         rows = _samples(schema, columns)
         return writer.matches_feast(columns.encode(rows), columns.as_feast(rows))
@@ -121,7 +121,7 @@ SAMPLES: list[tuple[Any, list[Any]]] = [
     (is_binary, [b"", b"\0\xff", b"x" * 200]),
     (pa.types.is_timestamp, [0, 1, -1, 1_700_000_000]),
 ]
-"""Values of each kind of column whose encodings differ in form; nulls are added."""
+"""Values of each kind of column with different encodings; nulls are added."""
 
 
 def _samples(schema: pa.Schema, columns: RowEncoding) -> pa.RecordBatch:

@@ -1,8 +1,8 @@
-"""How a column of a Parquet file is read as the type that its view declares, in DuckDB's SQL.
+"""Builds DuckDB SQL that reads a column of a Parquet file as the type that its view declares.
 
-A feature's value that has no counterpart in a numeric type (NaN, a fraction or an integer out of range in an Int64) is
-null; strings that are not numbers, and types that have no conversion, are errors. A key's value that is not of the
-declared type is null, and matches nothing.
+A feature's value that can't be represented in a numeric type (NaN, a fraction or an integer out of range in an Int64)
+becomes null; strings that are not numbers, and types without a conversion, are errors. A key's value that does not fit
+the declared type becomes null, and matches nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +18,9 @@ Use = Literal["key", "feature", "event_timestamp", "created_timestamp"]
 
 INTEGERS = {ValueType.INT32: "INTEGER", ValueType.INT64: "BIGINT"}
 FLOATS = {ValueType.FLOAT: "FLOAT", ValueType.DOUBLE: "DOUBLE"}
-# The one way to write an integer: 0001 and 1 are two strings, and can't both be the key 1.
+# Only the canonical spelling of an integer: the strings 0001 and 1 differ, and can't both be the key 1.
 INTEGER_KEY = "'0|-?[1-9][0-9]*'"
-# A partition folder's value has no type, and writers fill it with zeros (month=05).
+# A partition folder's value has no type, and writers pad it with zeros (month=05).
 INTEGER = "'\\s*[+-]?[0-9]+\\s*'"
 
 
@@ -32,24 +32,24 @@ class Column(msgspec.Struct, frozen=True):
     """A column that a query needs from a source."""
 
     name: str
-    """In the files."""
+    """Its name in the files."""
     use: Use
     declared: Any = None
-    """Feast's type, as the view declares it; None if unknown, and then the files' own type is kept."""
+    """Feast's type, as the view declares it. None if it is unknown; the column then keeps the files' type."""
 
     @property
     def is_needed(self) -> bool:
-        """Whether a row without this column can't be joined at all."""
+        """Return whether a row can't be joined without this column."""
         return self.use in ("key", "event_timestamp")
 
     @property
     def type_name(self) -> str:
-        """The type that is wanted, for messages."""
+        """Return the required type, for messages."""
         return "a timestamp" if self.use.endswith("timestamp") else str(self.declared)
 
 
 class Expression(msgspec.Struct, frozen=True):
-    """A value in SQL, and the condition under which it can't be read; None if it always can."""
+    """A value in SQL, and the condition under which it can't be read; None if it can always be read."""
 
     value: str
     bad: str | None = None
@@ -58,24 +58,24 @@ class Expression(msgspec.Struct, frozen=True):
 def read_columns(
     keys: Iterable[str], features: Iterable[str], event: str, created: str | None, types: Mapping[str, Any]
 ) -> list[Column]:
-    """What a query reads: names in the files, and Feast's types by these names."""
+    """Return the columns that a query reads: their names in the files, with the Feast types under these names."""
     columns = [Column(event, "event_timestamp"), *([Column(created, "created_timestamp")] if created else [])]
     columns += [Column(name, "key", types.get(name)) for name in keys]
     return columns + [Column(name, "feature", types.get(name)) for name in features]
 
 
 def declared_types(view: FeatureView, source: FileSource) -> dict[str, Any]:
-    """Column in the source's files → Feast's type, for the view's join keys and features."""
+    """Return column in the source's files → Feast's type, for the view's join keys and features."""
     original = {new: old for old, new in source.field_mapping.items()}
     fields = (*view.entity_columns, *view.features)
     return {original.get(field.name, field.name): field.dtype for field in fields}
 
 
 def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = False) -> Expression:
-    """How to read a column of a file.
+    """Return the expression that reads a column of a file.
 
     Args:
-        column: which, and as what.
+        column: the column, with its use and its declared type.
         found: its type in the file.
         sql: the column in SQL.
         in_path: whether the value comes from a partition folder's name, as a string.
@@ -92,7 +92,7 @@ def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = 
     if pt.is_null(found):
         return Expression(f"CAST(NULL AS {sql_type(column)})" if sql_type(column) else "NULL")
     if is_bytes(found) and (declared is ValueType.STRING or declared in INTEGERS or declared in FLOATS):
-        # Older writers store strings without saying so.
+        # Older writers store strings without marking them as strings.
         text = expression(column, pa.string(), f"TRY(decode({sql}))", in_path=in_path)
         bad = f"{sql} IS NOT NULL AND TRY(decode({sql})) IS NULL"
         return Expression(text.value, None if is_key else f"{bad} OR {text.bad}" if text.bad else bad)
@@ -111,7 +111,7 @@ def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = 
 
 
 def sql_type(column: Column) -> str | None:
-    """DuckDB's name of the type that `expression` gives; None if that is the files' own type."""
+    """Return DuckDB's name of the type that `expression` returns; None if that is the files' own type."""
     if column.use.endswith("timestamp"):
         return "TIMESTAMPTZ"
     if column.declared is None:
@@ -122,7 +122,7 @@ def sql_type(column: Column) -> str | None:
 
 
 def common_type(types: Sequence[pa.DataType]) -> str | None:
-    """DuckDB's name of a type that holds the values of all these types; None if they are one type.
+    """Return DuckDB's name of a type that can represent the values of all these types; None if the types are equal.
 
     Raises:
         NoConversion: there is none.
@@ -140,7 +140,7 @@ def common_type(types: Sequence[pa.DataType]) -> str | None:
 
 
 def have_common_type(one: pa.DataType | None, other: pa.DataType | None) -> bool:
-    """Whether there is a type for both; None is the type of a file without the column."""
+    """Return whether there is a common type; None is the type of a file without the column."""
     try:
         common_type([each for each in (one, other) if each is not None])
     except NoConversion:
@@ -149,14 +149,14 @@ def have_common_type(one: pa.DataType | None, other: pa.DataType | None) -> bool
 
 
 def is_bytes(found: pa.DataType) -> bool:
-    """Whether it is a type of bytes."""
+    """Return whether it is a binary type."""
     return bool(
         pt.is_binary(found) or pt.is_large_binary(found) or pt.is_binary_view(found) or pt.is_fixed_size_binary(found)
     )
 
 
 def is_text(found: pa.DataType) -> bool:
-    """Whether it is a type of strings."""
+    """Return whether it is a string type."""
     return bool(pt.is_string(found) or pt.is_large_string(found) or pt.is_string_view(found))
 
 
@@ -188,7 +188,7 @@ def _integer(found: pa.DataType, sql: str, name: str, form: str, *, is_key: bool
 
 def _float(found: pa.DataType, sql: str, name: str) -> Expression:
     if pt.is_float64(found) or (pt.is_float32(found) and name == "FLOAT"):
-        # A double is rounded to a Float32 by those who keep it as one: one that does not fit would be an error here.
+        # Values are rounded to a Float32 only when they are stored, because a cast would fail here if one does not fit.
         return Expression(sql)
     if pt.is_integer(found) or pt.is_floating(found) or pt.is_decimal(found) or pt.is_boolean(found):
         return Expression(f"CAST({sql} AS DOUBLE)")

@@ -1,8 +1,8 @@
-"""The files of a feature source: which they are, the columns that each has, and the keys of its partition folders.
+"""Finds the files of a feature source, local or in an object store, with their columns and partition keys.
 
-Local files and object stores alike. In a folder, the data are the files named `*.parquet`, `*.parq` or `*.pq`, and
-Parquet files without a suffix. What begins with `_` or `.` is not data: other tools keep unfinished files, logs and
-checkpoints there. Partition keys are folders named `key=value` below the source's own path, never above it.
+In a folder, the data are the files named `*.parquet`, `*.parq` or `*.pq`, and Parquet files without a suffix. Names
+that begin with `_` or `.` are ignored: other tools use them for unfinished files, logs and checkpoints. Partition keys
+are folders named `key=value` below the source's own path, never above it.
 """
 
 import re
@@ -25,7 +25,7 @@ MAGIC = b"PAR1"
 # INT96 in nanoseconds would turn the year 9999 into 1816 (pyarrow 25).
 FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-# Footers read at a time: each is a request of its own in an object store.
+# Number of footers read concurrently; in an object store, each read is a separate request.
 THREADS = 16
 
 
@@ -33,7 +33,7 @@ class SourceFile(msgspec.Struct, frozen=True):
     """One Parquet file of a source."""
 
     path: str
-    """In its file system."""
+    """Path in its file system."""
     fragment: ds.ParquetFileFragment
     """The file with its footer."""
     partition: dict[str, str | None]
@@ -41,21 +41,21 @@ class SourceFile(msgspec.Struct, frozen=True):
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns in the file itself."""
+        """Return the columns in the file itself."""
         return self.fragment.physical_schema
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Return whether it is on this machine."""
         return isinstance(self.fragment.filesystem, LocalFileSystem)
 
 
 def source_files(source: FileSource, repo: Path | None) -> list[SourceFile]:
-    """The source's files that have rows, by path; of a source without any rows, all files.
+    """Return the source's files that have rows, by path, or all its files if none has rows.
 
     Args:
-        source: its path is a file, a folder, or a pattern (`*`, `**`, `?`, `[..]`) if there is nothing of that name.
-        repo: where relative paths start.
+        source: its path is a file, a folder, or, if neither exists, a pattern (`*`, `**`, `?`, `[..]`).
+        repo: the folder that relative paths start at.
 
     Raises:
         UnreadableSource: there is no file, or one is not a complete Parquet file.
@@ -88,7 +88,7 @@ def _place(source: FileSource, uri: str) -> tuple[FileSystem, str]:
 
 
 def _paths(filesystem: FileSystem, path: str, declared: str) -> Iterator[tuple[str, dict[str, str | None], bool]]:
-    """Path, partition keys, and whether the name says that it is a Parquet file, of each file that may be data."""
+    """Yield the path, the partition keys, and whether the name marks a Parquet file, of each file that may be data."""
     found = filesystem.get_file_info(path)
     if found.type == FileType.File:
         yield path, {}, True
@@ -142,7 +142,7 @@ def _partition_keys(folders: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _opened(
     source: str, filesystem: FileSystem, path: str, partition: dict[str, str | None], named: bool
 ) -> SourceFile | None:
-    """The file with its footer; None for a file without a Parquet file's name that is none."""
+    """Open a file and read its footer. Return None if neither its name nor its content is that of a Parquet file."""
     try:
         if not named:
             with filesystem.open_input_stream(path) as file:

@@ -1,4 +1,4 @@
-"""A feature source as a relation of DuckDB: every column by its name, as the type that its view declares."""
+"""Registers a feature source as a DuckDB relation, in which each column has the type that its view declares."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -30,14 +30,14 @@ BAD_VALUE = "a value of a feature source can't be read as declared"
 
 
 class _Group(msgspec.Struct, frozen=True):
-    """Files that are read alike."""
+    """Files that are read with the same expressions."""
 
     files: list[SourceFile]
     columns: list[tuple[Column, Expression]]
 
 
 class SourceRelation:
-    """One source, registered with a connection under a name."""
+    """One source that is registered on a connection under a name."""
 
     def __init__(
         self,
@@ -47,18 +47,17 @@ class SourceRelation:
         repo: Path | None,
         columns: Sequence[Column],
     ) -> None:
-        """Make `name` a relation of these columns, in their names in the files.
+        """Create the relation `name` with these columns, under their names in the files.
 
         Args:
-            connection: where.
-            name: of the relation.
-            source: the source; its relative paths start at the feature repository `repo`.
-            repo: the feature repository.
+            connection: the connection to register on.
+            name: name of the relation.
+            source: the source.
+            repo: the feature repository, at which relative paths start.
             columns: each name once.
 
         Raises:
-            UnreadableSource: files are missing or damaged, or a column is missing or of a type that can't be read as
-                the declared one.
+            UnreadableSource: a file is missing or damaged, or a column is missing or can't be read as declared.
         """
         self._name = source.file_options.uri
         self._columns = list({column.name: column for column in reversed(columns)}.values())
@@ -73,7 +72,7 @@ class SourceRelation:
         connection.execute(f"CREATE VIEW {quote(name)} AS {' UNION ALL '.join(branches)}")
 
     def failure(self) -> UnreadableSource | None:
-        """Why a query over this relation failed, found by reading its files one by one; None if all can be read."""
+        """Return why a query over this relation failed, by reading its files one by one; None if all can be read."""
         for group in self._groups:
             for file in group.files:
                 with duckdb.connect() as connection:
@@ -164,7 +163,7 @@ class SourceRelation:
 
 
 def translate(error: duckdb.Error, relations: Sequence[SourceRelation], memory_limit: str) -> FeatureStoreError:
-    """What went wrong in a query over these relations, without DuckDB's own words, which may quote a value."""
+    """Return the error for a query over these relations, without DuckDB's message, which may quote a value."""
     logger.warning("DuckDB: %s", error)
     doing = "joining or reading feature sources"
     if isinstance(error, duckdb.OutOfMemoryException):
@@ -184,7 +183,7 @@ def _selected(column: Column, read: Expression) -> str:
 
 
 def _relation(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[SourceFile]) -> str:
-    """The rows of files whose columns have the same types."""
+    """Return a relation of files whose columns have the same types."""
     if files[0].is_local:
         return parquet_files([file.path for file in files])
     fragments = [file.fragment for file in files]
@@ -193,7 +192,7 @@ def _relation(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[
 
 
 def _kind(file: SourceFile, column: Column) -> tuple[pa.DataType | None, str | None]:
-    """The column's type in the file, or else its value in the file's path."""
+    """Return the column's type in the file, or else its value in the file's path."""
     if column.name in file.schema.names:
         return file.schema.field(column.name).type, None
     return None, file.partition.get(column.name)

@@ -1,7 +1,7 @@
-"""Serialized Values, as Feast's online stores keep them, into arrays: many at once where they have a common form.
+"""Decodes serialized Values into arrays, vectorized if they share a wire format.
 
 Values of a fixed length are read in place, and integers are unpacked from their seven-bit groups. All other values, and
-those whose form is not the expected one, are parsed one by one by protobuf.
+those with an unexpected wire format, are parsed one by one by protobuf.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ VALUE_FIELDS: dict[pa.DataType, str] = {
 }
 """Types that can be decoded → the field of Feast's Value that holds them."""
 
-# Below this, parsing one by one is as fast as unpacking together.
+# For fewer values than this, parsing one by one is as fast as unpacking together.
 FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
 MAX_GROUPS = 10
@@ -35,7 +35,7 @@ WEIGHTS = np.uint64(1) << 7 * np.arange(MAX_GROUPS, dtype=np.uint64)
 
 
 def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
-    """Event times in seconds since 1970, float64 (n,), from serialized Timestamps; 0 for none."""
+    """Decode serialized Timestamps to event times in seconds since 1970, float64 (n,); 0 for None."""
     present = _present(values)
     seconds = _unpack_integers(present, SECONDS_TAG)
     if seconds is None:
@@ -49,15 +49,15 @@ def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
 
 
 def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
-    """An array (n,) of `dtype` from serialized Values; null for none.
+    """Decode serialized Values to an array (n,) of `dtype`; null for None.
 
     Args:
-        values: as the store keeps them.
+        values: the Values, as stored.
         dtype: one of VALUE_FIELDS.
 
     Raises:
-        google.protobuf.message.DecodeError: not a Value.
-        UnusableFeature: a value was written under another declaration, and has no counterpart in this type.
+        google.protobuf.message.DecodeError: one is not a Value.
+        UnusableFeature: a value was written under another declaration, and this type can't represent it.
     """
     present = _present(values)
     unpacked = _unpack(present, dtype)
@@ -89,15 +89,15 @@ def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
     return integers if integers is None or dtype != pa.bool_() else integers != 0
 
 
-def _unpack_fixed(values: Sequence[bytes], form: np.dtype[Any], tag: int) -> np.ndarray | None:
-    if set(map(len, values)) != {form.itemsize}:
+def _unpack_fixed(values: Sequence[bytes], layout: np.dtype[Any], tag: int) -> np.ndarray | None:
+    if set(map(len, values)) != {layout.itemsize}:
         return None
-    packed = np.frombuffer(b"".join(values), form)
+    packed = np.frombuffer(b"".join(values), layout)
     return packed["value"] if (packed["tag"] == tag).all() else None
 
 
 def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
-    """int64 (n,) from messages that hold one integer only; None if they are something else, or few."""
+    """Unpack int64 (n,) from messages that contain one integer only; None if they differ from that, or are few."""
     if len(values) < FEW:
         return None
     lengths = set(map(len, values))
@@ -136,7 +136,7 @@ PACKED: dict[pa.DataType, np.dtype[Any]] = {
 
 
 def plain_value(value: Any) -> Any:
-    """What Feast's Value holds; None if it is empty."""
+    """Return the content of a Feast Value; None if it is empty."""
     kind = value.WhichOneof("val")
     if kind is None or kind == "null_val":
         return None
@@ -146,14 +146,14 @@ def plain_value(value: Any) -> Any:
 
 
 def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    """Values from a store as an array (n,) of their feature's declared type.
+    """Return values from a store as an array (n,) of their feature's declared type.
 
     Args:
-        values: Python's bool, int, float, str and so on; None = unknown.
-        dtype: the declared type. The values have another one if the declaration changed after they were written.
+        values: Python's bool, int, float, str and so on; None means unknown.
+        dtype: the declared type. The values have another type if the declaration changed after they were written.
 
     Raises:
-        UnusableFeature: a value has no counterpart in the declared type.
+        UnusableFeature: a value can't be represented in the declared type.
     """
     try:
         if pa.types.is_timestamp(dtype):  # Feast writes seconds since 1970

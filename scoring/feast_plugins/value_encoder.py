@@ -1,8 +1,8 @@
-"""Columns as the bytes that Feast's online stores keep, whole columns at a time.
+"""Encodes whole columns as online stores keep them.
 
-Feast makes a protobuf message of each single value before it writes it (0.67), which is most of the time and memory of
-its materialization. Here the same bytes are made from Arrow columns, for each pair of declared and source type whose
-result does not depend on the other rows. `row_encoding` compares them with Feast's before they are used.
+Feast creates a protobuf message for each value before it writes it (0.67), which takes most of the time and memory of
+its materialization. The encoders here create the same bytes from Arrow columns, for each pair of declared and source
+type whose result does not depend on other rows. `row_encoding` compares them with Feast's before they are used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from feast import ValueType
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
 
-# How a protobuf message marks what follows: field number and kind (https://protobuf.dev/programming-guides/encoding).
+# Protobuf wire types (https://protobuf.dev/programming-guides/encoding).
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
 NULL = b""
@@ -26,31 +26,31 @@ Encode = Callable[[pa.Array], list[bytes]]
 
 
 class UnsupportedEncoding(ValueError):
-    """It is unknown how Feast would encode these values; its own code must write them."""
+    """It is unknown how Feast would encode these values, so Feast's own code must write them."""
 
 
 class Encoder(msgspec.Struct, frozen=True):
-    """How values of one declared type are encoded, and from which Arrow types."""
+    """The encoder of one declared type, and the Arrow types that it accepts."""
 
     accepts: Callable[[pa.DataType], bool]
     encode: Encode
 
 
 def encoder(declared: ValueType, source: pa.DataType) -> Encode | None:
-    """What makes serialized Values of a column, one per row; None where Feast's own code must.
+    """Return the function that encodes a column as serialized Values, one per row; None if only Feast's code can.
 
     Args:
         declared: the type that the feature view declares.
-        source: the source's type. Feast's own conversion may refuse it, or depend on the other rows.
+        source: the source's type. Feast's own conversion may refuse it, or its result may depend on other rows.
     """
     known = ENCODERS.get(declared)
     return known.encode if known is not None and known.accepts(source) else None
 
 
 def encode_timestamps(microseconds: np.ndarray) -> list[bytes]:
-    """Serialized protobuf Timestamps of times in microseconds since 1970, int64 (n,)."""
+    """Serialize times in microseconds since 1970, int64 (n,), as protobuf Timestamps."""
     seconds, rest = np.divmod(microseconds, 1_000_000)
-    # A field that is zero is left out: a Timestamp's fields have no presence of their own.
+    # protobuf omits a field that is zero, because a Timestamp's fields have no explicit presence.
     parts = [
         np.where(part != 0, np.array(_varints(tag, part), object), b"")
         for tag, part in ((1 << 3 | VARINT, seconds), (2 << 3 | VARINT, rest * 1000))
@@ -59,10 +59,10 @@ def encode_timestamps(microseconds: np.ndarray) -> list[bytes]:
 
 
 def to_microseconds(timestamps: pa.Array) -> np.ndarray:
-    """Microseconds since 1970, int64 (n,), of timestamps; finer ones are rounded down, one without a zone is UTC.
+    """Convert timestamps to microseconds since 1970, int64 (n,), rounded down. Timestamps without a zone are in UTC.
 
     Raises:
-        UnsupportedEncoding: not timestamps, or a null among them.
+        UnsupportedEncoding: the column does not have a timestamp type, or contains a null.
     """
     if not pa.types.is_timestamp(timestamps.type) or timestamps.null_count:
         raise UnsupportedEncoding("an event timestamp is null or not a timestamp")
@@ -72,27 +72,27 @@ def to_microseconds(timestamps: pa.Array) -> np.ndarray:
 
 
 def nulls(column: pa.Array) -> np.ndarray:
-    """Where the column is null, bool (n,)."""
+    """Return where the column is null, bool (n,)."""
     if not column.null_count:
         return np.zeros(len(column), bool)
     return np.asarray(column.is_null().to_numpy(zero_copy_only=False))
 
 
 def _numbers(column: pa.Array) -> np.ndarray:
-    """The values as an array; where there is a null, any value."""
+    """Return the values as an array, with any value for a null."""
     if column.null_count:
         column = pc.fill_null(column, pa.scalar(False if pa.types.is_boolean(column.type) else 0, column.type))
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _packed(rows: np.ndarray) -> np.ndarray:
-    """Rows of bytes, uint8 (n, width), as an array of n bytes objects."""
+    """Convert rows of bytes, uint8 (n, width), to an array of n bytes objects."""
     packed: Any = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel()
     return np.asarray(packed.astype(object))
 
 
 def _varints(tag: int, values: np.ndarray) -> list[bytes]:
-    """The tag, then the value in groups of seven bits, for each value; a negative one is that plus 2**64."""
+    """Encode each value as the tag and groups of seven bits. 2**64 is added to a negative value."""
     left = values.astype(np.int64).view(np.uint64)
     lengths = np.ones(len(left), np.int64)
     for place in range(1, MAX_VARINT_BYTES):
@@ -136,7 +136,7 @@ def _floats(field: str, kind: int, stored: str) -> Encode:
 
     def encode(column: pa.Array) -> list[bytes]:
         values = _numbers(column).astype(np.float64)
-        with np.errstate(over="ignore"):  # what a float can't hold becomes infinite, as in protobuf
+        with np.errstate(over="ignore"):  # values beyond a float's range become infinite, as in protobuf
             content = np.ascontiguousarray(values.astype(stored))
         rows = np.empty((len(values), 1 + content.itemsize), np.uint8)
         rows[:, 0] = tag
@@ -165,12 +165,12 @@ def _bytes(field: str) -> Encode:
 def _encode_seconds(column: pa.Array) -> list[bytes]:
     per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[column.type.unit]
     seconds = np.floor_divide(_numbers(column.cast(pa.int64())), per_second)
-    # Feast keeps a null as numpy's "not a time".
+    # Feast stores NaT for a null.
     return _varints(_tag("unix_timestamp_val", VARINT), np.where(nulls(column), np.iinfo(np.int64).min, seconds))
 
 
 def _by_feast(declared: ValueType) -> Encode:
-    """For types where each row's result depends on that row alone, but that are too rare to be encoded here."""
+    """Return an encoder that calls Feast, for rare types whose result for a row does not depend on other rows."""
 
     def encode(column: pa.Array) -> list[bytes]:
         if pa.types.is_list(column.type) and column.flatten().null_count:
@@ -184,17 +184,17 @@ def _by_feast(declared: ValueType) -> Encode:
 
 
 def is_integer(source: pa.DataType) -> bool:
-    """Whether an int64 holds every value of the type."""
+    """Return whether int64 can represent every value of the type."""
     return bool(pa.types.is_integer(source) and source != pa.uint64())
 
 
 def is_string(source: pa.DataType) -> bool:
-    """Whether it is a type of strings that Feast's sources have."""
+    """Return whether it is a string type that Feast's sources have."""
     return bool(pa.types.is_string(source) or pa.types.is_large_string(source))
 
 
 def is_binary(source: pa.DataType) -> bool:
-    """Whether it is a type of bytes that Feast's sources have."""
+    """Return whether it is a binary type that Feast's sources have."""
     return bool(pa.types.is_binary(source) or pa.types.is_large_binary(source))
 
 
@@ -239,7 +239,7 @@ ENCODERS: Mapping[ValueType, Encoder] = {
 
 
 def stored_text(declared: ValueType, encoded: Sequence[bytes], column: pa.Array) -> list[str | None]:
-    """What Feast's SQL stores keep as text beside each Value: numbers, booleans and strings; None for all else."""
+    """Return the text that Feast's SQL stores keep with numbers, booleans and strings; None for other types."""
     kinds = {ValueType.FLOAT: "f4", ValueType.DOUBLE: "f8", ValueType.BOOL: "?"}
     if declared is ValueType.STRING:
         return list(column.to_pylist())
