@@ -1,4 +1,5 @@
-"""A model's link to Feast: which feature fills each input, resolved once when a version is loaded.
+"""Links a model to Feast: the feature that fills each input, resolved once when a version is loaded.
 
-The only package that walks Feast's feature services. Knows nothing of MLflow or of how features are read.
+The package also opens, applies and materializes the feature store, and runs on-demand views. It does not import MLflow,
+and it does not read the features of entity rows.
 """

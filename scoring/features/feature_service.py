@@ -1,4 +1,4 @@
-"""Finding a model's inputs in its feature service: names, types, join keys, times to live. Once per version."""
+"""Resolves a model's inputs in its feature service, once per version."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,20 +20,20 @@ def link_features(
 ) -> ModelFeatures:
     """Find each input of the signature in the feature service, or among the declared request-time inputs.
 
-    An input is named as the feature (`conv_rate`) or, where two views share that name, with its view
+    An input has the name of its feature (`conv_rate`) or, if two views share that name, of its view and feature
     (`driver_stats__conv_rate`).
 
     Args:
-        store: the Feast store, whose registry (cached copy) is read.
-        model: `name/version`, for the errors.
+        store: the Feast store. The cached copy of its registry is read.
+        model: `name/version`, for error messages.
         service: name of the feature service.
-        signature: the model's.
-        request_inputs: inputs that a request brings itself.
+        signature: the model's signature.
+        request_inputs: inputs supplied by the request.
 
     Raises:
         FeatureServiceNotFound: the registry has no such service.
-        MissingFeatures: inputs that the service does not serve, all listed.
-        ModelRefused: an ambiguous name, a type that would lose values, or a join key that can't be looked up.
+        MissingFeatures: the service does not serve some inputs. The message lists all of them.
+        ModelRefused: a name is ambiguous, a type would lose values, or a join key can't be looked up.
         FeatureStoreError: the Feast registry can't be read.
     """
     feast_service, feast_views = _read_service(store, service)
@@ -64,7 +64,7 @@ def link_features(
 def _fill(
     model: str, service: str, signature: Signature, served: "_ServedFeatures", request_inputs: Sequence[str]
 ) -> list[Feature]:
-    """The features that fill the signature's inputs, in order."""
+    """Return the features that fill the signature's inputs, in order."""
     by_name: dict[str, list[Feature]] = {}
     for feature in served.features:
         by_name.setdefault(feature.name, []).append(feature)
@@ -110,7 +110,7 @@ def _fill(
 
 
 def _request_types(model: str, fields: Sequence[tuple[str, pa.DataType]], filled: set[str]) -> dict[str, pa.DataType]:
-    """What on-demand views of the service take from a request → its type."""
+    """Return request field of the service's on-demand views → its type."""
     needed: dict[str, pa.DataType] = {}
     for name, dtype in fields:
         if needed.setdefault(name, dtype) != dtype:
@@ -129,7 +129,7 @@ def _request_types(model: str, fields: Sequence[tuple[str, pa.DataType]], filled
 
 
 class _ServedFeatures:
-    """What a feature service serves, collected from its definitions.
+    """Collects what a feature service serves from its definitions.
 
     Raises:
         ModelRefused: there is no join key, or a key or a feature has a type that can't be served.
@@ -137,13 +137,13 @@ class _ServedFeatures:
 
     def __init__(self, model: str, service: "FeatureService", feast_views: Mapping[str, Any]) -> None:
         self.features: list[Feature] = []
-        """Each as an input of its own name."""
+        """Features, each with its own name as the input."""
         self.keys: dict[str, JoinKey] = {}
         self.joined_keys: set[tuple[str, ...]] = set()
         self.unservable: dict[str, Any] = {}
-        """Column of a feature whose type can't be served → Feast's type. Only an input that it fills is refused."""
+        """Column of a feature with an unsupported type → Feast's type. A version is refused only if it needs one."""
         self.request_fields: list[tuple[str, pa.DataType]] = []
-        """What on-demand views take from a request."""
+        """Request fields of on-demand views, with their types."""
         self.feast_views: dict[str, Any] = {}
         self.on_demand_views: dict[str, Any] = {}
         self._model = model
@@ -173,7 +173,7 @@ class _ServedFeatures:
             raise ModelRefused(model, problem)
 
     def view(self, name: str) -> View:
-        """A view that the model depends on, with the columns that the service or an on-demand view takes from it.
+        """Return a view that the model depends on, with the columns that the service or an on-demand view reads.
 
         Raises:
             ModelRefused: the service itself lists none of its features.
@@ -182,8 +182,8 @@ class _ServedFeatures:
         if not columns:
             raise ModelRefused(
                 self._model,
-                f"it reads view {name!r} only through an on-demand view, and then Feast does not say how old a row "
-                f"is. Add one feature of {name!r} itself to the feature service.",
+                f"it reads view {name!r} only through an on-demand view, for which Feast does not report the age of a "
+                f"row. Add one feature of {name!r} itself to the feature service.",
             )
         columns += self._read_on_demand.get(name, [])
         return msgspec.structs.replace(self._views[name], columns=tuple(dict.fromkeys(columns)))
@@ -211,7 +211,7 @@ class _ServedFeatures:
 
 
 def _read_service(store: "FeatureStore", name: str) -> tuple["FeatureService", dict[str, Any]]:
-    """The service, and by their names in the registry all views that it or its on-demand views read."""
+    """Read the service and, by their names in the registry, all views that it or its on-demand views read."""
     from feast.errors import FeastObjectNotFoundException, FeatureServiceNotFoundException
 
     registry, project = store.registry, store.project
@@ -235,7 +235,7 @@ def _read_service(store: "FeatureStore", name: str) -> tuple["FeatureService", d
 def _key_type(model: str, key: str, dtype: Any) -> KeyType:
     name = dtype.to_value_type().name
     if name not in KEY_TYPES:
-        raise ModelRefused(model, f"join key {key!r} has type {name}; these can be looked up: {', '.join(KEY_TYPES)}.")
+        raise ModelRefused(model, f"join key {key!r} has type {name}; supported types: {', '.join(KEY_TYPES)}.")
     return KEY_TYPES[name]
 
 

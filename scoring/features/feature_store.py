@@ -1,4 +1,4 @@
-"""The Feast feature store as a whole: open it, apply its definitions, read or freeze their state."""
+"""Opens the Feast feature store, applies its definitions, and reads or freezes their state."""
 
 import contextlib
 import copy
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 class AppliedDefinitions(msgspec.Struct, frozen=True):
-    """What the Feast registry holds after an apply."""
+    """The definitions in the Feast registry."""
 
     project: str
     hash: str
-    """SHA-256 over the definitions' content, hex: the same for the same definitions on any machine."""
+    """SHA-256 of the definitions' content, hex. The same definitions have the same hash on any machine."""
     entities: tuple[str, ...]
     feature_views: tuple[str, ...]
     feature_services: tuple[str, ...]
 
 
 def open_feature_store(settings: Settings, *, online_only: bool = False) -> "FeatureStore":
-    """The Feast store that the settings name; opens no connection yet.
+    """Return the Feast store that the settings name. It connects lazily.
 
     Args:
-        settings: where its configuration is.
-        online_only: without the configured offline store, whose libraries then need not be installed.
+        settings: name the feature repository and its configuration.
+        online_only: whether to ignore the configured offline store, so that its libraries need not be installed.
 
     Raises:
         FeatureStoreError: there is no such folder or file, a variable in it is not set, or Feast refuses it.
@@ -60,12 +60,12 @@ def open_feature_store(settings: Settings, *, online_only: bool = False) -> "Fea
         return FeatureStore(repo_path=str(repository), config=config)
     except FeatureStoreError:
         raise
-    except Exception as error:  # Feast raises pydantic's, yaml's and its own kinds
+    except Exception as error:  # Feast raises its own exceptions and those of pydantic and yaml
         raise FeatureStoreError(f"reading {configuration}", error) from error
 
 
 def _read_configuration(configuration: Path) -> dict[str, Any]:
-    # As Feast reads it. But Feast leaves ${NAME} unchanged if there is no such variable, and fails at the first use
+    # Read it like Feast, except that Feast keeps ${NAME} if there is no such variable, and fails at the first use
     # (feast 0.67).
     import yaml
 
@@ -90,7 +90,7 @@ def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:
     try:
         with inside(repository), contextlib.redirect_stdout(printed):
             apply_total(store.config, repository, skip_source_validation=False)
-    except SystemExit as error:  # Feast prints why and exits where definitions clash (feast 0.67)
+    except SystemExit as error:  # if definitions clash, Feast prints the reason and exits (feast 0.67)
         reason = printed.getvalue().strip().splitlines()
         raise FeatureStoreError(f"applying {repository}", reason[-1] if reason else "it gave no reason") from error
     except Exception as error:
@@ -100,13 +100,13 @@ def apply_definitions(store: "FeatureStore") -> AppliedDefinitions:
 
 
 def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
-    """What the Feast registry holds now, and its hash.
+    """Read the current definitions in the Feast registry, and compute their hash.
 
-    The hash covers the definitions alone: not when they were applied, nor how far the online store is materialized.
+    The hash covers only the definitions, not when they were applied or how far the online store is materialized.
     """
     digest = hashlib.sha256(store.project.encode())
     names: list[tuple[str, ...]] = []
-    # The store's own list takes the entity from views without entities, in the registry's cache too (feast 0.67).
+    # The store's own list removes the entity of views without entities, also in the registry's cache (feast 0.67).
     views = store.registry.list_all_feature_views(store.project)
     kinds: Any = (store.list_entities(), views, store.list_feature_services())
     for kind in kinds:
@@ -118,12 +118,12 @@ def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
 
 
 def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "FeatureStore":
-    """A separate store on the definitions that `store`'s registry holds now, which never reads that registry again.
+    """Return a separate store with the current definitions of `store`'s registry. It never reads that registry again.
 
     No read of a Redis online store waits longer than `read_timeout_s`, unless its connection string sets a timeout.
 
-    For serving: Feast refreshes its copy of the registry during the request that finds it expired or its file changed,
-    and all others wait for its lock meanwhile (feast 0.67). Freeze again when the definitions change.
+    Serving needs it because Feast refreshes its copy of the registry during the request that finds it expired or its
+    file changed, and all other requests wait for its lock (feast 0.67). Freeze again when the definitions change.
 
     Raises:
         FeatureStoreError: the registry can't be read.
@@ -133,8 +133,8 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
 
     try:
         definitions = store.registry.proto().__deepcopy__()
-        # A view's state tells whether it is being materialized. Feast refuses to read a view that is, or that never was
-        # (feast 0.67), although its rows are there, or are simply not found.
+        # A view's state indicates whether it is being materialized. Feast refuses to read a view that is, or that never
+        # was (feast 0.67), although its rows exist, or would simply not be found.
         for kind in ("feature_views", "stream_feature_views", "on_demand_feature_views"):
             for view in getattr(definitions, kind):
                 view.meta.ClearField("state")
@@ -150,7 +150,7 @@ def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "Feature
                 enable_online_feature_view_versioning=store.config.registry.enable_online_feature_view_versioning,
             )
             frozen = FeatureStore(repo_path=str(store.repo_path), config=config)
-            # Both are created at first use: here, and not by two requests at once.
+            # Both are created at first use. Create them here, so that two requests do not create them at once.
             _ = frozen.registry, frozen.provider
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
@@ -164,10 +164,10 @@ def _content(spec: Any) -> bytes:
 
 
 def _lasting(value: Any) -> Any:
-    """The parts of a definition that change only if its author changes them."""
+    """Return the parts of a definition that change only if its author changes them."""
     if isinstance(value, dict):
-        # Data sources inside a view or a service carry when they were created and last applied. A function is pickled
-        # anew whenever a definition is read, in another order in each process (feast 0.67).
+        # Data sources inside a view or a service contain the times when they were created and last applied. A function
+        # is pickled again whenever a definition is read, in another order in each process (feast 0.67).
         volatile = {"createdTimestamp", "lastUpdatedTimestamp", *(["body"] if value.get("bodyText") else [])}
         return {name: _lasting(each) for name, each in value.items() if name not in volatile}
     return [_lasting(each) for each in value] if isinstance(value, list) else value

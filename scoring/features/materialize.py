@@ -1,4 +1,4 @@
-"""Fill the online store from the offline store, and read how far each view is filled."""
+"""Fills the online store from the offline store, and reads how far each view is filled."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ BEFORE_ALL_ROWS = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """The time up to which a feature view's rows are in the online store; None if nothing was materialized yet."""
+    """The time up to which a feature view is materialized; None if it was never materialized."""
 
     feature_view: str
     until: datetime | None
@@ -31,19 +31,19 @@ class Watermark(msgspec.Struct, frozen=True):
 def materialize_online_store(
     store: "FeatureStore", until: datetime, *, everything: bool = False, overwrite: bool = False
 ) -> list[Watermark]:
-    """Copy what is new in the offline store, up to `until` (with a time zone), to the online store.
+    """Copy new rows of the offline store, up to `until` (with a time zone), to the online store.
 
     This is Feast's own materialize-incremental: it continues from each view's watermark and moves it once all rows are
-    written. Where feature_store.yaml names no batch engine, this project's (`feast_plugins.materialization`) writes the
-    rows, faster. A view that fails does not keep the others from being materialized.
+    written. If feature_store.yaml names no batch engine, this project's faster one (`feast_plugins.materialization`)
+    writes the rows. If a view fails, the others are still materialized.
 
     Args:
         store: the Feast store.
-        until: up to when.
-        everything: whether to copy all that is not older than its view's time to live, even if it was copied before:
-            for an online store that lost its rows, which the watermarks in Feast's registry don't show.
-        overwrite: whether to do that, and to replace rows whose event time is the same or newer: for a source that was
-            corrected. Redis otherwise keeps such rows.
+        until: the end of the period.
+        everything: whether to copy all rows within their view's time to live, even if they were copied before. Use it
+            for an online store that lost its rows, which the watermarks in Feast's registry do not show.
+        overwrite: whether to do that and also replace rows whose event time is the same or newer, which Redis otherwise
+            keeps. Use it for a source that was corrected.
 
     Returns:
         The new watermarks.
@@ -71,7 +71,7 @@ def materialize_online_store(
                         store.materialize(until - ttl if ttl else BEFORE_ALL_ROWS, until, feature_views=[view.name])
                     else:
                         store.materialize_incremental(until, feature_views=[view.name])
-                except Exception as error:  # every source and online store raises its own kinds
+                except Exception as error:  # exception types differ between sources and online stores
                     logger.warning("Materializing feature view %r", view.name, exc_info=True)
                     failed[view.name] = _why(view, error)
                     outage = error if is_outage(error) else None
@@ -96,7 +96,7 @@ def _why(view: Any, error: Exception) -> BaseException | str:
 
 
 def _use_streaming_engine(store: "FeatureStore") -> None:
-    """Replace Feast's local batch engine with this project's; leave any other that was chosen."""
+    """Replace Feast's local batch engine with this project's. Keep any other engine."""
     from feast.infra.compute_engines.local.compute import LocalComputeEngine
     from feast.infra.passthrough_provider import PassthroughProvider
 
@@ -113,7 +113,7 @@ def _use_streaming_engine(store: "FeatureStore") -> None:
 
 
 def read_watermarks(store: "FeatureStore") -> list[Watermark]:
-    """How far each feature view with an online store is materialized, by name."""
+    """Return how far each feature view with an online store is materialized, sorted by name."""
     views = store.registry.list_feature_views(store.project)
     return [
         Watermark(view.name, max((end for _, end in view.materialization_intervals), default=None))

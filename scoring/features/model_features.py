@@ -1,4 +1,4 @@
-"""How a model's inputs are filled: each from one feature of its feature service, or from the request."""
+"""The sources of a model's inputs: each is filled from one feature of its feature service, or from the request."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -21,19 +21,19 @@ Masks = Mapping[str, pa.Array | pa.ChunkedArray]
 
 
 class View(msgspec.Struct, frozen=True):
-    """One feature view that a model depends on, under the name that the feature service gives it."""
+    """One feature view that a model depends on, under its name in the feature service."""
 
     name: str
     columns: tuple[str, ...]
     """Its columns, `view:feature`: first those that the service lists, then those that on-demand views read. The first
-    one's event timestamp is that of the whole row."""
+    column's event timestamp applies to the whole row."""
     ttl_s: float | None
     """Seconds after its event timestamp for which a row may be used; None without a limit."""
     keys: Keys = ()
     """The view's own join keys, in the order of a serialized entity key, each with the key of the request that fills
-    it. Of a view without entities, Feast's own key (`NO_ENTITY`)."""
+    it. For a view without entities, this is Feast's own key (`NO_ENTITY`)."""
     renamed: bool = False
-    """Whether the service gives the view another name or other join keys, which `view:feature` can't express."""
+    """Whether the service renames the view or its join keys, which `view:feature` can't express."""
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -41,45 +41,45 @@ class Feature(msgspec.Struct, frozen=True):
 
     input: str
     column: str
-    """`view:feature`, as Feast refers to it: no view's name has a colon, so each feature has a column of its own."""
+    """Feast's reference `view:feature`. It is unique, because a view's name can't contain a colon."""
     dtype: pa.DataType
-    """The type that the feature view declares. Values are converted to it first, so that offline and online agree to
-    the bit."""
+    """The type that the feature view declares. Values are first converted to it, so that offline and online features
+    are identical to the bit."""
     views: tuple[str, ...]
-    """The views whose rows it comes from: its own, or those that an on-demand view reads."""
+    """The views whose rows it is read or computed from: its own view, or those that an on-demand view reads."""
     on_demand_view: str | None = None
-    """The on-demand view that computes it, as the service names it; None if it is stored."""
+    """Name in the service of the on-demand view that computes it; None if it is stored."""
 
     @property
     def on_demand(self) -> bool:
-        """Whether an on-demand view computes it."""
+        """Return whether an on-demand view computes it."""
         return self.on_demand_view is not None
 
     @property
     def name(self) -> str:
-        """Its name in its feature view."""
+        """Return its name in its feature view."""
         return self.column.partition(":")[2]
 
 
 class FeastObjects(msgspec.Struct, frozen=True):
-    """Feast's own objects behind a model's features, for the code that calls Feast.
+    """Feast's own objects for a model's features, for the code that calls Feast.
 
-    Pickled, it is empty: Spark's executors call no store, and importing Feast would cost each of them seconds.
+    Pickling removes the content: Spark's executors call no store, and importing Feast would take each of them seconds.
     """
 
     service: Any = None
     """The FeatureService."""
     views: dict[str, Any] = {}
-    """FeatureViews by the name that the service gives them, in its order."""
+    """FeatureViews by their names in the service, in its order."""
     on_demand_views: tuple[Any, ...] = ()
-    """The OnDemandFeatureViews that compute features of the model, with the service's projections."""
+    """OnDemandFeatureViews that compute features of the model, with the service's projections."""
 
     def __reduce__(self) -> tuple[type["FeastObjects"], tuple[()]]:
         return FeastObjects, ()
 
 
 def feast_name(column: str) -> str:
-    """`view__feature`, as Feast's answers and on-demand functions name the column `view:feature`."""
+    """Return `view__feature`, the name of the column `view:feature` in Feast's results and on-demand functions."""
     return column.replace(":", "__", 1)
 
 
@@ -91,23 +91,23 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     features: tuple[Feature, ...]
     views: tuple[View, ...]
     request_inputs: tuple[str, ...]
-    """Columns that a request brings beside the keys: inputs of the model, or of an on-demand feature view."""
+    """Columns supplied by the request in addition to the keys: inputs of the model, or of an on-demand feature view."""
     signature: Signature
     request_types: dict[str, pa.DataType] = {}
-    """Request column that an on-demand feature view needs → the type that the view declares. A column of a type that no
-    model input may have is not listed, and its values are passed on unchanged."""
+    """Request column that an on-demand feature view needs → its declared type. Columns of a type that no model input
+    may have are not listed, and their values are passed on unchanged."""
     served: dict[str, str] = {}
-    """All features of the service, those that the model does not use included: `view:feature` → feature."""
+    """All features of the service, including those that the model does not use: `view:feature` → feature."""
     joined_keys: frozenset[tuple[str, ...]] = frozenset()
-    """The join keys of each view of the service, by the request's names: a join of the service joins all of them."""
+    """The join keys of each view of the service, by the request's names. A join of the service joins all its views."""
     feast: FeastObjects = FeastObjects()
 
     @functools.cached_property
     def feast_names(self) -> dict[str, str]:
-        """`view:feature` → `view__feature`, its column in Feast's own answers, for all that the model needs.
+        """Return `view:feature` → `view__feature`, its column in Feast's own results, for all that the model needs.
 
         Raises:
-            FeatureStoreError: Feast would answer another feature under the name of one of them.
+            FeatureStoreError: Feast would return another feature under the same name.
         """
         needed = {feature.column for feature in self.features}.union(*(view.columns for view in self.views))
         same: dict[str, list[str]] = {}
@@ -121,21 +121,21 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def request_columns(self) -> dict[str, pa.DataType | None]:
-        """The columns that each entity row needs, with their types: join keys first, then the request inputs.
+        """Return the columns that each entity row needs, with their types: join keys first, then the request inputs.
 
-        None is a type that only an on-demand view declares and no model input may have.
+        None stands for a type that an on-demand view declares and no model input may have.
         """
         types = self.request_types | {column.name: column.dtype for column in self.signature.inputs}
         keys = {key.name: key.arrow_type for key in self.join_keys}
         return {name: types.get(name) for name in (*keys, *self.request_inputs)} | keys
 
     def vectors(self, columns: Columns, unusable: Masks) -> pa.Table:
-        """Feature vectors of n_rows, one column per input, in signature order and types; null = unknown.
+        """Return feature vectors of n_rows, with the signature's columns, order and types; null means unknown.
 
         Args:
-            columns: arrays (n_rows,) by name: features as `view:feature`, and the request's own by input name.
-            unusable: view name → bool (n_rows,), rows without a usable row of that view: the inputs that come from it
-                become null there, those that an on-demand view computed from it included.
+            columns: arrays (n_rows,) by name: features as `view:feature`, and request inputs by input name.
+            unusable: view name → bool (n_rows,), rows without a usable row of that view. There, the inputs from the
+                view become null, including those that an on-demand view computed from it.
 
         Raises:
             UnusableFeature: a value does not fit the type that the view declares or the model expects.
@@ -158,19 +158,19 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
         return pa.Table.from_arrays(vectors, schema=self.signature.schema)
 
     def written_vectors(self, rows: pa.Table) -> pa.Table:
-        """Feature vectors of batch_input's rows, in signature order and types; null = unknown.
+        """Return feature vectors of batch_input's rows, with the signature's order and types; null means unknown.
 
-        Columns that Feast filled are as `vectors` made them.
+        The columns that Feast filled contain the results of `vectors`.
         """
         own = self.own_inputs(rows)
         columns = [own[name] if name in own else rows[name] for name in self.signature.names]
         return pa.Table.from_arrays(columns, schema=self.signature.schema)
 
     def own_inputs(self, rows: pa.Table) -> dict[str, pa.ChunkedArray]:
-        """The inputs that a request brings itself, in the model's types: its columns may hold NaN and infinity.
+        """Return the inputs supplied by the request, in the model's types, with null for NaN and infinity.
 
-        A join key that is also an input keeps its own type for the join. The model gets null for one that its type does
-        not hold, such as an integer past 2**53 in a double.
+        A join key that is also an input keeps its own type for the join. The model gets null for a key that its type
+        can't represent, such as an integer beyond 2**53 in a double.
         """
         keys = {key.name for key in self.join_keys}
         return {
@@ -182,7 +182,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
         }
 
     def absent_views(self, columns: Columns) -> dict[str, pa.Array]:
-        """View name → bool (n_rows,): rows for which a point-in-time join found only nulls."""
+        """Return view name → bool (n_rows,): rows for which a point-in-time join found only nulls."""
         return {
             view.name: _all(pc.is_null(columns[column]) for column in view.columns if column in columns)
             for view in self.views
@@ -190,7 +190,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
 
 
 def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
-    """Why each entity row can't be scored as it is: string (n_rows,), null where its feature vector is complete.
+    """Return why each entity row can't be scored as it is: string (n_rows,), null if its feature vector is complete.
 
     Args:
         vectors: feature vectors, one column per input.
@@ -210,10 +210,10 @@ def missing_reasons(vectors: pa.Table, absent: Masks, stale: Masks) -> pa.Array:
 
 
 def reasons_from_nulls(features: ModelFeatures, vectors: pa.Table) -> pa.Array:
-    """`missing_reasons` of vectors that a point-in-time join wrote, where only their nulls are known.
+    """Return `missing_reasons` for vectors that a point-in-time join wrote, for which only the nulls are known.
 
-    A view counts as absent in a row if every input that depends on it is null. So does a row past its time to live: the
-    join did not return it.
+    A view counts as absent in a row if every input that depends on it is null. This includes rows past their time to
+    live, which the join did not return.
     """
     absent = {}
     for view in features.views:

@@ -1,8 +1,8 @@
-"""Runs the functions of on-demand views: one way for batch, Spark and online, so that they agree to the bit.
+"""Runs the functions of on-demand views identically for batch, Spark and online, so that results agree to the bit.
 
 Feast runs a function in two ways. Offline it passes all columns, with the source's types; online it passes Python
-objects and converts them back to doubles and 64-bit integers. Here a function always gets the same columns, as the
-online store keeps them.
+objects and converts them back to doubles and 64-bit integers. This module always passes the same columns, with the
+values and types of the online store.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from scoring.errors import UnusableFeature, first_line
 from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.imports import inside
 
-# pyarrow's name for the row numbers of a frame that are not 0, 1, 2, .. (pyarrow 25).
+# pyarrow's name for a frame's row numbers if they are not 0, 1, 2, .. (pyarrow 25).
 PANDAS_INDEX = "__index_level_0__"
 
 
 class FunctionFailed(Exception):
-    """The function of an on-demand view can't be run. `__cause__` is what it raised."""
+    """The function of an on-demand view raised an exception, which is the `__cause__`."""
 
     def __init__(self, view: str, error: BaseException) -> None:
         super().__init__(f"the function of on-demand view {view!r} raised {type(error).__name__}: {first_line(error)}")
@@ -34,7 +34,7 @@ class FunctionFailed(Exception):
 
 
 class OnDemandViews:
-    """Some on-demand views, and which of their features are needed. Can be pickled; threads may share it."""
+    """On-demand views and the features required from them. Can be pickled; threads may share it."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class OnDemandViews:
         keys: Iterable[str],
         repository: Path | None = None,
     ) -> None:
-        """Prepare the calls; nothing is computed yet.
+        """Prepare the calls of the functions.
 
         Args:
-            views: with their projections.
-            references: `view:feature` of all features that are needed, at least one of each view.
+            views: the views, with their projections.
+            references: `view:feature` of all required features, at least one per view.
             keys: names of the join keys.
-            repository: the feature repository, if the functions are to be called from inside it.
+            repository: the feature repository, if the functions must be called from inside it.
         """
         self.views = tuple(views)
         self.keys = frozenset(keys)
@@ -65,10 +65,10 @@ class OnDemandViews:
             self._outputs[view.name] = {name: kind for name, kind in types.items() if f"{prefix}:{name}" in needed}
 
     def declared(self, rows: pa.Table) -> pa.Table:
-        """The rows, with what the functions read as the views declare it.
+        """Return the rows, with the functions' inputs converted to the types that the views declare.
 
         Raises:
-            UnusableFeature: a value has no counterpart in its declared type.
+            UnusableFeature: a value can't be represented in its declared type.
         """
         for place, (name, column) in enumerate(zip(rows.column_names, rows.columns, strict=True)):
             kind = self._declared.get(name)
@@ -77,25 +77,25 @@ class OnDemandViews:
                     rows = rows.set_column(place, name, as_stored(column, kind))
                 except pa.ArrowInvalid:
                     doing = f"converting {name!r} from {column.type} to {kind}, as its view declares it"
-                    raise UnusableFeature(doing, "a value has no counterpart there") from None
+                    raise UnusableFeature(doing, "a value can't be represented in that type") from None
                 except pa.ArrowNotImplementedError:
-                    continue  # the function may take it
+                    continue  # leave the value unconverted, because the function may accept it
         return rows
 
     def add(self, rows: pa.Table, views: Sequence[OnDemandFeatureView] | None = None) -> pa.Table:
-        """The rows with the features of all views, or of these, `view:feature`.
+        """Return the rows with the features of all views, or of `views`, as columns `view:feature`.
 
         Args:
-            rows: join keys, request-time inputs and features, `declared`; a function gets the keys and what its view
-                names.
-            views: some of the views.
+            rows: join keys, request-time inputs and features, as returned by `declared`. A function gets the keys and
+                the columns that its view names.
+            views: the views to compute; by default, all.
 
         Returns:
-            The rows' own columns, and one for each needed feature, of its declared type. Only one with a value that has
-            no counterpart there has the type that pandas or Arrow gave it.
+            The rows' own columns, and one per required feature, of its declared type. A feature with a value that can't
+            be represented in that type keeps the type from pandas or Arrow.
 
         Raises:
-            ValueError: a function returned other rows than it got, or not the features that its view declares.
+            ValueError: a function returned a different number or order of rows, or not all features of its view.
             FunctionFailed: a view's function raised.
         """
         with contextlib.nullcontext() if self._repository is None else inside(self._repository):
@@ -111,21 +111,21 @@ class OnDemandViews:
         return rows
 
     def _run(self, view: OnDemandFeatureView, rows: pa.Table) -> pa.Table:
-        """What a view's function returns for rows that are `declared`."""
+        """Call a view's function with rows that `declared` returned."""
         names = [feast_name(name) if name in self._features else name for name in rows.column_names]
         if len(set(names)) < len(names):
             raise ValueError(f"on-demand view {view.name!r} reads two features of one name, view__feature: rename one")
         rows = rows.rename_columns(names)
         if not view.singleton:
             return view.transform_arrow(rows, full_feature_names=True)
-        # It takes one row's values and returns one row's. Feast calls it with the first row alone (feast 0.67).
+        # It takes and returns the values of one row. Feast calls it only with the first row (feast 0.67).
         found = [view.transform_dict({name: [value] for name, value in row.items()}) for row in rows.to_pylist()]
         outputs = self._outputs[view.name]
         return pa.table({feast_name(_column(view, name)): [each.get(name) for each in found] for name in outputs})
 
 
 def on_demand_views(features: ModelFeatures, repository: Path | None = None) -> OnDemandViews | None:
-    """What computes a model's on-demand features; None where it has none. `repository`: see `OnDemandViews`."""
+    """Return the on-demand views of a model; None if it has none. See `OnDemandViews` for `repository`."""
     if not features.feast.on_demand_views:
         return None
     references = [feature.column for feature in features.features]
@@ -138,13 +138,13 @@ class Source(NamedTuple):
 
     name: str
     renamed: bool
-    """Whether it is read by another name or by other join keys than its own."""
+    """Whether it is read under another name or with other join keys than its own."""
     types: dict[str, pa.DataType | None]
-    """Feature → its declared type; None for one that Arrow lacks."""
+    """Feature → its declared type; None for a type without an Arrow type."""
 
 
 def sources_of(view: OnDemandFeatureView) -> list[Source]:
-    """The feature views that an on-demand view reads, and what it reads from them."""
+    """Return the feature views that an on-demand view reads, with the features that it reads."""
     return [
         Source(each.name_to_use(), bool(each.name_alias or each.join_key_map), declared_types(each.features))
         for each in view.source_feature_view_projections.values()
@@ -152,12 +152,12 @@ def sources_of(view: OnDemandFeatureView) -> list[Source]:
 
 
 def request_types_of(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
-    """What an on-demand view takes from a request → its declared type; None for one that Arrow lacks."""
+    """Return request field of an on-demand view → its declared type; None for a type without an Arrow type."""
     return declared_types(field for source in view.source_request_sources.values() for field in source.schema)
 
 
 def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
-    """Feature → its declared type; None for one that Arrow lacks."""
+    """Return feature → its declared type; None for a type without an Arrow type."""
     found: dict[str, pa.DataType | None] = {}
     for field in fields:
         found[field.name] = None
@@ -167,7 +167,7 @@ def declared_types(fields: Iterable[Field]) -> dict[str, pa.DataType | None]:
 
 
 def _inputs(view: OnDemandFeatureView) -> dict[str, pa.DataType | None]:
-    """The columns that a view names: those of a request, and `view:feature`."""
+    """Return the columns that a view names: request fields, and features as `view:feature`."""
     found = request_types_of(view)
     for source in sources_of(view):
         found |= {f"{source.name}:{name}": kind for name, kind in source.types.items()}
@@ -182,14 +182,14 @@ def _check_rows(view: str, derived: pa.Table, rows: int) -> None:
     if derived.num_rows != rows:
         raise ValueError(f"the function of on-demand view {view!r} returned {derived.num_rows} rows for {rows}")
     if _is_reordered(derived):
-        raise ValueError(f"the function of on-demand view {view!r} returned its rows in another order")
+        raise ValueError(f"the function of on-demand view {view!r} returned its rows in a different order")
 
 
 def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.DataType | None) -> pa.ChunkedArray:
     column = feast_name(_column(view, name))
     if column not in derived.column_names:
         inputs = {each for source in sources_of(view) for each in source.types}
-        why = " (Feast removes a column that is named as an input)" if name in inputs else ""
+        why = " (Feast removes a column that has the name of an input)" if name in inputs else ""
         raise ValueError(f"the function of on-demand view {view.name!r} returned no {name!r}{why}")
     found = derived[column]
     if kind is not None:
@@ -199,7 +199,7 @@ def _output(view: OnDemandFeatureView, derived: pa.Table, name: str, kind: pa.Da
 
 
 def _is_reordered(derived: pa.Table) -> bool:
-    """Whether pandas' row numbers came back in another order. Feast ignores them."""
+    """Return whether pandas' row numbers were returned in a different order. Feast ignores them."""
     if PANDAS_INDEX not in derived.column_names or not pa.types.is_integer(derived[PANDAS_INDEX].type):
         return False
     index = derived[PANDAS_INDEX].to_numpy()

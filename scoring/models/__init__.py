@@ -1,4 +1,5 @@
-"""From the MLflow Model Registry to a loaded model that has passed admission.
+"""Loads model versions from the MLflow Model Registry and validates them.
 
-Knows nothing of Feast, requests or files of predictions.
+This package imports no code for features, requests or predictions. Feast is imported only because MLflow's client needs
+it (`scoring.imports.import_feast`).
 """

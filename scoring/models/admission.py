@@ -1,7 +1,7 @@
-"""Admission: the predictions of golden rows that a model version must give before it serves.
+"""Admission: predicts golden rows with a model version before it serves.
 
-Golden rows are rows that the model was made for: its stored input example, otherwise complete rows of the online store.
-Without either, a neutral row checks only the form of the output, not its values.
+Golden rows are realistic rows: the version's stored input example, otherwise complete rows of the online store. Without
+either, a neutral row checks only the shape and type of the output, not its values.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def verify_loaded(model: Model, report: ValidationReport) -> None:
     except PredictionFailed as error:
         raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
     if not _same(predictions, report.predictions):
-        raise ModelRefused(str(model.version), "its predictions here differ from those of its trial, on the same rows.")
+        raise ModelRefused(str(model.version), "its predictions differ here from those of its trial for the same rows.")
 
 
 def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Table, RowSource]:
@@ -124,7 +124,7 @@ def _input_example(files: ModelFiles) -> pa.Table | None:
     try:
         file = (files.folder / str(info["artifact_path"])).resolve()
         if not file.is_relative_to(files.folder.resolve()):
-            raise ValueError("its path leads out of the model's folder")
+            raise ValueError("its path leads outside the model's folder")
         example = MlflowModel.load(str(files.folder / "MLmodel")).load_input_example(str(files.folder))
         named = isinstance(example, pd.DataFrame | dict)
         frame = pd.DataFrame(example, columns=None if named else list(files.signature.names)).head(GOLDEN_ROWS)
@@ -147,7 +147,7 @@ def _complete_rows(frame: Any, signature: Signature) -> pa.Table:
 
 
 def _without_failing(model: Model, rows: pa.Table) -> pa.Table:
-    """Return the rows that the model does not fail on; all rows if it fails on each."""
+    """Return the rows on which the model does not fail; all rows if it fails on each of them."""
     try:
         failures = predict_rows(model, rows)[1]
     except PredictionFailed:
@@ -159,7 +159,7 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
     try:
         predictions = model.predict(rows)
     except PredictionFailed as error:
-        # A model may raise on a made-up row (a category that it never saw), but its output must have the right form.
+        # A model may raise on a made-up row (an unknown category), but its output must have the right shape and type.
         if source == "made_up" and error.__cause__ is not None:
             return None
         reason = f"it fails on its golden rows ({source}): {error.problem}"
@@ -185,7 +185,7 @@ def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: 
     if not same:
         raise ModelRefused(
             model,
-            "its predictions differ from those of MLflow's own pyfunc: the same rows must have the same predictions.",
+            "its predictions differ from those of MLflow's own pyfunc for the same rows.",
         )
 
 
@@ -237,7 +237,7 @@ def _inputs_as_served(files: ModelFiles) -> str:
 
 @contextlib.contextmanager
 def _mlflow_may_load() -> Iterator[None]:
-    # The variable forbids MLflow to trust the types that the model's own files list. Here the list is ours.
+    # Otherwise the variable forbids MLflow from trusting the listed types. Here the list comes from the settings.
     variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     before = os.environ.get(variable)
     os.environ[variable] = "true"

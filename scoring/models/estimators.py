@@ -1,4 +1,4 @@
-"""Changes and checks that scikit-learn estimators need before they serve."""
+"""Preparation and checks of scikit-learn estimators."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ NAMES_LISTED = 10
 def prepare(estimator: Any) -> None:
     """Check an estimator's trees, and make it predict in the calling thread only.
 
-    With threads (n_jobs), the sum over trees depends on which thread ends first, and so does the last bit of a
-    prediction (RandomForest, scikit-learn 1.9).
+    With several threads (n_jobs), the order in which the trees' results are added depends on which thread ends first,
+    and so does the last bit of a prediction (RandomForest, scikit-learn 1.9).
 
     Raises:
-        ValueError: a node of a tree points outside its tree; scikit-learn would follow it out of its memory.
+        ValueError: a node of a tree points outside its tree, and scikit-learn would read out of bounds.
     """
     for part in _estimators(estimator, set()):
         if "n_jobs" in vars(part):
@@ -61,7 +61,7 @@ def check_inputs(estimator: Any, names: Sequence[str]) -> str | None:
 
 
 def _fitted_on(estimator: Any) -> list[str] | int | None:
-    """The names of the columns that an estimator was fitted on, else their number; None if it does not say."""
+    """Return the names of the columns that an estimator was fitted on, or else their number; None if unknown."""
     from sklearn.pipeline import Pipeline
 
     if isinstance(estimator, Pipeline):
@@ -84,7 +84,8 @@ def unchecked_linear(estimator: Any) -> Callable[[Any], Any] | None:
     """Return `predict` of a linear regressor of scikit-learn with one output; None for any other estimator.
 
     For a few rows, scikit-learn 1.9 spends fifty times as long on input checks as on the prediction. Feature vectors
-    were checked before: their columns hold finite numbers and nulls. Admission compares the results with the original.
+    are already checked: their columns contain finite numbers and nulls. Admission compares the results with the
+    original.
     """
     from sklearn.linear_model._base import LinearModel
 
@@ -117,7 +118,7 @@ def _estimators(part: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray) -> None:
-    # scikit-learn numbers children after their parent, which also rules out circles.
+    # scikit-learn numbers children after their parent, which also rules out cycles.
     parents = np.flatnonzero(inner)
     for children in (left, right):
         if not ((children > parents) & (children < len(inner))).all():

@@ -1,4 +1,4 @@
-"""The rows on which a model raises: found by asking it for halves, so that the other rows keep their predictions."""
+"""Finds the rows on which a model raises, by bisection, so that the other rows keep their predictions."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from scoring.errors import PredictionFailed
 from scoring.models.model import Model
 
 MAX_CALLS = 8192
-"""Further calls of the model that one search may take: enough for any 4096 different rows."""
+"""Maximum number of further model calls per search, which suffices for any 4096 different rows."""
 
 
 class RowFailures(msgspec.Struct, frozen=True):
@@ -22,15 +22,15 @@ class RowFailures(msgspec.Struct, frozen=True):
     rows: np.ndarray
     """bool (n_rows,), at least one True."""
     together: PredictionFailed
-    """What the model raised on all rows together."""
+    """The error for all rows together."""
     error: PredictionFailed
-    """What it raised on the first failing row alone; its cause is the model's own exception."""
+    """The error for the first failing row alone; its cause is the model's own exception."""
     column: str | None
-    """The one input whose value makes that row fail; None if it is not known."""
+    """The one input whose value makes that row fail; None if unknown."""
 
     @property
     def first(self) -> int:
-        """The index of the first of them."""
+        """Return the index of the first failing row."""
         return int(np.argmax(self.rows))
 
 
@@ -39,8 +39,8 @@ def predict_rows(
 ) -> tuple[np.ndarray, RowFailures | None]:
     """Predict, and find the rows on which the model raises.
 
-    The predictions are those that the other rows get without the failing ones, to the bit. The search treats equal rows
-    as one.
+    The predictions are identical, to the bit, to those of the other rows without the failing ones. The search treats
+    equal rows as one.
 
     Args:
         model: the loaded version.
@@ -53,12 +53,12 @@ def predict_rows(
 
     Raises:
         PredictionFailed: this machine may be the cause, the model does not fail on any row alone, or the search reached
-            its limit of time or of MAX_CALLS.
+            its time limit or MAX_CALLS.
     """
     try:
         return model.predict(vectors), None
     except PredictionFailed as error:
-        if error.transient or error.__cause__ is None:  # without a cause, no row of its output has the right form
+        if error.transient or error.__cause__ is None:  # without a cause, its whole output has the wrong shape or type
             raise
         failures = _Search(model, vectors, error, search_s).run(first_only=first_only)
     values = np.full(vectors.num_rows, np.nan)
@@ -68,7 +68,7 @@ def predict_rows(
 
 
 class _LimitReached(Exception):
-    """The search may not ask the model again."""
+    """The search has used up its calls or time."""
 
 
 class _Search:
@@ -86,14 +86,14 @@ class _Search:
         try:
             for row, error in self._failing(0, self._distinct.num_rows, self._error):
                 found.append(row)
-                first = first or error  # only one is kept: each holds the frames of its traceback
+                first = first or error  # only one is kept, because each holds the frames of its traceback
                 if first_only:
                     break
             if first is None:
                 self._raise_not_reproduced()
         except _LimitReached:
             problem = (
-                f"{self._error.problem}. The search for the rows on which it fails was given up after {self._calls} "
+                f"{self._error.problem}. The search for the rows on which it fails was stopped after {self._calls} "
                 f"further calls; it had found {len(found)}"
             )
             raise PredictionFailed(self._error.model, problem) from self._error
@@ -102,7 +102,7 @@ class _Search:
         return RowFailures(failing[self._group], self._error, first, self._column(found[0], failing))
 
     def _failing(self, start: int, rows: int, error: PredictionFailed | None) -> Iterator[tuple[int, PredictionFailed]]:
-        """The failing rows among some that fail together, in order; `error` is theirs, None if it is only inferred."""
+        """Yield the failing rows of a range that fails as a whole, in order. `error` is None if that is inferred."""
         if rows == 1:
             error = error or self._fails(self._distinct.slice(start, 1))
             if error is not None:
@@ -117,7 +117,7 @@ class _Search:
             yield from self._failing(start + half, rows - half, right)
 
     def _column(self, bad: int, failing: np.ndarray) -> str | None:
-        """The one input of the row `bad` that must be replaced, by a good row's value, for the row to pass."""
+        """Return the one input to replace by a good row's value for the row `bad` to pass; None if unknown."""
         names = self._distinct.column_names
         if failing.all():
             return names[0] if len(names) == 1 else None
@@ -145,13 +145,13 @@ class _Search:
 
     def _raise_not_reproduced(self) -> NoReturn:
         together = self._fails(self._distinct)
-        what = "but not on any of them alone" if together else "but not when they were tried again"
+        what = "but not on any of them alone" if together else "but not on a second attempt"
         problem = f"{self._error.problem}, {what}"
         raise PredictionFailed(self._error.model, problem, transient=together is None) from self._error
 
 
 def _distinct(vectors: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The first of each group of equal rows, in order, int64 (n_groups,); and each row's group, int64 (n_rows,)."""
+    """Return the first row of each group of equal rows, int64 (n_groups,), and each row's group, int64 (n_rows,)."""
     encoded = [column.combine_chunks().dictionary_encode("encode").indices for column in vectors.columns]
     codes = np.column_stack([indices.to_numpy() for indices in encoded])
     _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
@@ -160,6 +160,6 @@ def _distinct(vectors: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed(row: pa.Table, other: pa.Table, start: int, end: int) -> pa.Table:
-    """One row, with the columns from `start` to before `end` of another."""
+    """Return `row` with the columns from `start` to before `end` of `other`."""
     columns = [*row.columns[:start], *other.columns[start:end], *row.columns[end:]]
     return pa.Table.from_arrays(columns, schema=row.schema)

@@ -1,4 +1,4 @@
-"""The settings that govern how model versions are loaded."""
+"""Settings for loading model versions."""
 
 from typing import Self
 
@@ -8,16 +8,16 @@ from scoring.settings import Settings
 
 
 class LoadingRules(msgspec.Struct, frozen=True):
-    """The settings that govern how model files are loaded. The trial process and Spark's executors get a copy."""
+    """Settings for loading model files. The trial process and Spark's executors get a copy."""
 
     formats: tuple[str, ...]
     """Allowed serialization formats."""
     trusted_types: tuple[str, ...]
-    """Types that a skops file may hold beyond the defaults of skops."""
+    """Types that a skops file may contain in addition to the defaults of skops."""
     output_column: int | None
     """Output column for versions without the tag `serving.output_column`."""
     nullable_inputs: frozenset[str]
-    """Inputs that may be null when the model gets them: the policy leaves their nulls to the model."""
+    """Inputs whose nulls are passed to the model under the policy `impute`."""
     max_bytes: int
     """Size limit of one version's files, in bytes."""
     max_memory_bytes: int

@@ -1,4 +1,4 @@
-"""One loaded model version, and how it predicts."""
+"""Loads a model version and predicts with it."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 # Models predict multiples of this number of rows. For rows that do not fill a vector register, linear algebra libraries
 # use other instructions, which round differently: a row's last bit would depend on the number of rows in the batch
-# (OpenBLAS 0.3; up to a quarter of a linear model's rows). Column-major order has no other such case.
+# (OpenBLAS 0.3; up to a quarter of a linear model's rows). This is the only such case in column-major order.
 ROWS_PER_BLOCK = 16
-# scikit-learn's warnings about the names of columns. They don't concern the predictions: the order was checked.
+# scikit-learn's warnings about column names, which do not affect predictions, because the order is checked.
 FEATURE_NAME_WARNINGS = "X (has|does not have valid) feature names, but "
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One loaded model version. It holds no connection. Threads may share it, like scikit-learn's predict."""
+    """One loaded model version, without connections. Threads may share it, like scikit-learn's predict."""
 
     version: ModelVersion
     signature: Signature
@@ -40,12 +40,12 @@ class Model(msgspec.Struct, frozen=True):
     as_array: bool = False
     """Whether `predict_fn` takes an array instead of a frame, which is several times faster."""
     unchecked_fn: "PredictFunction | None" = None
-    """Returns the same as `predict_fn` for an array of finite numbers, without checking each of them."""
+    """Returns the same result as `predict_fn` for an array of finite numbers, without checking them."""
     nullable_inputs: frozenset[str] = frozenset()
     """Inputs that may be null; see `frame_of`."""
 
     def predict(self, vectors: pa.Table) -> np.ndarray:
-        """Return predictions, float64 (n_rows,); row i belongs to feature vector i, whatever the other rows are.
+        """Return predictions, float64 (n_rows,). Each row's prediction does not depend on the other rows.
 
         Args:
             vectors: feature vectors (n_rows, n_inputs), in signature order and types. The model gets null as NaN (None
@@ -77,8 +77,8 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
 
     Args:
         files: one version's files.
-        as_array: whether the model gets arrays. Only for signatures with an `array_dtype`, and only after an admission
-            that found the same predictions.
+        as_array: whether the model gets arrays. True is allowed only for signatures with an `array_dtype`, and only
+            after an admission with the same predictions.
 
     Raises:
         ModelRefused: a format or type is not allowed, the files do not load, or the signature's inputs are not the
@@ -94,7 +94,7 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
         if as_array:
             forget_names(estimator)
         predict_fn = getattr(estimator, files.predict_function)
-    except Exception as error:  # truncated and crafted files raise anything
+    except Exception as error:  # truncated and crafted files may raise anything
         reason = f"its files do not load ({type(error).__name__}: {first_line(error)})."
         raise ModelRefused(str(files.version), reason) from None
     if fitted_otherwise is not None:
@@ -108,7 +108,7 @@ def load_model(files: ModelFiles, as_array: bool = False) -> Model:
 
 
 def array_dtype(signature: Signature) -> np.dtype[Any] | None:
-    """Return the type of the array that scikit-learn would make of a frame of these inputs; None if there is none."""
+    """Return the type of the array that scikit-learn would create from a frame of these inputs; None if unsupported."""
     if not all(pa.types.is_integer(column.dtype) or pa.types.is_floating(column.dtype) for column in signature.inputs):
         return None
     common = np.result_type(*(column.dtype.to_pandas_dtype() for column in signature.inputs))

@@ -20,7 +20,7 @@ from scoring.files.atomic import scratch_folder
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
 
-# A signature of 5000 inputs takes half of it. Reading a much larger file would hold the interpreter for seconds.
+# A signature of 5000 inputs takes half of it. Parsing a much larger file would block the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000
 
 
@@ -83,7 +83,7 @@ def version_folder() -> Iterator[Path]:
 
 
 def fetch_model(registry: Registry, version: ModelVersion, destination: Path, rules: LoadingRules) -> ModelFiles:
-    """Copy a version's files below `destination` and read their description. Execute nothing in them.
+    """Copy a version's files below `destination` and read their description, without executing them.
 
     Raises:
         RegistryError: the files can't be fetched.
@@ -126,7 +126,7 @@ def check_format(files: ModelFiles) -> list[str]:
     """Return the types in a skops file, beyond the defaults of skops, that may be loaded; empty for other formats.
 
     Raises:
-        ModelRefused: it is not a scikit-learn model, it brings code, or a format or type is not allowed.
+        ModelRefused: it is not a scikit-learn model, it includes code, or a format or type is not allowed.
     """
     _check_description(files)
     return _check_skops_types(files) if files.serialization == "skops" else []
@@ -140,7 +140,7 @@ def _check_description(files: ModelFiles) -> None:
         reason = f"it is not a scikit-learn model (its loader is {loader!r}): log it with mlflow.sklearn.log_model."
         raise ModelRefused(model, reason)
     if sklearn.get("code") or pyfunc.get("code"):
-        raise ModelRefused(model, "it brings Python code of its own, which is never loaded: log it without code_paths.")
+        raise ModelRefused(model, "it includes Python code, which is never loaded: log it without code_paths.")
     if files.serialization not in files.rules.formats:
         raise ModelRefused(
             model,
@@ -168,7 +168,7 @@ def _check_skops_types(files: ModelFiles) -> list[str]:
     if refused:
         raise ModelRefused(
             model,
-            f"its file holds types that are not allowed: {', '.join(refused)}. Add them to "
+            f"its file contains types that are not allowed: {', '.join(refused)}. Add them to "
             "SERVING_SKOPS_TRUSTED_TYPES if you trust them.",
         )
     return needed

@@ -1,4 +1,4 @@
-"""The MLflow model registry: resolve a name and an alias to one exact version, and fetch its files."""
+"""Client of the MLflow model registry: resolves a name and an alias to one exact version, and fetches its files."""
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -21,11 +21,11 @@ OUTPUT_COLUMN_TAG = "serving.output_column"
 # MLflow's error codes for something that does not exist. Its database store has the second one for aliases (3.17).
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ModelVersion(msgspec.Struct, frozen=True):
-    """One registered version, as it was when an alias or number was resolved."""
+    """One registered version, with its properties when it was resolved."""
 
     name: str
     version: int
@@ -44,12 +44,12 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
     @property
     def data_version(self) -> str:
-        """`name:version`, the Dagster data version of outputs made with this version."""
+        """Return `name:version`, the Dagster data version of outputs of this version."""
         return f"{self.name}:{self.version}"
 
 
 class Registry(Protocol):
-    """The model registry, as scoring uses it. Every method raises RegistryError if the registry can't be reached."""
+    """The model registry as used by scoring. Every method raises RegistryError if the registry can't be reached."""
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
         """Return the version that `alias` names now.
@@ -66,7 +66,7 @@ class Registry(Protocol):
         """
 
     def size(self, model: ModelVersion) -> int:
-        """Return the size of the version's files in bytes, as far as the registry knows it without a download."""
+        """Return the size of the version's files in bytes, as far as it is known without a download."""
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
         """Copy the version's files, or only `file`, below `destination`. Return the folder with MLmodel, or the file.
@@ -80,7 +80,7 @@ class MlflowRegistry:
     """A `Registry` on an MLflow server, or on a database that MLflow opens in this process."""
 
     def __init__(self, tracking_uri: str, registry_uri: str) -> None:
-        """Connect at the first call, not yet."""
+        """Connect lazily, at the first call."""
         self._tracking_uri = tracking_uri
         self._registry_uri = registry_uri
         self._opened: MlflowClient | None = None
@@ -119,12 +119,12 @@ class MlflowRegistry:
                     size += entry.file_size or 0
                     if entry.is_dir:
                         folders.append(f"{folder}/{PurePosixPath(entry.path).name}")
-        except Exception as error:  # artifact stores raise their own classes: OSError, botocore's, requests'
+        except Exception as error:  # exception types differ between artifact stores: OSError, botocore's, requests'
             raise RegistryUnreachable(self._registry_uri, error) from error
         return size
 
     def download(self, model: ModelVersion, destination: Path, file: str = "") -> Path:
-        """See `Registry.download`. Always a copy, so that nothing changes what is loaded."""
+        """See `Registry.download`. Files are always copied, so that they can't change while they are loaded."""
         client = self._client()
         import mlflow.artifacts
 
@@ -149,20 +149,20 @@ class MlflowRegistry:
             return not mlflow.artifacts.list_artifacts(
                 artifact_uri=_source(client, model), tracking_uri=self._tracking_uri
             )
-        except Exception:  # no answer does not mean that there are no files
+        except Exception:  # a failed request does not prove that the files are gone
             return False
 
-    def _find(self, ask: "Callable[[MlflowClient], Answer]", uri: str | None = None) -> "Answer | None":
-        """Return the client's answer; None if the server does not have what was asked for.
+    def _find(self, request: "Callable[[MlflowClient], Result]", uri: str | None = None) -> "Result | None":
+        """Return the result of a request; None if the server does not have the requested object.
 
         Raises:
-            RegistryUnreachable: the server at `uri`, by default the registry's, returns no usable answer.
+            RegistryUnreachable: the server at `uri`, by default the registry's, returns no usable response.
         """
         client = self._client()
         from mlflow.exceptions import MlflowException
 
         try:
-            return ask(client)
+            return request(client)
         except MlflowException as error:
             if error.error_code in MISSING:
                 return None
@@ -173,15 +173,15 @@ class MlflowRegistry:
             _check_database_exists(self._registry_uri)
             import_mlflow()
             if any(uri.startswith("http") for uri in (self._tracking_uri, self._registry_uri)):
-                # The first request imports Feast in any case, for its headers (feast 0.67, mlflow 3.17): without this,
-                # with typeguard's instrumentation, which takes 13 s of CPU time instead of 5.
+                # MLflow imports Feast in its first request, for headers (feast 0.67, mlflow 3.17). Importing it first,
+                # without typeguard's instrumentation, takes 5 s of CPU time instead of 13.
                 import_feast()
             from mlflow import MlflowClient
 
             try:
                 with collector_paused():  # with a database as the registry, most of MLflow's server is imported
                     self._opened = MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._registry_uri)
-            except Exception as error:  # SQLAlchemy and alembic raise their own classes for a database
+            except Exception as error:  # for a database, SQLAlchemy and alembic raise their own exception types
                 raise RegistryUnreachable(self._registry_uri, error) from error
         return self._opened
 
@@ -205,6 +205,6 @@ def _source(client: "MlflowClient", model: ModelVersion) -> str:
 
 
 def _check_database_exists(uri: str) -> None:
-    # MLflow would create an empty database, with all folders above it.
+    # MLflow would create an empty database and its parent folders.
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise RegistryUnreachable(uri, "there is no such file")

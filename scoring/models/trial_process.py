@@ -1,6 +1,6 @@
 """The trial process, which loads and validates a version before the service loads it.
 
-It contains failures, not attackers: code in an allowed pickle can do everything that this user can.
+It protects against failures, not against attackers: code in an allowed pickle has all permissions of this user.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ ALARM_GRACE_S = 5.0
 
 # Files in the folder that the caller and the trial share.
 TASK, RESULT, STDERR = "task.msgpack", "result.msgpack", "stderr.txt"
-# Exit status where the disk is full: the trial may be unable to write its result.
+# Exit status if the disk is full, because the trial may be unable to write its result.
 NO_ROOM = os.EX_TEMPFAIL
 
 
@@ -118,20 +118,20 @@ def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | 
 
 
 class PreforkedTrial:
-    """A fork of this process, with all imports done, that waits for the first trial. Later trials start from scratch.
+    """A fork of this process with all imports, which waits for the first trial. Later trials start from scratch.
 
     The imports are most of a trial's cost, and this process needs them too. Linux only: elsewhere, libraries may start
     threads when they are imported.
     """
 
     def __init__(self) -> None:
-        """Fork nothing yet: until `fork` is called, every trial starts from scratch."""
+        """Start without a fork: until `fork` is called, every trial starts from scratch."""
         self._waiting: tuple[int, Connection] | None = None
 
     def fork(self) -> None:
         """Import what a trial needs, and fork.
 
-        Call it before this process has threads or connections: the fork has only one thread but inherits the locks of
+        Call it before this process has threads or connections. The fork has only one thread but inherits the locks of
         all threads, and it would keep the connections open.
         """
         import_model_libraries()
@@ -189,7 +189,7 @@ def _be_the_trial(pipe: Connection) -> NoReturn:
         status = _await_task(pipe)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # printed as by an interpreter that ends
+    except BaseException:  # print the traceback as the interpreter would at exit
         traceback.print_exc()
     finally:
         os._exit(status)
