@@ -21,7 +21,8 @@ class EmptyViews:
 
     def __init__(self, store: "FeatureStore", features: ModelFeatures) -> None:
         """Search once. A store that does not answer is not reported here."""
-        self._views = {view.name: features.feast.views[view.name] for view in features.views}
+        views = [features.feast.views[view.name] for view in features.views]
+        self._views = {view.name: view for view in views}
         self._store = store
         self._list_keys = key_lister(store)
         self.names: Sequence[str] = sorted(self._views)
