@@ -1,4 +1,4 @@
-"""Settings of glibc's memory allocator. With another C library, the functions do nothing."""
+"""Configures glibc's memory allocator. With another C library, the functions do nothing."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ LARGE_BYTES = 1 << 20
 def give_back_memory() -> None:
     """Return free memory to the system now, and later each block of at least one MiB as soon as it is freed.
 
-    By default that threshold grows up to 32 MiB, and record batches fill a heap that never shrinks: scoring 10 million
+    By default, that threshold grows up to 32 MiB, and record batches fill a heap that never shrinks: scoring 10 million
     rows peaked at 569 MiB instead of 482, and was no faster (glibc 2.36).
     """
     _call("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
@@ -18,7 +18,7 @@ def give_back_memory() -> None:
 
 
 def use_few_arenas(number: int) -> None:
-    """Let threads share this number of heaps, because each heap reserves address space."""
+    """Limit the number of malloc arenas, because each reserves address space."""
     _call("mallopt", M_ARENA_MAX, number)
 
 

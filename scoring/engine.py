@@ -1,4 +1,4 @@
-"""The interface of the two batch engines, and the choice between them: this process, or Spark."""
+"""The interface of the two batch engines, and the choice between this process and Spark."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Joins and scores batch requests. Both engines write the same columns and values, in the request's order.
 
-    Each request has a folder of its own, where `write_output` finds what `write_input` wrote.
+    Each request has its own folder, in which `write_output` reads the files that `write_input` wrote.
     """
 
     input_name: str
@@ -36,30 +36,30 @@ class Engine(Protocol):
         folder: Location,
         inspect: InspectInput = accept,
     ) -> Content:
-        """Join a request with the model's features, and publish the result whole.
+        """Join a request with the model's features, and publish the result atomically.
 
-        It has the request's own columns, then the features in signature order; same rows, same order.
+        The result has the request's own columns, then the features in signature order, and the request's rows in order.
 
         Args:
             request: a copy of the request's file.
-            origin: what the result's metadata says it was made from, the model version above all.
+            origin: the origin to record in the metadata, above all the model version.
             store: the Feast store.
-            features: which features make the model's vector.
+            features: the features that fill the model's inputs.
             folder: the request's folder.
             inspect: called with the finished result; raises to discard it.
 
         Raises:
             BatchRequestError: see `read_batch_request`.
-            FeatureStoreError: the offline store failed, or lost or doubled rows.
+            FeatureStoreError: the offline store failed, or rows were lost or duplicated.
             EngineError: Spark failed.
-            StorageError: the result can't be written. An older one stays as it was.
+            StorageError: the result can't be written. An older one is unchanged.
         """
 
     def read_input_model(self, folder: Location) -> str:
-        """`name/version` of the model that the joined rows in a folder were made for.
+        """Return the `name/version` of the model that the joined rows in a folder are for.
 
         Raises:
-            BatchRequestError: there are none, or they can't be read.
+            BatchRequestError: there are no joined rows, or they can't be read.
             StorageError: the folder can't be reached.
         """
 
@@ -68,28 +68,28 @@ class Engine(Protocol):
     ) -> Manifest:
         """Score the joined rows of a folder, and publish the result and manifest.json.
 
-        It has the input's columns, then prediction, reason and where they come from. The same input, model version and
-        policy give the same bytes.
+        The result has the input's columns, then the prediction, the reason, the model and the feature service. The same
+        input, model version and policy give the same bytes.
 
         Raises:
             BatchRequestError: the input can't be read, or was made for another version or signature.
-            FeaturesRejected: the policy is `reject` and a row lacks a feature; it is named by its row in the input,
-                from 1.
+            FeaturesRejected: the policy is `reject` and a row lacks a feature. The message gives its number in the
+                input, counted from 1.
             PredictionFailed: the model failed.
             EngineError: Spark failed.
             StorageError: the input can't be fetched, or the result can't be written.
 
-        After an error an older result is as it was, with one exception: the local engine replaces manifest.json right
-        after the output, and where only that fails (the object store goes down between two uploads), the next run mends
+        After an error, an older result is unchanged, with one exception: the local engine replaces manifest.json right
+        after the output, and if only that fails (the object store goes down between two uploads), the next run repairs
         the manifest.
         """
 
 
 def choose_engine(settings: Settings) -> Engine:
-    """The engine that the settings name; starts nothing yet.
+    """Return the engine that the settings name. Spark starts lazily.
 
     Raises:
-        SettingsError: it is Spark, and that is not installed.
+        SettingsError: the engine is Spark, which is not installed.
     """
     if settings.batch_engine == "local":
         return LocalEngine()

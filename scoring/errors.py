@@ -1,11 +1,12 @@
-"""What can go wrong between a registered model, its features and a prediction.
+"""Errors between a registered model, its features and a prediction.
 
-Each error takes facts and makes one sentence that names the fault and the remedy. None holds feature values.
+Each error builds one sentence from its arguments, which names the fault and the remedy. No error contains feature
+values.
 
     ServingError
     ├── SettingsError               a setting is wrong or missing
     ├── EngineError                 the batch engine can't work on this machine
-    ├── RegistryError               the MLflow registry can't tell which version serves
+    ├── RegistryError               the MLflow registry can't resolve the version to serve
     │   ├── RegistryUnreachable
     │   ├── RegistryTooSlow
     │   ├── ModelNotRegistered
@@ -23,7 +24,7 @@ Each error takes facts and makes one sentence that names the fault and the remed
     ├── BatchRequestError           a batch request file that can't be scored
     ├── StorageError                a folder or an object store can't be read or written
     │   ├── StillWritten
-    │   └── NoRoom                  this machine has no room for a model version's files
+    │   └── NoRoom                  this machine has not enough disk space for a model version's files
     ├── FeaturesRejected            policy `reject`: an entity row lacks a usable feature
     └── PredictionFailed            the model raised, or its output is not one number per row
 """
@@ -34,13 +35,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 READING = "reading the online store"
-"""What `FeatureStoreError` says that a look-up was doing."""
+"""Name of the lookup operation in `FeatureStoreError`."""
 
 
 class ServingError(Exception):
-    """Base of all errors that this project raises on purpose. The message is one line for a person to act on.
+    """Base of all errors that this project raises on purpose. The message is one actionable line.
 
-    `public` is the message for callers of /ready: without addresses, and without the words of another server.
+    `public` is the message for callers of /ready, without addresses and without other servers' messages.
     """
 
     def __init__(self, message: str, public: str | None = None) -> None:
@@ -49,37 +50,37 @@ class ServingError(Exception):
 
 
 class SettingsError(ServingError):
-    """A setting is wrong or missing; `problem` continues the sentence that begins with the variable."""
+    """A setting is wrong or missing; `problem` continues a sentence that begins with the variable."""
 
     def __init__(self, variable: str, problem: str) -> None:
         super().__init__(f"{variable} {problem}")
 
 
 class EngineError(ServingError):
-    """The batch engine of the settings can't work here, or lost its workers."""
+    """The configured batch engine can't run on this machine, or lost its workers."""
 
 
 class RegistryError(ServingError):
-    """The MLflow registry can't tell which version serves."""
+    """The MLflow registry can't resolve the version to serve."""
 
 
 class RegistryUnreachable(RegistryError):
-    """The registry gave no usable answer; `cause` is the client's error."""
+    """The registry returned no usable response; `cause` is the client's error."""
 
     def __init__(self, uri: str, cause: BaseException | str) -> None:
         super().__init__(
-            f"The MLflow registry at {without_secrets(uri)} gave no answer ({first_line(cause)}): "
+            f"The MLflow registry at {without_secrets(uri)} did not respond ({first_line(cause)}): "
             "check MLFLOW_TRACKING_URI and that the server is up.",
-            f"The MLflow registry gave no answer ({_public(cause)}).",
+            f"The MLflow registry did not respond ({_public(cause)}).",
         )
 
 
 class RegistryTooSlow(RegistryError):
-    """The registry or its artifact store did not answer completely in time."""
+    """The registry or its artifact store did not respond completely in time."""
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(
-            f"The MLflow registry's answer was not complete within SERVING_LOAD_TIMEOUT_S={limit_s:g} seconds (files "
+            f"The MLflow registry's response was not complete within SERVING_LOAD_TIMEOUT_S={limit_s:g} seconds (files "
             "have one more second per megabyte): check the server and its artifact store."
         )
 
@@ -115,7 +116,7 @@ class VersionNotFound(RegistryError):
 
 
 class ModelRefused(ServingError):
-    """This model version can't serve as it is; `reason` says why, and what to do."""
+    """This model version can't serve; `reason` states the cause and the remedy."""
 
     def __init__(self, model: str, reason: str) -> None:
         self.reason = reason
@@ -141,7 +142,7 @@ class FeatureStoreError(ServingError):
 
     def __init__(self, doing: str, cause: BaseException | str) -> None:
         if isinstance(cause, BaseException) and isinstance(cause.__cause__, ImportError):
-            cause = cause.__cause__  # Feast names the module that it could not import; the cause says why
+            cause = cause.__cause__  # Feast names the module that it could not import; the cause has the reason
         failed = f"The feature store failed while {doing}"
         super().__init__(f"{failed}: {first_line(cause)}", f"{failed}: {_public(cause)}")
 
@@ -154,10 +155,10 @@ class UnusableFeature(FeatureStoreError):
 
 
 class FunctionNotRunnable(FeatureStoreError):
-    """The function of an on-demand view, as the Feast registry has it, can't be run."""
+    """The function of an on-demand view, as stored in the Feast registry, can't be run."""
 
     def __init__(self, view: str, cause: BaseException) -> None:
-        # All of it is public: the function was called with made-up values.
+        # The whole message is public, because the function was called with made-up values.
         why = f"{type(cause).__name__}: {first_line(cause)}"
         ServingError.__init__(self, f"The function of on-demand view {view!r} can't be run: {why}")
 
@@ -172,7 +173,7 @@ class UnreadableSource(FeatureStoreError):
 
 
 class NotMaterialized(FeatureStoreError):
-    """Some feature views could not be materialized; `causes` has their errors by view. All others were."""
+    """Some feature views could not be materialized; `causes` maps each to its error. All others were materialized."""
 
     def __init__(self, causes: Mapping[str, BaseException | str]) -> None:
         failed = "The feature store failed while materializing the online store"
@@ -195,11 +196,10 @@ class FeatureServiceNotFound(FeatureStoreError):
 
 
 class EntityRowsError(ServingError):
-    """Entity keys or request-time inputs can't be looked up; `row` counts from 0."""
+    """Entity keys or request-time inputs can't be looked up."""
 
-    def __init__(self, column: str, row: int | None, problem: str) -> None:
-        place = f"{column!r}" if row is None else f"{column!r}, row {row}"
-        super().__init__(f"Entity rows: {place}: {problem}")
+    def __init__(self, column: str, problem: str) -> None:
+        super().__init__(f"Entity rows: {column!r}: {problem}")
 
 
 class BatchRequestError(ServingError):
@@ -223,15 +223,19 @@ class StillWritten(StorageError):
     """The content of a file changed at every attempt to read it."""
 
     def __init__(self, place: str) -> None:
-        super().__init__("copying", place, "it kept changing: somebody is writing to it. Try again when it is complete")
+        super().__init__(
+            "copying", place, "it kept changing: another process is writing to it. Try again when it is complete"
+        )
 
 
 class NoRoom(StorageError):
-    """This machine has no room in `place` for a model version's files, which says nothing about that version."""
+    """There is not enough disk space in `place` for a model version's files. The version itself may be valid."""
 
     def __init__(self, place: str, why: str) -> None:
         super().__init__(
-            "keeping a model version's files in", place, f"{why}. Make room there, or set TMPDIR to another folder."
+            "keeping a model version's files in",
+            place,
+            f"{why}. Free disk space there, or set TMPDIR to another folder.",
         )
 
 
@@ -251,7 +255,7 @@ class FeaturesRejected(ServingError):
 class PredictionFailed(ServingError):
     """The model raised on complete feature vectors, or its output is not one number per row.
 
-    `transient`: this machine may be the cause, so that the same rows are worth another attempt.
+    If `transient`, this machine may be the cause, and another attempt with the same rows may succeed.
     """
 
     def __init__(self, model: str, problem: str, *, transient: bool = False) -> None:
@@ -262,9 +266,9 @@ class PredictionFailed(ServingError):
 
 
 def first_line(cause: BaseException | str, limit: int = 200) -> str:
-    """The first line of an error's message, at most `limit` characters, without credentials in addresses.
+    """Return the first line of an error's message, at most `limit` characters, without credentials in addresses.
 
-    Clients' errors embed whole frames and stack traces.
+    Errors of client libraries can contain whole frames and stack traces.
     """
     text = str(cause).strip() or type(cause).__name__
     line = re.sub(r"(?<!\S)\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
@@ -272,45 +276,45 @@ def first_line(cause: BaseException | str, limit: int = 200) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """The address without user, password and query, fit for a log or an error.
+    """Return the address without user, password and query, for logs and errors.
 
-    It drops everything before the last @, because a password may hold a / that should have been encoded.
+    Everything before the last @ is removed, because a password may contain a / that should have been encoded.
     """
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-# Class names, because every store's client has its own classes and none is imported for this. The first match counts:
-# redis-py's AuthenticationError is a ConnectionError, too.
+# Class names, because exception types differ between clients, and no client is imported for this. The first match
+# counts, because redis-py's AuthenticationError is also a ConnectionError.
 DESCRIPTIONS: dict[str, frozenset[str]] = {
     "it refused the user or password": frozenset({"AuthenticationError", "AuthorizationError", "NoPermissionError"}),
     "it is still loading its data": frozenset({"BusyLoadingError"}),
     "it refused the connection": frozenset({"ConnectionRefusedError"}),
     "its host name is unknown": frozenset({"gaierror"}),
-    "it did not answer in time": frozenset({"TimeoutError", "Timeout"}),
+    "it did not respond in time": frozenset({"TimeoutError", "Timeout"}),
     "the connection to it failed": frozenset({"ConnectionError"}),
-    "it answered with an error": frozenset({"ResponseError"}),
+    "it responded with an error": frozenset({"ResponseError"}),
 }
 # A full disk, a quota, this process's own limit, a file system that became read-only.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def safe_description(error: BaseException) -> str:
-    """The kind of failure, by the error or its causes, without their messages; an unknown kind's class name."""
+    """Return the kind of failure of the error or its causes, without their messages, or else the error's class name."""
     names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     return next((words for words, kinds in DESCRIPTIONS.items() if names & kinds), type(error).__name__)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a server could not be reached, gave no answer in time, or refused the user."""
-    return safe_description(error) in DESCRIPTIONS.keys() - {"it answered with an error"}
+    """Return whether a server could not be reached, did not respond in time, or refused the user."""
+    return safe_description(error) in DESCRIPTIONS.keys() - {"it responded with an error"}
 
 
 def why_no_room(error: BaseException) -> str | None:
-    """The system's message if the error means that it takes no more bytes; None for any other error."""
+    """Return the system's message if the error means that there is not enough disk space; None for any other error."""
     for each in _chain(error):
         for number in NO_SPACE:
-            # MLflow 3.17 keeps the cause of its own errors in their message alone.
+            # MLflow 3.17 keeps the cause of its own errors only in their message.
             if (isinstance(each, OSError) and each.errno == number) or f"[Errno {number}] " in str(each):
                 return os.strerror(number)
         if isinstance(each, FileNotFoundError) and "No usable temporary directory" in str(each):

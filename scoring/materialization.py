@@ -1,4 +1,4 @@
-"""Where a class that a feature_store.yaml may still name was before version 0.2."""
+"""Former location of a class; raises ImportError with the new path."""
 
 raise ImportError(
     "scoring.materialization.StreamingComputeEngine moved: "

@@ -1,4 +1,4 @@
-"""From feature vectors to scores, by the declared policy. Batch and online call the same function."""
+"""Turns feature vectors into scores according to the declared policy. Batch and online call the same function."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ IMPUTED = "imputed_"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What happens to a row that can't be scored as it is."""
+    """The treatment of rows that can't be scored as they are."""
 
     kind: MissingFeaturesPolicy = "exclude"
     impute_values: dict[str, float | int | bool | str | None] = {}
@@ -40,10 +40,10 @@ class Scores(msgspec.Struct, frozen=True):
     """The scores of n rows, in their order."""
 
     predictions: pa.Array
-    """float64 (n_rows,); null where the row has no prediction. Never NaN or infinite."""
+    """float64 (n_rows,); null if the row has no prediction. Never NaN or infinite."""
     reasons: pa.Array
-    """string (n_rows,). Where there is no prediction, `not_found`, `stale`, `null_feature`, `not_finite` or
-    `model_failed`; where the policy filled a gap, `imputed_not_found` and so on; otherwise null."""
+    """string (n_rows,). `not_found`, `stale`, `null_feature`, `not_finite` or `model_failed` if there is no prediction;
+    `imputed_not_found` and so on if the policy filled a gap; otherwise null."""
     failure: PredictionFailed | None = None
     """The error to raise if `failed_on_all`; None unless a row has the reason `model_failed`."""
 
@@ -58,19 +58,19 @@ def score(
 ) -> Scores:
     """Predict for every row that the policy admits.
 
-    A row on which the model raises gets the reason `model_failed`, also if it is the only one: see `failed_on_all`.
+    A row on which the model raises gets the reason `model_failed`, even if it is the only row: see `failed_on_all`.
 
     Args:
         model: the loaded version.
         vectors: feature vectors (n_rows, n_inputs), in the model's signature order and types; null = unknown.
-        reasons: string (n_rows,), why a row is incomplete; null where it is complete (`missing_reasons`).
+        reasons: string (n_rows,), why a row is incomplete; null if it is complete (`missing_reasons`).
         policy: what to do with rows that are incomplete or that the model fails on.
-        name_row: returns a name of row i for messages: its key, or its place in a file.
+        name_row: returns a name of row i for messages: its key, or its number in a file.
         search_s: time limit, in seconds, of the search for rows on which the model raises.
 
     Raises:
         FeaturesRejected: the policy is `reject` and a row is incomplete.
-        PredictionFailed: the policy is `reject` and the model raised; or see `predict_rows`.
+        PredictionFailed: the policy is `reject` and the model raised, or `predict_rows` raises it.
     """
     if reasons.null_count == len(reasons):
         return _scored(model, vectors, reasons, policy, name_row, search_s)
@@ -93,7 +93,7 @@ def score(
 
 
 def failed_on_all(predicted: int, reasons: Mapping[Any, int]) -> bool:
-    """Return whether a model failed on every row that it was given: then the request or run fails.
+    """Return whether a model failed on all of its rows, in which case the request or run fails.
 
     Args:
         predicted: number of rows with a prediction.
@@ -127,7 +127,7 @@ def _scored(
 
 
 def _log_failures(failures: RowFailures, row: str, policy: Policy) -> PredictionFailed:
-    """Log what the model raised. Returns the error for the case that it failed on every row."""
+    """Log the model's exception. Return the error to raise if it failed on every row."""
     error, because_of = failures.error, _because_of(failures)
     kind = type(error.__cause__).__name__
     # The message may quote feature values, and the row may be named by its keys.
@@ -136,7 +136,7 @@ def _log_failures(failures: RowFailures, row: str, policy: Policy) -> Prediction
         detail = f"{because_of}: {kind} (SERVING_LOG_MODEL_ERRORS=false omits its message)"
     failed, rows = np.count_nonzero(failures.rows), len(failures.rows)
     log.warning("Model version %s failed on %d of %d rows%s", error.model, failed, rows, detail)
-    failure = PredictionFailed(error.model, f"{kind} on every row that it was given{because_of}; the log has more")
+    failure = PredictionFailed(error.model, f"{kind} on every row{because_of}; see the log")
     failure.__cause__ = error.__cause__
     return failure
 

@@ -1,4 +1,4 @@
-"""Where a class that a feature_store.yaml may still name was before version 0.2."""
+"""Former location of a class that is no longer needed; raises ImportError with its replacement."""
 
 raise ImportError(
     "scoring.redis_store.BulkRedisOnlineStore is no longer needed: "

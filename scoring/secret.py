@@ -1,4 +1,4 @@
-"""Strings that are printed as asterisks, so that no log, message or representation of the settings has them."""
+"""Strings that are printed as asterisks, so that logs, messages and representations of the settings omit them."""
 
 MIN_LENGTH = 16
 

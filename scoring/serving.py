@@ -1,4 +1,4 @@
-"""Load a model version and link it to its features. Batch and online both start here."""
+"""Loads a model version and links it to its features, for batch and online."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def resolve_version(registry: Registry, settings: Settings, pinned: int | None =
     """Return the exact version to use: the pinned one, or the one that the alias names now. Call it once per run.
 
     Raises:
-        RegistryError: the registry does not answer, or has no such version or alias.
+        RegistryError: the registry does not respond, or has no such version or alias.
     """
     if pinned is not None:
         return registry.version(settings.model_name, pinned)
@@ -48,7 +48,7 @@ def load_serving_model(
     """Load one version, link it to its features and admit it, all in this process.
 
     The API loads a version in a trial process first (`trial_load`), because a crash would end the service. Here a crash
-    ends one batch run, and the old output stays. The files are copied to the folder `keep`, or deleted at the end.
+    ends one batch run, and the old output is unchanged. The files are copied to the folder `keep`, or else deleted.
 
     Raises:
         RegistryError: the files can't be fetched.
@@ -102,7 +102,7 @@ def link_version(
 
 
 def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
-    """Refuse names that two columns of a batch output would have. DuckDB, which joins, ignores the case of names."""
+    """Refuse names that two columns of a batch output would share. DuckDB's join compares them case-insensitively."""
     computed = {feature.input for feature in features.features}
     in_request = tuple(dict.fromkeys((*features.request_columns, EVENT_TIMESTAMP)))
     for name in dict.fromkeys((*features.signature.names, *features.request_columns)):

@@ -1,4 +1,4 @@
-"""The settings: read from the environment once, at startup, and passed on as a value."""
+"""Reads the settings from the environment once, at startup."""
 
 import difflib
 import types
@@ -172,8 +172,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_concurrent_requests: Annotated[int, Meta(ge=1, le=256)] = 2
     """Threads that look up features and predict. One thread processes all requests that wait at the same time together;
-    another joins in if that takes longer than 10 ms and longer than usual. More threads help only if the feature store
-    is far away."""
+    another joins in if that takes longer than 1.5 times the usual duration, but at least 10 ms and at most 50 ms. More
+    threads help only if the feature store is far away."""
 
     max_waiting_requests: Annotated[int, Meta(ge=0, le=10_000)] = 128
     """Unfinished requests allowed in addition to the number of those threads. Further requests get 503 at once."""
@@ -234,19 +234,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**values)
 
     def __repr__(self) -> str:
-        """Omits passwords in URLs and the values of SERVING_SPARK_CONF."""
+        """Return a representation without passwords in URLs and values of SERVING_SPARK_CONF."""
         values = msgspec.structs.asdict(self) | {"spark_conf": dict.fromkeys(self.spark_conf, "***")}
         safe = {name: without_secrets(value) if isinstance(value, str) else value for name, value in values.items()}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in safe.items())})"
 
     @property
     def registry_uri(self) -> str:
-        """URI of the model registry; the tracking server's unless set."""
+        """Return the URI of the model registry, by default that of the tracking server."""
         return self.mlflow_registry_uri or self.mlflow_tracking_uri
 
 
 def variable_names() -> dict[str, str]:
-    """Field of `Settings` → its environment variable."""
+    """Return field of `Settings` → its environment variable."""
     return {field: TOOL_VARIABLES.get(field, PREFIX + field.upper()) for field in Settings.__struct_fields__}
 
 

@@ -1,4 +1,4 @@
 """Arrow types and conversions: the model signature, timestamps, values as strings.
 
-Knows pyarrow only: no model, no store, no file.
+Of this project, the package imports only `scoring.errors`. It accesses no model, store or file.
 """

@@ -1,4 +1,4 @@
-"""The model signature: a model's inputs, their order and their types."""
+"""The model signature, which defines a model's inputs, their order and their types."""
 
 import functools
 
@@ -23,7 +23,7 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 # A double can represent every integer up to this one.
 MAX_EXACT_INTEGER = 2**53
 
-# Values of a row whose result does not matter: a probe, or a made-up golden row.
+# Values of a row whose result is irrelevant: a probe, or a made-up golden row.
 NEUTRAL: dict[pa.DataType, object] = {
     pa.bool_(): False,
     pa.int32(): 0,
@@ -41,29 +41,29 @@ OUTPUT_COLUMNS = ("prediction", "reason", "model_name", "model_version", "featur
 
 
 EVENT_TIMESTAMP = "event_timestamp"
-"""The column of a batch request that says as of when its rows' features are joined."""
+"""The column of a batch request with the time as of which a row's features are joined."""
 
 
 class ModelInput(msgspec.Struct, frozen=True):
-    """One input of a model: its name and the Arrow type in which the model was trained on it."""
+    """One input of a model: its name and the Arrow type that the model was trained with."""
 
     name: str
     dtype: pa.DataType
 
 
 class Signature(msgspec.Struct, frozen=True, dict=True):
-    """A model's inputs in the order that it expects, as stored with the model."""
+    """A model's inputs in the expected order, as stored with the model."""
 
     inputs: tuple[ModelInput, ...]
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The inputs' names, in order."""
+        """Return the inputs' names, in order."""
         return tuple(column.name for column in self.inputs)
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of feature vectors: one nullable field per input, in order."""
+        """Return the Arrow schema of feature vectors, with one nullable field per input, in order."""
         return pa.schema([(column.name, column.dtype) for column in self.inputs])
 
 
@@ -71,8 +71,8 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
     """Return the signature that MLflow stored.
 
     Args:
-        model: `name/version`, for the error.
-        columns: the decoded `signature.inputs` of the MLmodel file: dicts with `name` and `type`; None without one.
+        model: `name/version`, for error messages.
+        columns: the decoded `signature.inputs` of the MLmodel file, dicts with `name` and `type`; None if missing.
 
     Raises:
         ModelRefused: there is no signature, its inputs have no names (a tensor), or one has an unsupported type.
@@ -94,7 +94,7 @@ def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signa
     if unusable:
         raise ModelRefused(
             model,
-            f"its inputs {', '.join(unusable)} have types that can't be served; these can: {', '.join(ARROW_TYPES)}.",
+            f"its inputs {', '.join(unusable)} have unsupported types; supported: {', '.join(ARROW_TYPES)}.",
         )
     return Signature(tuple(ModelInput(str(column["name"]), ARROW_TYPES[str(column["type"])]) for column in columns))
 
@@ -103,8 +103,8 @@ def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
     """Return whether values of `source` may be converted to `target`.
 
     Widening is allowed, and so is a conversion that is checked value by value (int64 to int32 or to double). A
-    conversion that would round silently (double to float) or needs a convention (string to number, float to integer) is
-    not.
+    conversion that would round silently (double to float) or that needs a convention (string to number, float to
+    integer) is not allowed.
     """
     if source == target or (pa.types.is_timestamp(source) and pa.types.is_timestamp(target)):
         return True
@@ -116,7 +116,7 @@ def holds_every_value(source: pa.DataType, target: pa.DataType) -> bool:
 
 
 def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) -> pa.Array | pa.ChunkedArray:
-    """Return `column` as `target`, with the same values. NaN and infinity become null, which also means unknown.
+    """Convert `column` to `target`, with the same values. NaN and infinity become null, which means unknown.
 
     Raises:
         UnusableFeature: `target` can't represent a value exactly (an int64 beyond int32, or beyond 2**53 in a double).
@@ -133,21 +133,21 @@ def conform(column: pa.Array | pa.ChunkedArray, target: pa.DataType, name: str) 
             column = pc.cast(column, target)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             doing = f"converting {name!r} from {column.type} to {target}, as the model expects"
-            raise UnusableFeature(doing, "a value has no counterpart there") from None
+            raise UnusableFeature(doing, "a value can't be represented in that type") from None
     if pa.types.is_floating(target) and not _all_finite(column):
         column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, target))
     return column
 
 
 def or_null(column: pa.Array | pa.ChunkedArray, target: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """`column` as `target`; null where a value has no exact counterpart. For types that `holds_every_value` allows."""
+    """Convert `column` to `target`, which `holds_every_value` allows. Values that don't fit exactly become null."""
     converted = pc.cast(column, target, safe=False)
     exact = pc.equal(pc.cast(converted, column.type, safe=False), column)
     return pc.if_else(exact, converted, pa.scalar(None, target))
 
 
 def _widened(column: pa.Array) -> pa.Array | None:
-    """Return numbers without nulls as finite doubles of the same value, in half of Arrow's time for a few; or None."""
+    """Convert numbers without nulls to finite doubles, in half of Arrow's time for a few; None if that is inexact."""
     if column.type == pa.float32():
         values = column.to_numpy().astype(np.float64)
         return pa.array(values) if np.isfinite(values).all() else None
@@ -159,7 +159,7 @@ def _widened(column: pa.Array) -> pa.Array | None:
 
 
 def as_stored(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Return values of an offline source as an online store keeps values of a declared type.
+    """Convert values of an offline source to those that an online store keeps for a declared type.
 
     Feast writes timestamps in seconds, and NaN as null.
 
@@ -177,5 +177,5 @@ def as_stored(column: pa.Array | pa.ChunkedArray, declared: pa.DataType) -> pa.A
 
 
 def _all_finite(column: pa.Array | pa.ChunkedArray) -> bool:
-    # In a tenth of the time that Arrow's own functions take for a few values.
+    # For a few values, this takes a tenth of the time of Arrow's own functions.
     return column.null_count == 0 and bool(np.isfinite(column.to_numpy()).all())

@@ -1,10 +1,10 @@
-"""Arrow values as strings for people, those that Python can't hold included."""
+"""Formats Arrow values for display, including those that Python can't represent."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 NOT_PRINTABLE = "(not shown)"
-# Kinds of strings besides `string`. Older writers of Parquet mark strings as bytes.
+# Types that hold strings, in addition to `string`. Older Parquet writers mark strings as bytes.
 STRINGS = (
     pa.types.is_large_string,
     pa.types.is_string_view,
@@ -15,34 +15,34 @@ STRINGS = (
 
 
 def to_string(value: pa.Scalar) -> str:
-    """The value as Python prints it, else as Arrow does, else `(not shown)`; empty for a null. Never raises.
+    """Format a value like Python, or else like Arrow, or else as `(not shown)`; empty for a null. Never raises.
 
-    Python has no date before year 1 or after 9999, no unknown time zone, and no dict with a duplicate key.
+    Python can't represent dates before year 1 or after 9999, unknown time zones, or dicts with duplicate keys.
     """
     try:
-        # The scalar itself is asked whether it is null: the values of some nulls can't be converted, either.
+        # Check `is_valid`, because some nulls can't be converted, either.
         return str(value.as_py()) if value.is_valid else ""
-    except Exception:  # each type raises its own kinds: OverflowError, UnicodeDecodeError, pytz's
+    except Exception:  # exception types differ between Arrow types: OverflowError, UnicodeDecodeError, pytz's
         return _printed_by_arrow(value)
 
 
 def _printed_by_arrow(value: pa.Scalar) -> str:
     try:
         if pa.types.is_timestamp(value.type):
-            # Its zone may be unknown. Without a zone it is in UTC.
+            # Its zone may be unknown. Without a zone, it is printed in UTC.
             value = pc.cast(value, pa.timestamp(value.type.unit))
         if pa.types.is_string(value.type) or pa.types.is_large_string(value.type):
             return str(value.as_buffer().to_pybytes().decode(errors="replace"))
         return str(pc.cast(value, pa.string()).as_py())
-    except Exception:  # display is not worth a failure
+    except Exception:  # displaying a value must never fail
         return NOT_PRINTABLE
 
 
 def plain_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionaries decoded, UUIDs, bytes and other kinds of strings as `string`, all other columns unchanged.
+    """Decode dictionaries, and convert UUIDs, bytes and other types of strings to `string`. Keep all other columns.
 
     Raises:
-        ArrowInvalid: bytes are not UTF-8.
+        ArrowInvalid: the bytes are not UTF-8.
     """
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)

@@ -1,4 +1,4 @@
-"""ISO 8601 strings, dates and timestamps as timestamp[us, UTC], within the range that every store holds."""
+"""Converts ISO 8601 strings, dates and timestamps to timestamp[us, UTC], within the range that every store supports."""
 
 from datetime import UTC, datetime
 
@@ -13,12 +13,12 @@ ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
 DATE_ALONE = ISO_DATE + r"\s*$"
 ZONED = ISO_DATE + r".*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 
-# What pandas' nanoseconds hold; offline stores get their entity rows in them.
+# Range of pandas' nanosecond timestamps, which offline stores use for entity rows.
 EARLIEST, LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 
 
 def to_timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """ISO 8601 strings, dates or timestamps as TIMESTAMP, rounded down to microseconds; UTC where there is no zone.
+    """Convert ISO 8601 strings, dates or timestamps to TIMESTAMP, rounded down to microseconds; UTC if without a zone.
 
     Raises:
         ArrowInvalid, ArrowNotImplementedError, ValueError, OverflowError: a value is not a timestamp, or out of range.
@@ -33,7 +33,7 @@ def to_timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return _in_range(pc.assume_timezone(pc.cast(column, pa.timestamp("us")), "UTC"))
     if not pa.types.is_string(column.type):
         raise pa.ArrowInvalid(f"{column.type} is not a timestamp")
-    # pandas also accepts "now", and years alone.
+    # Check the format, because pandas also accepts "now" and years alone.
     if not pc.all(pc.match_substring_regex(column, ISO_DATE), min_count=0).as_py():
         raise pa.ArrowInvalid("not an ISO 8601 date")
     import pandas as pd
@@ -43,14 +43,14 @@ def to_timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _to_microseconds(timestamps: pa.ChunkedArray) -> pa.ChunkedArray:
-    # A cast rounds towards 1970, and a timestamp that is later than it was could see a feature of its future.
+    # A cast rounds toward 1970, and rounding up could leak a future feature.
     if timestamps.type.unit == "ns" and (pc.min(pc.cast(timestamps, pa.int64())).as_py() or 0) < 0:
         timestamps = pc.floor_temporal(timestamps, unit="microsecond")
     return pc.cast(timestamps, TIMESTAMP, safe=timestamps.type.unit != "ns")
 
 
 def _with_zone(strings: pa.ChunkedArray) -> pa.ChunkedArray:
-    """ISO 8601 strings, with `Z` where they have no zone: pandas 2.3 gives them the zone of an earlier row."""
+    """Append `Z` to ISO 8601 strings without a zone, to which pandas 2.3 would apply the zone of an earlier row."""
     strings = pc.utf8_trim_whitespace(strings)
     as_utc = pc.binary_join_element_wise(strings, "Z", "")
     midnight = pc.binary_join_element_wise(strings, "T00:00:00Z", "")
@@ -59,7 +59,7 @@ def _with_zone(strings: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _in_range(timestamps: pa.ChunkedArray) -> pa.ChunkedArray:
-    # As integers: Arrow's timestamps exceed Python's.
+    # Compare as integers, because Arrow's range exceeds Python's.
     bounds = pc.min_max(pc.cast(timestamps, pa.int64())).as_py()
     first, last = (int(bound.timestamp()) * 1_000_000 for bound in (EARLIEST, LATEST))
     if bounds["min"] is not None and not (first <= bounds["min"] and bounds["max"] < last):

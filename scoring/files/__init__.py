@@ -1,4 +1,4 @@
-"""Whole files, on a local disk or in S3: located, copied, written atomically, and Parquet in bounded memory.
+"""Locates, copies and atomically writes files on a local disk or in S3, and handles Parquet in bounded memory.
 
-Knows nothing of models, features or requests.
+This package imports no code for models, features or requests.
 """

@@ -1,8 +1,9 @@
-"""Files that a reader always finds complete, old or new, and scratch folders. Both clean up after crashes.
+"""Atomic file replacement and scratch folders, with cleanup after crashes.
 
-A writer holds a lock on its unfinished file or folder, and the system releases the lock when the process ends, however
-it ends; so an unlocked one is a leftover. Process ids and ages would not do: containers that share a volume count
-processes separately, and runs may be long. On a file system without locks, nothing is taken for a leftover.
+A writer holds a lock on its unfinished file or folder. The system releases the lock when the process ends, even if it
+is killed, so that an unlocked file or folder is a leftover. Process ids and ages are not sufficient: containers that
+share a volume number their processes separately, and runs may be long. On a file system without locks, nothing is
+treated as a leftover.
 """
 
 import contextlib
@@ -23,10 +24,10 @@ SYNC_BYTES, SYNC_EVERY_S = 8 << 20, 0.05
 
 @contextlib.contextmanager
 def whole_file(destination: Path) -> Iterator[Path]:
-    """A path to write to, which replaces `destination` when the block ends, and is removed if the block raises.
+    """Provide a path whose file replaces `destination` when the block ends, and is removed if the block raises.
 
-    A missing folder is made, and removed again with the path. The bytes are on disk before the replacement. Of two
-    writers at once, the last one to end wins. Leftovers of killed writers of `destination` are removed first.
+    A missing folder is created, and removed again with the file. The bytes are on disk before the replacement. If two
+    writers run at once, the last one to end wins. Leftovers of killed writers of `destination` are removed first.
     """
     destination = destination.absolute()
     if destination.is_dir():  # otherwise the replacement would fail, after all the writing
@@ -45,7 +46,7 @@ def whole_file(destination: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         os.close(handle)
         if made:
-            with contextlib.suppress(OSError):  # it holds the new file, or another writer's part
+            with contextlib.suppress(OSError):  # it contains the new file, or another writer's part
                 destination.parent.rmdir()
 
 
@@ -74,12 +75,12 @@ def _sync_as_it_grows(part: Path, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder below TMPDIR for this block's own files, removed when the block ends.
+    """Provide a folder below TMPDIR that is removed when the block ends.
 
     Leftovers of killed processes are removed first.
 
     Raises:
-        OSError: there is no room for it, or its parent can't be made or belongs to another user.
+        OSError: there is not enough disk space, or its parent can't be created or belongs to another user.
     """
     root = scratch_root()
     _remove_leftovers(root, SCRATCH_PREFIX, "")
@@ -92,17 +93,17 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def scratch_root() -> Path:
-    """The folder below TMPDIR that holds this user's scratch folders and nothing else.
+    """Create and return the folder below TMPDIR that contains only this user's scratch folders.
 
     Raises:
-        OSError: it can't be made, or belongs to another user.
+        OSError: it can't be created, or belongs to another user.
     """
     root = Path(tempfile.gettempdir()) / f"model-serving-scratch-{os.getuid()}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        # Not of these classes, which would seem to be about the file that the caller writes.
-        raise OSError(f"{root} can't be made, because a file is in its place: remove it, or set TMPDIR") from error
+        # Raise another class, because these would seem to refer to the file that the caller writes.
+        raise OSError(f"{root} can't be created, because a file has this name: remove it, or set TMPDIR") from error
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "not a folder of this user: remove it, or set TMPDIR", str(root))
@@ -123,7 +124,7 @@ def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
 
 
 def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
-    """Handle and path of a new part, and whether its folder was made for it."""
+    """Create a part. Return its handle and path, and whether its folder was created for it."""
     made = False
     while True:
         made |= not folder.exists()
@@ -145,7 +146,7 @@ def _new_scratch(root: Path) -> tuple[int, Path]:
 
 
 def _lock(handle: int, path: Path) -> bool:
-    """Lock a new file or folder; False, with the handle closed, if another process took it for a leftover before."""
+    """Lock a new file or folder. If another process removed it as a leftover, close the handle and return False."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Which encoding and codec each column of our parquet files has."""
+"""Chooses encoding and codec for each column of a parquet file."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CODEC = "snappy"
-# Four times pyarrow's default takes 4 % less time. A page ends after such a batch, once it is full.
+# Four times pyarrow's default, which takes 4 % less time. A page ends after the batch that fills it.
 VALUES_PER_WRITE = 4096
 
 
 def encodings(first: pa.Table, constants: Collection[str] = ()) -> dict[str, Any]:
-    """Options of pyarrow's ParquetWriter for a file that begins with these rows.
+    """Return options of pyarrow's ParquetWriter for a file that begins with these rows.
 
     Strings and booleans get a dictionary. For floats, a dictionary takes most of the writing time and saves nothing,
     because values hardly repeat. Integers and timestamps are delta-encoded: ids, counts and times become smaller than
@@ -22,7 +22,7 @@ def encodings(first: pa.Table, constants: Collection[str] = ()) -> dict[str, Any
 
     Args:
         first: the first row group.
-        constants: columns made by `constant`.
+        constants: columns created by `constant`.
     """
     schema = first.schema
     repeating = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
@@ -38,7 +38,7 @@ def encodings(first: pa.Table, constants: Collection[str] = ()) -> dict[str, Any
 
 
 def constant(value: str, rows: int) -> pa.DictionaryArray:
-    """A column that repeats one string. It is written in a third of the time of a plain column."""
+    """Return a column that repeats one string. Writing it takes a third of the time of a plain column."""
     return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int8), pa.array([value]))
 
 
@@ -50,14 +50,14 @@ def _incompressible(first: pa.Table) -> Iterator[str]:
     codec = pa.Codec(CODEC)
     for field, column in zip(first.schema, first.columns, strict=True):
         if pa.types.is_floating(field.type) and "." not in field.name:
-            # Without nulls, whose bytes are undefined.
+            # Drop nulls, because their bytes are undefined.
             values = column.combine_chunks().drop_null().to_numpy()
             if len(codec.compress(values)) * 3 > values.nbytes * 2 > 0:
                 yield field.name
 
 
 def _leaves(first: pa.Table) -> list[str]:
-    """Paths of the file's columns for this schema: a column of lists or structs has its own, or several."""
+    """Return the paths of the file's columns for this schema. A column of lists or structs has one or more others."""
     file = pa.BufferOutputStream()
     pq.write_table(first.slice(0, 0), file)
     schema = pq.ParquetFile(file.getvalue()).schema

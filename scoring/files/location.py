@@ -1,6 +1,6 @@
-"""Where requests and results are kept: a folder on this machine, or a prefix of an S3 bucket.
+"""Storage locations of requests and results: a local folder, or a prefix in an S3 bucket.
 
-pyarrow talks to S3, and finds credentials and region as every AWS tool does: in AWS_ACCESS_KEY_ID and its like,
+pyarrow accesses S3, and finds credentials and region like other AWS tools: in AWS_ACCESS_KEY_ID and related variables,
 AWS_REGION, ~/.aws, or the machine's role. AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL names a server other than Amazon's.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem, S3FileSystem
 
 ALLOWED = "a folder, file:///folder or s3://bucket/prefix"
-# pyarrow tries three times. The second is how long a server may send nothing.
+# pyarrow tries three times. REQUEST_TIMEOUT_S limits the time without data.
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 10
 
 
@@ -36,10 +36,10 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Location:
-    """A file or folder, on this machine or in S3. `location / "name"` is below it. Creating one opens nothing.
+    """A file or folder, on this machine or in S3. `location / "name"` is below it. Creating a location opens nothing.
 
     Raises:
-        ValueError: the text names no such place.
+        ValueError: the string is not a valid location.
     """
 
     __slots__ = ("_bucket_path", "_path")
@@ -61,17 +61,17 @@ class Location:
 
     @property
     def local(self) -> Path | None:
-        """The path on this machine; None in S3."""
+        """Return the path on this machine; None in S3."""
         return self._path
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Return the last part of the path."""
         return str(self).rpartition("/")[2]
 
     @property
     def parent(self) -> "Location":
-        """The folder that contains it."""
+        """Return the folder that contains it."""
         return Location(self._path.parent) if self._path is not None else Location(str(self).rpartition("/")[0])
 
     def __truediv__(self, name: str) -> "Location":
@@ -90,7 +90,7 @@ class Location:
         return hash(str(self))
 
     def filesystem(self) -> tuple["FileSystem", str]:
-        """pyarrow's file system and the path in it, which raises pyarrow's own errors."""
+        """Return pyarrow's file system, which raises pyarrow's own errors, and the path in it."""
         if self._path is not None:
             from pyarrow.fs import LocalFileSystem
 
@@ -98,7 +98,7 @@ class Location:
         return s3(), str(self._bucket_path)
 
     def files(self) -> list[Entry]:
-        """The files directly in this folder, in no order. A prefix without objects has none.
+        """Return the files directly in this folder, in any order. A prefix without objects has none.
 
         Raises:
             FileNotFoundError: there is no such folder on this machine.
@@ -116,9 +116,9 @@ class Location:
             return [Entry(each.base_name, each.size, each.mtime_ns) for each in found if each.is_file]
 
     def open(self) -> "NativeFile":
-        """The file, for random reads, as `ParquetFile` needs it. Close it.
+        """Open the file for random reads, as `ParquetFile` needs them. The caller must close it.
 
-        In S3 each read is a request of its own: `fetch` a file that another process may replace meanwhile.
+        In S3, each read is a separate request: use `fetch` for a file that another process may replace meanwhile.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -132,19 +132,22 @@ class Location:
             return s3().open_input_file(self._bucket_path)
 
     def read_bytes(self) -> bytes:
-        """All bytes of a small file. Raises as `open` does."""
+        """Return all bytes of a small file. Raises like `open`."""
         with self.open() as file, storage_errors("reading", self):
             return bytes(file.read())
 
     def exists(self) -> bool:
-        """Whether there is such a file. Raises StorageError if the store gives no answer."""
+        """Return whether the file exists. Raises StorageError if the store does not respond."""
         with storage_errors("looking for", self):
             if self._path is not None:
                 return self._path.is_file()
             return bool(s3().get_file_info(self._bucket_path).is_file)
 
     def stamp(self) -> str:
-        """Changes with every write: the ETag in S3; inode, size and time on a disk. Raises as `open` does."""
+        """Return a token that changes with every write: the ETag in S3; inode, size and time on a disk.
+
+        Raises like `open`.
+        """
         with storage_errors("looking at", self):
             if self._path is not None:
                 found = self._path.stat()
@@ -163,7 +166,7 @@ def _scan(folder: Path) -> Iterator[Entry]:
 
 
 def s3() -> "S3FileSystem":
-    """S3 as the environment configures it. The first use connects."""
+    """Return the S3 file system that the environment configures. It connects lazily."""
     # pyarrow 25 reads the endpoint from the environment only if it gets a URI.
     return _s3_at(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None)
 
@@ -176,7 +179,7 @@ def _s3_at(endpoint: str | None) -> "S3FileSystem":
         endpoint_override=endpoint,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
-        background_writes=False,  # with them, parts of the file wait in memory: all of them on a slow network
+        background_writes=False,  # otherwise parts are buffered in memory: all of them on a slow network
     )
 
 

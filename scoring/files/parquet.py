@@ -1,4 +1,4 @@
-"""Tables in parquet files: the same rows give the same bytes, and several files read as one table."""
+"""Reads several parquet files as one table, and writes tables so that the same rows give the same bytes."""
 
 import base64
 import contextlib
@@ -18,12 +18,12 @@ ROWS_PER_BATCH = 65_536
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:
-    """An empty table. `Schema.empty_table` can't make one of every type (pyarrow 25)."""
+    """Return an empty table. `Schema.empty_table` does not support every type (pyarrow 25)."""
     return pa.Table.from_batches([], schema)
 
 
 class ParquetFiles:
-    """Parquet files of one schema, read as one table, in their order. A context manager that keeps them open.
+    """Reads parquet files of one schema as one table, in their order. A context manager that keeps the files open.
 
     Raises:
         FileNotFoundError, StorageError: a file can't be opened.
@@ -49,19 +49,19 @@ class ParquetFiles:
 
     @property
     def row_groups(self) -> int:
-        """Number of row groups in all files."""
+        """Return the number of row groups in all files."""
         return len(self._groups)
 
     def first(self, rows: int) -> pa.Table:
-        """The first rows, at most so many."""
+        """Return the first rows, at most `rows`."""
         for file in self._files:
             for batch in file.iter_batches(batch_size=rows):
                 return pa.Table.from_batches([batch])
         return no_rows(self.schema)
 
     def nulls(self, column: str) -> int:
-        """Number of nulls in a column, from the files' statistics where they have them."""
-        # Statistics are kept for leaves: a column of lists or structs has several, or none of its own name.
+        """Return the number of nulls in a column, from the files' statistics if available."""
+        # Statistics exist for leaves: a column of lists or structs has several, or none with its own name.
         leaves = self._files[0].schema
         place = next(i for i in range(len(leaves)) if leaves.column(i).path == column)
         nulls = 0
@@ -74,13 +74,13 @@ class ParquetFiles:
         return nulls
 
     def values(self, column: str, row_groups: Iterable[int]) -> pa.Array:
-        """The non-null values of a column in some row groups, which are counted over all files."""
+        """Return the non-null values of a column in some row groups, which are counted over all files."""
         chosen = [self._groups[each] for each in row_groups]
         chunks = [chunk for file, group in chosen for chunk in file.read_row_group(group, [column])[column].chunks]
         return pa.chunked_array(chunks, self.schema.field(column).type).combine_chunks().drop_null()
 
     def between(self, start: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows from `start` to before `stop`, counted over all files, at most a row group at a time."""
+        """Yield the rows from `start` to before `stop`, counted over all files, at most one row group at a time."""
         end = 0
         for file, group in self._groups:
             begin, end = end, end + file.metadata.row_group(group).num_rows
@@ -90,15 +90,15 @@ class ParquetFiles:
 
 
 class RowsInTurn:
-    """The rows of a stream of tables, in pieces of any other size."""
+    """Splits a stream of tables into pieces of other sizes."""
 
     def __init__(self, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-        """Take nothing yet; `schema` is that of the tables."""
+        """Store the stream; `schema` is the schema of the tables."""
         self._tables = tables
         self._rest = no_rows(schema)
 
     def take(self, rows: int) -> pa.Table:
-        """The next rows; fewer at the end of the stream."""
+        """Return the next rows; fewer at the end of the stream."""
         taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
         pieces, missing = [taken], rows - taken.num_rows
         while missing and (following := next(self._tables, None)) is not None:
@@ -115,16 +115,16 @@ def write_tables(
     closing_metadata: Callable[[], dict[str, str]] = dict,
     constants: Collection[str] = (),
 ) -> int:
-    """Write tables of one schema, one after the other. Returns the number of rows.
+    """Write tables of one schema, one after the other. Return the number of rows.
 
-    A thread writes a row group while the next one is made: at most three of them are in memory.
+    A thread writes a row group while the next one is created: at most three of them are in memory.
 
     Args:
-        tables: at least one, of any sizes. Every row group but the last has ROWS_PER_BATCH rows.
-        file: where to write.
+        tables: at least one, of any size. Every row group except the last has ROWS_PER_BATCH rows.
+        file: the file to write.
         schema_metadata: metadata of the file's Arrow schema.
-        closing_metadata: called after the last row, for more metadata of the file.
-        constants: columns made by `scoring.files.encodings.constant`. In the file they have their values' type.
+        closing_metadata: called after the last row, for additional metadata of the file.
+        constants: columns created by `scoring.files.encodings.constant`. In the file they have their values' type.
     """
     pieces = _in_row_groups(iter(tables))
     first = next(pieces)
@@ -155,7 +155,7 @@ def _of_values(field: pa.Field) -> pa.Field:
 
 
 def _in_row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows, ROWS_PER_BATCH at a time; one empty table if there are none."""
+    """Yield the same rows, ROWS_PER_BATCH at a time; one empty table if there are none."""
     first = next(tables)
     rows = RowsInTurn(itertools.chain([first], tables), first.schema)
     piece = rows.take(ROWS_PER_BATCH)

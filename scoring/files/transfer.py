@@ -1,4 +1,4 @@
-"""Files between this machine and their location: one state of them, whole or not at all, hashed on the way."""
+"""Consistent, hashed copies between this machine and storage."""
 
 import contextlib
 import errno
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from pyarrow import NativeFile
 
 ATTEMPTS = 10
-CHUNK_BYTES = 1 << 24  # in S3, each is a request of its own
+CHUNK_BYTES = 1 << 24  # in S3, each chunk is a separate request
 HASHED_BYTES, HASHED_EVERY_S = 1 << 20, 0.02
 TICK_NS = 20_000_000  # twice the longest tick of Linux
 
 
 class Content(msgspec.Struct, frozen=True):
-    """Which bytes a file holds."""
+    """Identity of a file's content."""
 
     name: str
     size: int
     """Bytes."""
     sha256: str
-    """Of all bytes, hex."""
+    """Hex digest of the content."""
 
 
 def fetch(source: Location, destination: Path) -> Content:
-    """Copy one state of a file to this machine, even if another process replaces the file meanwhile.
+    """Copy a consistent snapshot of a file to this machine, even if another process replaces the file meanwhile.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,7 +63,10 @@ def fetch(source: Location, destination: Path) -> Content:
 
 
 def _settled_stamp(source: Location) -> str:
-    """A stamp that the next write will change: the clock of a disk ticks, and two writes may share a tick."""
+    """Return a stamp that the next write will change.
+
+    File-system clocks are coarse, so that two writes may have the same time.
+    """
     stamp = source.stamp()
     if source.local is not None and 0 <= time.time_ns() - source.local.stat().st_mtime_ns < TICK_NS:
         time.sleep(TICK_NS / 1e9)
@@ -72,19 +75,19 @@ def _settled_stamp(source: Location) -> str:
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One state of a file, held open for reading."""
+    """A consistent snapshot of a file, held open for reading."""
 
     file: "NativeFile | Path"
-    """What `ParquetFile` takes."""
+    """The argument for `ParquetFile`."""
     content: Callable[[], Content]
-    """Which bytes they are; waits until all of them were hashed. Raises StillWritten if the file was written to."""
+    """Returns the identity of the content once all bytes are hashed. Raises StillWritten if the file was written to."""
 
 
 @contextlib.contextmanager
 def holding(source: Location, copy: Path) -> Iterator[Held]:
-    """Hold one state of a file, even if another process replaces the file meanwhile.
+    """Hold a consistent snapshot of a file, even if another process replaces the file meanwhile.
 
-    A file on this machine is read in place, and hashed by a thread. One in S3 is copied to `copy` first.
+    A file on this machine is read in place, and hashed by a thread. A file in S3 is first copied to `copy`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,12 +123,12 @@ def holding(source: Location, copy: Path) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def publishing(destination: Location) -> Iterator[Path]:
-    """An empty file on this machine to write to, which replaces `destination` when the block ends.
+    """Provide an empty local file that replaces `destination` when the block ends.
 
-    An older file stays as it was if the block raises, or the process is killed at any time.
+    An older file is unchanged if the block raises, or if the process is killed at any time.
 
     Raises:
-        StorageError: it can't be written, here or there (a full disk, an object store that is down).
+        StorageError: it can't be written, locally or remotely (a full disk, an object store that is down).
     """
     try:
         if destination.local is not None:
@@ -144,8 +147,8 @@ def publishing(destination: Location) -> Iterator[Path]:
 def _upload(file: Path, destination: Location) -> None:
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    # In one call: pyarrow 25 completes an upload when its stream is closed, even by an exception, so that an
-    # interrupted loop of writes would publish what it had written.
+    # Upload in one call. pyarrow 25 completes an upload when its stream is closed, even by an exception, so that an
+    # interrupted loop of writes would publish an incomplete file.
     path = str(destination).removeprefix("s3://")
     copy_files(str(file), path, source_filesystem=LocalFileSystem(), destination_filesystem=s3())
 
@@ -154,8 +157,7 @@ def _upload(file: Path, destination: Location) -> None:
 def hashing(file: Path) -> Iterator[Callable[[str], Content]]:
     """Hash a file while the block writes it from start to end.
 
-    Yields a function that gives the file's content under the name that it has for others. Call it when the file is
-    complete.
+    Yields a function that returns the file's content under its published name. Call it when the file is complete.
     """
     whole = threading.Event()
     with ThreadPoolExecutor(1, "hash") as thread:
@@ -184,7 +186,7 @@ def _digest_as_it_grows(file: Path, whole: threading.Event) -> tuple[int, str]:
 
 
 def content_of(file: Path, name: str) -> Content:
-    """Size and hash of a file on this machine, under the name that it has for others."""
+    """Return the size and hash of a file on this machine, under its published name."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256")
         return Content(name, opened.tell(), digest.hexdigest())

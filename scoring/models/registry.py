@@ -38,11 +38,6 @@ class ModelVersion(msgspec.Struct, frozen=True):
         return f"{self.name}/{self.version}"
 
     @property
-    def uri(self) -> str:
-        """`models:/name/version`, MLflow's address of exactly this version."""
-        return f"models:/{self.name}/{self.version}"
-
-    @property
     def data_version(self) -> str:
         """Return `name:version`, the Dagster data version of outputs of this version."""
         return f"{self.name}:{self.version}"

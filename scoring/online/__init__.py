@@ -1,1 +1,1 @@
-"""Feature vectors as of now, read from an online store. Knows nothing of batch requests, HTTP or model files."""
+"""Reads current feature vectors from an online store. Imports no code for batch requests, HTTP or model files."""

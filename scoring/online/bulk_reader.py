@@ -1,8 +1,8 @@
-"""Readers of Feast's online stores that look up all entities of a request, or of many requests, at once.
+"""Chooses a reader that looks up all entities of a request, or of many requests, at once.
 
-Feast reads an online store entity by entity and makes an object of each value. A bulk reader gets the same rows with
-one command, as columns. What it assumes about a store's layout is compared with Feast's own functions when it is made.
-Where they differ, or a service needs what it can't read, there is no bulk reader and Feast reads the store.
+Feast reads an online store entity by entity and creates an object for each value. A bulk reader gets the same rows
+together, as columns. Its assumptions about a store's layout are verified against Feast's own functions at construction.
+If they differ, or a service needs features that it can't read, Feast reads the store instead.
 """
 
 import logging
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader | None:
-    """A reader of what `features` needs, or None where Feast must read the store.
+    """Return a reader of the columns that `features` needs, or None if Feast must read the store.
 
-    That is the case for online stores other than Feast's SQLite or Redis, on-demand features (`on_demand_online` has
-    it read what these need), versioned views, types other than numbers, booleans and strings, and unknown layouts.
+    Feast must read online stores other than Feast's SQLite or Redis, on-demand features (`on_demand_online` requests
+    only their inputs), versioned views, types other than numbers, booleans and strings, and unknown layouts.
 
     Raises:
         FeatureStoreError: the store's settings are wrong.
@@ -49,7 +49,7 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
 
 
 def view_columns(features: ModelFeatures) -> list[ViewColumns] | None:
-    """What to read from each feature view; None unless all of it is plain values."""
+    """Return the columns to read from each feature view; None unless all of them are plain values."""
     if not all(not feature.on_demand and feature.dtype in VALUE_FIELDS for feature in features.features):
         return None
     return [

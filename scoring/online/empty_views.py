@@ -1,4 +1,4 @@
-"""Feature views without a row in the online store: all entities are `not_found` there, which nothing else explains."""
+"""Finds feature views without a row in the online store, for which every entity is `not_found`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,24 +15,24 @@ _NO_ROW = object()
 class EmptyViews:
     """The feature views of one model version that had no row in the online store when it was last searched.
 
-    SQLite and Redis are searched for a row of each view. Other stores can't list their rows: there, a view counts as
+    SQLite and Redis are searched for a row of each view. Other stores can't list their rows, so that a view counts as
     empty if Feast's registry records no materialization, until a lookup finds a row.
     """
 
     def __init__(self, store: "FeatureStore", features: ModelFeatures) -> None:
-        """Search once. A store that does not answer is not reported here."""
+        """Search once, ignoring store errors."""
         views = [features.feast.views[view.name] for view in features.views]
         self._views = {view.name: view for view in views}
         self._store = store
         self._list_keys = key_lister(store)
         self.names: Sequence[str] = sorted(self._views)
-        """As the Feast registry names them."""
+        """Names in the Feast registry."""
         if self._list_keys is None:
             self.names = [name for name in self.names if not self._views[name].materialization_intervals]
         self.search_again()
 
     def search_again(self) -> None:
-        """Search again, unless every view had a row. Raises nothing."""
+        """Search again, unless every view had a row. Ignore store errors."""
         if self.names and self._list_keys is not None:
             try:
                 # A view is not reported if the search ended before the store did.
@@ -41,10 +41,10 @@ class EmptyViews:
                     for name in self.names
                     if next(self._list_keys(self._store, self._views[name]), _NO_ROW) is _NO_ROW
                 ]
-            except Exception:  # each client raises its own; the store's probe reports it
+            except Exception:  # exception types differ between clients; the store's probe reports the failure
                 self.names = ()
 
     def row_found(self) -> None:
-        """A lookup found a row."""
+        """Record that a lookup found a row."""
         if self._list_keys is None:
             self.names = ()

@@ -1,4 +1,4 @@
-"""Reads an online store through Feast: any store, entity by entity."""
+"""Reads any online store through Feast, entity by entity."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class FeastReader:
-    """A `StoreReader` that calls Feast, for a whole feature service or for some features of it."""
+    """A `StoreReader` that calls Feast for a whole feature service or for some of its features."""
 
-    store_errors = (Exception,)  # each of Feast's online stores raises its own
+    store_errors = (Exception,)  # exception types differ between online stores
 
     def __init__(self, store: "FeatureStore", features: ModelFeatures, references: Sequence[str] | None = None) -> None:
         """Prepare the calls.
 
         Args:
             store: the Feast store.
-            features: what to read.
-            references: `view:feature` of all of that, and of a column of each view; None: Feast is asked for the
-                service, and computes its on-demand features.
+            features: the features to read.
+            references: `view:feature` of all these features and of a column of each view. If None, Feast reads the
+                whole service and computes its on-demand features.
 
         Raises:
-            FeatureStoreError: Feast's answer would name two features alike.
+            FeatureStoreError: two features would have the same name in Feast's response.
         """
         self._store = store
         self._features = features
@@ -51,7 +51,7 @@ class FeastReader:
         )
 
     def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """`view:feature` → Feast's own column."""
+        """Return `view:feature` → Feast's own column."""
         if self._references is None:
             results = self._call(self._features.feast.service, dict(entity_rows), full_names=self._short_names is None)
         else:
@@ -60,15 +60,15 @@ class FeastReader:
         return {column: results[name] for column, name in self._names.items() if name in results}
 
     def _call(self, wanted: "list[str] | FeatureService", rows: dict[str, Any], full_names: bool) -> dict[str, Any]:
-        answer = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
-        return dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+        response = self._store.get_online_features(wanted, rows, full_feature_names=full_names).proto
+        return dict(zip(response.metadata.feature_names.val, response.results, strict=True))
 
 
 def _short_names(features: ModelFeatures) -> dict[str, str] | None:
-    """`view:feature` → `feature`, where some features are on demand and no two have the same name; else None.
+    """Return `view:feature` → `feature` if some features are on demand and no two have the same name; else None.
 
-    With full names, Feast takes the output of an on-demand view for something else: in Python mode it leaves it out,
-    and in pandas mode integers beside a null come back as doubles (feast 0.67).
+    With full names, Feast handles the output of an on-demand view incorrectly: in Python mode it omits the output, and
+    in pandas mode it returns integers as doubles if one of them is null (feast 0.67).
     """
     if not any(feature.on_demand for feature in features.features):
         return None
@@ -80,6 +80,6 @@ def _short_names(features: ModelFeatures) -> dict[str, str] | None:
 
 
 def _event_times(column: Any, rows: int) -> np.ndarray:
-    """Seconds since 1970, float64 (rows,); 0 where the store has no row, as Feast reports it."""
+    """Return event times in seconds since 1970, float64 (rows,); 0 if the store has no row, as Feast reports it."""
     times = column.event_timestamps
     return np.fromiter((time.seconds + time.nanos * 1e-9 for time in times), np.float64, rows)

@@ -1,4 +1,4 @@
-"""Feature vectors as of now: read from Feast's online store, with the views' times to live enforced."""
+"""Reads current feature vectors from Feast's online store and enforces the views' times to live."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 class OnlineVectors(msgspec.Struct, frozen=True):
-    """What the online store knows of n entity rows, in the request's order."""
+    """Features of n entity rows in the online store, in the request's order."""
 
     vectors: pa.Table
-    """Feature vectors (n_rows, n_inputs) in signature order and types; null = unknown, or past its time to live."""
+    """Feature vectors (n_rows, n_inputs) in signature order and types; null means unknown or past its time to live."""
     reasons: pa.Array
-    """string (n_rows,): `not_found`, `stale` or `null_feature`; null where the vector is complete."""
+    """string (n_rows,): `not_found`, `stale` or `null_feature`; null if the vector is complete."""
     oldest_s: float | None = None
-    """Event time of the oldest row that was found, in seconds since 1970; None where none was found."""
+    """Event time of the oldest row that was found, in seconds since 1970; None if none was found."""
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """How one model version's features are looked up."""
+    """Lookup strategy of one model version."""
 
     stored: StoreReader
-    """Reads what the store holds; where `on_demand` is None, all that is needed."""
+    """Reads the stored features; if `on_demand` is None, these are all that is needed."""
     on_demand: "OnDemandOnline | None" = None
-    """Adds what on-demand views compute from that."""
+    """Adds the features that on-demand views compute from them."""
 
 
 def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
-    """The fastest way to look up `features` that the store allows: in bulk, else through Feast.
+    """Return the fastest lookup of `features` that the store supports: in bulk, or else through Feast.
 
     Raises:
         FeatureStoreError: the store's settings are wrong, or an on-demand view's function can't be run.
@@ -64,8 +64,8 @@ def read_online_vectors(
     """Look up entities in the online store.
 
     Args:
-        lookup: how the online store is read.
-        features: which features of which service make the model's vector.
+        lookup: the lookup strategy.
+        features: the features that fill the model's inputs.
         entity_rows: join keys and request-time inputs, column → n_rows values, of the declared types.
         now: the time at which rows must be within their time to live, with a time zone.
 
@@ -83,7 +83,7 @@ def read_online_vectors(
         event_s = read.event_s[view.name]
         missing = event_s == 0
         expired = missing if view.ttl_s is None else missing | (event_s + view.ttl_s < now.timestamp())
-        # Nearly always every row is there and fresh. Masks that are all false would cost more later than these checks.
+        # Nearly always, every row exists and is fresh. Masks that are all false would be slower than these checks.
         if missing.any():
             absent[view.name] = pa.array(missing)
         if expired.any():
@@ -102,12 +102,12 @@ def read_online_vectors(
 
 
 def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
-    """What the online store holds for n entities, n at least 1. The one place that translates a store's errors.
+    """Read the online store for n entities, n at least 1. All store errors are translated here.
 
     Raises:
-        UnusableFeature: it answered, with something for an entity that is not what Feast writes, or that an on-demand
-            view's function can't take.
-        FeatureStoreError: it failed.
+        UnusableFeature: the store responded with a value that Feast does not write, or that an on-demand view's
+            function can't process.
+        FeatureStoreError: the store failed.
     """
     try:
         return reader.read(entity_rows)
@@ -125,15 +125,15 @@ def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]
     names = list(features.request_columns)
     for name in names:
         if name not in entity_rows:
-            raise EntityRowsError(name, None, f"it is missing; each entity row needs {', '.join(names)}.")
+            raise EntityRowsError(name, f"it is missing; each entity row needs {', '.join(names)}.")
     rows = len(entity_rows[names[0]])
     for name in names:
         if len(entity_rows[name]) != rows:
-            raise EntityRowsError(name, None, f"it has {len(entity_rows[name])} values and {names[0]!r} has {rows}.")
+            raise EntityRowsError(name, f"it has {len(entity_rows[name])} values and {names[0]!r} has {rows}.")
     return rows
 
 
 def _is_from_on_demand_view(error: BaseException) -> bool:
-    """Whether Feast raised it while it ran the function of an on-demand view."""
+    """Return whether Feast raised it while it ran the function of an on-demand view."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__", "").startswith("feast.transformation") for frame, _ in frames)

@@ -1,8 +1,8 @@
-"""On-demand features of a request: what an online store holds, and what the views' functions compute from it.
+"""Computes on-demand features of a request from the features in an online store.
 
-The functions are called as in a batch run, so that both agree. Feast computes the features itself where that is not
-possible: a source under another name, aggregations, views that are written to the online store, and inputs other than
-numbers, booleans, strings and timestamps.
+The functions are called as in a batch run, so that the results agree. Feast computes the features itself if that is
+not possible: for a source under another name, aggregations, views that are written to the online store, and inputs
+other than numbers, booleans, strings and timestamps.
 """
 
 import copy
@@ -33,10 +33,10 @@ CALLED = ("pandas", "python")
 
 
 class OnDemandOnline:
-    """Adds on-demand features to what was read for one request. Threads may share it."""
+    """Adds on-demand features to the stored features of a request. Threads may share it."""
 
     def __init__(self, views: OnDemandViews, inputs: Sequence[Feature], types: Mapping[str, pa.DataType]) -> None:
-        """Args: the views, what they read from other views, and the types of what they take from a request."""
+        """Store the views, the features that they read from other views, and the types of their request fields."""
         self._views = views
         self._sources = {each.column: each.views[0] for each in inputs}
         self._types = types
@@ -47,17 +47,17 @@ class OnDemandOnline:
         unusable: Mapping[str, pa.Array],
         entity_rows: Mapping[str, Sequence[Any]],
     ) -> dict[str, pa.Array]:
-        """The columns, and on-demand features as columns `view:feature`.
+        """Return the columns, with on-demand features added as columns `view:feature`.
 
         Args:
-            columns: `view:feature` → values (n,) as the store has them.
-            unusable: view → bool (n,), rows that are missing or past their time to live: a function gets nulls there,
-                as it does from a point-in-time join.
-            entity_rows: the request's, column → n values.
+            columns: `view:feature` → stored values (n,).
+            unusable: view → bool (n,), rows that are missing or past their time to live. A function gets nulls for
+                them, as from a point-in-time join.
+            entity_rows: column of the request → n values.
 
         Raises:
-            EntityRowsError: a request's value is not what its view declares.
-            UnusableFeature: a function raised, or returned something other than it declares.
+            EntityRowsError: a request's value does not have the type that its view declares.
+            UnusableFeature: a function raised, or its result is not what its view declares.
         """
         given = {name: request_column(name, entity_rows, kind) for name, kind in self._types.items()}
         for name, view in self._sources.items():
@@ -78,7 +78,7 @@ class OnDemandOnline:
 def with_on_demand_views(
     store: "FeatureStore", features: ModelFeatures, views: OnDemandViews
 ) -> tuple[StoreReader, OnDemandOnline] | None:
-    """How to look up features of which `views` compute some; None where Feast has to compute them itself.
+    """Return how to look up features of which `views` compute some; None if Feast must compute them itself.
 
     Raises:
         FeatureStoreError: a view's function can't be run.
@@ -91,7 +91,7 @@ def with_on_demand_views(
         stored = _stored_reader(store, features, inputs)
     except _OnlyFeast as reason:
         singletons = [view.name for view in views.views if view.singleton]
-        if singletons:  # Feast would give each row what it computes for the first one (feast 0.67)
+        if singletons:  # Feast would give each row the result of the first row (feast 0.67)
             doing = f"preparing on-demand view {singletons[0]!r}"
             raise FeatureStoreError(doing, f"it takes one row at a time, and {reason}") from None
         logger.warning(
@@ -102,11 +102,11 @@ def with_on_demand_views(
 
 
 class _OnlyFeast(Exception):
-    """Why Feast has to compute the features itself."""
+    """The reason why Feast must compute the features itself."""
 
 
 def _stored_reader(store: "FeatureStore", features: ModelFeatures, inputs: Sequence[Feature]) -> StoreReader:
-    """A reader of the features that are not on demand, and of the inputs of those that are."""
+    """Return a reader of the stored features and of the inputs of on-demand features."""
     stored = {each.column: each for each in features.features if not each.on_demand}
     stored = {each.column: each for each in inputs} | stored
     to_read = msgspec.structs.replace(features, features=tuple(stored.values()))
@@ -121,7 +121,7 @@ def _stored_reader(store: "FeatureStore", features: ModelFeatures, inputs: Seque
 
 
 def _try_out(view: OnDemandFeatureView) -> None:
-    """Call a view's function as `feast apply` did, but as it came from the registry: without its module's imports.
+    """Call a view's function as `feast apply` did, but as loaded from the registry, without its module's imports.
 
     Raises:
         FunctionNotRunnable: it raised.
@@ -135,7 +135,7 @@ def _try_out(view: OnDemandFeatureView) -> None:
 
 
 def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
-    """What the views read from other views."""
+    """Return the features that the views read from other views."""
     inputs = []
     for view in views:
         if view.mode not in CALLED or view.aggregations or view.write_to_online_store:
@@ -152,7 +152,7 @@ def _inputs(views: Sequence[OnDemandFeatureView]) -> list[Feature]:
 
 
 def _request_types(views: Sequence[OnDemandFeatureView], features: ModelFeatures) -> dict[str, pa.DataType]:
-    """What the views take from a request."""
+    """Return request field of the views → its type."""
     names = {name for view in views for name in request_types_of(view)}
     for name in sorted(names - features.request_types.keys()):
         raise _OnlyFeast(f"{name!r}, which comes with the request, has a type that no model input may have")

@@ -1,8 +1,8 @@
-"""Reads many entities from Feast's Redis online store in one round trip.
+"""Reads many entities from Feast's Redis online store with pipelined commands.
 
-`RedisReader` sends the commands for all entities of a request, or of many requests, at once, over redis-py's
-connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as long; a
-server-side script costs Redis twice the time (docs/adr/007).
+`RedisReader` sends one command per entity and kind of entity, up to KEYS_AT_ONCE before it reads replies, over
+redis-py's connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
+long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from feast import FeatureStore
     from redis import Redis
 
-# Sent before the first reply is read: Redis keeps what is not read yet in its memory.
+# Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
 KEYS_AT_ONCE = 2000
-# Packed, sent and decoded at a time: Redis works on the first while the next are packed, and on the last while the
-# first are decoded.
+# Number of keys packed, sent and decoded together: Redis processes the first piece while the next one is packed, and
+# the last piece while the first one is decoded.
 KEYS_PER_PIECE = 400
 RESP2 = 2
-"""The protocol in which a server sends nothing but replies."""
+"""The protocol version in which a server sends only replies."""
 
 
 class NotRedis(FeatureStoreError):
-    """Something other than Redis answered."""
+    """A server other than Redis responded."""
 
     def __init__(self) -> None:
-        super().__init__(READING, "its address is answered by something other than Redis: check what listens there")
+        super().__init__(READING, "the server at this address is not Redis: check the connection string")
 
 
 class _Hashes:
-    """The hashes of one kind of entity: one command reads the features of all views that share the join keys."""
+    """The hashes of one kind of entity. One command per entity reads all views that share the join keys."""
 
     def __init__(self, keys: Keys, views: Sequence[ViewColumns]) -> None:
         self.keys = keys
@@ -60,11 +60,11 @@ class _Hashes:
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
 
     def decode(self, replies: Sequence[Any]) -> StoreRead:
-        """The values of some hashes.
+        """Decode the replies for some hashes.
 
         Raises:
             redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `check_replies`.
-            UnusableFeature, google.protobuf.message.DecodeError: a value is not what its feature is declared to be.
+            UnusableFeature, google.protobuf.message.DecodeError: a value does not have its feature's declared type.
         """
         check_replies(replies, self.command.width)
         fields = list(zip(*replies, strict=True))
@@ -78,19 +78,19 @@ class _Hashes:
                 },
             )
         except Exception:
-            # Checked only now: nearly always every value is one that Redis can return.
+            # Check this only after an error, because nearly always every value has a type that Redis can return.
             if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
                 raise
             raise NotRedis from None
 
 
 class RedisReader:
-    """A `StoreReader`: one round trip per kind of entity and KEYS_AT_ONCE entities."""
+    """A `StoreReader` with one round trip per kind of entity and KEYS_AT_ONCE entities."""
 
     store_errors = (RedisError, OSError)
 
     def __init__(self, client: "Redis", project: str, views: Sequence[ViewColumns]) -> None:
-        """Args: a client, Feast's project, and what to read."""
+        """Store a client, the Feast project, and the features to read."""
         self._pool = client.connection_pool
         self._project = project.encode()
         by_keys: dict[Keys, list[ViewColumns]] = {}
@@ -129,18 +129,18 @@ class RedisReader:
             give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
             for piece in pieces:
                 replies = _read_replies(connection, len(piece), give_up_at)
-                if failed is None:  # else the rest is read only because it is on its way
+                if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))
                     except (RedisConnectionError, NotRedis):
                         raise
-                    except Exception as error:  # of one entity; the connection is in order
+                    except Exception as error:  # caused by one entity; the connection is usable
                         failed = error
             return decoded
 
         try:
             decoded = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
-        except BaseException:  # some replies may still be on their way, or belong to another command
+        except BaseException:  # unread replies may remain, or belong to another command
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
@@ -151,23 +151,23 @@ class RedisReader:
 
 
 def _read_replies(connection: Any, count: int, give_up_at: float) -> list[Any]:
-    """The next replies of a connection. One may be an error that Redis answered.
+    """Read the next replies of a connection. A reply may be an error from Redis.
 
     Raises:
-        redis.TimeoutError: they have not arrived at `give_up_at`, by the monotonic clock. The connection's own limit
-            starts anew with each byte, so a connection that dribbles would be kept and used again and again.
+        redis.TimeoutError: they have not arrived at `give_up_at`, by the monotonic clock. The connection's own timeout
+            restarts with each byte, so that a slow connection would be kept and used repeatedly.
     """
     parser = connection._parser
     if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others send messages between replies
         return [parser.read_response() for _ in range(count)]
-    # The connection's read_response, and its parser's, take several times as long as hiredis takes for a reply.
+    # read_response of the connection and of its parser takes several times as long as hiredis does for a reply.
     replies: list[Any] = []
     while True:
         replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
         if len(replies) == count:
             break
         if time.monotonic() > give_up_at:
-            raise RedisTimeoutError("its answer did not arrive in time")
+            raise RedisTimeoutError("its response did not arrive in time")
         parser.read_from_socket()  # type: ignore[no-untyped-call]
     return replies
 
@@ -176,10 +176,10 @@ def check_replies(replies: Sequence[Any], width: int) -> None:
     """Raise unless each reply is a hash's fields.
 
     Raises:
-        redis.ConnectionError: one is an error of the connection (Redis is loading its data, or has too many clients).
-        NotRedis: one is neither an error nor a hash's fields.
-        UnusableFeature: the key of an entity holds something other than a hash.
-        redis.RedisError: one is another error.
+        redis.ConnectionError: a reply is a connection error (Redis is loading its data, or has too many clients).
+        NotRedis: a reply is neither an error nor a hash's fields.
+        UnusableFeature: the value at an entity's key is not a hash.
+        redis.RedisError: a reply is another error.
     """
     if set(map(type, replies)) == {list} and set(map(len, replies)) == {width}:
         return
@@ -195,16 +195,16 @@ def check_replies(replies: Sequence[Any], width: int) -> None:
 
 
 class HmgetCommand:
-    """HMGET of the same fields for many hashes, in the bytes of the Redis protocol."""
+    """Packs HMGET commands for the same fields of many hashes as bytes of the Redis protocol."""
 
     def __init__(self, fields: Sequence[bytes]) -> None:
-        """Args: which fields."""
+        """Pack the fields, which are the same in each command."""
         self.width = len(fields)
         self._head = b"*%d\r\n%b" % (2 + len(fields), _argument(b"HMGET"))
         self._tail = b"".join(map(_argument, fields))
 
     def packed(self, keys: Sequence[bytes]) -> bytes:
-        """One command for each of the keys, at least one, in their order."""
+        """Return one command per key, in order; there is at least one key."""
         length = len(keys[0])
         if set(map(len, keys)) == {length}:  # as with numeric join keys
             head, tail = b"%b$%d\r\n" % (self._head, length), b"\r\n" + self._tail
@@ -217,7 +217,7 @@ def _argument(value: bytes) -> bytes:
 
 
 def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisReader | None:
-    """A reader of the store's Redis; None for a cluster, sentinels or the GLIDE client, and for an unknown key layout.
+    """Return a reader of the store's Redis; None for a cluster, sentinels, the GLIDE client or an unknown key layout.
 
     Raises:
         FeatureStoreError: its connection string is not valid.
@@ -228,7 +228,7 @@ def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisRe
         return None
     try:
         client = RedisOnlineStore()._get_client(online)
-    except Exception as error:  # Feast and redis-py raise many kinds for a string that they don't take
+    except Exception as error:  # Feast and redis-py raise various exceptions for an invalid string
         raise FeatureStoreError("reading the connection string of the online store", error) from error
     return RedisReader(client, store.project, views)
 

@@ -1,4 +1,4 @@
-"""Reads many entities from Feast's SQLite online store in one query per feature view."""
+"""Reads many entities from Feast's SQLite online store, KEYS_PER_QUERY entities per query."""
 
 import sqlite3
 import threading
@@ -18,22 +18,22 @@ from scoring.online.reading import StoreRead, ViewColumns
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-# SQLite takes more (32,766), but plans the query anew for each number of them.
+# SQLite accepts more (32,766), but plans a new query for each number of keys.
 KEYS_PER_QUERY = 500
 WAIT_FOR_WRITER_S = 1.0
 
 
 class SqliteReader:
-    """A `StoreReader` of one database file. Each thread has a connection of its own.
+    """A `StoreReader` of one database file. Each thread has its own connection.
 
-    Opened for writing, though nothing is written: the first to read after a writer was killed has to roll back its
-    unfinished transaction.
+    Connections are opened for writing, although they only read: the first reader after a writer was killed must roll
+    back the writer's unfinished transaction.
     """
 
     store_errors = (sqlite3.Error, OSError)
 
     def __init__(self, file: str, project: str, views: Sequence[ViewColumns]) -> None:
-        """Args: the database, Feast's project, and what to read."""
+        """Store the database, the Feast project, and the features to read."""
         self._uri = f"{Path(file).absolute().as_uri()}?mode=rw"
         self._views = [(view, _quote_id(_table_id(project, view.view))) for view in views]
         self._connections = threading.local()
@@ -55,7 +55,7 @@ class SqliteReader:
         wanted = list(dict.fromkeys(keys))
         for key, name, value, event_ts in self._values(table, names, wanted):
             values[key, name] = value
-            # The features of a row are written together, unless the view got one more feature later.
+            # The features of a row are written together, unless a feature was added to the view later.
             stored[key] = min(event_ts, stored.get(key, event_ts))
         stored |= dict(self._event_times(table, [key for key in wanted if key not in stored]))
         for name, feature in zip(names, view.features, strict=True):
@@ -72,7 +72,7 @@ class SqliteReader:
             )
 
     def _event_times(self, table: str, keys: list[bytes]) -> Iterator[tuple[bytes, int]]:
-        """Of those of the entities that have rows, though perhaps with none of the features."""
+        """Yield the event times of entities with rows, even if the rows have none of the features."""
         for some in _slices(keys):
             yield from self._connection().execute(
                 f"SELECT entity_key, MIN(event_ts) FROM {table} WHERE entity_key IN ({_marks(some)}) "
@@ -89,7 +89,7 @@ class SqliteReader:
 
 
 def sqlite_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> SqliteReader | None:
-    """A reader of the store's database; None if it keeps vectors."""
+    """Return a reader of the store's database; None if vector search is enabled."""
     config = store.config
     if config.online_store.vector_enabled:
         return None

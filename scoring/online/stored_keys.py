@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 EXAMPLES = 2
-# The newest entities are chosen from this many per kind of entity, found in so many rows or pages of the store.
+# The newest entities are chosen from this many per kind of entity, found in this many rows or pages of the store.
 CANDIDATES = 100
 SQLITE_ROWS = 2000
 REDIS_PAGES, REDIS_PAGE_SIZE = 20, 1000
@@ -32,10 +32,10 @@ Arguments: the store and the feature view.
 
 
 def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) -> dict[str, list[Any]] | None:
-    """Find entities in a SQLite or Redis online store, if possible such that have all features.
+    """Find entities in a SQLite or Redis online store, preferably with all features.
 
-    Returns join key → values (n,) of the n newest entities, n at most EXAMPLES. None if none are found, the store does
-    not answer, or it is another kind of store. Raises nothing.
+    Returns join key → values (n,) of the n newest entities, n at most EXAMPLES. None if there are none, the store does
+    not respond, or it is another kind of store. Store errors are ignored.
     """
     list_keys = key_lister(store)
     try:
@@ -49,7 +49,7 @@ def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) 
         reasons = read_online_vectors(lookup, features, inputs | columns, datetime.now(UTC)).reasons.to_pylist()
         complete = [place for place in order if reasons[place] is None]
         chosen = (complete or list(order))[:EXAMPLES]
-    except Exception:  # each store's client raises its own; the probe of the store reports it
+    except Exception:  # exception types differ between clients; the store's probe reports the failure
         return None
     return {name: [values[place] for place in chosen] for name, values in columns.items()}
 

@@ -1,1 +1,1 @@
-"""The Spark engine: the same batch requests on several machines. The only package that imports pyspark."""
+"""The Spark engine, which runs batch requests on several machines. The only package that imports pyspark."""

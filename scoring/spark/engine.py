@@ -1,7 +1,7 @@
 """The batch engine for requests that outgrow one machine: Feast's Spark store joins, mlflow.pyfunc.spark_udf predicts.
 
-A request's rows are split into parts, in the request's order, each the work of one task. The functions that decide
-about a row are those of the local engine: its values and types, its reason, the policy, the prediction.
+A request's rows are split into parts, in the request's order, each processed by one task. The functions that determine
+a row's values, types, reason and prediction are those of the local engine.
 """
 
 import contextlib
@@ -62,19 +62,19 @@ if TYPE_CHECKING:
 
 
 class SparkEngine:
-    """`scoring.engine.Engine` on Spark. Executors must reach the artifacts and import this package."""
+    """Implements `scoring.engine.Engine` on Spark. Executors must have access to the artifacts and to this package."""
 
     input_name, output_name = PARTED_INPUT_NAME, MANIFEST_NAME  # both name the parts
 
     def __init__(self, master: str, configuration: Mapping[str, str], rows_per_part: int) -> None:
-        """Start nothing yet."""
+        """Store the arguments; Spark starts lazily."""
         self._master = master
         self._configuration = configuration
         self._rows_per_part = rows_per_part
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """The engine that the settings describe."""
+        """Return the engine that the settings describe."""
         return cls(settings.spark_master, settings.spark_conf, settings.spark_rows_a_part)
 
     @functools.cached_property
@@ -156,7 +156,7 @@ class SparkEngine:
 
 
 def _check_parts(parts: Sequence[Location], place: str, serving: ServingModel) -> list[int]:
-    """How many rows each part of the input at `place` has; see `check_made_for`."""
+    """Check the parts of the input at `place` with `check_made_for`, and return their numbers of rows."""
     rows: list[int] = []
     try:
         for part in parts:
@@ -177,7 +177,7 @@ def _summary(joined: PartedInput, policy: Policy, written: list[Written]) -> Sco
 
 
 def _check_reasons(version: ModelVersion, policy: Policy, summary: ScoringSummary, written: list[Written]) -> None:
-    """Raise what the local engine raises for these reasons."""
+    """Raise the error that the local engine raises for these reasons."""
     reasons = summary.reasons
     incomplete = sum(reasons.values()) - reasons.get(NOT_FINITE, 0) - reasons.get(MODEL_FAILED, 0)
     if policy.kind == "reject" and incomplete:
@@ -197,11 +197,11 @@ def _ddl(dtype: pa.DataType) -> str:
 
 @contextlib.contextmanager
 def _translated(doing: str, version: str | None = None) -> Iterator[None]:
-    """Raise what Spark raises, or Python on its executors, as an error of this project; `version`: of a model's."""
+    """Translate errors of Spark and of Python on its executors; `version` is set for scoring."""
     try:
         yield
     except PySparkException as error:
-        # The last line of an executor's traceback. A message that is not this project's may hold feature values.
+        # The last line of an executor's traceback. A message from other code may contain feature values.
         lines = re.findall(r"^(?:scoring\.errors\.)?(\w[\w.]*): (.*)$", str(error), re.MULTILINE)
         kind, message = (
             lines[-1] if lines and isinstance(error, PythonException) else (type(error).__name__, str(error))
@@ -213,7 +213,7 @@ def _translated(doing: str, version: str | None = None) -> Iterator[None]:
             raise PredictionFailed(version, message.partition(": ")[2]) from error
         raise EngineError(f"Spark failed while {doing}: {message if ours else kind}") from error
     except Py4JJavaError as error:
-        # Its own text is the call and all of Java's trace. A message from the driver holds no rows.
+        # str(error) is the call and the whole Java stack trace. A message from the driver contains no rows.
         thrown = error.java_exception
         message = f"{thrown.getClass().getSimpleName()}: {first_line(str(thrown.getMessage()))}"
         if version is None:

@@ -1,4 +1,4 @@
-"""The point-in-time join of a batch request on Spark: Feast's own Spark store, with its answer put in order."""
+"""The point-in-time join of a batch request by Feast's own Spark store, with the result restored to row order."""
 
 import functools
 import warnings
@@ -27,12 +27,12 @@ SPARK_TYPES = {"int32": "int", "int64": "bigint", "string": "string"}
 
 
 def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteInputParts) -> list[Written]:
-    """Join a request's rows with the model's features and write them in parts; returns the parts.
+    """Join a request's rows with the model's features and write them in parts. Return the parts.
 
     Args:
         spark: the session.
-        store: the Feast store, with a Spark offline store of its own or with views over parquet files.
-        write: which rows, which features, and where to.
+        store: the Feast store, with its own Spark offline store or with views over parquet files.
+        write: the rows, the features, and the destination.
 
     Raises:
         FeatureStoreError: rows were lost. Errors of Feast and Spark are not translated.
@@ -46,14 +46,14 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     read = ReadEntityRows(write.request, (*keys, EVENT_TIMESTAMP), write.rows_per_part)
     types = [f"`{key.name}` {SPARK_TYPES[key.dtype]}" for key in features.join_keys]
     schema = ", ".join([*types, f"`{EVENT_TIMESTAMP}` timestamp_ntz", f"`{ROW}` bigint"])
-    # Persisted: Feast reads them once for their first time, once for their last, and several times in its query.
+    # Persisted, because Feast reads them once each for the first and the last time, and several times in its query.
     entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema).persist()
     try:
-        answers = [_answer(store, features, some) for some in _unambiguous(entity_rows, features)]
-        answer = functools.reduce(DataFrame.unionByName, answers)
-        # Each task gets whole parts, in order. Where Feast answers a row several times, the smallest values come first.
+        results = [_joined(store, features, some) for some in _unambiguous(entity_rows, features)]
+        result = functools.reduce(DataFrame.unionByName, results)
+        # Each task gets whole parts, in order. If Feast returns a row several times, the smallest values come first.
         part = sf.floor(sf.col(ROW) / write.rows_per_part).cast("int")
-        placed = answer.repartitionById(parts, part).sortWithinPartitions(ROW, *answer.columns)
+        placed = result.repartitionById(parts, part).sortWithinPartitions(ROW, *result.columns)
         write = msgspec.structs.replace(write, on_demand=on_demand_views(features))
         written = read_written(placed.mapInArrow(write, WRITTEN).collect())
     finally:
@@ -64,12 +64,12 @@ def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteI
     return written
 
 
-def _answer(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
-    """Feast's answer, `view:feature` and row numbers; without what on-demand views compute."""
+def _joined(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
+    """Return Feast's features as `view:feature`, with row numbers, without on-demand features."""
     from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
 
     with inside(Path(store.repo_path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # at each call: Feast's Spark store is experimental
+        warnings.simplefilter("ignore", RuntimeWarning)  # each call warns that Feast's Spark store is experimental
         job = store.get_historical_features(entity_rows, features.feast.service, full_feature_names=True)
     assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - for the type checker: on_spark ensures it
     frame = job.to_spark_df()
@@ -80,10 +80,10 @@ def _answer(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFra
 
 
 def _unambiguous(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:
-    """The rows in as few frames as needed for Feast's query to distinguish the keys of any two rows of a frame.
+    """Yield the rows in as few frames as possible such that Feast's query can distinguish all keys in a frame.
 
-    The query identifies a row by its keys as strings, joined without a separator (feast 0.67): customer 1 of merchant
-    12 is customer 11 of merchant 2. A single key is unambiguous.
+    The query identifies a row by its keys as strings, joined without a separator (feast 0.67), so that customer 1 of
+    merchant 12 is the same as customer 11 of merchant 2. A single key is unambiguous.
     """
     composite = sorted(keys for keys in features.joined_keys if len(keys) > 1)
     if not composite:

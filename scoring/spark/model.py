@@ -1,8 +1,9 @@
-"""A model version for Spark's executors: an MLflow pyfunc model around the predict function of batch and online.
+"""Wraps a model version for Spark's executors in an MLflow pyfunc model that calls the predict function of batch and
+online.
 
-The registered files are not given to `mlflow.pyfunc.spark_udf` directly: MLflow would trust the types that they name,
-enforce the signature on frames in which integers beside a null have become doubles, and predict blocks of any size that
-Spark cuts (docs/adr/003).
+The registered files are not passed to `mlflow.pyfunc.spark_udf` directly: MLflow would trust the types that they name,
+enforce the signature on frames in which integer columns with a null have become doubles, and predict blocks of any size
+that Spark chooses (docs/adr/003).
 """
 
 import shutil
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REASON = "reason"
-# Reasons travel as codes from 1, with 0 for none: MLflow turns a null in a column of strings into "None" (mlflow 3.17).
+# Reasons are encoded as integers from 1, with 0 for null: MLflow turns a null in a string column into "None" (3.17).
 _INCOMPLETE = (NOT_FOUND, STALE, NULL_FEATURE)
 REASONS = (*_INCOMPLETE, NOT_FINITE, MODEL_FAILED, *(IMPUTED + reason for reason in _INCOMPLETE))
 SCORES = "prediction double, reason int"
@@ -41,9 +42,9 @@ class _Served(msgspec.Struct, frozen=True):
 
 
 def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Path:
-    """Write the version as a pyfunc model below an empty folder; returns its path, for `spark_udf`.
+    """Write the version as a pyfunc model below an empty folder. Return its path, for `spark_udf`.
 
-    It takes the columns of `encode_vectors` and returns `prediction` (double) and `reason` (int, see REASONS).
+    The model takes the columns of `encode_vectors` and returns `prediction` (double) and `reason` (int, see REASONS).
 
     Raises:
         EngineError: the version was loaded without keeping its files.
@@ -59,7 +60,7 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
         version=files.version,
         rules=files.rules,
         as_array=serving.model.as_array,
-        # A task knows only its own rows: the driver rejects, by the reasons of all tasks.
+        # A task has only its own rows, so that the driver must reject, based on the reasons of all tasks.
         policy=policy if policy.kind == "impute" else msgspec.structs.replace(policy, kind="exclude"),
     )
     (data / DESCRIPTION).write_bytes(msgspec.json.encode(served))
@@ -68,9 +69,9 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
 
 
 def encode_vectors(vectors: pa.Table, reasons: pa.Array) -> pa.Table:
-    """Feature vectors and their reasons in columns that pandas does not change: `i0`, `n0`, `i1`, …, `reason`.
+    """Encode feature vectors and their reasons in columns that pandas does not change: `i0`, `n0`, `i1`, …, `reason`.
 
-    `n0` is true where `i0` is null, for types without a null in pandas; there, `i0` is 0. Timestamps are int64
+    For types without a null in pandas, `n0` is true if `i0` is null, and `i0` is then 0. Timestamps are int64
     nanoseconds since 1970.
     """
     columns: dict[str, Any] = {}
@@ -89,7 +90,7 @@ def _encode_reasons(reasons: pa.Array) -> pa.Array:
 
 
 def decode_vectors(frame: "pd.DataFrame", schema: pa.Schema) -> pa.Table:
-    """The feature vectors of `encode_vectors`, in the signature's schema."""
+    """Decode the feature vectors of `encode_vectors`, with the signature's schema."""
     columns = []
     for place, field in enumerate(schema):
         values = frame[f"i{place}"]
@@ -101,7 +102,7 @@ def decode_vectors(frame: "pd.DataFrame", schema: pa.Schema) -> pa.Table:
 
 
 def decode_reasons(codes: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The reasons of codes, string (n_rows,), null for 0."""
+    """Decode codes to reasons, string (n_rows,), null for 0."""
     chosen = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
     return pa.array([None, *REASONS], pa.string()).take(chosen)
 
@@ -128,7 +129,7 @@ class _Scorer:
 
 
 def _load_pyfunc(data: str) -> _Scorer:
-    """Called by MLflow: see `loader_module` above."""
+    """Load the model. MLflow calls this function, because `loader_module` names this module."""
     served = msgspec.json.decode((Path(data) / DESCRIPTION).read_bytes(), type=_Served)
     files = read_model_files(served.version, Path(data) / MODEL, served.rules)
     return _Scorer(load_model(files, served.as_array), served.policy)

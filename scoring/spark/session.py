@@ -1,4 +1,4 @@
-"""The Spark session, with the settings that make its results the same on every machine."""
+"""Starts the Spark session, with settings that make results identical on every machine."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parents[2]
-# Feast's query compares timestamps as strings without a zone (feast 0.67): both sides must be UTC.
+# Feast's query compares timestamps as strings without a zone (feast 0.67), so that both sides must be in UTC.
 ALWAYS = {
     "spark.sql.session.timeZone": "UTC",
     # pandas writes nanoseconds by default, which Spark refuses to read without this (spark 4.3).
@@ -35,16 +35,16 @@ ON_THIS_MACHINE = {
 
 
 def start_spark(master: str, configuration: Mapping[str, str]) -> "SparkSession":
-    """This process's session: the one that is running, or a new one on `master`.
+    """Return this process's running session, or start one on `master`.
 
     Raises:
-        EngineError: there is no Java, or Spark does not start.
+        EngineError: Java is not installed, or Spark does not start.
     """
     from pyspark.sql import SparkSession
 
     if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
-        raise EngineError("Spark needs Java 17 or later: install one, or set JAVA_HOME to where it is.")
-    # Tasks run with this interpreter. Executors on other machines have it in the same place if they run the same image.
+        raise EngineError("Spark needs Java 17 or later: install it, or set JAVA_HOME to its folder.")
+    # Tasks run with this interpreter. Executors on other machines have the same path if they run the same image.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     local = ON_THIS_MACHINE if master.startswith("local") else {}
     builder = SparkSession.builder.master(master)
@@ -52,5 +52,5 @@ def start_spark(master: str, configuration: Mapping[str, str]) -> "SparkSession"
         builder = builder.config(name, value)
     try:
         return builder.getOrCreate()
-    except Exception as error:  # py4j's, the JVM's and pyspark's own kinds
+    except Exception as error:  # exceptions of py4j, the JVM or pyspark
         raise EngineError(f"Spark does not start on {master!r} (SERVING_SPARK_MASTER): {error}") from error

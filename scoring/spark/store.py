@@ -1,7 +1,7 @@
-"""Feast's Spark offline store, extended to views over parquet files: the same definitions serve both batch engines.
+"""Extends Feast's Spark offline store to views over parquet files, so that both batch engines use the same definitions.
 
-Feast's store takes SparkSource and IcebergSource only (0.67). Here it also gets a FileSource of parquet files, as a
-Spark view of those files. Everything else is Feast's, above all the point-in-time join.
+Feast's store supports only SparkSource and IcebergSource (0.67). This store also accepts a FileSource of parquet files,
+as a Spark view of the files. Everything else is Feast's, above all the point-in-time join.
 """
 
 import copy
@@ -36,7 +36,7 @@ class ParquetSparkOfflineStoreConfig(SparkOfflineStoreConfig):
 
 
 class ParquetSparkOfflineStore(SparkOfflineStore):
-    """See the module."""
+    """Implements the store that the module describes."""
 
     @staticmethod
     def get_historical_features(
@@ -50,7 +50,7 @@ class ParquetSparkOfflineStore(SparkOfflineStore):
         filter_by_created_timestamp: bool = False,
         **kwargs: Any,
     ) -> RetrievalJob:
-        """The point-in-time join, not yet run, as in Feast's own store; raises what that raises."""
+        """Return the point-in-time join, which runs lazily. Errors are those of Feast's own store."""
         spark = get_spark_session_or_start_new_with_repoconfig(config.offline_store)
         views = [_on_spark(spark, view, config) for view in feature_views]
         return SparkOfflineStore.get_historical_features(
@@ -67,7 +67,7 @@ class ParquetSparkOfflineStore(SparkOfflineStore):
 
 
 def on_spark(store: "FeatureStore") -> "FeatureStore":
-    """The same definitions with a Spark offline store: the store's own, else the one above."""
+    """Return the same definitions with a Spark offline store: the configured one, or else the one above."""
     from feast import FeatureStore
 
     if isinstance(store.config.offline_store, SparkOfflineStoreConfig):
@@ -108,7 +108,7 @@ def _read(spark: "SparkSession", source: FileSource, config: RepoConfig) -> "Dat
     reverse = {new: old for old, new in source.field_mapping.items()}
     created = reverse.get(source.created_timestamp_column, source.created_timestamp_column)
     if created:
-        # Feast's query loses rows without a created timestamp: its join on the latest one compares null to null.
+        # Feast's query loses rows without a created timestamp, because its join on the latest one compares nulls.
         earliest = sf.lit("0001-01-01 00:00:00").cast(rows.schema[created].dataType)
         rows = rows.withColumn(created, sf.coalesce(sf.col(f"`{created}`"), earliest))
     return rows

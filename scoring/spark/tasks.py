@@ -1,7 +1,7 @@
-"""The Python functions of Spark's executors: read and write the parts of a request, one task per part.
+"""The Python functions of Spark's executors, which read and write the parts of a request, one task per part.
 
-`DataFrame.mapInArrow` pickles each. Executors reach requests and results as the driver does: a folder that all of them
-see, or S3. A task that is repeated writes the same bytes.
+`DataFrame.mapInArrow` pickles the functions. Executors access requests and results like the driver, in a shared folder
+or in S3. A repeated task writes the same bytes.
 """
 
 import contextlib
@@ -45,21 +45,21 @@ class Written(msgspec.Struct, frozen=True):
     scored: int = 0
     reasons: dict[str, int] = {}
     offending: tuple[tuple[int, str], ...] = ()
-    """The first rows whose features are incomplete, counted from 0 over all parts, with their reasons."""
+    """The first rows with incomplete features, counted from 0 over all parts, with their reasons."""
     first_failed: int | None = None
-    """The first row with the reason `model_failed`, counted as above."""
+    """The first row with the reason `model_failed`, also counted from 0 over all parts."""
 
 
 WRITTEN = "written string"
 
 
 def read_written(rows: Iterable[Any]) -> list[Written]:
-    """The parts that the tasks of a job wrote, in order."""
+    """Return the parts that the tasks of a job wrote, in order."""
     return sorted((msgspec.json.decode(row[0], type=Written) for row in rows), key=lambda each: each.part)
 
 
 class ReadEntityRows(msgspec.Struct, frozen=True):
-    """Part numbers → keys and event timestamps of their rows, with their row numbers."""
+    """Reads keys, event timestamps and row numbers of the parts with the given numbers."""
 
     request: Location
     columns: tuple[str, ...]
@@ -72,7 +72,8 @@ class ReadEntityRows(msgspec.Struct, frozen=True):
                 row = part * self.rows_per_part
                 for table in file.between(row, row + self.rows_per_part, self.columns):
                     numbers = pa.array(range(row, row + table.num_rows), pa.int64())
-                    # Without a zone: Spark would give Feast the first and last one in the driver's zone (feast 0.67).
+                    # Remove the zone: Spark would pass the first and the last timestamp to Feast in the driver's zone
+                    # (feast 0.67).
                     timestamps = pc.cast(pc.cast(table[EVENT_TIMESTAMP], pa.int64()), pa.timestamp("us"))
                     index = table.column_names.index(EVENT_TIMESTAMP)
                     entity_rows = table.set_column(index, EVENT_TIMESTAMP, timestamps).append_column(ROW, numbers)
@@ -81,7 +82,7 @@ class ReadEntityRows(msgspec.Struct, frozen=True):
 
 
 class WriteInputParts(msgspec.Struct, frozen=True):
-    """Feast's answer, sorted by row number, with whole parts in each task → the parts of batch_input, written."""
+    """Writes the parts of batch_input from Feast's result, sorted by row number, with whole parts in each task."""
 
     request: Location
     features: ModelFeatures
@@ -91,34 +92,34 @@ class WriteInputParts(msgspec.Struct, frozen=True):
     folder: Location
     name: str
     on_demand: "OnDemandViews | None" = None
-    """Adds on-demand features to the answer."""
+    """Adds on-demand features to the result."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """See the class; `batches` are those of one task."""
-        answers = _split(_without_repeats(pa.Table.from_batches([batch]) for batch in batches), self.rows_per_part)
-        for part, tables in itertools.groupby(answers, lambda pair: pair[0]):
+        results = _split(_without_repeats(pa.Table.from_batches([batch]) for batch in batches), self.rows_per_part)
+        for part, tables in itertools.groupby(results, lambda pair: pair[0]):
             yield _report(self.write(part, (table for _, table in tables)))
 
-    def write(self, part: int, answers: Iterable[pa.Table]) -> Written:
-        """Write one part from Feast's answer for its rows.
+    def write(self, part: int, results: Iterable[pa.Table]) -> Written:
+        """Write one part from Feast's result for its rows.
 
         Raises:
-            FeatureStoreError: the answer lacks a row.
+            FeatureStoreError: the result lacks a row.
         """
         first = part * self.rows_per_part
         with ParquetFiles([self.request]) as file, _part(self.folder, self.name, part) as (path, name):
             own = RowsInTurn(file.between(first, min(first + self.rows_per_part, self.rows)), file.schema)
-            rows = write_tables(self._completed(first, own, answers), path, self.metadata)
+            rows = write_tables(self._completed(first, own, results), path, self.metadata)
             return Written(part, content_of(path, name), rows)
 
-    def _completed(self, row: int, own: RowsInTurn, answers: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        for answer in answers:
-            if not answer[ROW].equals(pa.chunked_array([pa.array(range(row, row + answer.num_rows), pa.int64())])):
+    def _completed(self, row: int, own: RowsInTurn, results: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for result in results:
+            if not result[ROW].equals(pa.chunked_array([pa.array(range(row, row + result.num_rows), pa.int64())])):
                 raise FeatureStoreError(
                     f"joining features of service {self.features.service!r}", f"rows are missing after row {row}"
                 )
-            row += answer.num_rows
-            mine, joined = own.take(answer.num_rows), answer.drop_columns([ROW])
+            row += result.num_rows
+            mine, joined = own.take(result.num_rows), result.drop_columns([ROW])
             if self.on_demand is not None:
                 for name in self.features.request_columns:
                     joined = joined.append_column(name, mine[name])
@@ -127,7 +128,7 @@ class WriteInputParts(msgspec.Struct, frozen=True):
 
 
 class ReadVectors(msgspec.Struct, frozen=True):
-    """Part numbers → feature vectors of their rows, encoded for `scoring.spark.model`."""
+    """Reads the feature vectors of the parts with the given numbers, encoded for `scoring.spark.model`."""
 
     parts: tuple[Location, ...]
     features: ModelFeatures
@@ -144,11 +145,11 @@ class ReadVectors(msgspec.Struct, frozen=True):
 
 
 class WriteOutputParts(msgspec.Struct, frozen=True):
-    """Scores in the order of their rows, with whole parts in each task → the parts of batch_output, written."""
+    """Writes the parts of batch_output from scores in row order, with whole parts in each task."""
 
     parts: tuple[Location, ...]
     before: tuple[int, ...]
-    """How many rows there are before each part, and in total."""
+    """Cumulative row counts."""
     version: ModelVersion
     service: str
     folder: Location
@@ -189,7 +190,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def _part(folder: Location, generation: str, part: int) -> Iterator[tuple[Path, str]]:
-    """A path to write a part to, and the name under which it is published when the block ends."""
+    """Provide a path to write a part to, and the name under which it is published when the block ends."""
     name = f"{generation}/part-{part:05d}.parquet"
     with publishing(folder / name) as path:
         yield path, name
@@ -205,8 +206,8 @@ def _report(written: Written) -> pa.RecordBatch:
 
 
 def _without_repeats(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Only the first of consecutive rows with the same number: Feast's query answers a row several times where its
-    source has several rows of the same key and time (feast 0.67)."""
+    """Yield only the first of consecutive rows with the same number. Feast's query returns a row several times if the
+    source has several rows with the same key and time (feast 0.67)."""
     last = -1
     for table in tables:
         numbers = table[ROW].to_numpy()
@@ -216,7 +217,7 @@ def _without_repeats(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _split(tables: Iterable[pa.Table], rows_per_part: int) -> Iterator[tuple[int, pa.Table]]:
-    """Tables sorted by row number, cut at the ends of parts, each with its part's number."""
+    """Split tables sorted by row number at the ends of parts. Yield each with its part's number."""
     for table in tables:
         parts = table[ROW].to_numpy() // rows_per_part
         bounds = [0, *(np.flatnonzero(parts[1:] != parts[:-1]) + 1).tolist(), len(parts)]

@@ -113,10 +113,10 @@ def test_a_request_waits_for_the_first_version_and_is_scored_with_it(place):
 
 def test_ticks_fail_while_the_registry_is_down_and_a_version_after_the_outage_is_used(place):
     def refused() -> list[str]:
-        return [text for text in tick_messages(place, "new_model_version") if "gave no answer" in text]
+        return [text for text in tick_messages(place, "new_model_version") if "did not respond" in text]
 
     with place.registry.stopped():
-        wait_until(lambda: len(refused()) >= 2, "two ticks that say that the registry gave no answer")
+        wait_until(lambda: len(refused()) >= 2, "two ticks that say that the registry did not respond")
     assert all(place.registry.uri in text for text in refused())
     register_driver_model(place.world, alpha=0.1)
 

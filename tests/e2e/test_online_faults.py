@@ -267,7 +267,7 @@ def test_no_password_in_the_registry_address_is_printed(tmp_path: Path, drivers:
     server = ApiServer(tmp_path, environment=drivers.environment | SETTINGS | unreachable)
     server.start(when="/live")
     try:
-        wait_until(lambda: "gave no answer" in server.get("/ready").text, 120)
+        wait_until(lambda: "did not respond" in server.get("/ready").text, 120)
         bodies = [server.get(path).text for path in ("/ready", "/metrics", "/version")] + [server.ask().text]
     finally:
         server.stop()

@@ -40,7 +40,7 @@ def test_a_table_of_which_every_row_fails_does_not_fail_the_run() -> None:
 
 
 def test_a_run_fails_if_every_row_fails_and_under_reject_for_the_first_one() -> None:
-    with pytest.raises(PredictionFailed, match="ValueError on every row that it was given, because of input 'a'"):
+    with pytest.raises(PredictionFailed, match="ValueError on every row, because of input 'a'"):
         summary_of([-1.0], [None, -2.0], policy=Policy())
     with pytest.raises(PredictionFailed, match="ValueError on 3 rows; of these, row 4 is the first"):
         summary_of([1.0, 2.0], [3.0, -1.0, -1.0], policy=Policy("reject"))

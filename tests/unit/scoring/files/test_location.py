@@ -110,7 +110,7 @@ def test_a_file_that_grows_while_it_is_fetched_is_refused(tmp_path: Path) -> Non
             return before
 
     (tmp_path / "a.csv").write_text("header\n")
-    with pytest.raises(StorageError, match="somebody is writing to it"):
+    with pytest.raises(StorageError, match="another process is writing to it"):
         fetch(StillWritten(tmp_path / "a.csv"), tmp_path / "copy")
 
 
@@ -176,7 +176,7 @@ def test_a_write_that_shares_a_tick_of_the_disk_s_clock_with_the_first_look_is_n
                 os.utime(file, ns=(tick, tick))
             return opened
 
-    with pytest.raises(StorageError, match="somebody is writing to it"):
+    with pytest.raises(StorageError, match="another process is writing to it"):
         fetch(Racing(file), tmp_path / "copy")
 
 
@@ -190,7 +190,7 @@ def test_a_full_tmpdir_is_named_where_a_file_is_copied(tmp_path: Path) -> None:
 def test_a_file_where_tmpdir_belongs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="because a file is in its place: remove it, or set TMPDIR"), scratch_folder():
+    with pytest.raises(OSError, match="because a file has this name: remove it, or set TMPDIR"), scratch_folder():
         pass
 
 
