@@ -65,7 +65,7 @@ class OutageAtOpening(Serving):
     [
         ("registry", 2, "The MLflow registry at http://127.0.0.1:{mlflow} did not respond"),
         ("offline store", 1, "The feature store failed while .*driver_stats"),
-        ("object store", 1, "Listing s3://.*/requests failed"),
+        ("object store", 1, "Looking at s3://.*/requests/day1.csv failed"),
         ("object store", 2, "Looking at s3://.*/day1/batch_input.parquet failed"),
     ],
 )
