@@ -72,7 +72,7 @@ class Engine(Protocol):
         input, model version and policy give the same bytes.
 
         Raises:
-            BatchRequestError: the input can't be read, or was made for another version or signature.
+            BatchRequestError: the input can't be read, or is for another version or signature.
             FeaturesRejected: the policy is `reject` and a row lacks a feature. The message gives its number in the
                 input, counted from 1.
             PredictionFailed: the model failed.

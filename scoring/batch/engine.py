@@ -153,7 +153,7 @@ def check_made_for(place: str, schema: pa.Schema, model: Model, features: ModelF
     """Return the origin in the schema of the batch input at `place`.
 
     Raises:
-        BatchRequestError: it was made for another model version or feature service, or lacks an input.
+        BatchRequestError: it is for another model version or feature service, or lacks an input.
     """
     origin = read_origin(schema, place)
     if origin.model != str(model.version):

@@ -253,6 +253,6 @@ def lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: 
     """Return the error for an offline store that returned a different number of rows."""
     return FeatureStoreError(
         f"joining features of service {features.service!r}",
-        f"{rows} entity rows went in and {found} came out (offline_store {store.config.offline_store.type}). Feast's "
+        f"it returned {found} rows for {rows} entity rows (offline_store {store.config.offline_store.type}). Feast's "
         "file store drops rows of equal keys and timestamp, and stale ones: docs/feature-stores.md names others.",
     )

@@ -1,4 +1,4 @@
-"""Measures of a batch input or output: a sample of a column, drift of predictions, the age of feature sources."""
+"""Measures the quality of a batch input or output: column samples, prediction drift, and the age of feature sources."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING

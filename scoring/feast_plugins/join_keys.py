@@ -24,7 +24,7 @@ class JoinKey(msgspec.Struct, frozen=True):
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The Arrow type of its column."""
+        """Return the Arrow type of its column."""
         return {"int32": pa.int32(), "int64": pa.int64(), "string": pa.string()}[self.dtype]
 
 

@@ -86,8 +86,8 @@ def materialize_online_store(
 def _why(view: Any, error: Exception) -> BaseException | str:
     if is_outage(error):
         return (
-            f"the online store did not answer ({first_line(error)}): check that it runs, and its address, password and "
-            "ssl= in feature_store.yaml"
+            f"the online store did not respond ({first_line(error)}): check that it runs, and its address, password "
+            "and ssl= in feature_store.yaml"
         )
     mode = getattr(view, "mode", None)
     if str(getattr(mode, "value", mode)).startswith("spark") and isinstance(error, AttributeError):

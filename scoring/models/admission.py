@@ -129,7 +129,7 @@ def _input_example(files: ModelFiles) -> pa.Table | None:
         named = isinstance(example, pd.DataFrame | dict)
         frame = pd.DataFrame(example, columns=None if named else list(files.signature.names)).head(GOLDEN_ROWS)
         return _complete_rows(frame, files.signature)
-    except Exception as error:  # not quoted: its message may hold the example's values
+    except Exception as error:  # not quoted, because its message may contain the example's values
         raise ModelRefused(
             str(files.version),
             f"its input example does not fit its signature ({type(error).__name__}): log it with an example and a "
@@ -180,7 +180,7 @@ def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: 
         same = _matches(_mlflow_predict(files), batches, expected)
     except ModelRefused:
         raise
-    except Exception as error:  # not quoted: its message may hold whole frames
+    except Exception as error:  # not quoted, because its message may contain whole frames
         raise ModelRefused(model, f"MLflow's own pyfunc fails on its golden rows ({type(error).__name__}).") from None
     if not same:
         raise ModelRefused(

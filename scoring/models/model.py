@@ -52,7 +52,7 @@ class Model(msgspec.Struct, frozen=True):
                 in a string or boolean column), for models that impute.
 
         Raises:
-            PredictionFailed: the model raised, or its output is not one number per row. The message holds no values.
+            PredictionFailed: the model raised, or its output is not one number per row. The message contains no values.
         """
         rows = vectors.num_rows
         if rows == 0:
@@ -128,7 +128,7 @@ def frame_of(vectors: pa.Table, nullable_inputs: frozenset[str]) -> "pd.DataFram
     input has that type in every frame.
 
     Raises:
-        ArrowInvalid: float64 can't hold an integer of a nullable input.
+        ArrowInvalid: float64 can't represent an integer of a nullable input.
     """
     booleans = []
     for place, field in enumerate(vectors.schema if nullable_inputs else ()):

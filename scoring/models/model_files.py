@@ -1,4 +1,4 @@
-"""The files of one registered model version: fetched, limited in size, and checked before any of them is executed.
+"""Fetches the files of one registered model version, and checks their size and content before any code is executed.
 
 Model files are code. The settings decide which formats and types may be loaded; lists in a model's own files are
 ignored.
@@ -37,17 +37,17 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
     @property
     def serialization(self) -> str:
-        """The format of the model file, according to the description."""
+        """Return the format of the model file, according to the description."""
         return str(self.description["flavors"]["sklearn"].get("serialization_format", "pickle"))
 
     @property
     def predict_function(self) -> str:
-        """The name of the estimator's method that predicts."""
+        """Return the name of the estimator's method that predicts."""
         return str(self.description["flavors"]["python_function"].get("predict_fn", "predict"))
 
     @property
     def model_file(self) -> Path:
-        """The file that holds the estimator. It may be missing."""
+        """Return the path of the file that contains the estimator. It may be missing."""
         return self.folder / str(self.description["flavors"]["python_function"].get("model_path", ""))
 
     def digest(self) -> str:

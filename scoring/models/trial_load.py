@@ -1,4 +1,4 @@
-"""Validate a version in a trial process, where a crash, a hang or a lack of memory does not affect the service."""
+"""Validates a version in a trial process, so that a crash, a hang or a lack of memory does not affect the service."""
 
 import contextlib
 import errno

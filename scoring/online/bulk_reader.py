@@ -35,14 +35,14 @@ def bulk_reader(store: "FeatureStore", features: ModelFeatures) -> StoreReader |
     from scoring.online.sqlite_reader import sqlite_reader
 
     config = store.config
-    makers: dict[Any, Any] = {RedisOnlineStoreConfig: redis_reader, SqliteOnlineStoreConfig: sqlite_reader}
-    make = makers.get(type(config.online_store))
+    factories: dict[Any, Any] = {RedisOnlineStoreConfig: redis_reader, SqliteOnlineStoreConfig: sqlite_reader}
+    create = factories.get(type(config.online_store))
     views = view_columns(features)
-    if make is None or views is None or config.registry.enable_online_feature_view_versioning:
+    if create is None or views is None or config.registry.enable_online_feature_view_versioning:
         return None
     if config.entity_key_serialization_version != SERIALIZATION_VERSION:
         return None
-    reader: StoreReader | None = make(store, views) if all(match_feast(view.keys) for view in views) else None
+    reader: StoreReader | None = create(store, views) if all(match_feast(view.keys) for view in views) else None
     if reader is None:
         log.warning("Feast reads the online store, which is slower: its layout is unknown to the bulk reader.")
     return reader

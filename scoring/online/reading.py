@@ -58,7 +58,7 @@ def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: p
     """Return a request's column as an array (n,) of the declared type.
 
     Raises:
-        EntityRowsError: a value does not fit, or is a timestamp that a batch request could not hold.
+        EntityRowsError: a value does not fit, or is a timestamp that batch requests do not support.
     """
     try:
         column = pa.array(entity_rows[name], dtype)
