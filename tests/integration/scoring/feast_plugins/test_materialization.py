@@ -464,7 +464,7 @@ def test_a_redis_that_does_not_answer_ends_the_materialization_in_seconds(
         store = rates_in_redis(f'{{type: redis, connection_string: "{address}"}}')
         began = time.monotonic()
         with pytest.raises(
-            NotMaterialized, match=r"'rates': the online store did not answer .*its address, password and"
+            NotMaterialized, match=r"'rates': the online store did not respond .*its address, password and"
         ):
             materialize_online_store(store, NOW)
     assert time.monotonic() - began < 3 * REDIS_TIMEOUT_S

@@ -291,7 +291,7 @@ def test_a_version_whose_function_lacks_what_its_module_imported_is_refused_when
     ("service", "says"),
     [
         ("fewer", "returned 1 rows for 6|ValueError"),
-        ("backwards", "in another order|ValueError"),
+        ("backwards", "in a different order|ValueError"),
         ("other", "no 'received'|ValueError"),
     ],
 )
