@@ -115,7 +115,7 @@ def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
         what = "input" if name in features.signature.names else "request column"
         remedy = "rename it in the model, or in the feature definitions."
         if name in computed:
-            remedy = f"rename it in the model: a feature may also be named as its view and itself, view__{name}."
+            remedy = f"rename it in the model, for example to the name of its view and feature, view__{name}."
         raise ModelRefused(str(version), f"its {what} {name!r} has the name of {taken}: {remedy}")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 500_000
 DRIFT_BINS = 10
-# With fewer rows, chance alone exceeds a threshold that is worth a warning (10 bins: 0.18 at 100 against 100).
+# With fewer rows, random variation exceeds useful warning thresholds (10 bins: 0.18 for 100 rows against 100).
 MIN_ROWS_FOR_DRIFT = 100
 # An empty bin counts as this share, to avoid log(0).
 EMPTY_SHARE = 1e-4

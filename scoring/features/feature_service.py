@@ -78,7 +78,7 @@ def _fill(
                 raise ModelRefused(
                     model,
                     f"its input {key.name!r} is {model_input.dtype}, but the join key {key.name!r}, which fills it, is "
-                    f"declared {key.dtype}, which does not fit into it. Train on the declared type.",
+                    f"declared {key.dtype}, which can't be converted to it exactly. Train on the declared type.",
                 )
             continue
         found = by_name.get(model_input.name, [])
@@ -101,7 +101,8 @@ def _fill(
             raise ModelRefused(
                 model,
                 f"its input {model_input.name!r} is {model_input.dtype}, but feature {name} is declared "
-                f"{feature.dtype}, which does not fit into it. Train on the declared type, or change the declaration.",
+                f"{feature.dtype}, which can't be converted to it exactly. Train on the declared type, or change the "
+                "declaration.",
             )
         features.append(msgspec.structs.replace(feature, input=model_input.name))
     if missing:

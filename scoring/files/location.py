@@ -57,7 +57,7 @@ class Location:
                 raise ValueError("set credentials, region and endpoint in the AWS_ variables, not in the address")
             self._bucket_path = rest.rstrip("/")
         else:
-            raise ValueError("it has another scheme or no path")
+            raise ValueError("its scheme is not supported, or it has no path")
 
     @property
     def local(self) -> Path | None:

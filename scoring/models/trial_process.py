@@ -138,7 +138,7 @@ class PreforkedTrial:
         here, there = multiprocessing.Pipe()
         trial = os.fork()
         if trial == 0:
-            here.close()  # otherwise the pipe would never end
+            here.close()  # otherwise the fork would never see the end of the pipe
             _be_the_trial(there)
         there.close()
         self._waiting = trial, here
@@ -176,7 +176,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _be_the_trial(pipe: Connection) -> NoReturn:
-    """Run the trial in the fork, and never return."""
+    """Run the trial in the fork. Never returns."""
     status = 1
     try:
         for stop in (signal.SIGTERM, signal.SIGINT):

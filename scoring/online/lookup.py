@@ -118,7 +118,7 @@ def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> 
             raise UnusableFeature(RUNNING_VIEW, type(error).__name__) from error
         if isinstance(error, reader.store_errors) and not isinstance(error, DecodeError):
             raise FeatureStoreError(READING, error) from error
-        raise UnusableFeature(READING, "the bytes of an entity are not what Feast writes") from error
+        raise UnusableFeature(READING, "the stored bytes of an entity are not in Feast's format") from error
 
 
 def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> int:

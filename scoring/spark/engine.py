@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 class SparkEngine:
     """Implements `scoring.engine.Engine` on Spark. Executors must have access to the artifacts and to this package."""
 
-    input_name, output_name = PARTED_INPUT_NAME, MANIFEST_NAME  # both name the parts
+    input_name, output_name = PARTED_INPUT_NAME, MANIFEST_NAME  # both files list the parts
 
     def __init__(self, master: str, configuration: Mapping[str, str], rows_per_part: int) -> None:
         """Store the arguments; Spark starts lazily."""

@@ -26,7 +26,7 @@ def link(computed: str = "x", requested: str = "amount", key: str = "id") -> Mod
 def test_no_column_has_the_name_of_an_output_column(name: str) -> None:
     added = "has the name of a column that scoring adds to the output (prediction, reason, model_name, model_version,"
     for linked, what, remedy in (
-        (link(computed=name), "input", f"rename it in the model: a feature may also be named .* view__{name}."),
+        (link(computed=name), "input", f"rename it in the model, for example to .* view__{name}."),
         (link(requested=name), "input", "rename it in the model, or in the feature definitions."),
         (link(key=name), "request column", "rename it in the model, or in the feature definitions."),
     ):
