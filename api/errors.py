@@ -131,7 +131,7 @@ class NothingScored(RequestError):
 
     def __init__(self, excluded: list[Any]) -> None:
         self.excluded = excluded
-        super().__init__(f"None of the {len(excluded)} entities could be scored.")
+        super().__init__("No entity of the request could be scored.")
 
 
 class Unavailable(ServingError):

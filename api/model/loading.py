@@ -1,6 +1,7 @@
 """Loaders: which model version should serve now, and how it is loaded."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ log = structlog.get_logger(__name__)
 ValidateFiles = Callable[[ModelFiles, pa.Table | None], ValidationReport]
 
 REMEMBERED = 16
+PROJECT = Path(__file__).resolve().parents[2]
 # The share of a request's deadline that the search for rows on which the model raises may take: the requests that are
 # scored together still get their answers in time.
 SEARCH_SHARE = 1 / 3
@@ -188,13 +190,15 @@ def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer 
 
 
 def empty_views_problem(names: Sequence[str], settings: Settings) -> str:
-    """Return a sentence that names feature views without a row in the online store, and the command that fills it."""
+    """Return a sentence that names feature views without a row in the online store, and how to fill it."""
     default = settings.feature_store_yaml == "feature_store.yaml"
     yaml = "" if default else f" -f {settings.feature_repo / settings.feature_store_yaml}"
-    command = f"feast -c {settings.feature_repo}{yaml} materialize-incremental $(date -u +%Y-%m-%dT%H:%M:%S)"
+    # feature_store.yaml may name classes of this project, which Feast's command finds by PYTHONPATH.
+    feast = f"PYTHONPATH={PROJECT} {Path(sys.executable).with_name('feast')} -c {settings.feature_repo}{yaml}"
+    views = f"feature view{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
     return (
-        f"The online store has no row of feature view {', '.join(map(repr, names))}: fill it with `{command}`, or "
-        "materialize the asset online_store."
+        f"The online store has no row of {views}: materialize the asset online_store (with `everything: true` if the "
+        f"store has lost its rows), or run `{feast} materialize-incremental $(date -u +%Y-%m-%dT%H:%M:%S)`."
     )
 
 

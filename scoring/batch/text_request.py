@@ -64,14 +64,14 @@ def check_quotes(file: Path, place: str, delimiter: str) -> None:
             opening = (np.arange(len(quotes)) % 2 == 0) ^ opened
             wrong = quotes[~may_be_beside[text[np.where(opening, quotes - 1, quotes + 1)]]]
             if len(wrong):
-                raise _bad_quote(place, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
+                raise _bad_quote(file, place, delimiter, line + chunk.count(b"\n", 0, int(wrong[0]) - 1))
             if len(quotes):
                 opened = bool(opening[-1])
                 opened_at = line + chunk.count(b"\n", 0, int(quotes[-1]) - 1)
             line += chunk.count(b"\n")
             before, chunk = chunk[-1:], following
     if opened:
-        raise _bad_quote(place, opened_at)
+        raise _bad_quote(file, place, delimiter, opened_at)
 
 
 def find_uneven_row(file: Path, delimiter: str) -> tuple[int, int, list[str]] | None:
@@ -111,6 +111,9 @@ def _zero_byte(place: str, line: int) -> BatchRequestError:
     return BatchRequestError(place, f"line {line} has a zero byte: the file is damaged, or is not UTF-8 text.")
 
 
-def _bad_quote(place: str, line: int) -> BatchRequestError:
+def _bad_quote(file: Path, place: str, delimiter: str, line: int) -> BatchRequestError:
+    with file.open(encoding="utf-8-sig", errors="replace") as source:
+        header = source.readline()
+    hint = "" if delimiter in header else separator_hint([header], delimiter)
     problem = "quotation marks must enclose a whole cell, and one inside a cell must be doubled."
-    return BatchRequestError(place, f"line {line} has an unclosed or misplaced quotation mark: {problem}")
+    return BatchRequestError(place, f"line {line} has an unclosed or misplaced quotation mark: {problem}{hint}")

@@ -174,7 +174,7 @@ def test_an_empty_store_excludes_every_entity_and_ready_names_the_view_and_the_c
         assert answer.status_code == 422
         assert answer.json()["excluded"] == [{"driver_id": 1001, "reason": "not_found"}]
         said = client.get("/ready").json()["feature_store"]["empty"]
-        assert said.startswith("The online store has no row of feature view 'driver_stats': fill it with `feast -c ")
+        assert said.startswith("The online store has no row of feature view 'driver_stats': materialize the asset ")
         fill()
         wait_until(lambda: client.get("/ready").json()["feature_store"]["empty"] is None, client)
 

@@ -269,6 +269,15 @@ def test_rows_with_commas_in_a_file_with_another_separator_are_explained(
     assert f"it has 2 cells, and the header has 1. {says}" in str(refusal(tmp_path, text))
 
 
+def test_a_quoted_cell_in_a_file_with_another_separator_is_explained(tmp_path: Path) -> None:
+    text = 'shop_id;event_timestamp;amount\n"7";"2026-01-02T03:04:05Z";1.5\n'
+    problem = str(refusal(tmp_path, text))
+    assert "line 2 has an unclosed or misplaced quotation mark" in problem
+    assert problem.endswith(
+        "Semicolons probably separate its columns, as in some spreadsheets' CSV files: save it with commas."
+    )
+
+
 def test_a_number_is_rounded_to_a_float_as_one_in_json_is(tmp_path: Path) -> None:
     number = "1.00000017881393432617187499"
     features = msgspec.structs.replace(FEATURES, request_types={"amount": pa.float32()}, signature=Signature(()))
