@@ -24,7 +24,7 @@ ASSETS = (batch_request, feast_registry, online_store, registered_model_version,
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the assets' owners, or the default ones if a setting is wrong: runs and ticks report the wrong setting."""
+    """Return the assets' owners, or the default ones if a setting is invalid: runs and ticks report it."""
     try:
         return Settings.from_environment(environment).batch_owners
     except SettingsError:
@@ -32,7 +32,7 @@ def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def overriding(folder: Path) -> tuple[str, ...]:
-    """Return the settings in a `.env` in `folder`: in Dagster's commands, they override the environment."""
+    """Return the variables that a `.env` file in `folder` overrides in Dagster's commands."""
     return tuple(
         name for name in get_env_var_dict(str(folder)) if name.startswith(("SERVING_", "MLFLOW_", "FEAST_", "AWS_"))
     )
@@ -40,7 +40,7 @@ def overriding(folder: Path) -> tuple[str, ...]:
 
 if overridden := overriding(Path.cwd()):
     logging.getLogger("dagster").warning(
-        "%s sets %s: Dagster lets that override the environment, which the API does not. Batch and online may differ; "
+        "%s sets %s. Dagster lets these override the environment, the API does not, so batch and online may differ: "
         "start Dagster's commands in another folder.",
         Path.cwd() / ".env",
         ", ".join(overridden),

@@ -1,4 +1,4 @@
-"""What assets and sensors use: settings, model registry, feature store and engine, each opened at its first use."""
+"""Shared resources of assets and sensors: settings, model registry, feature store and engine, opened at first use."""
 
 import functools
 import os
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """The Dagster resource `serving`. A process reads its environment once, when a run or tick needs it.
+    """The Dagster resource `serving`. It reads the environment once per process, when a run or tick needs it.
 
-    A code location with a wrong setting therefore still loads, and each run and tick reports the setting.
+    Therefore a code location with an invalid setting loads, and each run and tick reports the setting.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Read nothing yet; `environment` will be read for the settings."""
+        """Store `environment`; the first use of `settings` reads it."""
         self._environment = environment
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """The settings.
+        """Return the settings.
 
         Raises:
-            SettingsError: one is wrong or missing.
+            SettingsError: a setting is missing or invalid.
         """
         return Settings.from_environment(self._environment)
 
     @functools.cached_property
     def registry(self) -> Registry:
-        """The model registry; it keeps its connections."""
+        """Return the model registry, which keeps its connections open."""
         return MlflowRegistry.from_settings(self.settings)
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """The engine that joins and scores; it keeps its Spark session, if it has one.
+        """Return the engine that joins and scores. A Spark engine keeps its session.
 
         Raises:
-            SettingsError: its packages are not installed.
+            SettingsError: the engine's packages are not installed.
         """
         return choose_engine(self.settings)
 
     def open_feature_store(self) -> "FeatureStore":
-        """Open the Feast store as it is configured now, without a registry cached by an earlier run.
+        """Open the Feast store with its current configuration, without a registry cached by an earlier run.
 
         Raises:
-            FeatureStoreError: its configuration is missing or wrong.
+            FeatureStoreError: its configuration is missing or invalid.
         """
         return open_feature_store(self.settings)

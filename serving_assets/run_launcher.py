@@ -1,8 +1,8 @@
-"""Launch runs in the code location, as Dagster's default launcher does, and detect those whose process is gone.
+"""Launch runs in the code location, as Dagster's default launcher does, and detect lost runs.
 
-Dagster's run monitoring asks the launcher whether a run's process is alive. The default launcher does not know (dagster
-1.13): a run whose code location was killed or replaced stays `started` until its maximum runtime is over, and keeps its
-place in the queue. This launcher asks the code location, which knows its child processes. For dagster.yaml:
+Dagster's run monitoring asks the launcher whether a run's process is alive. The default launcher can't tell (dagster
+1.13): a run whose code location was killed or replaced stays `started` and occupies its slot until its maximum runtime
+is over. This launcher asks the code location, which tracks its child processes. In dagster.yaml:
 
     run_launcher: {module: serving_assets.run_launcher, class: CodeLocationRunLauncher}
 """
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class CodeLocationRunLauncher(DefaultRunLauncher):
-    """See the module."""
+    """The default run launcher with a health check of run processes."""
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """True: `check_run_worker_health` is implemented."""
+        """Return True."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Return whether the code location in which the run was launched still has its process.
+        """Return whether the code location that launched the run still has its process.
 
         Raises:
-            DagsterUserCodeUnreachableError: it does not answer now. The daemon logs that and asks again.
+            DagsterUserCodeUnreachableError: the code location does not respond. The daemon logs it and asks again.
         """
         launched_in = run.tags.get(GRPC_INFO_TAG)
         if launched_in is None:
@@ -41,7 +41,7 @@ class CodeLocationRunLauncher(DefaultRunLauncher):
 
 
 def client_at(launched_in: str) -> "DagsterGrpcClient":
-    """Return a client of the code location in a run's tag, which is JSON."""
+    """Return a client of the code location in a run's tag (JSON)."""
     from dagster._grpc.client import DagsterGrpcClient
 
     where = json.loads(launched_in)
@@ -51,7 +51,7 @@ def client_at(launched_in: str) -> "DagsterGrpcClient":
 
 
 def has_run(client: "DagsterGrpcClient", run_id: str) -> bool:
-    """Return whether the code location of `client` has a live process for the run."""
+    """Return whether the code location has a live process for the run."""
     from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
     from dagster._serdes import deserialize_value
 

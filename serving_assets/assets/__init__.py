@@ -1,1 +1,1 @@
-"""The asset graph, its checks and its metadata. Knows nothing of sensors."""
+"""The asset graph, its checks and its metadata. Imports nothing from `serving_assets.sensors`."""

@@ -1,4 +1,4 @@
-"""The assets of a batch request: its rows joined with features, and the same rows scored."""
+"""The assets of a batch request: batch_input joins its rows with features, and batch_output scores them."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ from serving_assets.records.requests import (
 )
 from serving_assets.resources import Serving
 
-# A plot takes a tenth of a second: a run over many requests draws those of the first ones.
+# Drawing takes 0.1 s, so only the first requests of a run are plotted.
 PLOTS_PER_RUN = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
@@ -59,7 +59,7 @@ Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
     check_specs=checks.specs("batch_input", checks.OF_INPUT),
     kinds={"feast", "parquet"},
     description="The rows of a batch request, in their order, with the model's features as they were known at each "
-    "row's event_timestamp: `artifacts/<request>/batch_input.parquet`.",
+    "row's `event_timestamp`: `artifacts/<request>/batch_input.parquet`.",
 )
 def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Join each request of this run's partitions with the features of the run's model version."""
@@ -87,13 +87,13 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
             metadata = origin_metadata(settings, version, features.service, chosen.by)
             with problems.of(key):
                 file = files.get(key)
-                if file is not None and file.shared:  # refused below, until the sensor sees another state of it
+                if file is not None and file.shared:  # refused below; a changed hash makes it eligible again
                     shared = read_hash(settings.batch_requests, file)
                     context.log_event(seen_event(file, shared, known.get(key)))
                 request = find_request(settings.batch_requests, files, key)
                 metadata["request"] = dg.MetadataValue.path(str(request))
                 with copied_request(request) as copy:
-                    # Recorded before the rows are read: a later change is then seen as one.
+                    # Record the hash before reading, so that later changes are detected.
                     if file is not None:
                         context.log_event(seen_event(file, copy.content.sha256, known.get(key)))
                     origin = Origin(copy.content, str(version), features.service, definitions.hash)
@@ -113,8 +113,8 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     deps=[batch_input, registered_model_version],
     check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
     kinds={"scikitlearn", "parquet"},
-    description="The rows of batch_input with prediction, reason (where there is none) and the model version that made "
-    "it: `artifacts/<request>/batch_output.parquet`. Replaced as a whole, or left as it was.\n\n"
+    description="The rows of batch_input with a prediction, a reason if there is none, and the model version that made "
+    "it: `artifacts/<request>/batch_output.parquet`. Replaced atomically.\n\n"
     "[Preview, plots and comparison with the replaced version](/assets/batch_output?view=partitions) of each request",
 )
 def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
@@ -128,7 +128,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
         context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
-        # Linked to its features here, too: this asset can be materialized without batch_input.
+        # Link the version to its features here, too: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
         features, policy = serving_model.features, Policy.from_settings(settings)
 
@@ -157,24 +157,24 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
 
 
 def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mapping[str, RequestFile]) -> Sequence[str]:
-    """Return the requests of this run. One that no sensor has found yet gets its partition, if it has a file.
+    """Return the requests of this run. Add the partition if the file exists but no sensor has found it.
 
     Raises:
-        BatchRequestError: it has none.
+        BatchRequestError: the request has no file.
     """
     key = context.run.tags.get(PARTITION)
     if key is not None and key not in known_requests(context.instance):
         try:
             find_request(folder, files, key)
         except BatchRequestError as error:
-            context.log_event(refused_event(key, str(error)))  # else it would count as a run to retry
+            context.log_event(refused_event(key, str(error)))  # otherwise, the run would be retried
             raise
         context.instance.add_dynamic_partitions(str(batch_requests.name), [key])
     return list(context.partition_keys)
 
 
 def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
-    """Return the version that the run resolved, else that of its first input; all inputs must be made for it."""
+    """Return the run's version, or that of its first input. Raise unless all inputs were made for it."""
     engine = serving.engine
     made_for = {folder / engine.input_name: engine.read_input_model(folder) for folder in folders}
     expected = str(resolved) if resolved else next(iter(made_for.values()))
@@ -182,7 +182,7 @@ def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen
         if model != expected:
             raise BatchRequestError(
                 str(file),
-                f"it was made for model version {model}, and this run uses {expected}: materialize batch_input, too.",
+                f"it was made for model version {model}, and this run uses {expected}: also materialize batch_input.",
             )
     if resolved:
         return resolved
@@ -205,5 +205,5 @@ def _since(started: float) -> float:
 
 
 def _content_version(written: list[Content]) -> dg.DataVersion:
-    """Return the SHA-256 of the files' own: a run that writes the same bytes again makes nothing stale."""
+    """Return a hash of the files' digests, so that identical output makes nothing stale."""
     return dg.DataVersion(hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in written)).hexdigest())

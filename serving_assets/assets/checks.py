@@ -1,8 +1,8 @@
-"""The asset checks of a batch request: what each examines, and how Dagit displays its findings.
+"""The asset checks of batch requests: their definitions and results.
 
-The blocking checks examine the finished file before it is published: when a blocking check inside an asset fails,
-Dagster records the asset's materialization nevertheless (1.13), and readers would already have the file. A blocking
-check that fails therefore ends the step, and the old file stays. The others warn.
+Blocking checks examine the finished file before it is published. If one fails, the step ends and the old file is
+unchanged. (Dagster 1.13 records the materialization of an asset even if a blocking check inside it fails: readers would
+already have the file.) The other checks warn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,11 @@ FRESH = "feature_source_fresh"
 DRIFT = "prediction_drift"
 
 DESCRIPTIONS = {
-    ROWS: "As many rows as the request. Blocking: otherwise nothing is published.",
-    COLUMNS: "All inputs of the model's signature, with its types. Blocking: otherwise nothing is published.",
-    FINITE: "The model returns a finite number for each row with complete features. Blocking: otherwise nothing is "
+    ROWS: "The file has as many rows as the request. Blocking: if it fails, nothing is published.",
+    COLUMNS: "The file has all inputs of the model's signature, with their types. Blocking: if it fails, nothing is "
     "published.",
+    FINITE: "The model returns a finite number for each row with complete features. Blocking: if it fails, "
+    "nothing is published.",
     NULLS: "No feature is missing in more than SERVING_MAX_NULL_RATE of the rows.",
     STALE: "No feature is past its view's time to live in more than SERVING_MAX_STALE_RATE of the rows.",
     FRESH: "The newest event of each feature view's source is not older than SERVING_MAX_SOURCE_AGE_S, or than the "
@@ -36,8 +37,8 @@ DESCRIPTIONS = {
 BLOCKING = frozenset({ROWS, COLUMNS, FINITE})
 OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH)
 OF_OUTPUT = (ROWS, COLUMNS, FINITE, DRIFT)
-# Requests in a check's description, and in the table below it: the table holds all that a sensor's run can have.
-MAX_NAMED, MAX_ROWS = 5, 250
+# Requests listed in a check's description and in its table. A run that a sensor requests has at most 250.
+MAX_LISTED, MAX_ROWS = 5, 250
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -46,20 +47,22 @@ class Finding(msgspec.Struct, frozen=True):
     check: str
     passed: bool
     summary: str
-    """One line with what was measured."""
+    """The measured values, in one line."""
 
 
 class NotPublished(ServingError):
-    """A blocking check failed: the old file stays as it was."""
+    """A blocking check failed. The old file is unchanged."""
 
     def __init__(self, file: str, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
         failed = "; ".join(f"{finding.check}: {finding.summary}" for finding in findings)
-        super().__init__(f"{file} was not published, and the old one stays, because of a blocking check: {failed}")
+        super().__init__(
+            f"{file} was not published because a blocking check failed; the old file is unchanged: {failed}"
+        )
 
 
 def specs(asset: str, checks: Sequence[str]) -> list[dg.AssetCheckSpec]:
-    """Return the declarations of one asset's checks."""
+    """Return the check specs of an asset."""
     return [
         dg.AssetCheckSpec(name, asset=asset, blocking=name in BLOCKING, description=DESCRIPTIONS[name])
         for name in checks
@@ -67,10 +70,10 @@ def specs(asset: str, checks: Sequence[str]) -> list[dg.AssetCheckSpec]:
 
 
 def stop_if_blocked(file: str, findings: Sequence[Finding]) -> None:
-    """Raise if a blocking check failed.
+    """Raise if any blocking check failed.
 
     Raises:
-        NotPublished: it lists what failed.
+        NotPublished: a blocking check failed.
     """
     failed = [finding for finding in findings if finding.check in BLOCKING and not finding.passed]
     if failed:
@@ -78,7 +81,7 @@ def stop_if_blocked(file: str, findings: Sequence[Finding]) -> None:
 
 
 def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> Iterator[dg.AssetCheckResult]:
-    """Yield one result per check, over all requests of a run; none for a check that was not evaluated.
+    """Yield one result per check for all requests of a run. Skip checks without findings.
 
     Args:
         asset: the asset's name.
@@ -98,7 +101,7 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
         summary = _summary(of_requests, failed)
         yield dg.AssetCheckResult(
             passed=not failed,
-            asset_key=asset,  # without it, Dagster (1.13) finds the check's asset by two queries
+            asset_key=asset,  # without it, Dagster 1.13 runs two queries to find the check's asset
             check_name=name,
             severity=dg.AssetCheckSeverity.ERROR if name in BLOCKING else dg.AssetCheckSeverity.WARN,
             description=summary,
@@ -114,7 +117,7 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
 def _summary(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
     if len(found) == 1:
         return next(iter(found.values())).summary
-    named = [f"{key}: {finding.summary}" for key, finding in list((failed or found).items())[:MAX_NAMED]]
-    more = f"; and {len(failed or found) - MAX_NAMED} more" if len(failed or found) > MAX_NAMED else ""
+    named = [f"{key}: {finding.summary}" for key, finding in list((failed or found).items())[:MAX_LISTED]]
+    more = f"; and {len(failed or found) - MAX_LISTED} more" if len(failed or found) > MAX_LISTED else ""
     passed = f"passed in {len(found) - len(failed)} of {len(found)} requests"
     return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {'; '.join(named)}{more}"

@@ -1,4 +1,4 @@
-"""How Dagit displays a table in Parquet files: its schema and its first rows."""
+"""Dagit metadata of a table in Parquet files: its schema, and a preview of its first rows."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ CELL_CHARACTERS = 40
 
 
 def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.MetadataValue]:
-    """Return row count, columns, location and a preview of a table, under the keys that Dagit knows.
+    """Return a table's row count, schema, location and preview, under the metadata keys that Dagit displays.
 
     Args:
-        table: the files, at their present location.
-        place: the location at which they are published.
+        table: the files at their current location.
+        place: the location at which they will be published.
     """
     return {
         "dagster/row_count": dg.MetadataValue.int(table.rows),
@@ -29,13 +29,13 @@ def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.Metadat
 
 
 def _preview(rows: pa.Table) -> list[dict[str, Any]]:
-    # Value by value: one that Python can't represent must not prevent the table from being published.
+    # Convert value by value, so that a value that Python can't represent does not block publishing.
     columns = {name: [to_string(value) for value in rows[name]] for name in rows.column_names}
     return [{name: texts[row] for name, texts in columns.items()} for row in range(rows.num_rows)]
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:
-    """Return an Arrow schema as Dagster's column table."""
+    """Return an Arrow schema as a Dagster table schema."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
@@ -45,13 +45,13 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
 
 
 def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
-    """Return counts by name as a table, most frequent first."""
+    """Return counts by name as a Markdown table, most frequent first."""
     rows = [{label: name, "rows": count} for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
     return dg.MetadataValue.md(markdown_table([label, "rows"], rows) if rows else "none")
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:
-    """Return rows as a Markdown table; strings longer than `cell` are cut, nulls are empty."""
+    """Return rows as a Markdown table. Truncate strings longer than `cell` characters. Nulls are empty."""
     lines = ["| " + " | ".join(_cell(name, cell) for name in columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(name), cell) for name in columns) + " |" for row in rows]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""This project's errors as failures of a Dagster step: one line that names the remedy."""
+"""Convert this project's errors to one-line Dagster failures."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from scoring.errors import FeatureServiceNotFound, FeatureStoreError, RegistryUn
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Raise a ServingError as a dg.Failure with the same message. Only outages may be retried."""
+    """Convert a ServingError to a dg.Failure with the same message. Allow retries of outages only."""
     try:
         yield
     except ServingError as error:
@@ -18,6 +18,6 @@ def failing_in_one_line() -> Iterator[None]:
 
 
 def is_outage(error: ServingError) -> bool:
-    """Whether the same step may succeed later without a change of request, model or settings."""
+    """Return whether the same step may succeed later without a change of request, model or settings."""
     outages = RegistryUnreachable | FeatureStoreError | StorageError
     return isinstance(error, outages) and not isinstance(error, FeatureServiceNotFound)

@@ -1,4 +1,4 @@
-"""The assets made by Feast: its registry of definitions, and its online store."""
+"""The assets that Feast writes: its registry of definitions, and its online store."""
 
 import hashlib
 import time
@@ -14,16 +14,16 @@ from serving_assets.records.observations import DATA_VERSION_TAG
 from serving_assets.resources import Serving
 
 GROUP = "features"
-# Dagster's own tag for the version of an input that an output was made from (1.13). By default, it is the version that
-# was recorded when the step began.
+# Dagster's tag for the data version of an input (1.13). By default, it is the version that was recorded when the step
+# began.
 DEFINITIONS_TAG = "dagster/input_data_version/feast_registry"
 
 
 @dg.asset(
     group_name=GROUP,
     kinds={"feast"},
-    description="Feast's registry, holding what the Python files of the feature repository define (`feast apply`). "
-    "Its data version is a hash of the definitions, so an apply that changes nothing makes nothing stale.",
+    description="Feast's registry: the definitions in the feature repository's Python files (`feast apply`). "
+    "Its data version is a hash of the definitions, so an apply without changes makes nothing stale.",
 )
 def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
     """Apply the feature repository's definitions."""
@@ -33,10 +33,10 @@ def feast_registry(serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[N
 
 
 def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -> dg.AssetMaterialization | None:
-    """Return an event that records that feast_registry holds these definitions; None if Dagster knows that.
+    """Return an event that records these definitions as feast_registry; None if they are already recorded.
 
-    If `feast apply` runs elsewhere, in a release for example, the asset would otherwise show as missing forever, and no
-    output as stale after a change.
+    Without it, if `feast apply` runs outside Dagster (in a release, for example), Dagit would always mark the asset as
+    missing, and no output as stale after a change.
     """
     latest = instance.get_latest_materialization_event(feast_registry.key)
     known = latest.asset_materialization if latest else None
@@ -44,8 +44,8 @@ def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -
         return None
     return dg.AssetMaterialization(
         feast_registry.key,
-        description="Found by a run that reads these definitions: they were applied outside of Dagster.",
-        metadata=_metadata(found, "outside of Dagster"),
+        description="These definitions were applied outside Dagster. A run that reads them has found them.",
+        metadata=_metadata(found, "outside Dagster"),
         tags={DATA_VERSION_TAG: found.hash},
     )
 
@@ -62,17 +62,16 @@ def _metadata(applied: AppliedDefinitions, by: str) -> dict[str, str]:
 
 
 class Materialization(dg.Config):
-    """How `online_store` is brought up to now, for the launchpad."""
+    """Run configuration of online_store."""
 
     everything: bool = Field(
         default=False,
-        description="Copy all that is not older than its time to live, also what was copied before: once, when the "
-        "online store has lost what it had.",
+        description="Copy all rows within their TTL again. Use it after the store has lost data.",
     )
     overwrite: bool = Field(
         default=False,
-        description="Copy everything, and replace also rows of the same or a newer event time: once, when a source was "
-        "corrected without new event times.",
+        description="Copy all rows within their TTL again, and replace rows with the same or a newer event time. Use "
+        "it after a source was corrected without new event times.",
     )
 
 
@@ -80,11 +79,11 @@ class Materialization(dg.Config):
     deps=[feast_registry],
     group_name=GROUP,
     kinds={"feast"},
-    description="Feast's online store, brought up to now from the offline store (`feast materialize-incremental`): "
-    "what POST /inference looks up. Batch scoring does not read it.",
+    description="Feast's online store, updated from the offline store (`feast materialize-incremental`). "
+    "`POST /inference` reads it; batch scoring does not.",
 )
 def online_store(config: Materialization, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
-    """Materialize, in Feast's sense, what is new since each feature view's watermark, or everything."""
+    """Copy rows that are newer than each feature view's watermark (or all rows) to Feast's online store."""
     started = time.monotonic()
     with failing_in_one_line():
         store = serving.open_feature_store()

@@ -1,4 +1,4 @@
-"""Inspect finished batch files before they are published: the checks' findings, and the metadata for Dagit."""
+"""Inspect finished batch files before they are published. Return check findings and metadata for Dagit."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -35,7 +35,7 @@ from serving_assets.assets.version_comparison import compare_with_replaced
 
 
 class InputInspection:
-    """Inspects one batch input (`scoring.batch.engine.InspectInput`). Keeps its findings, even if it raises."""
+    """Inspects one batch input (`scoring.batch.engine.InspectInput`). Findings are kept even if it raises."""
 
     def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
         self._place = place
@@ -69,7 +69,7 @@ class InputInspection:
         if not stale and table.rows and any(view.ttl_s is not None for view in self._features.views):
             return [
                 nulls,
-                Finding(STALE, True, "unknown: this offline store does not distinguish stale rows from absent ones"),
+                Finding(STALE, True, "unknown: the offline store can't distinguish stale from missing rows"),
             ]
         return [
             nulls,
@@ -78,7 +78,7 @@ class InputInspection:
 
 
 class OutputInspection:
-    """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Keeps its findings, even if it raises."""
+    """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Findings are kept even if it raises."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class OutputInspection:
         earlier: tuple[str, np.ndarray] | None,
         drawing: Executor | None,
     ) -> None:
-        """`drawing` draws the plots, one at a time, while the table is published; None draws none."""
+        """Draw plots on `drawing`, one at a time, while the table is published; draw none if it is None."""
         self._place = place
         self._features = features
         self._settings = settings
@@ -100,7 +100,7 @@ class OutputInspection:
 
     @property
     def metadata(self) -> dict[str, dg.MetadataValue]:
-        """Return what Dagit shows of the table. Wait for its plots."""
+        """Wait for the plots, and return the metadata that Dagit displays."""
         return self._metadata | {name: dg.MetadataValue.md(_markdown(plot)) for name, plot in self._plots.items()}
 
     def __call__(self, table: ParquetFiles, outcome: ScoringSummary) -> None:
@@ -130,19 +130,19 @@ class OutputInspection:
 def _markdown(plot: Future[str]) -> str:
     try:
         return plot.result()
-    except Exception as error:  # numbers that matplotlib or numpy can't lay out; the output is published
+    except Exception as error:  # matplotlib or numpy can't lay out the numbers; the output is published anyway
         return f"could not be drawn ({type(error).__name__}: {first_line(error)})"
 
 
 def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:
-    """Return the predictions in the first of these folders that has some, with their location; None if none has."""
+    """Return the location and predictions of the first of these folders that has an output; None if none has one."""
     for folder in folders:
         try:
             parts = output_parts(folder)
             with ParquetFiles(parts) as table:
                 return str(parts[0] if len(parts) == 1 else folder), predictions(table)
         except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
-            continue  # an unreadable output is about to be replaced; it must not prevent that
+            continue  # the old output is unreadable; it must not block the new output
     return None
 
 
@@ -161,7 +161,7 @@ def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
             wrong.append(f"{name} is missing")
         elif found.field(place).type != dtype:
             wrong.append(f"{name} is {found.field(place).type}, not {dtype}")
-    return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(types)} inputs are there")
+    return Finding(COLUMNS, not wrong, "; ".join(wrong) or f"all {len(types)} inputs are present")
 
 
 def finite_finding(outcome: ScoringSummary) -> Finding:
@@ -172,7 +172,7 @@ def finite_finding(outcome: ScoringSummary) -> Finding:
 
 
 def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float, what: str) -> Finding:
-    """Check that no feature has a larger share of such rows than allowed; name the largest shares."""
+    """Check that the share of counted rows is at most `limit` for each feature. Name the largest shares."""
     shares = sorted(((count / max(rows, 1), name) for name, count in counts.items()), reverse=True)
     over = [f"{name} {share:.1%}" for share, name in shares if share > limit]
     named = ", ".join(over or [f"{name} {share:.1%}" for share, name in shares[:3]]) or "no features"
@@ -186,10 +186,10 @@ def drift_finding(earlier: tuple[str, np.ndarray] | None, now: np.ndarray, limit
     place, before = earlier
     index = drift(before, now)
     if index is None:
-        few = f"too few predictions: {len(now)} here, {len(before)} in {place}, {MIN_ROWS_FOR_DRIFT} are needed"
-        return Finding(DRIFT, True, few)
+        counts = f"{len(now)} here, {len(before)} in {place}, {MIN_ROWS_FOR_DRIFT} are needed"
+        return Finding(DRIFT, True, f"too few predictions to measure drift: {counts}")
     measured = f"population stability index {index:.3f} ({limit:g} allowed) relative to {place}"
-    return Finding(DRIFT, index <= limit, f"{measured}; mean {np.mean(now):.4g}, there {np.mean(before):.4g}")
+    return Finding(DRIFT, index <= limit, f"{measured}; mean {np.mean(now):.4g} (before: {np.mean(before):.4g})")
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:

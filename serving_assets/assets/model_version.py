@@ -1,4 +1,4 @@
-"""registered_model_version: the exact version that a run scores with, resolved once and then passed by its number."""
+"""Resolve the model version of a run once, and pass it on by number."""
 
 import time
 
@@ -17,45 +17,45 @@ from serving_assets.records.requests import VERSION_FILE_NAME
 from serving_assets.resources import Serving
 
 KEY = dg.AssetKey("registered_model_version")
-# Dagster's own tag for the version of an input that an output was made from (dagster 1.13). By default, it names the
-# input's latest materialization, which may be that of another run with another version.
+# Dagster's tag for the data version of an input (1.13). By default, it names the input's latest materialization, which
+# may be from another run with another version.
 INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
 
 
 class VersionNotResolved(ServingError):
-    """No run has resolved a model version yet, or the last one was of another model."""
+    """No run has resolved a version of this model yet."""
 
     def __init__(self, file: Location, problem: str) -> None:
-        super().__init__(f"{file} {problem}: materialize registered_model_version first, or together with batch_input.")
+        super().__init__(f"{file} {problem}: materialize registered_model_version before or together with batch_input.")
 
 
 class VersionInDoubt(ServingError):
-    """A run omits registered_model_version, whose last version is not the one that the alias names now."""
+    """A run omits registered_model_version, and the alias no longer names the version that was resolved last."""
 
     def __init__(self, last: "VersionFile", alias: str, named: ModelVersion) -> None:
-        chosen = f"as alias {last.alias} named it then" if last.alias else "pinned by a run"
+        chosen = f"alias {last.alias} named it then" if last.alias else "a run pinned it"
         super().__init__(
-            f"This run does not determine the model version: registered_model_version was materialized last "
-            f"with {last.name}/{last.version} ({chosen}), and alias {alias} names {named} now. Select "
-            f"registered_model_version, too, to score with {named}; to score with {last.name}/{last.version}, also pin "
-            f"it: ops: {{registered_model_version: {{config: {{version: {last.version}}}}}}}."
+            f"This run does not determine the model version: registered_model_version was last materialized with "
+            f"{last.name}/{last.version} ({chosen}), but alias {alias} now names {named}. To score with {named}, also "
+            f"select registered_model_version. To score with {last.name}/{last.version}, select it and pin the "
+            f"version: ops: {{registered_model_version: {{config: {{version: {last.version}}}}}}}."
         )
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """A model version, and how it was chosen."""
+    """A model version and how it was chosen."""
 
     name: str
     version: int
     by: str
-    """For people: `alias champion`, `pinned by the run`."""
+    """Human-readable: `alias champion`, `pinned by the run`."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
 
 class VersionFile(msgspec.Struct, frozen=True):
-    """registered_model_version.json: the version that was resolved last."""
+    """The content of registered_model_version.json: the version that was resolved last."""
 
     name: str
     version: int
@@ -73,7 +73,7 @@ class PinnedVersion(dg.Config):
     version: int | None = Field(
         default=None,
         ge=1,
-        description="Use this version of the registered model. By default, the one that the alias names.",
+        description="Use this version of the registered model. The default is the version that the alias names.",
     )
 
 
@@ -82,10 +82,10 @@ class PinnedVersion(dg.Config):
     group_name="model",
     kinds={"mlflow"},
     description="The exact model version that the alias names now, or the one that the run's configuration pins. "
-    "Its data version is name:version, so outputs of another version show as stale.",
+    "Its data version is name:version, so Dagit marks outputs of another version as stale.",
 )
 def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
-    """Resolve the alias or the pin, and write registered_model_version.json."""
+    """Resolve the alias or the pinned version, and write registered_model_version.json atomically."""
     with failing_in_one_line():
         settings = serving.settings
         version = resolve_version(serving.registry, settings, config.version)
@@ -103,10 +103,10 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
 
 
 def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
-    """Return the version that registered_model_version got in this run, or in the run that this one re-executes.
+    """Return the version that registered_model_version resolved in this run, or in the run that it re-executes.
 
-    It is read from the run's own events: two concurrent runs that pin different versions can't mix them up. None if no
-    such run materialized it.
+    The run's own events record it, so concurrent runs that pin different versions do not affect each other. Return None
+    if no such run materialized it.
     """
     while True:
         records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
@@ -122,13 +122,13 @@ def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
 
 
 def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> Chosen:
-    """Return the version that a run joins features for: its own, else the one in registered_model_version.json.
+    """Return the run's own version, or the one in registered_model_version.json if the alias names it too.
 
-    The latter is used only while the alias names it, too: another run may have pinned it, or the alias has moved.
+    Otherwise another run may have pinned it, or the alias has moved.
 
     Raises:
         VersionNotResolved: there is neither.
-        VersionInDoubt: the alias names another one.
+        VersionInDoubt: the alias names another version than the file.
         RegistryError: the alias is not set, or the registry does not answer.
     """
     own = version_of_run(instance, run_id)
@@ -139,11 +139,11 @@ def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) 
     named = resolve_version(serving.registry, settings)
     if last.version != named.version:
         raise VersionInDoubt(last, alias, named)
-    return Chosen(named.name, named.version, f"registered_model_version as materialized last, and alias {alias}")
+    return Chosen(named.name, named.version, f"registered_model_version as last materialized, and alias {alias}")
 
 
 def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
-    """Return the version of a run that neither resolves one nor joins: the one that its inputs were made for.
+    """Return the version for a run that only scores: the one that its inputs were made for.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -154,8 +154,8 @@ def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
     except (AliasNotSet, ModelNotRegistered):
         return Chosen(name, number, f"batch_input was made for it; alias {alias} is not set")
     if (named.name, named.version) == (name, number):
-        return Chosen(name, number, f"batch_input was made for it; alias {alias} names it, too")
-    return Chosen(name, number, f"batch_input was made for it; alias {alias} names {named} now")
+        return Chosen(name, number, f"batch_input was made for it; alias {alias} also names it")
+    return Chosen(name, number, f"batch_input was made for it; alias {alias} now names {named}")
 
 
 def _read_version_file(settings: Settings) -> VersionFile:
@@ -165,11 +165,9 @@ def _read_version_file(settings: Settings) -> VersionFile:
     except FileNotFoundError:
         raise VersionNotResolved(file, "does not exist") from None
     except msgspec.MsgspecError:
-        raise VersionNotResolved(file, "was not written by this project") from None
+        raise VersionNotResolved(file, "is not a valid version file") from None
     if found.name != settings.model_name:
-        raise VersionNotResolved(
-            file, f"is about model {found.name!r} and SERVING_MODEL_NAME is {settings.model_name!r}"
-        )
+        raise VersionNotResolved(file, f"names model {found.name!r}, but SERVING_MODEL_NAME is {settings.model_name!r}")
     return found
 
 
@@ -178,7 +176,7 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
         "model_name": dg.MetadataValue.text(resolved.name),
         "model_version": dg.MetadataValue.int(resolved.version),
         "chosen_by": dg.MetadataValue.text(f"alias {resolved.alias}" if resolved.alias else "pinned by the run"),
-        "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: such a version is refused"),
+        "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: the version is refused"),
         "registry": dg.MetadataValue.text(resolved.registry),
     }
     return metadata | _page(resolved.registry, resolved.name, resolved.version)
@@ -187,7 +185,7 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
 def origin_metadata(
     settings: Settings, version: ModelVersion, service: str, chosen_by: str
 ) -> dict[str, dg.MetadataValue]:
-    """Return metadata with the model version, how it was chosen, its feature service, and a link to its page."""
+    """Return metadata: the model version, how it was chosen, its feature service, and a link to its page."""
     return {
         "model_name": dg.MetadataValue.text(version.name),
         "model_version": dg.MetadataValue.int(version.version),

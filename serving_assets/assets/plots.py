@@ -1,4 +1,4 @@
-"""Plots for Dagit of the distributions of predictions and features. The first one loads matplotlib (0.4 s)."""
+"""Plots of distributions for Dagit. The first one loads matplotlib (0.4 s)."""
 
 import base64
 import functools
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 BINS = 30
 PANELS_PER_ROW = 4
-# Dagit displays a plot that is stored in an event: it must stay small.
+# Images are stored in events, so keep them small.
 MOST_PANELS = 12
 MOST_VALUES = 8
-# Ticks per axis: more would overlap if their numbers are long.
+# Ticks per axis; more would overlap.
 TICKS = 4
 
 
 def histograms(table: ParquetFiles, columns: list[str]) -> Callable[[], str]:
-    """Read a sample of each column now, and return a function that draws their histograms as Markdown.
+    """Sample each column, and return a function that draws the samples' histograms and returns Markdown.
 
-    Call one such function at a time: matplotlib's settings are global.
+    The function is not thread-safe: matplotlib's settings are global.
     """
     drawn = {name: sample(table, name) for name in columns[:MOST_PANELS]}
     return functools.partial(_draw_histograms, drawn, len(columns) - len(drawn))
 
 
 def _draw_histograms(columns: Mapping[str, pa.Array], left_out: int) -> str:
-    """Return Markdown with one plot of these columns' values."""
+    """Return Markdown with one image: a histogram per column."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -55,9 +55,9 @@ def _draw_histograms(columns: Mapping[str, pa.Array], left_out: int) -> str:
             try:
                 with np.errstate(over="raise"):
                     _draw(panel, name, values)
-            except (ValueError, FloatingPointError) as error:  # the range is too small or too large for bins
+            except (ValueError, FloatingPointError) as error:  # the range of values is too small or too large for bins
                 panel.clear()
-                _annotate(panel, name, first_line(error, 40))
+                _show_message(panel, name, first_line(error, 40))
         plot = _markdown_image("Distributions", figure)
     return plot + (f"\n\n{left_out} more features are not drawn." if left_out else "")
 
@@ -65,11 +65,11 @@ def _draw_histograms(columns: Mapping[str, pa.Array], left_out: int) -> str:
 def version_comparison(
     before: str, after: str, earlier: np.ndarray, current: np.ndarray, differences: np.ndarray
 ) -> str:
-    """Draw both versions' predictions, and their differences per row. Return Markdown with one plot.
+    """Return Markdown with one image: both versions' predictions, and the differences per row.
 
     Args:
         before, after: the names of the versions.
-        earlier, current: their predictions, float64; NaN where there is none.
+        earlier, current: their predictions, float64; NaN if a row has none.
         differences: current minus earlier, float64, without NaN.
     """
     import matplotlib as mpl
@@ -105,14 +105,14 @@ def _markdown_image(title: str, figure: "Figure") -> str:
 
 def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
     panel.set_visible(True)
-    # y=1 is the default position, set here without laying out the ticks.
+    # y=1 is the default position; setting it avoids laying out the ticks.
     panel.set_title(name, fontsize=8, y=1, parse_math=False)
     panel.spines[["top", "right"]].set_visible(False)
     if len(values) == 0:
-        _annotate(panel, name, "no values")
+        _show_message(panel, name, "no values")
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("float64")
-        # One outline: thirty bars would take three times as long.
+        # Draw one outline: thirty bars take three times as long.
         panel.stairs(*np.histogram(numbers[abs(numbers) < math.inf], BINS), fill=True, color="#4f43dd")
         panel.locator_params(nbins=TICKS)
     else:
@@ -125,7 +125,7 @@ def _draw(panel: "Axes", name: str, values: pa.Array) -> None:
         panel.invert_yaxis()
 
 
-def _annotate(panel: "Axes", name: str, text: str) -> None:
+def _show_message(panel: "Axes", name: str, text: str) -> None:
     panel.set_title(name, fontsize=8, y=1, parse_math=False)
     panel.text(0.5, 0.5, text, ha="center", transform=panel.transAxes, parse_math=False)
     panel.set_xticks([])

@@ -1,4 +1,4 @@
-"""Problems of single requests in a run over many: each is recorded, and the others are scored."""
+"""Record problems of single requests in a run over many, so that the others are scored."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from serving_assets.assets.display import markdown_table
 from serving_assets.assets.failures import is_outage
 from serving_assets.records.observations import refused_event
 
-# Errors of one request, which last until something is changed.
+# Errors of one request that persist until something changes.
 OF_ONE_REQUEST = (
     BatchRequestError,
     EntityRowsError,
@@ -31,22 +31,22 @@ OF_ONE_REQUEST = (
     PredictionFailed,
     UnusableFeature,
 )
-# A file exists where the folder of a request's results belongs, or a folder where one of its files belongs.
-BLOCKED = (FileExistsError, IsADirectoryError, NotADirectoryError)
-# The most refused requests that the message names with their reasons. The failure's metadata lists all of them.
-MAX_NAMED = 10
+# A file exists at the path of a result folder, or a folder at the path of a result file.
+PATH_CONFLICTS = (FileExistsError, IsADirectoryError, NotADirectoryError)
+# Refused requests that the message lists. The failure's metadata lists all of them.
+MAX_LISTED = 10
 
 
 class RequestProblems:
     """Decides whether an error belongs to one request or ends the whole run.
 
-    An error that is not known to affect all requests belongs to its request, so that no request can keep the others
-    from being scored. A store that fails for a single request is that request's problem, and the request is retried
-    later; a store that fails twice in a row, or for all requests, is an outage.
+    An error that is not known to affect all requests belongs to its request, so that no request prevents the others
+    from being scored. If a store fails for a single request, that request is refused and retried later. If a store
+    fails twice in a row, or for all requests, it is an outage and ends the run.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, folder: Location) -> None:
-        """Start without a problem; `folder` is the request folder."""
+        """Initialize without problems. `folder` is the request folder."""
         self.failed: dict[str, ServingError] = {}
         self._context = context
         self._folder = folder
@@ -55,17 +55,17 @@ class RequestProblems:
 
     @contextlib.contextmanager
     def of(self, key: str) -> Iterator[None]:
-        """Work on the request with this key.
+        """Handle errors of one request.
 
         Raises:
-            ServingError: it concerns all requests.
+            ServingError: the error affects all requests.
         """
         try:
             yield
         except OF_ONE_REQUEST as error:
             self._refuse(key, error, retried=isinstance(error, PredictionFailed) and error.transient)
         except StorageError as error:
-            if isinstance(error.__cause__, BLOCKED):
+            if isinstance(error.__cause__, PATH_CONFLICTS):
                 problem = f"{error}: a file or folder of this name is in the way of its results. Move it away."
                 self._refuse(key, BatchRequestError(str(self._folder / key), problem))
             else:
@@ -78,8 +78,10 @@ class RequestProblems:
             raise
         except Exception as error:
             self._context.log.exception(f"Request {key} raised an unexpected error.")
-            problem = f"{type(error).__name__} was raised ({first_line(error, 120)}): the run's log has the trace."
-            # The file or this machine may be at fault: the request is retried.
+            problem = (
+                f"{type(error).__name__} was raised ({first_line(error, 120)}): see the stack trace in the run's log."
+            )
+            # The cause is unknown, so the request is retried.
             self._refuse(key, BatchRequestError(str(self._folder / key), problem), retried=True)
         else:
             self._succeeded = True
@@ -89,8 +91,8 @@ class RequestProblems:
         """Raise unless every request was scored.
 
         Raises:
-            dg.Failure: some can't be scored; its one line names them with the reasons.
-            ServingError: the stores failed for the last one, and none was scored.
+            dg.Failure: some requests can't be scored. Its one-line message names them and the reasons.
+            ServingError: a store failed for the last request, and none was scored.
         """
         if self._doubtful and not self._succeeded:
             raise self._doubtful[1]
@@ -100,8 +102,8 @@ class RequestProblems:
         failed, total = self.failed, len(self._context.partition_keys)
         message = str(next(iter(failed.values())))
         if total > 1:
-            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:MAX_NAMED])
-            more = f"; and {len(failed) - MAX_NAMED} more (see refused)" if len(failed) > MAX_NAMED else ""
+            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:MAX_LISTED])
+            more = f"; and {len(failed) - MAX_LISTED} more (see refused)" if len(failed) > MAX_LISTED else ""
             others = " The sensor score_the_others starts a run for the other requests." if len(failed) < total else ""
             message = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
         rows = [{"request": key, "why": str(error)} for key, error in failed.items()]

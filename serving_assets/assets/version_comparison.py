@@ -1,4 +1,4 @@
-"""How the predictions for a request change when another model version scores it again: a table and a plot."""
+"""Compare a request's predictions with those of the model version that is replaced."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,7 @@ from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from serving_assets.assets.display import markdown_table
 
-# Ranges of rows that are compared where a table has more than SAMPLED_ROWS.
+# Ranges of rows that are compared if a table has more than SAMPLED_ROWS.
 RANGES = 8
 
 
@@ -25,11 +25,11 @@ class VersionComparison(msgspec.Struct, frozen=True):
     """`name/version` of the version whose output is replaced."""
     after: str
     earlier: np.ndarray
-    """float64 (n,): NaN where a row has no prediction."""
+    """float64 (n,); NaN if a row has no prediction."""
     current: np.ndarray
     """float64 (n,), in the same order."""
     rows: int
-    """Rows of the request; n where all of them are compared."""
+    """Rows of the request; n if all of them are compared."""
 
     def metadata(self) -> dict[str, dg.MetadataValue]:
         """Return the differences in one line and the statistics of both versions as a table."""
@@ -66,7 +66,7 @@ class VersionComparison(msgspec.Struct, frozen=True):
         return text if compared == self.rows else f"{text} (a sample of {self.rows} rows)"
 
     def differences(self) -> np.ndarray:
-        """Return current minus earlier predictions, float64, for the rows where both versions have one."""
+        """Return current minus earlier predictions, float64, for the rows that both versions predicted."""
         differences = self.current - self.earlier
         return np.asarray(differences[~np.isnan(differences)])
 
@@ -90,11 +90,11 @@ def compare_with_replaced(folder: Location, table: ParquetFiles) -> VersionCompa
                 return None
             return VersionComparison(then.model, now.model, _predictions(published), _predictions(table), table.rows)
     except (ServingError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
-        return None  # an output that can't be read is about to be replaced; it must not prevent that
+        return None  # the old output is unreadable; it must not block the new output
 
 
 def _predictions(table: ParquetFiles) -> np.ndarray:
-    """The predictions of all rows, or of RANGES ranges of a large table; float64, NaN where there is none."""
+    """Return the predictions of all rows, or of RANGES ranges of a large table; float64, NaN for null."""
     ranges = 1 if table.rows <= SAMPLED_ROWS else RANGES
     length = min(table.rows, SAMPLED_ROWS) // ranges
     starts = np.linspace(0, table.rows - length, ranges, dtype=int).tolist()

@@ -1,1 +1,1 @@
-"""Reads what Dagster's instance and the request folder record: requests, observations, runs. Starts nothing."""
+"""Read requests, observations and runs from Dagster's instance and the request folder. Prepare runs; launch none."""

@@ -1,4 +1,4 @@
-"""What the Dagster instance knows of batch requests: their runs, and the model version of their latest output."""
+"""Query Dagster's instance about batch requests: their runs, and the model version of their latest output."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,27 +25,27 @@ UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-# Dagster submits a run right after it has created it. One that it then refuses, for a range of partitions that do not
-# exist for example, stays NOT_STARTED forever (1.13).
+# Dagster submits a run immediately after its creation. If it refuses the run (for a range of partitions that do not
+# exist, for example), the run stays NOT_STARTED (1.13).
 SUBMITTED_WITHIN_S = 300
 MOST_FAILED_RUNS = 10_000
-# A run's end is recorded by the clock of its own machine.
+# The clock of a run's own machine determines its end time.
 CLOCKS_DIFFER_S = 30
 
 
 def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Sequence[str]) -> list[RequestState]:
-    """Return the states of some requests; `known` are all partition keys, in their order in Dagster."""
+    """Return the states of these requests; `known` are all partition keys in Dagster's order."""
     busy = requests_in_flight(unfinished_runs(instance), known)
     newest = keys[-1] if keys else None
     scored = _outputs(instance, keys)
-    unsure = _touched_since(instance, {key: output.made_s for key, output in scored.items()}, known)
+    may_be_replaced = _touched_since(instance, {key: output.made_s for key, output in scored.items()}, known)
     return [
         RequestState(
             key=key,
             scored_with=scored[key].version if key in scored else None,
-            unsure=key in unsure,
+            may_be_replaced=key in may_be_replaced,
             run_in_flight=busy.get(key),
-            # Queried for the newest only: new_batch_request has found the older ones before.
+            # Query this for the newest only: new_batch_request has already found the older ones.
             has_run=key != newest or _has_a_run(instance, key),
         )
         for key in keys
@@ -53,7 +53,7 @@ def request_states(instance: dg.DagsterInstance, keys: Sequence[str], known: Seq
 
 
 def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Return the runs that score requests, or are queued to."""
+    """Return the running and queued runs that score requests."""
     oldest_s = time.time() - SUBMITTED_WITHIN_S
     return [
         record.dagster_run
@@ -67,7 +67,7 @@ def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def requests_in_flight(runs: Iterable[dg.DagsterRun], known: Sequence[str]) -> dict[str, str]:
-    """Return the requests of these runs, each with a run; `known` are all partition keys."""
+    """Return the requests of these runs: key → run id; `known` are all partition keys."""
     return {key: run.run_id for run in runs for key in partitions_of(run.tags, known)}
 
 
@@ -77,14 +77,14 @@ def with_end_times(records: Iterable[dg.RunRecord]) -> list[tuple[dg.DagsterRun,
 
 
 def failed_since(instance: dg.DagsterInstance, time_s: float) -> bool:
-    """Whether any run failed since then, in seconds since 1970."""
+    """Return whether any run failed since a time in seconds since 1970."""
     since = datetime.fromtimestamp(time_s, UTC)
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since)
     return bool(instance.get_run_records(filters, limit=1))
 
 
 def scores_requests(run: dg.DagsterRun) -> bool:
-    """Whether the run materializes batch outputs."""
+    """Return whether the run materializes batch outputs."""
     return run.asset_selection is None or BATCH_OUTPUT in run.asset_selection
 
 
@@ -99,17 +99,17 @@ def partitions_of(tags: Mapping[str, str], known: Sequence[str]) -> Iterable[str
 
 
 class _Output(msgspec.Struct, frozen=True):
-    """The latest batch_output of a request that Dagster knows of."""
+    """The latest batch_output of a request in Dagster's event log."""
 
     version: Registered
     made_s: float
-    """When Dagster recorded it, in seconds since 1970."""
+    """Time at which Dagster recorded it, in seconds since 1970."""
 
 
 def _touched_since(instance: dg.DagsterInstance, made_s: Mapping[str, float], known: Sequence[str]) -> set[str]:
-    """Return the requests with a run that did not succeed and ended after their outputs were recorded.
+    """Return the requests with an unsuccessful run that ended after their outputs were recorded.
 
-    It may have replaced their outputs: Dagster records these only when the step over all of its requests has ended.
+    It may have replaced their outputs: Dagster records outputs only when the step over all requests has ended.
     """
     if not made_s:
         return set()
@@ -128,8 +128,8 @@ def _touched_since(instance: dg.DagsterInstance, made_s: Mapping[str, float], kn
 
 
 def _outputs(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, _Output]:
-    """Return the latest outputs of these requests; requests without one are left out."""
-    # In a few queries: one per request takes 10 ms, and a tick may need thousands.
+    """Return the latest outputs of these requests. Omit requests without one."""
+    # Use few queries: one per request takes 10 ms, and a tick may need thousands.
     latest = _latest_outputs(instance, keys)
     found: dict[str, _Output] = {}
     for ids in in_queries(sorted(latest.values())):
@@ -167,9 +167,9 @@ def _registered(event: dg.AssetMaterialization) -> Registered:
 
 
 def last_scored_request(instance: dg.DagsterInstance, other_than: Iterable[str]) -> str | None:
-    """Return the request that was scored most recently, of those not among `other_than`.
+    """Return the most recently scored request that is not in `other_than`.
 
-    One with enough predictions to measure drift is preferred, if there is one among the last 50.
+    Prefer one with enough predictions to measure drift, if the last 50 include one.
     """
     excluded = set(other_than)
     records = instance.fetch_materializations(BATCH_OUTPUT, limit=len(excluded) + 50).records
@@ -185,7 +185,7 @@ def _predictions(record: dg.EventLogRecord) -> float:
 
 
 def recovered_cursor(instance: dg.DagsterInstance, sensor: str) -> VersionCursor:
-    """Return the cursor of a sensor that lost its own, from the tags of its latest run."""
+    """Recover the lost cursor of a sensor from the tags of its latest run."""
     found = instance.get_run_records(dg.RunsFilter(tags={"dagster/sensor_name": sensor}), limit=1)
     tags = found[0].dagster_run.tags if found else {}
     version = tags.get(VERSION_TAG)
@@ -205,7 +205,7 @@ def run_request(
     run_config: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> dg.RunRequest:
-    """Return the request for one run over the batch requests from `first` to `last`."""
+    """Return a RunRequest over the batch requests from `first` to `last`."""
     if first == last:
         return dg.RunRequest(run_key=run_key, partition_key=first, run_config=run_config, tags=tags)
     tags = {**(tags or {}), RANGE_START: first, RANGE_END: last}

@@ -1,6 +1,6 @@
-"""Which content of each request file was read, and which requests were refused: observations in Dagster's event log.
+"""Record as observations in Dagster's event log which content of each request file was read, and what was refused.
 
-A sensor's cursor can be lost, and Dagster stores it again with every tick.
+A sensor's cursor is unsuitable: it can be lost, and Dagster stores all of it again with every tick.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -12,10 +12,10 @@ import msgspec
 from serving_assets.records.requests import Folder, RequestFile, batch_request
 
 BATCH_OUTPUT = dg.AssetKey("batch_output")
-# Dagster's own tags (1.13): the version of an observed asset's content, and the last event of an input that was used.
+# Dagster's tags (1.13): the data version of an observed asset, and the last event of an input that was used.
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_POINTER_TAG = f"dagster/input_event_pointer/{batch_request.key.to_user_string()}"
-# Metadata of the observations. Those of earlier versions must stay readable.
+# Metadata keys of the observations. Observations of earlier releases must stay readable.
 FINGERPRINT, SINCE, REFUSED, RETRIED, IGNORED = "look", "since", "refused", "again", "ignored"
 RECORDS_PER_QUERY = 500
 
@@ -26,16 +26,16 @@ class Seen(msgspec.Struct, frozen=True):
     """One state of a request file."""
 
     fingerprint: str
-    """`RequestFile.fingerprint` when it was read."""
+    """`RequestFile.fingerprint` at the time of reading."""
     sha256: str
     event: int = 0
-    """Its position in Dagster's event log; later events have higher numbers."""
+    """Its id in Dagster's event log; later events have higher ids."""
     since: int = 0
-    """Position in the log of the first event of the uninterrupted series with this content."""
+    """Id of the first event of the uninterrupted series with this content."""
 
 
 def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None) -> dict[str, Seen]:
-    """Return the state of each request's file that was read last, by partition key; of these requests, or of all."""
+    """Return the last read state of each request's file by partition key, for these requests or all."""
     observed = dg.DagsterEventType.ASSET_OBSERVATION
     latest = instance.get_latest_storage_id_by_partition(batch_request.key, observed, set(keys) if keys else None)
     found: dict[str, Seen] = {}
@@ -49,7 +49,7 @@ def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None)
 
 
 def last_refusals(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, dg.EventLogRecord]:
-    """Return how each of these requests was refused last; those that never were, or that are retried, are left out."""
+    """Return the last refusal of each of these requests. Omit requests without one, and those that are retried."""
     latest = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_OBSERVATION)
     found: dict[str, dg.EventLogRecord] = {}
     for record in _observations(instance, BATCH_OUTPUT, [latest[key] for key in keys if key in latest]):
@@ -69,13 +69,13 @@ def _observations(
 
 
 def in_queries(values: list[T]) -> Iterator[list[T]]:
-    """Yield the values in lists that are short enough for one query each."""
+    """Yield the values in lists of at most RECORDS_PER_QUERY, each short enough for one query."""
     for start in range(0, len(values), RECORDS_PER_QUERY):
         yield values[start : start + RECORDS_PER_QUERY]
 
 
 def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg.AssetObservation:
-    """Return the event that records that this state of the file was read; `before` is what was known until now."""
+    """Return the event that records that this state of the file was read; `before` is the previous state."""
     since: dict[str, int] = {SINCE: before.since} if before is not None and before.sha256 == sha256 else {}
     return dg.AssetObservation(
         batch_request.key,
@@ -86,7 +86,7 @@ def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg
 
 
 def ignored_event(folder: Folder) -> dg.AssetObservation:
-    """Return the event that shows which files of the request folder are ignored, and why."""
+    """Return the event that records which files of the request folder are ignored, and why."""
     return dg.AssetObservation(batch_request.key, description=folder.ignored, metadata={IGNORED: folder.ignored})
 
 

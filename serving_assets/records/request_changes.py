@@ -1,4 +1,4 @@
-"""Compare the request folder with what is known: files to score, files to wait for."""
+"""Find the files in the request folder that are to be scored, and those to wait for."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,27 @@ from serving_assets.records.observations import Seen
 from serving_assets.records.requests import RequestFile, listed, read_hash
 from serving_assets.records.retries import FailedAttempt
 
-# A file that was written more recently may be incomplete. Also longer than the resolution of any store's clock (a
-# second in S3): a file that changes after it was read then has another time.
+# A file that was written more recently may be incomplete. This exceeds the clock resolution of all stores (a second in
+# S3), so a file that changes after it was read has another modification time.
 SETTLED_AFTER_S = 3
-# A tick ends after 60 s. The next tick reads what is not read by then.
+# A tick times out after 60 s. The next tick reads the files that are left.
 READING_S = 20
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of the requests before the folder is read; all by partition key."""
+    """The recorded state of the requests before the folder is read, by partition key."""
 
     seen: Mapping[str, Seen] = {}
-    """What was read of their files last."""
+    """The last read state of their files."""
     attempts: Mapping[str, FailedAttempt] = {}
-    """Their last runs, if these failed."""
+    """Their last runs, if those failed."""
     busy: frozenset[str] = frozenset()
-    """Requests that a run is scoring."""
+    """Requests that a run is scoring or queued for."""
     ahead: tuple[str, ...] = ()
     """`Changes.ahead` of the previous tick."""
 
     def attempt(self, file: RequestFile) -> FailedAttempt | None:
-        """The last run, if it failed and the file had its present content then."""
+        """Return the last run if it failed and the file has not changed since."""
         tried, before = self.attempts.get(file.key), self.seen.get(file.key)
         if tried is None or (before is not None and before.fingerprint == file.fingerprint):
             return tried
@@ -39,32 +39,32 @@ class Known(msgspec.Struct, frozen=True):
         return tried if tried.ended_s > modified_s or modified_s > time.time() else None
 
     def failures(self, file: RequestFile) -> int:
-        """How many runs in a row failed over this content."""
+        """Return how many runs in a row failed over this content."""
         tried = self.attempt(file)
         return tried.failures if tried else 0
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What a tick has found."""
+    """Result of a tick."""
 
     files: tuple[tuple[RequestFile, str], ...] = ()
-    """Files to score, each with its hash: new ones, those with other content than before, those whose run failed."""
+    """Files to score with their hashes: new ones, changed ones, and those whose run failed."""
     touched: tuple[tuple[RequestFile, str], ...] = ()
-    """Files with another fingerprint but the same content."""
+    """Files with another fingerprint but the same content, with their hashes."""
     waiting: tuple[str, ...] = ()
-    """Why some files are not read yet, with their names."""
+    """One reason per group of files that are not read yet, with their names."""
     ahead: tuple[str, ...] = ()
-    """Fingerprints of the files whose modification time is in the future. Such a file may still be being written: it is
-    read when two ticks find the same fingerprint."""
+    """Fingerprints of the files whose modification time is in the future. Such a file may be incomplete: it is read
+    when two ticks find the same fingerprint."""
     retries: tuple[tuple[float, str], ...] = ()
-    """When requests whose run failed are retried, in seconds since 1970, later than now, with their keys."""
+    """Times (seconds since 1970, in the future) and keys of the requests that will be retried."""
 
 
 def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -> Changes:
-    """Compare these files of the folder with what is known, and read those that look changed.
+    """Compare these files with their recorded state, and read those that may have changed.
 
     Raises:
-        StorageError: some can't be read, and no other is to be scored.
+        StorageError: a file can't be read, and no other file has changed.
     """
     until = time.monotonic() + READING_S
     found: list[tuple[RequestFile, str]] = []
@@ -101,7 +101,7 @@ def find_changes(folder: Location, files: Sequence[RequestFile], known: Known) -
 
 
 def _wait_for(file: RequestFile, known: Known, until: float) -> str | None:
-    """Why this file is not read yet; None if it is."""
+    """Return why this file is not read yet; None if it can be read."""
     before = known.seen.get(file.key)
     if before is None or before.fingerprint != file.fingerprint:
         if _is_ahead(file):

@@ -24,13 +24,13 @@ batch_request = dg.AssetSpec(
     group_name=GROUP,
     kinds={"file"},
     description="A file of entity rows in the request folder, written by another process. Its data version is the hash "
-    "of the content that was read last, so results of older content show as stale.",
+    "of the content that was read last, so Dagit marks results of older content as stale.",
 )
 
-# A key is also the name of a folder, and people read and type it. Dagster uses "..." in ranges.
+# A key is also the name of a folder, and users read and type it. Dagster uses "..." in ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
-# A file of this project has this name where the request's own folder would be. Some disks ignore the case of names.
+# A file of this project has this name beside the result folders. Some file systems ignore case.
 VERSION_FILE_NAME = "registered_model_version.json"
 NAMES_LISTED = 10
 
@@ -47,7 +47,7 @@ def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDef
 
 
 class NoRequestFolder(BatchRequestError):
-    """There is no request folder. It is not created, because a misspelled one would stay empty forever."""
+    """The request folder does not exist. It is not created, because a misspelled one would always stay empty."""
 
     def __init__(self, folder: Location) -> None:
         super().__init__(str(folder), "there is no such folder: create it, or set SERVING_BATCH_REQUESTS.")
@@ -61,13 +61,13 @@ class RequestFile(msgspec.Struct, frozen=True):
     size: int
     """Bytes."""
     modified_ns: int
-    """When it was last written, in nanoseconds since 1970."""
+    """Modification time in nanoseconds since 1970."""
     shared: bool = False
-    """Whether several files would share one result. They are refused together, whatever they hold."""
+    """Whether several files would share one result. They are refused together, regardless of their content."""
 
     @property
     def fingerprint(self) -> str:
-        """What distinguishes a changed file from an unchanged one without reading it."""
+        """Return a string that differs for changed files, without reading them."""
         return f"{self.name} {self.size} {self.modified_ns}"
 
 
@@ -75,13 +75,13 @@ class Folder(msgspec.Struct, frozen=True):
     """The files of the request folder."""
 
     requests: tuple[RequestFile, ...]
-    """Every file that can be a batch request, oldest first."""
+    """All files that can be a batch request, oldest first."""
     others: tuple[str, ...]
-    """Names of the other files, except hidden ones, which a writer has not finished."""
+    """Names of the other files, except hidden ones, which are incomplete."""
 
     @property
     def ignored(self) -> str:
-        """Which files are not requests, and why; empty if there are none."""
+        """Return which files are not requests, and why; empty if there are none."""
         if not self.others:
             return ""
         return (
@@ -91,21 +91,21 @@ class Folder(msgspec.Struct, frozen=True):
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
     return ", ".join(names[:NAMES_LISTED]) + more
 
 
 def is_safe_key(key: str) -> bool:
-    """Whether a partition key can be the name of a file and of a result folder."""
+    """Return whether a partition key can be the name of a file and of a result folder."""
     return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != VERSION_FILE_NAME
 
 
 def list_requests(folder: Location) -> tuple[RequestFile, ...]:
-    """Return every file in the folder that can be a batch request, oldest first.
+    """Return all files in the folder that can be a batch request, oldest first.
 
     Raises:
-        NoRequestFolder, StorageError: as `read_request_folder`.
+        NoRequestFolder, StorageError: see `read_request_folder`.
     """
     return read_request_folder(folder).requests
 
@@ -146,7 +146,7 @@ def find_request(folder: Location, files: Mapping[str, RequestFile], key: str) -
     Args:
         folder: the request folder.
         files: its files by key.
-        key: the request's.
+        key: the key of the request.
 
     Raises:
         BatchRequestError: the key is not a safe name, there is no such file, or several have this name.
@@ -166,11 +166,11 @@ def find_request(folder: Location, files: Mapping[str, RequestFile], key: str) -
 
 
 def read_hash(folder: Location, request: RequestFile) -> str:
-    """Return the SHA-256 of the file's content, hex; for several files that share a result, of their fingerprint.
+    """Return the SHA-256 of the file's content (hex), or of the fingerprint if several files share a result.
 
     Raises:
-        FileNotFoundError: it is gone.
-        StorageError: it can't be read.
+        FileNotFoundError: the file is gone.
+        StorageError: the file can't be read.
     """
     if request.shared:
         return hashlib.sha256(request.fingerprint.encode()).hexdigest()
@@ -185,5 +185,5 @@ def read_hash(folder: Location, request: RequestFile) -> str:
 
 
 def result_folder(artifacts: Location, key: str) -> Location:
-    """The folder of the request's joined features and its scores."""
+    """Return the folder of the request's joined features and scores."""
     return artifacts / key

@@ -1,4 +1,4 @@
-"""Requests whose run failed or died before it scored or refused them: they are retried, less and less often."""
+"""Retry requests whose run failed before it scored or refused them, less and less often."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,44 +8,44 @@ import msgspec
 from serving_assets.records.history import with_end_times
 from serving_assets.records.observations import BATCH_OUTPUT, Seen, in_queries, last_refusals
 
-# Seconds until a request is retried, after its first, second, … failed run in a row. The last one is repeated.
+# Seconds until the retry after the first, second, … consecutive failed run of a request. The last value is repeated.
 RETRY_AFTER_S = (60, 300, 1800, 3600)
-# How many requests share a run after that many failed ones. An outage is not a request's fault, but a request may be
-# what kills each run (its join takes all memory, for example): in the end it is alone, and all others are scored.
+# Requests per run after that many failed ones. After an outage, no request is at fault. But if a request kills each run
+# (because its join exhausts the memory, for example), it ends up in a run of its own, and all others are scored.
 REQUESTS_PER_RETRY = (250, 250, 250, 32, 4, 1)
-# The most retries that are requested at a time. The next ones are requested when all of them have ended.
+# Maximum number of concurrent retries. The next ones are requested when all of them have ended.
 RETRIES_AT_ONCE = 8
-# Tag of a retry: how many runs over its requests failed in a row before it.
+# Tag of a retry: the number of consecutive failed runs over its requests before it.
 FAILURES_TAG = "serving/failures"
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """The last run over a request, which failed without refusing the request."""
+    """The last run over a request, if it failed without refusing the request."""
 
     failures: int
-    """Number of failed runs in a row, this one included."""
+    """Number of consecutive failed runs, including this one."""
     ended_s: float
-    """When it ended, in seconds since 1970."""
+    """End of the run in seconds since 1970."""
     open: bool
-    """Whether the content that was read last was neither scored nor refused."""
+    """Whether the last read content was neither scored nor refused."""
 
     @property
     def retry_s(self) -> float:
-        """When the request is retried, in seconds since 1970."""
+        """Return the time of the next retry in seconds since 1970."""
         return self.ended_s + RETRY_AFTER_S[min(self.failures, len(RETRY_AFTER_S)) - 1]
 
 
 def failed_attempts(
     instance: dg.DagsterInstance, keys: Collection[str], seen: Mapping[str, Seen]
 ) -> dict[str, FailedAttempt]:
-    """Return the last attempts at those of these requests whose last run failed.
+    """Return the last run of each of these requests whose last run failed.
 
     Args:
-        instance: Dagster's.
+        instance: the Dagster instance.
         keys: requests that have a file.
-        seen: what was read of their files last.
+        seen: the last read state of their files.
     """
-    # What Dagster's own status of a partition is made from (1.13): the last run that planned each partition.
+    # The last run that planned each partition; Dagster 1.13 derives a partition's status from it.
     latest = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(
         BATCH_OUTPUT
     )
@@ -72,5 +72,5 @@ def failed_attempts(
 
 
 def requests_per_retry(failures: int) -> int:
-    """How many requests may share a run after that many failed ones."""
+    """Return how many requests may share a run after that many failed ones."""
     return REQUESTS_PER_RETRY[min(failures, len(REQUESTS_PER_RETRY) - 1)]

@@ -1,1 +1,1 @@
-"""What starts runs: sensors, schedules and the jobs that they request."""
+"""Sensors, schedules, and the jobs that they launch."""

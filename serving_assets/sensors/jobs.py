@@ -1,18 +1,18 @@
-"""The jobs that people, sensors and schedules launch."""
+"""The jobs that users, sensors and schedules launch."""
 
 import dagster as dg
 
-# Feast, MLflow and scikit-learn take seconds and 300 MB to import: once per run, not once per step.
+# Importing Feast, MLflow and scikit-learn takes seconds and 300 MB. One process does it once per run, not per step.
 EXECUTOR = dg.in_process_executor
 
-# Dagster plans each asset of each request by an event, which takes 25 ms of CPU per request on SQLite: a run of 1000
-# takes 24 s until it starts. Much smaller runs would import the libraries more often.
+# Dagster records one planning event per asset and request, which takes 25 ms of CPU per request on SQLite: a run over
+# 1000 requests starts after 24 s. Smaller runs import the libraries more often.
 REQUESTS_PER_RUN = 250
 
 score_batch = dg.define_asset_job(
     name="score_batch",
     selection=dg.AssetSelection.assets("registered_model_version", "batch_input", "batch_output"),
-    description="Score batch requests with the version that the alias names, or with a pinned one: "
+    description="Score batch requests with the version that the alias names, or a pinned one: "
     "`ops: {registered_model_version: {config: {version: 7}}}`.",
 )
 
@@ -21,7 +21,7 @@ serve_batch = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         "feast_registry", "online_store", "registered_model_version", "batch_input", "batch_output"
     ),
-    description="Everything: apply the feature definitions, update the online store, and score.",
+    description="Apply the feature definitions, update the online store, and score.",
 )
 
 refresh_online_store = dg.define_asset_job(

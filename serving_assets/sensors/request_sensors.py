@@ -1,4 +1,4 @@
-"""new_batch_request and score_the_others: every new or changed file in the request folder is scored, once."""
+"""Request runs over new and changed files in the request folder: new_batch_request and score_the_others."""
 
 import hashlib
 import time
@@ -31,25 +31,25 @@ from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN, score_batch
 
 INTERVAL_S = 5
-# Dagster's own tag (1.13): the queue starts runs of higher priority first; 0 is the default. Requests between refused
-# ones need one run per gap, which may be hundreds: new requests go first.
+# Dagster's tag (1.13): the queue starts runs of higher priority first; the default is 0. The requests between refused
+# ones need a run per gap. There may be hundreds of these runs, so new requests go first.
 PRIORITY, AFTER_NEW_ONES = "dagster/priority", "-1"
 NOTHING_NEW = "No new or changed file in the request folder."
 
 
 class _Cursor(msgspec.Struct, frozen=True):
-    """What new_batch_request remembers between ticks. Without it, one tick compares everything once more."""
+    """State of new_batch_request between ticks. If it is lost, one tick compares everything again."""
 
     listing: str = ""
-    """Digest of the folder's listing if no file in it waits to be read: until it changes, there is nothing to do."""
+    """Digest of the folder's listing if no file waits to be read; empty otherwise."""
     ignored: str = ""
-    """Digest of the names of ignored files that were reported: they are reported once, not at every tick."""
+    """Digest of the names of reported ignored files, so that they are reported once."""
     checked_s: float = 0.0
-    """Time of that tick, in seconds since 1970: a run that failed since then needs another look."""
+    """Time of the last comparison in seconds since 1970; a run that failed since then requires another one."""
     due_s: float | None = None
-    """When a request is retried, although nothing has changed."""
+    """Time of the next retry in seconds since 1970."""
     retries: str = ""
-    """Which requests are retried, and when; empty if none is."""
+    """Description of the retries; empty if there are none."""
     ahead: tuple[str, ...] = ()
     """Fingerprints of the files whose modification time was in the future."""
 
@@ -121,7 +121,7 @@ def new_batch_request(
     description="When a run over several requests failed because some of them can't be scored, scores the others.",
 )
 def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | dg.SkipReason:
-    """Request runs over the other requests of a failed run that refused some; without these, it failed otherwise."""
+    """Request runs over the other requests of a failed run that refused some of its requests."""
     run = context.dagster_run
     known = known_requests(context.instance)
     keys = list(partitions_of(run.tags, known)) if scores_requests(run) else []
@@ -139,7 +139,7 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
 
 
 def _overdue(instance: dg.DagsterInstance, cursor: _Cursor) -> bool:
-    """Whether there is something to do although the folder has not changed."""
+    """Return whether a retry is due or a run has failed, although the folder has not changed."""
     if cursor.due_s is not None and time.time() >= cursor.due_s:
         return True
     return failed_since(instance, cursor.checked_s - CLOCKS_DIFFER_S)
@@ -148,7 +148,7 @@ def _overdue(instance: dg.DagsterInstance, cursor: _Cursor) -> bool:
 def _run_requests(
     changes: Changes, known: Known, order: Sequence[str], room: int
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    """Runs over new content, then up to `room` retries; and the requests whose retry must wait."""
+    """Return runs over new content and up to `room` retries, and the requests whose retry must wait."""
     by_failures: dict[int, list[str]] = {}
     for file, _ in changes.files:
         by_failures.setdefault(known.failures(file), []).append(file.key)
@@ -168,7 +168,7 @@ def _run_requests(
 
 
 def _retries(changes: Changes) -> str:
-    """Which requests are retried, and when the first of them; empty if none is."""
+    """Return which requests are retried, and the time of the first retry; empty if there are none."""
     if not changes.retries:
         return ""
     retries = sorted(changes.retries)
@@ -185,12 +185,12 @@ def _read_cursor(text: str | None) -> _Cursor:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    # The name of a file may not be UTF-8.
+    # File names may not be UTF-8.
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _content(changes: Changes, known: Known, first: str, last: str, order: Sequence[str]) -> str:
-    """Digest of the content to score. Content that returns after another one, or after a failed run, gets a new one."""
+    """Return a digest of the content to score. It differs if a content returns later, or after a failed run."""
     inside = set(order[order.index(first) : order.index(last) + 1])
     digest = hashlib.sha256()
     for file, sha256 in changes.files:
@@ -202,9 +202,9 @@ def _content(changes: Changes, known: Known, first: str, last: str, order: Seque
 
 
 def _score_config(run: dg.DagsterRun) -> dict[str, object]:
-    """The failed run's own pin, if a person set one; of a larger job, only what score_batch has, too."""
+    """Return the failed run's configuration of the assets in score_batch: the version that a user pinned, if any."""
     if VERSION_TAG in run.tags:
-        return {}  # new_model_version pinned what the alias named: the others get what it names when they are scored
+        return {}  # new_model_version pinned the alias's version; the others use the alias's current version
     operations: Any = run.run_config.get("ops", {})
     return {
         "ops": {name: config for name, config in operations.items() if name == registered_model_version.key.path[-1]}

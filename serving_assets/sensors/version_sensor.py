@@ -1,4 +1,4 @@
-"""new_model_version: resolve the alias, and request the runs that `decisions` decides."""
+"""Poll the alias, and request runs when it names another version: new_model_version."""
 
 import dagster as dg
 import msgspec
@@ -33,7 +33,7 @@ INTERVAL_S = 5
 def new_model_version(
     context: dg.SensorEvaluationContext, serving: dg.ResourceParam[Serving]
 ) -> dg.SensorResult | dg.SkipReason:
-    """Resolve the alias once. If the registry is unreachable, the tick fails and the cursor stays as it was."""
+    """Check the alias once. If the registry is unreachable, the tick fails and the cursor is unchanged."""
     cursor = _read_cursor(context)
     try:
         settings = serving.settings
@@ -52,7 +52,7 @@ def new_model_version(
     runs = [
         run_request(
             *each,
-            # The sequence distinguishes a rollback from a repetition, and the place the ranges of one decision.
+            # The sequence keeps a rollback from being deduplicated; the place distinguishes the ranges of one decision.
             run_key=f"{version}:{sequence}" + (f":{place}" if place else ""),
             run_config=pinned(named.version),
             tags={VERSION_TAG: str(version), REGISTERED_TAG: str(version.created_ms), SEQUENCE_TAG: sequence},
@@ -72,7 +72,7 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
     newest = request_states(instance, keys[-1:], known)
     if not newest or newest[0].run_in_flight or newest[0].scored_with is not None or not newest[0].has_run:
         return newest
-    # It was refused, or its run failed: the newest request that has a result must not wait until it is corrected.
+    # It was refused, or its run failed: the newest request with a result must not wait for its correction.
     scored = newest_scored(instance, keys[:-1])
     return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
 
@@ -86,5 +86,5 @@ def _read_cursor(context: dg.SensorEvaluationContext) -> VersionCursor:
         try:
             return msgspec.json.decode(context.cursor, type=VersionCursor)
         except msgspec.MsgspecError:
-            context.log.warning("The cursor could not be read and is recovered from the latest run.")
+            context.log.warning("The cursor is invalid. It is recovered from the latest run.")
     return recovered_cursor(context.instance, context.sensor_name)

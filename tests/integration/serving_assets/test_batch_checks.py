@@ -78,7 +78,7 @@ def test_infinite_predictions_are_not_published_and_the_check_reports_them(graph
 
     result = graph.run(version=version)
 
-    assert "was not published, and the old one stays" in failure(result)
+    assert "was not published because a blocking check failed; the old file is unchanged" in failure(result)
     assert "predictions_finite: 150 of 150 predictions are NaN or infinite" in failure(result)
     check = checks(result)["batch_output:predictions_finite"]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)

@@ -114,7 +114,7 @@ def test_definitions_that_were_applied_outside_of_dagster_are_recorded_by_the_ru
     assert drivers.run().success
 
     found = drivers.instance.get_latest_materialization_event(dg.AssetKey("feast_registry"))
-    assert found.asset_materialization.metadata["applied_by"].value == "outside of Dagster"
+    assert found.asset_materialization.metadata["applied_by"].value == "outside Dagster"
     assert not drivers.stale("batch_input", "day1")
     assert not drivers.stale("batch_output", "day1")
 
@@ -123,7 +123,7 @@ def test_definitions_that_were_applied_outside_of_dagster_are_recorded_by_the_ru
     records = drivers.instance.fetch_materializations(dg.AssetKey("feast_registry"), limit=10).records
     assert [each.asset_materialization.metadata["applied_by"].value for each in records] == [
         "this asset",
-        "outside of Dagster",
+        "outside Dagster",
     ]
 
     another = dg.AssetMaterialization("feast_registry", tags={"dagster/data_version": "0" * 64})
@@ -163,7 +163,7 @@ def test_an_output_made_again_from_an_older_input_reports_that_and_is_still_stal
     result = drivers.run(only=["batch_output"])
 
     assert {row["model_version"] for row in drivers.output()} == {1}
-    chosen = "batch_input was made for it; alias champion names driver_ranker/2 now"
+    chosen = "batch_input was made for it; alias champion now names driver_ranker/2"
     assert metadata(result, "batch_output")["chosen_by"] == chosen
     assert drivers.stale("batch_output", "day1")
 
@@ -174,7 +174,10 @@ def test_a_run_without_a_version_uses_neither_another_runs_pin_nor_an_earlier_ve
     inputs_alone = ["batch_input", "batch_output"]
 
     refused = failure(drivers.run(only=inputs_alone))
-    assert "last with driver_ranker/2 (pinned by a run), and alias champion names driver_ranker/1" in refused
+    assert (
+        "last materialized with driver_ranker/2 (a run pinned it), but alias champion now names driver_ranker/1"
+        in refused
+    )
     assert "config: {version: 2}" in refused
     assert drivers.file("batch_output.parquet").read_bytes() == before
 
@@ -182,11 +185,11 @@ def test_a_run_without_a_version_uses_neither_another_runs_pin_nor_an_earlier_ve
     result = drivers.run(only=inputs_alone)
     assert result.success
     assert {row["model_version"] for row in drivers.output()} == {2}
-    chosen = "registered_model_version as materialized last, and alias champion"
+    chosen = "registered_model_version as last materialized, and alias champion"
     assert metadata(result, "batch_input")["chosen_by"] == chosen
 
     drivers.world.promote(1)
-    assert "pinned by a run" in failure(drivers.run(only=inputs_alone))
+    assert "a run pinned it" in failure(drivers.run(only=inputs_alone))
     assert drivers.run(only=["batch_output"]).success  # as when a run is taken up again: its own inputs decide
 
 
@@ -350,4 +353,4 @@ def test_a_wrong_setting_fails_the_run_with_the_variable_and_the_allowed_values(
 def test_without_a_resolved_version_batch_input_names_the_remedy(drivers):
     text = failure(drivers.run(only=["batch_input"]))
 
-    assert "registered_model_version.json does not exist: materialize registered_model_version first" in text
+    assert "registered_model_version.json does not exist: materialize registered_model_version before" in text

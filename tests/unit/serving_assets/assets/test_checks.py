@@ -81,7 +81,9 @@ def test_drift_is_reported_with_the_output_that_it_is_relative_to():
 def test_only_blocking_checks_prevent_publication():
     stop_if_blocked("day1", [Finding(ROWS, True, "same"), Finding(NULLS, False, "many")])
 
-    with pytest.raises(NotPublished, match=r"day1 was not published, and the old one stays.*finite: 2 are NaN"):
+    with pytest.raises(
+        NotPublished, match=r"day1 was not published because a blocking check failed.*finite: 2 are NaN"
+    ):
         stop_if_blocked("day1", [Finding(FINITE, False, "2 are NaN"), Finding(NULLS, False, "many")])
 
 

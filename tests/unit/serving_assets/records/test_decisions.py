@@ -9,7 +9,7 @@ V1, V2 = Registered("ranker:1", 100), Registered("ranker:2", 200)
 V1_AGAIN = Registered("ranker:1", 300)
 MANY = 1000
 DAY1 = RequestState("day1", scored_with=V1, has_run=True)
-UNSURE = msgspec.structs.replace(DAY1, unsure=True)
+MAY_BE_REPLACED = msgspec.structs.replace(DAY1, may_be_replaced=True)
 RUNNING = msgspec.structs.replace(DAY1, run_in_flight="run-7")
 BY_V2 = RequestState("day2", scored_with=V2, has_run=True)
 NEVER_SCORED = RequestState("day3", has_run=True)
@@ -22,8 +22,12 @@ DAY4 = RequestState("day4", scored_with=V1, has_run=True)
         pytest.param(V1, V2, [DAY1], ["day1"], V2, id="another version"),
         pytest.param(V1, V1, [DAY1], [], V1, id="the same version"),
         pytest.param(V1, V1_AGAIN, [DAY1], ["day1"], V1_AGAIN, id="the same number, registered again"),
-        pytest.param(V2, V1, [UNSURE, DAY1], ["day1"], V1, id="a failed run may have replaced an older output"),
-        pytest.param(V2, V1, [DAY1, UNSURE], ["day1"], V1, id="a failed run may have replaced the newest output"),
+        pytest.param(
+            V2, V1, [MAY_BE_REPLACED, DAY1], ["day1"], V1, id="a failed run may have replaced an older output"
+        ),
+        pytest.param(
+            V2, V1, [DAY1, MAY_BE_REPLACED], ["day1"], V1, id="a failed run may have replaced the newest output"
+        ),
         pytest.param(None, V1, [], [], None, id="no request yet"),
         pytest.param(V1, V2, [RUNNING], [], V1, id="a run is in flight"),
         pytest.param(None, V1, [DAY1], [], V1, id="scored with this version before"),
