@@ -66,7 +66,7 @@ class RequestProblems:
             self._refuse(key, error, retried=isinstance(error, PredictionFailed) and error.transient)
         except StorageError as error:
             if isinstance(error.__cause__, PATH_CONFLICTS):
-                problem = f"{error}: a file or folder of this name is in the way of its results. Move it away."
+                problem = f"{error}: a file or folder at this path conflicts with its results: move it."
                 self._refuse(key, BatchRequestError(str(self._folder / key), problem))
             else:
                 self._doubt(key, error)

@@ -61,7 +61,7 @@ def test_an_unexpected_error_and_a_blocked_folder_refuse_one_request_and_the_oth
     assert context.refused == ["b?", "c", "d"]  # b may be scored by a retry
     assert "3 of the run's 5 requests can't be scored." in message
     assert "Batch request requests/b: ZeroDivisionError was raised (by zero)" in message
-    assert "a file or folder of this name is in the way of its results" in message
+    assert "a file or folder at this path conflicts with its results" in message
     assert "\n" not in message
 
 
