@@ -1,6 +1,6 @@
 """`make demo`: the whole product with embedded defaults, from raw data to a batch output and an online response.
 
-With `--once` it exits after showing both. Otherwise it runs until Ctrl-C.
+With `--once`, it exits after printing both. Otherwise, it runs until Ctrl-C.
 """
 
 import os
@@ -43,7 +43,7 @@ def main() -> int:
     once = "--once" in sys.argv[1:]
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closing terminal sends SIGHUP
         signal.signal(number, _as_interrupt)
-    signal.signal(signal.SIGINT, _as_interrupt)  # a shell sets it to ignored for a background process
+    signal.signal(signal.SIGINT, _as_interrupt)  # a shell ignores it for background processes
     os.chdir(ROOT)
     environment = demo_environment()
     processes = Processes(environment)
@@ -51,7 +51,7 @@ def main() -> int:
         settings = Settings.from_environment(environment)
         dagit_port, mlflow_port = _prepare_state(settings, environment)
         os.environ.update(environment)
-        warnings.showwarning = _ignore_warning  # filters do not last: SQLAlchemy and MLflow set their own
+        warnings.showwarning = _ignore_warning  # a filter would not last, because SQLAlchemy and MLflow set their own
         show.title()
         events = _demonstrate(settings, dagit_port, processes)
         if not once:
@@ -107,7 +107,7 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> E
     run_id = dagit.launch(REQUEST)
     _show_run(dagit, run_id, processes)
     events = Events(settings.mlflow_tracking_uri, api, Dagit(dagit_port, POLL_TIMEOUT_S))
-    # Only now, so that the sensors see that the version has already been used, and launch no run.
+    # Start the daemon only now, so that the sensors see that the version is already in use and launch no run.
     processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
     show.batch_output()
 
@@ -162,7 +162,7 @@ def _stay_up(processes: Processes, events: Events) -> None:
 
 
 def _ignore_warning(*_: object, **__: object) -> None:
-    """Drop a warning: a user can't act on those of Feast, MLflow and SQLAlchemy about each other."""
+    """Ignore a warning: users can't act on those of Feast, MLflow and SQLAlchemy."""
 
 
 def _as_interrupt(_number: int, _frame: FrameType | None) -> None:

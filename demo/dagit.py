@@ -1,4 +1,4 @@
-"""A client for the GraphQL API of Dagster's webserver. It does what a user would click."""
+"""A client for the GraphQL API of Dagster's webserver, with the operations that a user performs in Dagit."""
 
 import json
 import re
@@ -63,7 +63,7 @@ LOCATIONS = """
 
 
 class DagitRefused(Exception):
-    """The webserver responded with an error. The message is the webserver's own."""
+    """The webserver responded with an error. The message is that of the webserver."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -177,7 +177,7 @@ class Dagit:
         return [run["runId"] for run in reversed(runs)]
 
     def failure(self, run_id: str) -> str:
-        """Return why a run failed, in one line: the first failed step's reason."""
+        """Return the reason of a run's first failed step, in one line."""
         for event in self._ask(FAILURES, run=run_id)["logsForRun"]["events"]:
             if event.get("stepKey"):
                 reason = (event["failureMetadata"] or {}).get("description") or (event["error"] or {}).get(

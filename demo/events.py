@@ -1,4 +1,4 @@
-"""What happens while the demo is up: promotions, swaps, refused versions, scored requests and failed runs."""
+"""Report events of the running demo: promotions, swaps, refused versions, scored requests and failed runs."""
 
 import contextlib
 import time
@@ -24,9 +24,9 @@ class Events:
         self._failed_runs = set[str]()
 
     def print_new(self) -> None:
-        """Poll once. A server that fails the poll is asked again at the next one."""
+        """Poll once. If a server fails, its events are reported by a later poll."""
         for poll in (self._promoted, self._served, self._scored, self._failed):
-            with contextlib.suppress(Exception):  # the demo stays up, whatever a poll raises
+            with contextlib.suppress(Exception):  # the demo must stay up, even if a poll raises
                 for topic, text in poll():
                     show.event(topic, text)
 

@@ -1,4 +1,4 @@
-"""A client of the API, as any caller would write it."""
+"""An ordinary HTTP client of the API."""
 
 import http.client
 import json
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 TIMEOUT_S = 5.0
-# What reading /ready raises if this API does not respond.
+# Errors of reading /ready if this API does not respond.
 NO_STATE = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 
 
@@ -26,10 +26,10 @@ class Api:
             return False
 
     def state(self) -> dict[str, Any]:
-        """Return the members of /ready, also if it responds with a problem.
+        """Return the members of the response of /ready, even if it is a problem.
 
         Raises:
-            NO_STATE: nothing listens on the port, or it is not this API.
+            NO_STATE: this API does not listen on the port.
         """
         try:
             with urllib.request.urlopen(f"{self.url}/ready", timeout=TIMEOUT_S) as response:

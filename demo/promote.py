@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _check_up(api: Api, dagit: Dagit) -> None:
-    """Check that the servers work, because a promotion that nothing follows would be misleading."""
+    """Check that the servers work, because otherwise the promotion would have no visible effect."""
     try:
         state = api.state()
     except NO_STATE:

@@ -30,10 +30,10 @@ def announced(ports: Ports) -> Iterator[None]:
 
 
 def read_ports() -> Ports:
-    """Return the ports of the running demo. After a kill, they are those of a demo that is gone.
+    """Return the ports of the running demo, or of one that was killed.
 
     Raises:
-        CannotStart: no demo is up.
+        NotUp: no demo is running.
     """
     try:
         return msgspec.json.decode(FILE.read_bytes(), type=Ports)

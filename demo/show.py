@@ -11,7 +11,7 @@ from demo.training import Trained
 from scoring.features.feature_store import AppliedDefinitions
 
 _START = time.monotonic()
-SHOWN_ROWS = 4
+PRINTED_ROWS = 4
 _RUN_STATUS = {"SUCCESS": "succeeded", "FAILURE": "failed", "CANCELED": "was canceled"}
 
 
@@ -21,14 +21,14 @@ def title() -> None:
 
 
 def busy(text: str) -> None:
-    """Announce a slow step."""
+    """Print that a slow step begins."""
     _line("", f"{text} ...")
 
 
 def features(
     drivers: int, added: int, applied: AppliedDefinitions, file: str = "feature_repo/data/driver_stats.parquet"
 ) -> None:
-    """The feature data and definitions are ready."""
+    """Print that the feature data and definitions are ready."""
     _line("Features", f"{drivers} drivers, {added} new hourly rows in {file}")
     _line(
         "",
@@ -38,7 +38,7 @@ def features(
 
 
 def trained(trained: Trained) -> None:
-    """A new version is registered and promoted."""
+    """Print that a new version is registered and promoted."""
     _line(
         "Model",
         f"ElasticNet trained on {trained.orders} past orders with point-in-time features "
@@ -48,7 +48,7 @@ def trained(trained: Trained) -> None:
 
 
 def champion_kept(version: int) -> None:
-    """The model of an earlier demo is used."""
+    """Print that the model of an earlier demo is used."""
     _line(
         "Model",
         f"{MODEL}/{version}, the champion of an earlier demo "
@@ -57,23 +57,23 @@ def champion_kept(version: int) -> None:
 
 
 def batch_request(rows: int, file: str = f"var/batch_requests/{REQUEST}.csv") -> None:
-    """The batch request is written."""
+    """Print that the batch request is written."""
     _line("Request", f"{rows} rows in {file}")
 
 
 def run_started(url: str, run_id: str) -> None:
-    """The run of the asset graph is launched."""
+    """Print that the run of the asset graph is launched."""
     _line("Batch", f"Dagster materializes the asset graph: {url}/runs/{run_id}")
 
 
 def step(step: Step) -> None:
-    """An asset is materialized or has failed."""
+    """Print that an asset is materialized or has failed."""
     mark = "✓" if step.status == "SUCCESS" else "✗"
     _line("", f"{mark} {step.asset:<26} {step.seconds:5.1f} s")
 
 
 def run_ended(run: Run) -> None:
-    """The run has ended."""
+    """Print that the run has ended."""
     _line("", f"run {_RUN_STATUS[run.status]} in {run.seconds:.1f} s")
 
 
@@ -84,8 +84,8 @@ def batch_output() -> None:
     rows = table.select(
         ["driver_id", "event_timestamp", "conv_rate", "acc_rate", "prediction", "reason", "model_version"]
     )
-    last = rows.slice(table.num_rows - SHOWN_ROWS).to_pandas()
-    _line("", f"{table.num_rows} rows in {file.relative_to(ROOT)}, the last {SHOWN_ROWS} of them:")
+    last = rows.slice(table.num_rows - PRINTED_ROWS).to_pandas()
+    _line("", f"{table.num_rows} rows in {file.relative_to(ROOT)}, the last {PRINTED_ROWS} of them:")
     for text in last.to_string(index=False, float_format="{:.4f}".format).splitlines():
         print(f"{'':>19}{text}")
 
@@ -122,7 +122,7 @@ def request_page(dagit: str, request: str) -> str:
 
 
 def event(topic: str, text: str) -> None:
-    """Print what happened while the demo is up, with the local time."""
+    """Print an event with the local time."""
     print(f"{time.strftime('%H:%M:%S')} {topic:<10} {text}", flush=True)
 
 
@@ -132,7 +132,7 @@ def failure(text: str) -> None:
 
 
 def stopping() -> None:
-    """The servers are being stopped."""
+    """Print that the servers are being stopped."""
     print("Stopping all servers.", flush=True)
 
 

@@ -107,7 +107,7 @@ def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature
             name="model",
             signature=signature,
             input_example=example,
-            pip_requirements=["scikit-learn", "skops"],  # or MLflow loads the model again to infer them: 5 s
+            pip_requirements=["scikit-learn", "skops"],  # otherwise, MLflow loads the model again to infer them (5 s)
             registered_model_name=MODEL,
         )
     version = str(logged.registered_model_version)
