@@ -83,7 +83,7 @@ class Run(msgspec.Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended."""
+        """Return whether the run has ended."""
         return self.status in {"SUCCESS", "FAILURE", "CANCELED"}
 
 
