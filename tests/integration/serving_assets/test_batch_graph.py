@@ -295,7 +295,7 @@ def test_the_bad_requests_of_a_run_are_named_with_their_reasons_and_the_others_a
     assert "day2.csv, column 'event_timestamp': this column is missing" in text
     assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in text
     assert "day6: OverflowError was raised (an unexpected value)" in text
-    assert "day7: a file or folder of this name is in the way" in text.replace("'", "")
+    assert "day7: a file or folder at this path conflicts" in text.replace("'", "")
     assert "\n" not in text
     (event,) = [event for event in result.all_events if event.is_step_failure]
     refused = event.step_failure_data.user_failure_data.metadata["refused"].value
