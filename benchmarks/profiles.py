@@ -144,7 +144,7 @@ def graph() -> None:
             for name, owner, function in (
                 ("batch_input, with its checks", LocalEngine, "write_input"),
                 ("batch_output, with its checks", LocalEngine, "write_output"),
-                ("  the plot, drawn concurrently", plots, "_picture"),
+                ("  the plot, drawn concurrently", plots, "_draw_histograms"),
                 ("Dagster: storing the run", RunDomain, "create_run_for_job"),
                 ("Dagster: storing its events", EventMethods, "handle_new_event"),
             )
