@@ -100,7 +100,7 @@ def test_the_column_is_named_only_where_its_value_alone_makes_the_row_fail() -> 
 def test_the_search_is_bounded(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failing_rows, "MAX_CALLS", 9 if limit == "calls" else 10**6)
     estimator = Raising()
-    with pytest.raises(PredictionFailed, match=r"ValueError on 800 rows\. The search .* was stopped after \d further"):
+    with pytest.raises(PredictionFailed, match=r"ValueError on 800 rows\. The search .* was stopped after \d+ further"):
         predict_rows(
             model_of(estimator.predict), vectors_of([-1.0] * 800), search_s=math.inf if limit == "calls" else 0.01
         )
