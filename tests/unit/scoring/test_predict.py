@@ -199,7 +199,7 @@ def test_a_request_fails_where_the_model_fails_on_every_row_that_it_gets(
     result = scored_by(refuse_negative, rows, Policy())
     predicted = len(rows) - result.predictions.null_count
     assert failed_on_all(predicted, Counter(result.reasons.to_pylist())) is failed
-    assert str(result.failure).startswith("Model version m/1 failed to predict: ValueError on every row that it was")
+    assert str(result.failure).startswith("Model version m/1 failed to predict: ValueError on every row")
     assert "-1.0" not in str(result.failure)
 
 
