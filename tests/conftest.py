@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.support.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
@@ -30,6 +31,9 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith(DEVELOPERS_OWN)]:
         del os.environ[name]
     os.environ.update(FOR_EVERY_TEST)
+    # No test measures time: a busy machine would fail it.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
