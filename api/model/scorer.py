@@ -11,7 +11,8 @@ import pyarrow as pa
 from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
 from scoring.models.registry import ModelVersion
-from scoring.online.lookup import OnlineVectors, read_online_vectors, read_rows
+from scoring.online.empty_views import EmptyViews
+from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy, Scores, score
 from scoring.serving import ServingModel
@@ -111,9 +112,6 @@ class OnlineScorer:
             search_s: time limit, in seconds, of a search for rows on which the model raises.
             input_example: a row of the version's input example, if it has any.
         """
-        from scoring.online.empty_views import EmptyViews
-        from scoring.online.lookup import fastest_lookup
-
         self._store = store
         self.model = serving.model
         self.features = serving.features

@@ -54,7 +54,6 @@ class NotPublished(ServingError):
     """A blocking check failed. The old file is unchanged."""
 
     def __init__(self, file: str, findings: Sequence[Finding]) -> None:
-        self.findings = tuple(findings)
         failed = "; ".join(f"{finding.check}: {finding.summary}" for finding in findings)
         super().__init__(
             f"{file} was not published because a blocking check failed; the old file is unchanged: {failed}"
