@@ -35,7 +35,7 @@ def test_settings_in_a_file_of_the_working_directory_are_reported(tmp_path):
         env=environment,
     )  # fmt: skip
 
-    assert f"{tmp_path / '.env'} sets SERVING_MODEL_NAME: " in done.stderr
+    assert f"{tmp_path / '.env'} sets SERVING_MODEL_NAME. " in done.stderr
     assert "secret" not in done.stderr
 
 
