@@ -23,17 +23,24 @@ COPY deploy/install.sh deploy/
 FROM installer AS api-packages
 ARG PIP_INDEX_URL=
 ARG PIP_CERT=
-RUN sh deploy/install.sh requirements/api.txt
+# Model libraries in addition to scikit-learn: "xgboost lightgbm catboost onnx", or some of them.
+ARG EXTRAS=
+RUN sh deploy/install.sh api $EXTRAS
 
 FROM installer AS batch-packages
 ARG PIP_INDEX_URL=
 ARG PIP_CERT=
 # `spark` for the Spark engine, on a base with Java.
 ARG BATCH_LOCK=batch
-RUN sh deploy/install.sh requirements/$BATCH_LOCK.txt
+ARG EXTRAS=
+RUN sh deploy/install.sh $BATCH_LOCK $EXTRAS
 
 
 FROM ${BASE_IMAGE} AS base
+# LightGBM's wheel (4.7) is the only one without its own OpenMP library.
+ARG EXTRAS=
+RUN case " $EXTRAS " in *" lightgbm "*) \
+      apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* ;; esac
 # No compiler and no installer, so nothing can be added to a running container.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin serving \
  && install -d -o serving -g serving /var/lib/serving /var/lib/serving/dagster /var/lib/serving/logs /var/lib/serving/scratch

@@ -21,6 +21,9 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 PIP_AUDIT = 2.10.1
 
+# Extras with a lock of their own.
+MODEL_LIBRARIES = xgboost lightgbm catboost onnx
+
 # No process that make starts sends telemetry to Dagster. Each dagster.yaml also switches off its collection.
 export DAGSTER_DISABLE_TELEMETRY := yes
 
@@ -49,7 +52,7 @@ compose-test: .venv/.dev ## run docker-compose.yml with Docker, through kills an
 	@.venv/bin/python -m pytest tests/image/compose_up.py -s $(ARGS)
 
 audit: .venv/bin/uv ## check the pinned packages for known vulnerabilities; requires internet access
-	@for lock in api batch; do \
+	@for lock in api batch $(MODEL_LIBRARIES); do \
 		.venv/bin/uv tool run --quiet pip-audit==$(PIP_AUDIT) --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 soak: .venv/.dev ## send the API half of its capacity for 10 minutes and watch its memory; MINUTES=1 is shorter
@@ -70,12 +73,19 @@ fmt: .venv/.dev ## format the code and apply ruff's fixes
 
 lock: .venv/bin/uv ## pin the dependencies of pyproject.toml into requirements/; UPGRADE=1 takes newer versions
 	$(LOCK) --group pyproject.toml:bootstrap -o requirements/bootstrap.txt
-	$(LOCK) pyproject.toml --extra api --extra batch --group dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml --all-extras --group dev -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra api --extra batch -c requirements/dev.txt -o requirements/all.txt
 	$(LOCK) pyproject.toml --extra api -c requirements/dev.txt -o requirements/api.txt
 	$(LOCK) pyproject.toml --extra batch -c requirements/dev.txt -o requirements/batch.txt
 	$(LOCK) pyproject.toml --extra batch --extra spark -c requirements/dev.txt -o requirements/spark.txt
+	@$(MAKE) --no-print-directory $(MODEL_LIBRARIES:%=requirements/%.txt)
 	@$(MAKE) --no-print-directory $(foreach peer,bentoml fastapi mlserver,benchmarks/peers/$(peer)/requirements.txt)
+
+# Installed beside another lock: an extra of pyproject.toml without the project's own dependencies.
+.PHONY: $(MODEL_LIBRARIES:%=requirements/%.txt)
+$(MODEL_LIBRARIES:%=requirements/%.txt): requirements/%.txt:
+	@.venv/bin/python -c 'import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"]["$*"], sep="\n")' \
+		<pyproject.toml | $(LOCK) - -c requirements/dev.txt -o $@
 
 # The benchmarks' peers use this project's versions of shared packages. Only MLServer's own requirements conflict with
 # Feast's; its overrides.txt lists them.
