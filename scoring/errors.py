@@ -124,16 +124,25 @@ class ModelRefused(ServingError):
 
 
 class MissingFeatures(ModelRefused):
-    """The feature service does not serve some inputs of the model's signature."""
+    """The feature service, or without one the feature views, do not have some inputs of the model's signature."""
 
-    def __init__(self, model: str, service: str, missing: Sequence[str], served: Sequence[str]) -> None:
+    def __init__(self, model: str, service: str | None, missing: Sequence[str], served: Sequence[str]) -> None:
         self.missing = tuple(missing)
+        if service is None:
+            problem = (
+                f"no feature view has its inputs {', '.join(missing)} (the views have "
+                f"{', '.join(served) or 'nothing: run `feast apply`'}). Add them to a view"
+            )
+        else:
+            problem = (
+                f"feature service {service!r} does not serve its inputs {', '.join(missing)} (it serves "
+                f"{', '.join(served) or 'nothing'}). Add them to the service, name another service in the version's "
+                "tag feast.feature_service"
+            )
         super().__init__(
             model,
-            f"feature service {service!r} does not serve its inputs {', '.join(missing)} "
-            f"(it serves {', '.join(served) or 'nothing'}). Add them to the service, name another service in the "
-            "version's tag feast.feature_service, or, if they come with the request, declare them in its tag "
-            "serving.request_inputs or in SERVING_REQUEST_INPUTS.",
+            f"{problem}, or, if they come with the request, declare them in its tag serving.request_inputs or in "
+            "SERVING_REQUEST_INPUTS.",
         )
 
 

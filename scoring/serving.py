@@ -80,17 +80,11 @@ def link_version(
     """Return the features of a version with this signature. Its tag, or else the setting, names the feature service.
 
     Raises:
-        ModelRefused: neither names a service, an input is not served, an input has the name of an output column, or an
-            impute value does not fit its input.
+        ModelRefused: neither names one of the registry's feature services, an input is not served, an input has the
+            name of an output column, or an impute value does not fit its input.
         FeatureStoreError: the Feast registry can't be read or lacks the service.
     """
-    service = version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service
-    if not service:
-        raise ModelRefused(
-            str(version),
-            f"it has no tag {FEATURE_SERVICE_TAG}. Tag it with the name of its Feast feature service, or set "
-            "SERVING_FEATURE_SERVICE.",
-        )
+    service = version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service or None
     tag = version.tags.get(REQUEST_INPUTS_TAG)
     request_inputs = (
         settings.request_inputs if tag is None else tuple(name.strip() for name in tag.split(",") if name.strip())

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from api.http.answers import Model, answer_form
 from api.http.problems import MEDIA_TYPE, Problem
-from api.http.readiness import Readiness
+from api.http.readiness import FeatureServiceName, Readiness
 from api.model.request_schema import RequestForm
 from scoring.settings import Settings
 
@@ -44,7 +44,7 @@ class Version(msgspec.Struct, frozen=True):
     """What serves now."""
 
     model: Model
-    feature_service: str
+    feature_service: FeatureServiceName
     definitions: Annotated[str, Meta(description="Hash of the feature definitions.")]
 
 

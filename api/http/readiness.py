@@ -19,13 +19,17 @@ UNPROVEN = (
     "request yet: log it with an input_example."
 )
 
+FeatureServiceName = Annotated[
+    str, Meta(description="Its name; without a feature service, `view:feature` of each input, comma-separated.")
+]
+
 
 class LoadedModel(msgspec.Struct, frozen=True):
     """The model version that serves."""
 
     name: str
     version: int
-    feature_service: str
+    feature_service: FeatureServiceName
     unproven: Annotated[
         str | None, Meta(description="Why it has not been tried on real rows yet; null once it has predicted one.")
     ]

@@ -1,5 +1,6 @@
-"""Resolves a model's inputs in its feature service, once per version."""
+"""Resolves a model's inputs in its feature service, or else in the feature views, once per version."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def link_features(
-    store: "FeatureStore", model: str, service: str, signature: Signature, request_inputs: Sequence[str]
+    store: "FeatureStore", model: str, service: str | None, signature: Signature, request_inputs: Sequence[str]
 ) -> ModelFeatures:
     """Find each input of the signature in the feature service, or among the declared request-time inputs.
+
+    Without a feature service, each input must be a feature of exactly one view of the registry.
 
     An input has the name of its feature (`conv_rate`) or, if two views share that name, of its view and feature
     (`driver_stats__conv_rate`).
@@ -26,25 +29,33 @@ def link_features(
     Args:
         store: the Feast store. The cached copy of its registry is read.
         model: `name/version`, for error messages.
-        service: name of the feature service.
+        service: name of the feature service; None if nothing names one.
         signature: the model's signature.
         request_inputs: inputs supplied by the request.
 
     Raises:
         FeatureServiceNotFound: the registry has no such service.
-        MissingFeatures: the service does not serve some inputs. The message lists all of them.
-        ModelRefused: a name is ambiguous, a type would lose values, or a join key can't be looked up.
+        MissingFeatures: the service, or the views, do not have some inputs. The message lists all of them.
+        ModelRefused: a name is ambiguous, a type would lose values, a join key can't be looked up, or nothing names one
+            of the registry's feature services.
         FeatureStoreError: the Feast registry can't be read.
     """
-    feast_service, feast_views = _read_service(store, service)
-    served = _ServedFeatures(model, feast_service, feast_views)
+    feast_service: FeatureService | None = None
+    if service is None:
+        feast_views = _read_views(store, model)
+        wanted = [name for name in signature.names if name not in request_inputs]
+        projections = _project(model, wanted, feast_views)
+    else:
+        feast_service, feast_views = _read_service(store, service)
+        projections = feast_service.feature_view_projections
+    served = _ServedFeatures(model, projections, feast_views)
     features = _fill(model, service, signature, served, request_inputs)
     needed = _request_types(model, served.request_fields, {feature.input for feature in features})
     from_request = [name for name in signature.names if name in request_inputs]
     views = sorted({view for feature in features for view in feature.views})
     computing = {feature.on_demand_view for feature in features}
     return ModelFeatures(
-        service=service,
+        service=service or ", ".join(feature.column for feature in features),
         join_keys=tuple(served.keys.values()),
         features=tuple(features),
         views=tuple(map(served.view, views)),
@@ -54,7 +65,7 @@ def link_features(
         served={feature.column: feature.name for feature in served.features},
         joined_keys=frozenset(served.joined_keys),
         feast=FeastObjects(
-            feast_service,
+            feast_service or [feature.column for feature in served.features],
             served.feast_views,
             tuple(view for name, view in served.on_demand_views.items() if name in computing),
         ),
@@ -62,7 +73,7 @@ def link_features(
 
 
 def _fill(
-    model: str, service: str, signature: Signature, served: "_ServedFeatures", request_inputs: Sequence[str]
+    model: str, service: str | None, signature: Signature, served: "_ServedFeatures", request_inputs: Sequence[str]
 ) -> list[Feature]:
     """Return the features that fill the signature's inputs, in order."""
     by_name: dict[str, list[Feature]] = {}
@@ -87,10 +98,12 @@ def _fill(
             continue
         if len(found) > 1:
             options = [feast_name(feature.column) for feature in found]
-            remedy = f"name it one of {', '.join(options)}."
+            remedy = f"name it one of {', '.join(options)}"
             if len(set(options)) < len(options):
-                remedy = f"rename one of the features {', '.join(feature.column for feature in found)}."
-            raise ModelRefused(model, f"its input {model_input.name!r} is served by several views: {remedy}")
+                remedy = f"rename one of the features {', '.join(feature.column for feature in found)}"
+            if service is None:
+                remedy += ", or define a FeatureService with one of them and name that in its tag feast.feature_service"
+            raise ModelRefused(model, f"its input {model_input.name!r} is served by several views: {remedy}.")
         (feature,) = found
         if feature.column in served.unservable:
             raise ModelRefused(
@@ -117,7 +130,7 @@ def _request_types(model: str, fields: Sequence[tuple[str, pa.DataType]], filled
         if needed.setdefault(name, dtype) != dtype:
             raise ModelRefused(
                 model,
-                f"on-demand views of its feature service declare {name!r}, which comes with the request, once as "
+                f"its on-demand views declare {name!r}, which comes with the request, once as "
                 f"{needed[name]} and once as {dtype}: give one of them another name.",
             )
         if name in filled:
@@ -130,13 +143,13 @@ def _request_types(model: str, fields: Sequence[tuple[str, pa.DataType]], filled
 
 
 class _ServedFeatures:
-    """Collects what a feature service serves from its definitions.
+    """Collects what projections of feature views serve, from their definitions.
 
     Raises:
         ModelRefused: there is no join key, or a key or a feature has a type that can't be served.
     """
 
-    def __init__(self, model: str, service: "FeatureService", feast_views: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, projections: Sequence[Any], feast_views: Mapping[str, Any]) -> None:
         self.features: list[Feature] = []
         """Features, each with its own name as the input."""
         self.keys: dict[str, JoinKey] = {}
@@ -151,7 +164,7 @@ class _ServedFeatures:
         self._views: dict[str, View] = {}
         self._read_on_demand: dict[str, list[str]] = {}
         """View → its columns that on-demand views read."""
-        for projection in service.feature_view_projections:
+        for projection in projections:
             name, view = projection.name_alias or projection.name, feast_views[projection.name]
             if not hasattr(view, "source_feature_view_projections"):
                 ttl_s = view.ttl.total_seconds() if view.ttl else None
@@ -170,21 +183,20 @@ class _ServedFeatures:
             self.on_demand_views[name] = view.with_projection(projection)
             self._add_features(projection, tuple(sources), name)
         if not self.keys:
-            problem = f"feature service {service.name!r} has no entity with a join key, so there is nothing to look up."
-            raise ModelRefused(model, problem)
+            raise ModelRefused(model, "its features have no entity with a join key, so there is nothing to look up.")
 
     def view(self, name: str) -> View:
         """Return a view that the model depends on, with the columns that the service or an on-demand view reads.
 
         Raises:
-            ModelRefused: the service itself lists none of its features.
+            ModelRefused: none of its own features is served.
         """
         columns = [each.column for each in self.features if each.views == (name,) and not each.on_demand]
         if not columns:
             raise ModelRefused(
                 self._model,
                 f"it reads view {name!r} only through an on-demand view, for which Feast does not report the age of a "
-                f"row. Add one feature of {name!r} itself to the feature service.",
+                f"row. Serve it with a feature service that has one feature of {name!r} itself.",
             )
         columns += self._read_on_demand.get(name, [])
         return msgspec.structs.replace(self._views[name], columns=tuple(dict.fromkeys(columns)))
@@ -231,6 +243,54 @@ def _read_service(store: "FeatureStore", name: str) -> tuple["FeatureService", d
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
     return service, views
+
+
+def _read_views(store: "FeatureStore", model: str) -> dict[str, Any]:
+    """Read all views of a registry without feature services, by their names.
+
+    Raises:
+        ModelRefused: the registry has feature services, so one of them must be named.
+    """
+    registry, project = store.registry, store.project
+    try:
+        known = sorted(each.name for each in registry.list_feature_services(project, allow_cache=True))
+        views = {view.name: view for view in registry.list_all_feature_views(project, allow_cache=True)}
+    except Exception as error:
+        raise FeatureStoreError("reading its registry", error) from error
+    if known:
+        raise ModelRefused(
+            model,
+            "it has no tag feast.feature_service. Tag it with the name of its Feast feature service (the registry has "
+            f"{', '.join(known)}), or set SERVING_FEATURE_SERVICE.",
+        )
+    return views
+
+
+def _project(model: str, wanted: Sequence[str], feast_views: Mapping[str, Any]) -> list[Any]:
+    """Return projections of the views on the features with the wanted names, as `feature` or `view__feature`.
+
+    Raises:
+        MissingFeatures: no view has some of them.
+    """
+    taken: dict[str, list[Any]] = {}
+    missing = dict.fromkeys(wanted)
+    for name, view in feast_views.items():
+        for field in view.features:
+            names = {field.name, feast_name(f"{name}:{field.name}")}
+            if names.intersection(wanted):
+                taken.setdefault(name, []).append(field)
+                missing = {each: None for each in missing if each not in names}
+    if missing:
+        known = {field.name for view in feast_views.values() for field in view.features}
+        raise MissingFeatures(model, None, list(missing), sorted(known))
+    for view in [feast_views[name] for name in taken]:  # for on-demand views, Feast reports no age of a row
+        for source in getattr(view, "source_feature_view_projections", {}).values():
+            taken.setdefault(source.name, source.features[:1])
+    projections = []
+    for name, fields in taken.items():
+        projections.append(copy.copy(feast_views[name].projection))
+        projections[-1].features = fields
+    return projections
 
 
 def _key_type(model: str, key: str, dtype: Any) -> KeyType:

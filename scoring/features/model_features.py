@@ -1,4 +1,4 @@
-"""The sources of a model's inputs: each is filled from one feature of its feature service, or from the request."""
+"""The sources of a model's inputs: each is filled from one feature, or from the request."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -68,7 +68,7 @@ class FeastObjects(msgspec.Struct, frozen=True):
     """
 
     service: Any = None
-    """The FeatureService."""
+    """What Feast reads: the FeatureService, or a list of `view:feature`."""
     views: dict[str, Any] = {}
     """FeatureViews by their names in the service, in its order."""
     on_demand_views: tuple[Any, ...] = ()
@@ -87,6 +87,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     """The link between one model version and the feature store, resolved once when the version is loaded."""
 
     service: str
+    """Name of the feature service; without one, `view:feature` of each input that a feature fills, comma-separated."""
     join_keys: tuple[JoinKey, ...]
     features: tuple[Feature, ...]
     views: tuple[View, ...]

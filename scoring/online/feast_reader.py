@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FeastReader:
-    """A `StoreReader` that calls Feast for a whole feature service or for some of its features."""
+    """A `StoreReader` that calls Feast for a model's whole feature service or for some features."""
 
     store_errors = (Exception,)  # exception types differ between online stores
 
@@ -25,7 +25,7 @@ class FeastReader:
             store: the Feast store.
             features: the features to read.
             references: `view:feature` of all these features and of a column of each view. If None, Feast reads the
-                whole service and computes its on-demand features.
+                whole service, or all features without one, and computes on-demand features.
 
         Raises:
             FeatureStoreError: two features would have the same name in Feast's response.

@@ -17,10 +17,18 @@ import pytest
 from litestar.testing import TestClient
 
 from api.app import create_app
+from scoring.features.feature_store import apply_definitions
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
 from tests.support.dagster_instance import new_instance
-from tests.support.worlds import World, build_customer_world, build_driver_world, build_payment_world
+from tests.support.worlds import (
+    DRIVER_INPUTS,
+    World,
+    build_customer_world,
+    build_driver_world,
+    build_payment_world,
+    register_driver_model,
+)
 
 READY_S = 60.0
 
@@ -99,3 +107,21 @@ def test_batch_and_online_agree_to_the_last_bit(
     assert {row["reason"] for row in written} == {None, "not_found"}
     assert len({row["prediction"] for row in written if row["prediction"] is not None}) > 1
     assert {(row["model_name"], row["model_version"]) for row in written} == {(world.settings.model_name, 1)}
+
+
+def test_a_repository_without_feature_services_gives_the_same_predictions(tmp_path: Path) -> None:
+    world = build_driver_world(tmp_path)
+    (tmp_path / "tagged").mkdir()
+    tagged = batch(world, DRIVERS, tmp_path / "tagged")
+    definitions_file = tmp_path / "feature_repo" / "definitions.py"
+    definitions_file.write_text(definitions_file.read_text().partition("driver_ranking = FeatureService(")[0])
+    assert apply_definitions(world.store()).feature_services == ()
+    register_driver_model(world, tagged=False)
+    untagged = batch(world, DRIVERS, tmp_path)
+    answered = online(world, {"driver_ids": [row["driver_id"] for row in DRIVERS]})
+    for column in ("driver_id", *DRIVER_INPUTS, "prediction", "reason"):
+        assert [row[column] for row in untagged] == [row[column] for row in tagged]
+    assert [row["score"] for row in answered] == [row["prediction"] for row in untagged]
+    assert {row["model_version"] for row in untagged} == {2}
+    features = "driver_stats:acc_rate, driver_stats:conv_rate, driver_stats:avg_daily_trips"
+    assert {row["feature_service"] for row in untagged} == {features}

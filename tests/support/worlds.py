@@ -153,6 +153,7 @@ def register_driver_model(
     inputs: list[str] | None = None,
     promote: bool = True,
     with_example: bool = True,
+    tagged: bool = True,
 ) -> int:
     """Register another version of the drivers' ElasticNet; another `alpha` gives other scores."""
     import pandas as pd
@@ -164,7 +165,7 @@ def register_driver_model(
     if inputs is not None:
         frame = frame.rename(columns=dict(zip(DRIVER_INPUTS, inputs, strict=True)))
     model = ElasticNet(alpha=alpha).fit(frame, target)
-    tags = {"feast.feature_service": "driver_ranking"}
+    tags = {"feast.feature_service": "driver_ranking"} if tagged else {}
     example = {"input_example": frame.head(20)} if with_example else {}
     return world.register(model, frame, tags=tags, promote=promote, **example)
 

@@ -123,7 +123,9 @@ def signature(**inputs: str) -> Signature:
     return Signature(tuple(ModelInput(name, TYPES[kind]) for name, kind in inputs.items()))
 
 
-def link(store: "FeatureStore", service: str, request_inputs: tuple[str, ...] = (), **inputs: str) -> ModelFeatures:
+def link(
+    store: "FeatureStore", service: str | None, request_inputs: tuple[str, ...] = (), **inputs: str
+) -> ModelFeatures:
     return link_features(store, "m/1", service, signature(**inputs), request_inputs)
 
 
@@ -179,6 +181,32 @@ def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureS
 def test_a_name_that_two_views_share_needs_the_views_name(store: "FeatureStore") -> None:
     with pytest.raises(ModelRefused, match="'rate' is served by several views: name it one of stats__r"):
         link(store, "both", rate="double")
+
+
+@pytest.mark.parametrize(
+    ("service", "inputs"),
+    [
+        ("both", {"orders": "double", "stats__rate": "double", "city": "string", "place__rate": "double"}),
+        ("on_demand", {"expected": "double", "filled": "double"}),
+        ("python_mode", {"twice": "double", "orders": "double"}),
+    ],
+)
+def test_vectors_are_the_same_with_and_without_a_feature_service(
+    store: "FeatureStore", service: str, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    bare = other_repository(store, tmp_path, DEFINITIONS[: DEFINITIONS.index("both = ")])
+    with contextlib.redirect_stderr(io.StringIO()):
+        bare.materialize(NOW - dt.timedelta(hours=2000), NOW)
+    named, found = link(store, service, **inputs), link(bare, None, **inputs)
+    rows = {"shop_id": [3, 1, 4, 2], "amount": [10.0, 0.5, 1.0, None]}
+    answers = [
+        read(each, features, **{name: rows[name] for name in features.request_columns})
+        for each, features in ((store, named), (bare, found))
+    ]
+    assert answers[0].reasons.to_pylist() == answers[1].reasons.to_pylist()
+    assert answers[0].vectors.equals(answers[1].vectors)
+    assert None in answers[0].reasons.to_pylist()
+    assert found.request_columns == named.request_columns
 
 
 def test_a_type_that_would_lose_values_is_refused(store: "FeatureStore") -> None:
@@ -241,7 +269,7 @@ def test_a_view_whose_function_raises_is_no_failure_of_the_store_and_quotes_no_v
 
 
 def test_an_on_demand_view_over_rows_of_unknown_age_is_refused(store: "FeatureStore") -> None:
-    with pytest.raises(ModelRefused, match="Add one feature of 'stats' itself to the feature service"):
+    with pytest.raises(ModelRefused, match="Serve it with a feature service that has one feature of 'stats'"):
         link(store, "hidden", expected="double")
 
 
