@@ -76,7 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     feature_service: str | None = None
     """Feature service of model versions without the tag `feast.feature_service`. If not set, such versions are
-    refused."""
+    served only from a repository without feature services, where each input is in exactly one view."""
 
     request_inputs: tuple[str, ...] = ()
     """Model inputs that come with the request instead of from the feature store, for versions without the tag

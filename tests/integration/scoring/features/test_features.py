@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from scoring.arrow.signature import ModelInput, Signature
+from scoring.batch.join import PointInTimeJoin
 from scoring.errors import (
     EntityRowsError,
     FeatureServiceNotFound,
@@ -207,6 +208,10 @@ def test_vectors_are_the_same_with_and_without_a_feature_service(
     assert answers[0].vectors.equals(answers[1].vectors)
     assert None in answers[0].reasons.to_pylist()
     assert found.request_columns == named.request_columns
+    day = tmp_path / "day.csv"
+    day.write_text(f"shop_id,event_timestamp,amount\n3,{NOW},10\n1,{NOW},0.5\n4,{NOW},1\n2,{NOW},\n")
+    joins = [PointInTimeJoin(each, features, day) for each, features in ((store, named), (bare, found))]
+    assert pa.concat_tables(joins[0].tables()).equals(pa.concat_tables(joins[1].tables()))
 
 
 def test_a_type_that_would_lose_values_is_refused(store: "FeatureStore") -> None:
