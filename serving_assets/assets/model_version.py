@@ -176,9 +176,7 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
         "model_name": dg.MetadataValue.text(resolved.name),
         "model_version": dg.MetadataValue.int(resolved.version),
         "chosen_by": dg.MetadataValue.text(f"alias {resolved.alias}" if resolved.alias else "pinned by the run"),
-        "feature_service": dg.MetadataValue.text(
-            resolved.feature_service or "none: batch_input finds each input in a feature view"
-        ),
+        "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: batch_input lists the features"),
         "registry": dg.MetadataValue.text(resolved.registry),
     }
     return metadata | _page(resolved.registry, resolved.name, resolved.version)
