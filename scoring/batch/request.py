@@ -248,6 +248,7 @@ def _check_columns(place: str, found: list[str], features: ModelFeatures, delimi
 
 
 def _listed(names: list[str]) -> str:
-    listed = [name if name.isprintable() else repr(name) for name in names[:NAMES_LISTED]]
+    plain = [name.isprintable() and name == name.strip() for name in names]
+    listed = [name if each else repr(name) for name, each in zip(names[:NAMES_LISTED], plain, strict=False)]
     more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
     return ", ".join(listed) + more

@@ -79,7 +79,8 @@ class QueryRetrievalJob(RetrievalJob):
                 spill_to = str(Path(options.temp_directory or spill).absolute())
                 connection.execute(f"SET temp_directory = {literal(spill_to)}")
                 yield connection.sql(self._query(connection)).to_arrow_reader(ROWS_PER_BATCH)
-            except (duckdb.Error, pa.ArrowException) as error:
+            # OSError: from the stream, DuckDB's errors after the first batch have this type.
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise translate(error, self._relations, options.memory_limit) from error
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:

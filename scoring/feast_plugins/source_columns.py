@@ -20,6 +20,7 @@ INTEGERS = {ValueType.INT32: "INTEGER", ValueType.INT64: "BIGINT"}
 FLOATS = {ValueType.FLOAT: "FLOAT", ValueType.DOUBLE: "DOUBLE"}
 # Only the canonical spelling of an integer: the strings 0001 and 1 differ, and can't both be the key 1.
 INTEGER_KEY = "'0|-?[1-9][0-9]*'"
+MAX_DECIMAL_DIGITS = 38  # of DuckDB
 # A partition folder's value has no type, and writers pad it with zeros (month=05).
 INTEGER = "'\\s*[+-]?[0-9]+\\s*'"
 
@@ -85,13 +86,16 @@ def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = 
     """
     if pt.is_dictionary(found):
         found = found.value_type
-    if column.use.endswith("timestamp"):
-        return _timestamp(found, sql)
     declared = None if column.declared is None else column.declared.to_value_type()
+    if column.use.endswith("timestamp") or declared is ValueType.UNIX_TIMESTAMP:
+        return _timestamp(found, sql)
+    if pt.is_decimal(found) and found.precision > MAX_DECIMAL_DIGITS:
+        raise NoConversion
     is_key = column.use == "key"
+    is_string = declared is ValueType.STRING or (declared is ValueType.UUID and is_key)
     if pt.is_null(found):
         return Expression(f"CAST(NULL AS {sql_type(column)})" if sql_type(column) else "NULL")
-    if is_bytes(found) and (declared is ValueType.STRING or declared in INTEGERS or declared in FLOATS):
+    if is_bytes(found) and (is_string or declared in INTEGERS or declared in FLOATS):
         # Older writers store strings without marking them as strings.
         text = expression(column, pa.string(), f"TRY(decode({sql}))", in_path=in_path)
         bad = f"{sql} IS NOT NULL AND TRY(decode({sql})) IS NULL"
@@ -103,8 +107,8 @@ def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = 
         read = _float(found, sql, FLOATS[declared])
     elif declared is ValueType.BOOL:
         read = _boolean(found, sql)
-    elif declared is ValueType.STRING or (declared is ValueType.UUID and is_key):
-        read = _string(found, sql)
+    elif is_string:
+        read = _string(found, sql, is_key=is_key)
     else:
         read = Expression(sql)
     return read
@@ -116,9 +120,11 @@ def sql_type(column: Column) -> str | None:
         return "TIMESTAMPTZ"
     if column.declared is None:
         return None
-    declared = column.declared.to_value_type()
     names = {**INTEGERS, **FLOATS, ValueType.BOOL: "BOOLEAN", ValueType.STRING: "VARCHAR"}
-    return names.get(declared)
+    names[ValueType.UNIX_TIMESTAMP] = "TIMESTAMPTZ"
+    if column.use == "key":
+        names[ValueType.UUID] = "VARCHAR"
+    return names.get(column.declared.to_value_type())
 
 
 def common_type(types: Sequence[pa.DataType]) -> str | None:
@@ -209,12 +215,19 @@ def _boolean(found: pa.DataType, sql: str) -> Expression:
     raise NoConversion
 
 
-def _string(found: pa.DataType, sql: str) -> Expression:
+def _string(found: pa.DataType, sql: str, *, is_key: bool) -> Expression:
     if is_text(found):
         return Expression(sql)
-    if pt.is_nested(found) or is_bytes(found):
+    if pt.is_nested(found) or is_bytes(found) or pt.is_duration(found):
         raise NoConversion
-    return Expression(f"CAST({sql} AS VARCHAR)")
+    value = f"CAST({sql} AS VARCHAR)"
+    if pt.is_floating(found) and is_key:
+        # As in a batch request: pandas writes integers beside nulls as floats.
+        value = f"CAST({_integer(found, sql, 'BIGINT', INTEGER_KEY, is_key=True).value} AS VARCHAR)"
+    elif pt.is_floating(found):
+        # DuckDB 2.0 evaluates isnan by a file's statistics, which omit NaN.
+        value = f"CASE WHEN isfinite({sql}) OR isinf({sql}) THEN {value} END"
+    return Expression(value)
 
 
 def _sql_name(kind: pa.DataType) -> str | None:

@@ -14,6 +14,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from scoring.errors import FeatureStoreError, UnreadableSource
 from scoring.feast_plugins.offline_sql import literal, parquet_files, quote
 from scoring.feast_plugins.source_columns import (
+    MAX_DECIMAL_DIGITS,
     Column,
     Expression,
     NoConversion,
@@ -118,6 +119,13 @@ class SourceRelation:
                     else f"it has no column {column.name!r}; it has {', '.join(_names(files))}. Correct the files, the "
                     "view, or the source's field_mapping. Names are case-sensitive.",
                 )
+            for file in lacking:
+                if other := [name for name in _names([file]) if name.lower() == column.name.lower()]:
+                    raise UnreadableSource(
+                        self._name,
+                        f"{file.path} has column {other[0]!r}, and other files have {column.name!r}. Names are "
+                        "case-sensitive: write all files with one name.",
+                    )
         wanted = {column.name.lower() for column in self._columns}
         for file in files:
             lower = [name.lower() for name in file.schema.names]
@@ -162,11 +170,11 @@ class SourceRelation:
             ) from None
 
 
-def translate(error: duckdb.Error, relations: Sequence[SourceRelation], memory_limit: str) -> FeatureStoreError:
+def translate(error: Exception, relations: Sequence[SourceRelation], memory_limit: str) -> FeatureStoreError:
     """Return the error for a query over these relations, without DuckDB's message, which may quote a value."""
     logger.warning("DuckDB: %s", error)
     doing = "joining or reading feature sources"
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory Error"):
         remedy = f"it needs more memory than memory_limit allows ({memory_limit}), or more room in temp_directory"
         return FeatureStoreError(doing, f"{remedy}: raise them under offline_store in feature_store.yaml.")
     for relation in relations:
@@ -187,8 +195,18 @@ def _relation(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[
     if files[0].is_local:
         return parquet_files([file.path for file in files])
     fragments = [file.fragment for file in files]
-    connection.register(name, ds.FileSystemDataset(fragments, files[0].schema, FORMAT, fragments[0].filesystem))
+    schema = pa.schema([field.with_type(_exported(field.type)) for field in files[0].schema])
+    connection.register(name, ds.FileSystemDataset(fragments, schema, FORMAT, fragments[0].filesystem))
     return quote(name)
+
+
+def _exported(found: pa.DataType) -> pa.DataType:
+    """Return the type that DuckDB gets from Arrow, which has types that DuckDB only reads from files (2.0)."""
+    if pa.types.is_float16(found):
+        return pa.float32()
+    if pa.types.is_decimal256(found) and found.precision <= MAX_DECIMAL_DIGITS:
+        return pa.decimal128(found.precision, found.scale)
+    return found
 
 
 def _kind(file: SourceFile, column: Column) -> tuple[pa.DataType | None, str | None]:

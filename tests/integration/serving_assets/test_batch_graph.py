@@ -241,7 +241,7 @@ def test_a_run_that_is_re_executed_after_a_failure_keeps_its_version(drivers):
     [
         ("driver,event_timestamp\n1001,2026-01-01\n", "column 'driver_id': this column is missing"),
         ("driver_id,event_timestamp\n1001,2026-01-01\n1002,soon\n", "column 'event_timestamp', row 2: 'soon'"),
-        ("driver_id,event_timestamp\nabc,2026-01-01\n", "column 'driver_id', row 1: 'abc' is not int64"),
+        ("driver_id,event_timestamp\nabc,2026-01-01\n", "column 'driver_id', row 1: 'abc' is not a 64-bit integer"),
     ],
 )
 def test_a_bad_request_fails_in_one_line_and_its_old_files_stay(drivers, rows, problem):

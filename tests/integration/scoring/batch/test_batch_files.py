@@ -228,7 +228,7 @@ def test_a_time_without_a_zone_is_utc_and_another_zone_is_converted(job, tmp_pat
     [
         ("3,,x", "column 'event_timestamp', row 1001: this row has no value"),
         ("3,yesterday,x", "column 'event_timestamp', row 1001: 'yesterday' is not an ISO 8601 date and time"),
-        ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not int64"),
+        ("three,2026-06-01,x", "column 'driver_id', row 1001: 'three' is not a 64-bit integer"),
         (",2026-06-01,x", "column 'driver_id', row 1001: this row has no value"),
         ("3,2026-06-01", "row 1001: it has 2 cells, and the header has 3"),
         ('3,2026-06-01,"x', "line 1002 has an unclosed or misplaced quotation mark"),
@@ -344,7 +344,7 @@ class TooLarge(ValueError):
     """Raised by a model for a number that it can't take."""
 
 
-def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_fails_on_has_a_reason(job, tmp_path):
+def test_an_input_that_is_no_number_is_unknown_and_a_row_that_the_model_fails_on_has_a_reason(job, tmp_path):
     def predict(inputs: np.ndarray) -> np.ndarray:
         if (inputs[:, 1] > 1e300).any():
             raise TooLarge
@@ -365,9 +365,10 @@ def test_an_infinite_input_of_a_request_is_unknown_and_a_row_that_the_model_fail
         other.score(folder, model, policy)
         return pq.read_table(tmp_path / "batch_output.parquet").to_pylist()
 
-    rows = run(1.0, float("inf"), float("-inf"), float("nan"), None)
-    assert [row["reason"] for row in rows] == [None, *["null_feature"] * 4]
-    assert [row["amount"] for row in rows][1:3] == [float("inf"), float("-inf")]
+    rows = run(1.0, 2.0, 3.0, float("nan"), None)
+    assert [row["reason"] for row in rows] == [None, None, None, "null_feature", "null_feature"]
+    with pytest.raises(BatchRequestError, match=r"column 'amount', row 2: 'inf' \(double\) is not a finite number"):
+        run(1.0, float("inf"), 3.0, 4.0, None)
     rows = run(1.0, 2.0, 1e308, 4.0, 1e308)
     assert [row["reason"] for row in rows] == [None, None, "model_failed", None, "model_failed"]
     assert [row["prediction"] is None for row in rows] == [False, False, True, False, True]

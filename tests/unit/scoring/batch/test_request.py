@@ -3,11 +3,13 @@
 import csv
 import datetime as dt
 import gzip
+import re
 import tempfile
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -133,6 +135,7 @@ def test_rows_are_neither_dropped_nor_reordered(tmp_path_factory: pytest.TempPat
         ("shop_id,event_timestamp,amount,a,A", "column 'a': this column appears twice"),
         ("shop_id,event_timestamp,amount,", "its column number 4 has no name"),
         (",shop_id,event_timestamp,amount", "column number 1 has no name. It is probably a pandas index: save the"),
+        ("shop_id ,event_timestamp,amount", "the file has 'shop_id ', event_timestamp, amount"),
         ("shop_id;event_timestamp;amount", "amount). Semicolons probably separate its columns"),
         ("shop_id\tevent_timestamp\tamount", "Tabs probably separate its columns"),
     ],
@@ -144,13 +147,18 @@ def test_columns_that_cannot_be_scored_are_named(tmp_path: Path, header: str, sa
 @pytest.mark.parametrize(
     ("rows", "column", "row", "says"),
     [
-        ("1,2026-01-01,1\nx1,2026-01-01,1\n", "shop_id", 2, "'x1' is not int64"),
-        ("1.5,2026-01-01,1\n", "shop_id", 1, "'1.5' is not int64"),
-        ("9223372036854775808,2026-01-01,1\n", "shop_id", 1, "is not int64"),
-        ("0x3E9,2026-01-01,1\n", "shop_id", 1, "'0x3E9' is not int64"),
-        ("1.23E+02,2026-01-01,1\n", "shop_id", 1, "'1.23E+02' is not int64. A spreadsheet probably shortened it"),
+        ("1,2026-01-01,1\nx1,2026-01-01,1\n", "shop_id", 2, "'x1' is not a 64-bit integer"),
+        ("1.5,2026-01-01,1\n", "shop_id", 1, "'1.5' is not a 64-bit integer"),
+        ("9223372036854775808,2026-01-01,1\n", "shop_id", 1, "is not a 64-bit integer"),
+        ("0x3E9,2026-01-01,1\n", "shop_id", 1, "'0x3E9' is not a 64-bit integer"),
+        (
+            "1.23E+02,2026-01-01,1\n",
+            "shop_id",
+            1,
+            "'1.23E+02' is not a 64-bit integer. A spreadsheet probably shortened it",
+        ),
         ("1.0,2026-01-01,1\n", "shop_id", 1, "as pandas does if one is missing: convert it to integers"),
-        ("+2,2026-01-01,1\n", "shop_id", 1, "'+2' is not int64. Remove the plus sign"),
+        ("+2,2026-01-01,1\n", "shop_id", 1, "'+2' is not a 64-bit integer. Remove the plus sign"),
         ('"1,234",2026-01-01,1\n', "shop_id", 1, "A spreadsheet probably separated its thousands"),
         ("1,2026-01-01,1\n,2026-01-01,1\n", "shop_id", 2, "no value"),
         ("1,,1\n", "event_timestamp", 1, "no value"),
@@ -159,7 +167,13 @@ def test_columns_that_cannot_be_scored_are_named(tmp_path: Path, header: str, sa
         ("1,now,1\n", "event_timestamp", 1, "'now' is not an ISO 8601"),
         ("1,2024,1\n", "event_timestamp", 1, "'2024' is not an ISO 8601"),
         ("1,1500-01-01,1\n", "event_timestamp", 1, "between 1678 and 2261"),
-        ("1,2026-01-01,much\n", "amount", 1, "'much' is not double"),
+        ("NULL,2026-01-01,1\n", "shop_id", 1, "'NULL' is not a 64-bit integer. Leave the cell empty if there is no"),
+        ("1,2026-01-01,much\n", "amount", 1, "'much' is not a finite number that a double can represent."),
+        ("1,2026-01-01,-inf\n", "amount", 1, "'-inf' is not a finite number"),
+        ("1,2026-01-01,1e400\n", "amount", 1, "'1e400' is not a finite number"),
+        ("1,2026-01-01,N/A\n", "amount", 1, "Leave the cell empty"),
+        ('1,2026-01-01,"1,5"\n', "amount", 1, "Decimals need a point"),
+        ('1,2026-01-01,"1.234,5"\n', "amount", 1, "without separators of thousands"),
         ("7,2026-01-01T00:00:00Z,1\n" * 150_000 + "seven,2026-01-01,1\n", "shop_id", 150_001, "'seven'"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
@@ -291,7 +305,10 @@ def test_a_string_key_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path: Path
     moments = pa.array([dt.datetime(2026, 1, 2, tzinfo=dt.UTC)] * 3, pa.timestamp("us", "UTC"))
     file = tmp_path / "r.parquet"
     damaged = pa.Array.from_buffers(pa.string(), 3, keys.buffers())
-    for column, says in ((damaged, r"row 2: 'b\ufffd' is not string"), (keys, r"row 2: .* \(binary\) is not string")):
+    for column, says in (
+        (damaged, r"row 2: 'b\ufffd' is not a string"),
+        (keys, r"row 2: .* \(binary\) is not a string"),
+    ):
         pq.write_table(pa.table({"shop": column, "event_timestamp": moments}), file)
         with pytest.raises(BatchRequestError, match=f"'shop', {says}"):
             read_file(file, TEXT_KEY)
@@ -367,9 +384,13 @@ ONE = uuid.UUID(int=1)
         (pa.array([ONE.bytes], pa.uuid()), str(ONE)),
         (pa.array([b"caf\xc3\xa9"]), "café"),
         (pa.array([b"a"]).dictionary_encode(), "a"),
-        (pa.array([Decimal("7.00")], pa.decimal128(10, 2)), "'7.00' (decimal128(10, 2)) is not string"),
-        (pa.array([ONE.bytes], pa.binary(16)), "(fixed_size_binary[16]) is not string"),
-        (pa.array([dt.date(2026, 1, 2)]), "'2026-01-02' (date32[day]) is not string"),
+        (pa.array([1001.0]), "1001"),
+        (pa.array([-0.0], pa.float32()), "0"),
+        (pa.array([2.5]), "'2.5' (double) is not a string"),
+        (pa.array([float("inf")]), "'inf' (double) is not a string"),
+        (pa.array([Decimal("7.00")], pa.decimal128(10, 2)), "'7.00' (decimal128(10, 2)) is not a string"),
+        (pa.array([ONE.bytes], pa.binary(16)), "(fixed_size_binary[16]) is not a string"),
+        (pa.array([dt.date(2026, 1, 2)]), "'2026-01-02' (date32[day]) is not a string"),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else None,
 )
@@ -442,19 +463,60 @@ def test_dictionaries_and_whole_floats_are_read_as_what_they_hold(tmp_path: Path
     assert table["amount"].to_pylist() == [1.0, 2.0]
 
 
+nan = float("nan")
+INPUTS = [
+    (pa.bool_(), pa.array([1.0, 0.0, nan]), [True, False, None]),
+    (pa.bool_(), pa.array([1, 2]), "row 2: '2' (int64) is not a boolean"),
+    (pa.bool_(), pa.array([0.5]), "row 1: '0.5' (double) is not a boolean"),
+    (pa.int64(), pa.array([7.0, nan, None]), [7, None, None]),
+    (pa.int64(), pa.array([" 7 "]), [7]),
+    (pa.float64(), pa.array([" 0.5\t", "-7"]), [0.5, -7.0]),
+    (pa.float64(), pa.array([Decimal("10.06443828"), Decimal("25.38753387")]), [10.06443828, 25.38753387]),
+    (pa.float32(), pa.array([Decimal("0.10")]), pa.array([0.1], pa.float32()).to_pylist()),
+    (
+        pa.float32(),
+        pa.array([1.0, 1e300]),
+        "row 2: '1e+300' (double) is not a finite number that a float can represent",
+    ),
+    (
+        pa.float32(),
+        pa.array([2**24 + 1]),
+        "row 1: '16777217' (int64) is not a finite number that a float can represent",
+    ),
+]
+
+
+@pytest.mark.parametrize(("dtype", "values", "read_as"), INPUTS)
+def test_a_request_input_is_read_exactly_or_refused(
+    tmp_path: Path, dtype: pa.DataType, values: pa.Array, read_as: list[Any] | str
+) -> None:
+    features = msgspec.structs.replace(FEATURES, signature=Signature((ModelInput("amount", dtype),)))
+    keys = {"shop_id": [1] * len(values), "event_timestamp": ["2026-01-01"] * len(values)}
+    pq.write_table(pa.table(keys | {"amount": values}), tmp_path / "r.parquet")
+    if isinstance(read_as, list):
+        assert read_file(tmp_path / "r.parquet", features)["amount"].to_pylist() == read_as
+        return
+    with pytest.raises(BatchRequestError, match=re.escape(f"column 'amount', {read_as}")):
+        read_file(tmp_path / "r.parquet", features)
+
+
 KEY, TIME = pa.array([1]), pa.array(["2026-01-01"])
 
 
 @pytest.mark.parametrize(
     ("key", "time", "says"),
     [
-        (pa.array([True]), TIME, "'shop_id', row 1: 'True' (bool) is not int64"),
-        (pa.array([1], pa.duration("s")), TIME, "'shop_id', row 1: '0:00:01' (duration[s]) is not int64"),
-        (pa.array([1], pa.timestamp("s")), TIME, "row 1: '1970-01-01 00:00:01' (timestamp[ms]) is not int64"),
-        (pa.array([1.5]), TIME, "'shop_id', row 1: '1.5' (double) is not int64"),
-        (pa.array([Decimal("1.5")]), TIME, "'shop_id', row 1: '1.5' (decimal128(2, 1)) is not int64"),
-        (pa.array([Decimal(10**20)]), TIME, "0000' (decimal128(21, 0)) is not int64"),
-        (pa.array([uuid.UUID(int=1).bytes], pa.uuid()), TIME, "0001' (extension<arrow.uuid>) is not int64"),
+        (pa.array([True]), TIME, "'shop_id', row 1: 'True' (bool) is not a 64-bit integer"),
+        (pa.array([1], pa.duration("s")), TIME, "'shop_id', row 1: '0:00:01' (duration[s]) is not a 64-bit integer"),
+        (
+            pa.array([1], pa.timestamp("s")),
+            TIME,
+            "row 1: '1970-01-01 00:00:01' (timestamp[ms]) is not a 64-bit integer",
+        ),
+        (pa.array([1.5]), TIME, "'shop_id', row 1: '1.5' (double) is not a 64-bit integer"),
+        (pa.array([Decimal("1.5")]), TIME, "'shop_id', row 1: '1.5' (decimal128(2, 1)) is not a 64-bit integer"),
+        (pa.array([Decimal(10**20)]), TIME, "0000' (decimal128(21, 0)) is not a 64-bit integer"),
+        (pa.array([uuid.UUID(int=1).bytes], pa.uuid()), TIME, "0001' (extension<arrow.uuid>) is not a 64-bit integer"),
         (pa.nulls(1), TIME, "'shop_id', row 1: this row has no value"),
         (KEY, pa.nulls(1), "'event_timestamp', row 1: this row has no value"),
         (KEY, pa.array([1767225600000]), "'event_timestamp', row 1: '1767225600000' (int64) is not an ISO 8601"),

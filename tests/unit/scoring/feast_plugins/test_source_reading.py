@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FileSource
-from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp, Uuid
 
 from scoring.errors import UnreadableSource
 from scoring.feast_plugins.source_columns import read_columns
@@ -116,6 +116,23 @@ def test_a_column_that_a_file_lacks_is_null_there_and_one_that_none_has_is_named
         read(tmp_path, {"v/d.parquet": rows([4], [1.0]).drop_columns(["id"])})
 
 
+@pytest.mark.parametrize("name", ["v/b.parquet", "v/X=3/b.parquet"])
+def test_a_column_whose_name_has_another_case_in_a_file_is_named(tmp_path: Path, name: str) -> None:
+    other = rows([2]) if "X" in name else rows([2], X=[2.0])
+    with pytest.raises(
+        UnreadableSource, match=r"b\.parquet has column 'X', and other files have 'x'\. Names are case-"
+    ):
+        read(tmp_path, {"v/a.parquet": rows([1], [1.0]), name: other})
+
+
+def test_an_error_in_a_later_batch_is_named_too(tmp_path: Path) -> None:
+    files = {"v/x=1.5/a.parquet": rows([1]), "v/x=abc/b.parquet": rows([2])}
+    with pytest.raises(
+        UnreadableSource, match=r"column 'x' of .*b\.parquet holds 'abc' in its path that can't be read"
+    ):
+        read(tmp_path, files)
+
+
 def test_a_file_without_rows_may_have_any_types(tmp_path: Path) -> None:
     nothing = pa.table({"id": pa.array([], pa.bool_()), EVENT: pa.array([], pa.int64())})
     assert read(tmp_path, {"v/a.parquet": nothing, "v/b.parquet": rows([1], [1.0])}) == [(1, 1.0)]
@@ -142,6 +159,11 @@ FEATURES = [
     (String, [1, None], ["1", None]),
     (String, pa.array(["é", "b"], pa.large_string()).dictionary_encode(), ["é", "b"]),
     (String, pa.array(["é".encode(), None]), ["é", None]),
+    (String, pa.array([0.5, nan], pa.float32()), ["0.5", None]),
+    (Float64, pa.array([0.5, None], pa.float16()), [0.5, None]),
+    (Float64, pa.array([decimal.Decimal("0.5")], pa.decimal256(20, 1)), [0.5]),
+    (UnixTimestamp, [NOON.date(), None], [NOON.replace(hour=0), None]),
+    (UnixTimestamp, [NOON.isoformat()], [NOON]),
     (Array(Float32), [[0.5], None], [[0.5], None]),
 ]
 
@@ -163,10 +185,14 @@ def test_features_are_read_as_declared_or_null(tmp_path: Path, declared: Any, va
         (Int64, [[1]], "list"),
         (String, [{"a": 1}], "struct"),
         (String, [b"\xff"], "binary"),
+        (String, pa.array([1], pa.duration("us")), "duration"),
+        (Float64, pa.array([decimal.Decimal("0.5")], pa.decimal256(39, 1)), "decimal256"),
+        (UnixTimestamp, [1_780_000_000], "int64"),
+        (UnixTimestamp, ["soon"], "string"),
     ],
 )
 def test_what_has_no_conversion_is_named_with_file_column_and_types(
-    tmp_path: Path, declared: Any, values: list[Any], found: str
+    tmp_path: Path, declared: Any, values: Any, found: str
 ) -> None:
     files = {"v/a.parquet": rows([0], [None]), "v/b.parquet": rows(list(range(len(values))), values)}
     expected = rf"source 'v': column 'x' of .*v/b\.parquet holds {found}.* that can't be read as {declared}, "
@@ -177,8 +203,9 @@ def test_what_has_no_conversion_is_named_with_file_column_and_types(
 
 KEYS = [
     (String, [1, 2], ["1", "2"]),
-    (String, [1.0, 2.5], ["1.0", "2.5"]),
+    (String, [1001.0, -0.0, 2.5, nan], ["0", "1001", None, None]),
     (String, [b"ab", b"\xff"], ["ab", None]),
+    (Uuid, [b"ab", b"\xff"], ["ab", None]),
     (Int64, ["1", "0001", "-2", "abc", "1.0", "", "+3", "99999999999999999999"], [-2, 1, *[None] * 6]),
     (Int64, [1001.0, 1001.5, nan], [1001, None, None]),
     (Int32, [1, 2**40], [1, None]),
