@@ -246,7 +246,7 @@ def _read_service(store: "FeatureStore", name: str) -> tuple["FeatureService", d
 
 
 def _read_views(store: "FeatureStore", model: str) -> dict[str, Any]:
-    """Read all views of a registry without feature services, by their names.
+    """Read all views of a registry without feature services, sorted, because `feast apply` writes them in any order.
 
     Raises:
         ModelRefused: the registry has feature services, so one of them must be named.
@@ -254,7 +254,7 @@ def _read_views(store: "FeatureStore", model: str) -> dict[str, Any]:
     registry, project = store.registry, store.project
     try:
         known = sorted(each.name for each in registry.list_feature_services(project, allow_cache=True))
-        views = {view.name: view for view in registry.list_all_feature_views(project, allow_cache=True)}
+        views = registry.list_all_feature_views(project, allow_cache=True)
     except Exception as error:
         raise FeatureStoreError("reading its registry", error) from error
     if known:
@@ -263,7 +263,7 @@ def _read_views(store: "FeatureStore", model: str) -> dict[str, Any]:
             "it has no tag feast.feature_service. Tag it with the name of its Feast feature service (the registry has "
             f"{', '.join(known)}), or set SERVING_FEATURE_SERVICE.",
         )
-    return views
+    return {view.name: view for view in sorted(views, key=lambda view: view.name)}
 
 
 def _project(model: str, wanted: Sequence[str], feast_views: Mapping[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from scoring.errors import MissingFeatures, ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
 
-NAME_IT = r"name it one of stats__rate, place__rate, or define a FeatureService with one of them and name that in its "
+NAME_IT = r"name it one of place__rate, stats__rate, or define a FeatureService with one of them and name that in its "
 SHOP = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
 OWNER = Entity(name="owner", join_keys=["owner_id"], value_type=ValueType.STRING)
 
@@ -56,7 +56,10 @@ class Registry:
         return self._views
 
 
-def link(*inputs: str, views: Sequence[Any] = (STATS, PLACE, PERSON, computed), **others: Any) -> ModelFeatures:
+VIEWS = (STATS, PLACE, PERSON, computed)
+
+
+def link(*inputs: str, views: Sequence[Any] = VIEWS, **others: Any) -> ModelFeatures:
     registry = Registry(views, others.pop("services", ()))
     signature = Signature(tuple(ModelInput(name, pa.float64()) for name in inputs))
     store: Any = SimpleNamespace(registry=registry, project="tests")
@@ -66,8 +69,14 @@ def link(*inputs: str, views: Sequence[Any] = (STATS, PLACE, PERSON, computed), 
 def test_each_input_is_filled_from_the_one_view_that_has_it() -> None:
     features = link("orders", "place__rate")
     assert features.service == "stats:orders, place:rate"
-    assert features.feast.service == ["stats:orders", "place:rate"]
+    assert features.feast.service == ["place:rate", "stats:orders"]
     assert [key.name for key in features.join_keys] == ["shop_id"]  # nothing of the view of owners
+
+
+def test_the_order_of_the_views_in_the_registry_does_not_matter() -> None:
+    links = [link("age", "expected", "place__rate", views=views) for views in (VIEWS, VIEWS[::-1])]
+    assert list(links[0].request_columns) == list(links[1].request_columns) == ["shop_id", "owner_id", "amount"]
+    assert links[0].feast.service == links[1].feast.service
 
 
 def test_features_that_the_model_does_not_read_are_not_read() -> None:
