@@ -15,6 +15,7 @@ ServingError (scoring.errors)
 │   ├── UpgradeRequested     the client wants to switch to another protocol
 │   ├── MalformedBody        the body is not valid JSON
 │   ├── InvalidRequest       the body is valid JSON, but not a request for this model
+│   ├── NotRanked            the model has no number by which entities could be ranked
 │   └── NothingScored        every entity was excluded
 └── Unavailable              the same request may succeed later
     ├── NoModel              no model version is loaded yet
@@ -27,6 +28,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.errors import ServingError
+from scoring.models.outputs import Outputs
+from scoring.models.registry import OUTPUTS_TAG, RANK_BY_TAG
 
 
 class RequestError(ServingError):
@@ -124,6 +127,17 @@ class InvalidRequest(RequestError):
     def __init__(self, problem: str, expected: str, example: dict[str, Any]) -> None:
         self.example = example
         super().__init__(f"{problem}. {expected}")
+
+
+class NotRanked(RequestError):
+    """The model has no single number, and no tag chooses one of its `outputs`, by which entities could be ranked."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        names = ", ".join(repr(column.name) for column in outputs.columns if column.numeric)
+        remedy = f"set the version's tag {RANK_BY_TAG} to one of its outputs that are numbers ({names})"
+        if not names:
+            remedy = f"its outputs are not numbers (a classifier's tag {OUTPUTS_TAG} may add predict_proba)"
+        super().__init__(f"The model has no output to rank entities by: {remedy}. POST /scores works without it.")
 
 
 class NothingScored(RequestError):

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import FeaturesRejected, PredictionFailed, first_line
-from scoring.models.failing_rows import RowFailures, predict_rows
+from scoring.models.failing_rows import RowFailures, places_of, predict_rows
 from scoring.models.model import Model
+from scoring.models.outputs import usable
 from scoring.settings import MissingFeaturesPolicy, Settings
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,18 @@ class Policy(msgspec.Struct, frozen=True):
 class Scores(msgspec.Struct, frozen=True):
     """The scores of n rows, in their order."""
 
-    predictions: pa.Array
-    """float64 (n_rows,); null if the row has no prediction. Never NaN or infinite."""
+    outputs: pa.Table
+    """The model's outputs (n_rows, n_outputs), all null if the row has no prediction. Never NaN or infinite."""
     reasons: pa.Array
     """string (n_rows,). `not_found`, `stale`, `null_feature`, `not_finite` or `model_failed` if there is no prediction;
     `imputed_not_found` and so on if the policy filled a gap; otherwise null."""
     failure: PredictionFailed | None = None
     """The error to raise if `failed_on_all`; None unless a row has the reason `model_failed`."""
+
+    @property
+    def predicted(self) -> int:
+        """Return the number of rows with a prediction."""
+        return int(self.outputs.num_rows - self.outputs.column(0).null_count)
 
 
 def score(
@@ -86,9 +92,9 @@ def score(
         return name_row(int(np.flatnonzero(admitted.to_numpy(zero_copy_only=False))[row]))
 
     scored = _scored(model, vectors.filter(admitted), reasons.filter(admitted), policy, name_admitted, search_s)
-    places = pc.if_else(admitted, pc.subtract(pc.cumulative_sum(pc.cast(admitted, pa.int64())), 1), None)
+    places = places_of(admitted.to_numpy(zero_copy_only=False))
     return Scores(
-        scored.predictions.take(places), pc.if_else(admitted, scored.reasons.take(places), reasons), scored.failure
+        scored.outputs.take(places), pc.if_else(admitted, scored.reasons.take(places), reasons), scored.failure
     )
 
 
@@ -110,7 +116,7 @@ def _scored(
     name_row: Callable[[int], str],
     search_s: float,
 ) -> Scores:
-    values, failures = predict_rows(model, vectors, first_only=policy.kind == "reject", search_s=search_s)
+    outputs, failures = predict_rows(model, vectors, first_only=policy.kind == "reject", search_s=search_s)
     failure = None
     if failures is not None:
         row = name_row(failures.first)
@@ -119,11 +125,13 @@ def _scored(
             raise PredictionFailed(failures.together.model, problem) from failures.error
         failure = _log_failures(failures, row, policy)
         reasons = pc.if_else(pa.array(failures.rows), MODEL_FAILED, reasons)
-    finite = np.isfinite(values)
-    if finite.all():
-        return Scores(pa.array(values), reasons)
-    not_finite = ~finite if failures is None else ~finite & ~failures.rows
-    return Scores(pa.array(values, mask=~finite), pc.if_else(pa.array(not_finite), NOT_FINITE, reasons), failure)
+    good = usable(outputs)
+    if good.all():
+        return Scores(outputs, reasons)
+    not_finite = ~good if failures is None else ~good & ~failures.rows
+    columns = [pc.if_else(pa.array(good), column, None) for column in outputs.columns]
+    outputs = pa.Table.from_arrays(columns, schema=outputs.schema)
+    return Scores(outputs, pc.if_else(pa.array(not_finite), NOT_FINITE, reasons), failure)
 
 
 def _log_failures(failures: RowFailures, row: str, policy: Policy) -> PredictionFailed:

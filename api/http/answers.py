@@ -9,12 +9,16 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.errors import NothingScored
+from api.errors import NothingScored, NotRanked
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest, RequestForm, entity_fields
 from api.model.scorer import RowScores
+from scoring.models.outputs import Outputs, OutputType
 from scoring.predict import IMPUTED
 from scoring.settings import MissingFeaturesPolicy
+
+# The JSON type of an output.
+TYPES: dict[OutputType, Any] = {"double": float, "int64": int, "bool": bool, "string": str}
 
 REASON_DESCRIPTION = (
     "`not_found`: the online store has no row for the entity. `stale`: its row is past the feature view's time to "
@@ -32,22 +36,29 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class AnswerForm:
-    """The response types for one request schema. Their fields depend on its join keys."""
+    """The response types for one request schema. Their fields depend on its join keys and on the model's outputs."""
 
-    def __init__(self, form: RequestForm | None, policy: MissingFeaturesPolicy) -> None:
+    def __init__(self, form: RequestForm | None, policy: MissingFeaturesPolicy, outputs: Outputs) -> None:
         """Define the types.
 
         Args:
             form: the request schema. None for a generic one, for the OpenAPI document.
             policy: for missing features; `impute` adds the member `imputed`.
+            outputs: the model's outputs.
         """
         self._imputes = policy == "impute"
+        self._outputs = outputs
+        self._values = _values_type(outputs)
+        rank_type: Any = float if outputs.rank_by is None else TYPES[outputs.columns[outputs.rank_by].type]
+        of_entity = ("outputs", self._values | None)
+        if outputs.single:
+            of_entity = ("score", TYPES[outputs.columns[0].type] | None)
         keys, names = entity_fields(form)
         only = keys[0][1] if len(keys) == 1 else None
         self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)
         self.excluded = msgspec.defstruct("Excluded", [*keys, ("reason", Reason)], rename=names, frozen=True)
         self.entity_score = msgspec.defstruct(
-            "EntityScore", [*keys, ("score", float | None), ("reason", Reason | None)], rename=names, frozen=True
+            "EntityScore", [*keys, of_entity, ("reason", Reason | None)], rename=names, frozen=True
         )
         excluded: Any = list[self.excluded]  # type: ignore[name-defined]  # created dynamically
         imputed = Annotated[excluded, Meta(description="Entities scored with imputed features, and why.")]
@@ -57,7 +68,8 @@ class AnswerForm:
             [
                 ("request_id", str),
                 ("prediction", Annotated[only or self.entity, choice]),
-                ("score", Annotated[float, Meta(description="Its predicted value.")]),
+                ("score", Annotated[rank_type, Meta(description="Its predicted value.")]),
+                *([] if outputs.single else [("outputs", self._values)]),
                 ("model", Model),
                 ("excluded", Annotated[excluded, Meta(description="Entities without a score, and why.")]),
                 *([("imputed", imputed)] if self._imputes else []),
@@ -80,9 +92,12 @@ class AnswerForm:
         """Return the entity with the highest prediction; ties go to the first in the request.
 
         Raises:
+            NotRanked: the model has no number to rank by.
             NothingScored: no entity has a prediction.
         """
-        values, keys = scores.values, served.form.key_columns(request)
+        if self._outputs.rank_by is None:
+            raise NotRanked(self._outputs)
+        values, keys = scores.outputs[self._outputs.rank_by], served.form.key_columns(request)
         excluded = []
         if None in values:
             rows = zip(values, *keys, scores.reasons, strict=True)
@@ -92,17 +107,21 @@ class AnswerForm:
         highest = max(value for value in values if value is not None)
         best = values.index(highest)
         choice = keys[0][best] if len(keys) == 1 else self.entity(*(column[best] for column in keys))
+        outputs = [] if self._outputs.single else [self._values(*(column[best] for column in scores.outputs))]
         imputed = self._imputed(keys, scores.reasons)
-        return self.inference_answer(request.request_id, choice, highest, model_of(served), excluded, *imputed, None)
+        return self.inference_answer(
+            request.request_id, choice, highest, *outputs, model_of(served), excluded, *imputed, None
+        )
 
     def scores(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
-        """Return one score per entity, in request order: null, with a reason, for an entity without one."""
-        keys, reasons = served.form.key_columns(request), scores.reasons
+        """Return the outputs of each entity, in request order: null, with a reason, for an entity without them."""
+        keys, reasons, values = served.form.key_columns(request), scores.reasons, scores.outputs[0]
         if self._imputes:  # the reasons of entities with a score are in `imputed`
-            reasons = [
-                None if value is not None else reason for value, reason in zip(scores.values, reasons, strict=True)
-            ]
-        rows = list(map(self.entity_score, *keys, scores.values, reasons))
+            reasons = [None if value is not None else reason for value, reason in zip(values, reasons, strict=True)]
+        if not self._outputs.single:
+            rows_of_values = zip(*scores.outputs, strict=True)
+            values = [None if row[0] is None else self._values(*row) for row in rows_of_values]
+        rows = list(map(self.entity_score, *keys, values, reasons))
         return self.scores_answer(request.request_id, model_of(served), rows, *self._imputed(keys, scores.reasons))
 
     def _imputed(self, keys: list[list[Any]], reasons: list[str | None]) -> list[list[msgspec.Struct]]:
@@ -112,6 +131,14 @@ class AnswerForm:
         rows = zip(*keys, reasons, strict=True)
         imputed = [(entity, reason) for *entity, reason in rows if reason is not None and reason.startswith(IMPUTED)]
         return [[self.excluded(*entity, reason.removeprefix(IMPUTED)) for entity, reason in imputed]]
+
+
+def _values_type(outputs: Outputs) -> Any:
+    """Define the object with all outputs of an entity. Fields are renamed, because a name may be any string."""
+    fields = [f"output_{place}" for place in range(len(outputs.columns))]
+    types = [(field, TYPES[column.type]) for field, column in zip(fields, outputs.columns, strict=True)]
+    names = dict(zip(fields, (column.name for column in outputs.columns), strict=True))
+    return msgspec.defstruct("Outputs", types, rename=names, frozen=True)
 
 
 def model_of(served: Served) -> Model:

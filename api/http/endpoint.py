@@ -109,7 +109,7 @@ class ScoringEndpoint:
         body = await self._bodies.read(scope, headers, receive)
         context = RequestContext.of(scope)
         served, request, scores = await self._score(body, context)
-        answer = make_answer(answer_form(served.form, self._policy), served, request, scores)
+        answer = make_answer(answer_form(served.form, self._policy, served.scorer.outputs), served, request, scores)
         id_header = (b"x-request-id", header_value(request.request_id))
         return Response(200, [JSON_HEADER, id_header, _version_header(context.model)], msgspec.json.encode(answer))
 

@@ -9,6 +9,7 @@ from api.http.answers import Model, answer_form
 from api.http.problems import MEDIA_TYPE, Problem
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.request_schema import RequestForm
+from scoring.models.outputs import Outputs
 from scoring.settings import Settings
 
 API_VERSION = "0.1.0"
@@ -49,17 +50,18 @@ class Version(msgspec.Struct, frozen=True):
 
 
 def describe(
-    settings: Settings, form: RequestForm | None, *, keys_required: bool, real_example: bool
+    settings: Settings, form: RequestForm | None, outputs: Outputs, *, keys_required: bool, real_example: bool
 ) -> dict[str, Any]:
     """Return the document.
 
     Args:
         settings: the settings of the application.
         form: the requests of the current model. None before the first is loaded: bodies are then described in general.
+        outputs: the outputs of the current model; ONE_NUMBER before the first is loaded.
         keys_required: whether scoring requires an API key.
         real_example: whether the example may have entity keys from the online store.
     """
-    answers = answer_form(form, settings.missing_features)
+    answers = answer_form(form, settings.missing_features, outputs)
     types = [Problem, Live, Readiness, Version, answers.inference_answer, answers.scores_answer, answers.excluded]
     _, schemas = msgspec.json.schema_components((*types, *([form.body_type] if form else [])), ref_template=REF)
     body: dict[str, Any] = {"schema": _any_request(settings)}

@@ -25,6 +25,7 @@ from api.errors import (
     NoModel,
     NothingScored,
     NotJson,
+    NotRanked,
     NotSigned,
     Overloaded,
     RouteNotFound,
@@ -80,6 +81,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     RouteNotFound: NOT_FOUND,
     MethodNotAllowed: Kind("method-not-allowed", 405, "Method not allowed"),
     InvalidRequest: Kind("invalid-request", 422, "Invalid request"),
+    NotRanked: Kind("not-ranked", 422, "No output to rank by"),
     NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
     FeaturesRejected: Kind("features-rejected", 422, "Features missing"),
     # /ready gives the reason, with names that are for operators only.

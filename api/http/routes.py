@@ -20,6 +20,7 @@ from api.http.readiness import readiness, readiness_response
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.telemetry.metrics import Metrics
+from scoring.models.outputs import ONE_NUMBER
 from scoring.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -93,7 +94,8 @@ class Description(Controller):
         """Return the OpenAPI document of the current model. Its example has real entity keys for callers with a key."""
         form = slot.served.form if slot.served else None
         admitted = keys.admit(headers_of(request.scope).get(b"authorization"))
-        document = describe(settings, form, keys_required=keys.required, real_example=admitted)
+        outputs = slot.served.scorer.outputs if slot.served else ONE_NUMBER
+        document = describe(settings, form, outputs, keys_required=keys.required, real_example=admitted)
         return _json(document, {"Cache-Control": "no-store"})
 
 

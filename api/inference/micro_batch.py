@@ -146,10 +146,10 @@ def _merged(requests: Sequence[PendingRequest]) -> EntityRows:
 
 
 def _split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
-    values, reasons = scores.predictions.to_pylist(), _to_list(scores.reasons)
+    outputs, reasons = [column.to_pylist() for column in scores.outputs.columns], _to_list(scores.reasons)
     ends = itertools.accumulate(request.rows for request in requests)
     results = [
-        RowScores(values[end - request.rows : end], reasons[end - request.rows : end])
+        RowScores([values[end - request.rows : end] for values in outputs], reasons[end - request.rows : end])
         for request, end in zip(requests, ends, strict=True)
     ]
     if scores.failure is None:
@@ -158,7 +158,7 @@ def _split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestRe
 
 
 def _failed_on_all(scores: RowScores) -> bool:
-    return failed_on_all(sum(value is not None for value in scores.values), Counter(scores.reasons))
+    return failed_on_all(sum(value is not None for value in scores.outputs[0]), Counter(scores.reasons))
 
 
 def _to_list(column: pa.Array) -> list[str | None]:

@@ -119,7 +119,7 @@ class RegistryLoader:
             files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
             features = self._link(store, target.version, files.signature)
             report = self._validate(files, lambda: _known_rows(store, features, current))
-            model = load_model(files, report.as_array)
+            model = load_model(files, report.as_array, report.outputs)
             verify_loaded(model, report)
             _log_report(model, report)
             proven = report.source != "made_up"

@@ -19,7 +19,7 @@ from scoring.features.model_features import ModelFeatures
 REQUEST_ID = "request_id"
 ENTITY_ROWS = "entity_rows"
 # Members of a response in addition to an entity's keys.
-ANSWER_MEMBERS = {"score", "reason"}
+ANSWER_MEMBERS = {"score", "outputs", "reason"}
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=128, description="Echoed in the answer and in X-Request-Id.")]
 String = Annotated[str, Meta(max_length=4096)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
+from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.empty_views import EmptyViews
 from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
@@ -26,8 +27,8 @@ EntityRows = Mapping[str, Sequence[Any]]
 class RowScores(msgspec.Struct, frozen=True):
     """The scores of one request's n entities, in its order."""
 
-    values: list[float | None]
-    """(n,). None where the entity was not scored; always finite."""
+    outputs: list[list[Any]]
+    """(n_outputs, n), as in `Model.outputs`. None where the entity was not scored; numbers are finite."""
     reasons: list[str | None]
     """(n,). As in `Scores.reasons`."""
 
@@ -42,6 +43,10 @@ class Scorer(Protocol):
     @property
     def features(self) -> ModelFeatures:
         """Its link to the feature store."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """Its outputs."""
 
     @property
     def proven(self) -> bool:
@@ -133,6 +138,11 @@ class OnlineScorer:
         return self.model.version
 
     @property
+    def outputs(self) -> Outputs:
+        """See `Scorer.outputs`."""
+        return self.model.outputs
+
+    @property
     def empty_views(self) -> Sequence[str]:
         """See `Scorer.empty_views`."""
         return self._empty.names
@@ -158,7 +168,7 @@ class OnlineScorer:
             self._search_s,
         )
         if not self.proven:
-            self.proven = scores.predictions.null_count < len(scores.predictions)
+            self.proven = scores.predicted > 0
         return scores
 
     def stored_keys(self) -> EntityRows | None:

@@ -44,7 +44,7 @@ class Scoring:
             reasons = reasons_from_nulls(self._features, vectors)
             scores = score(self._model, vectors, reasons, self._policy, self._name_row)
             self._rows += rows.num_rows
-            self._scored += rows.num_rows - scores.predictions.null_count
+            self._scored += scores.predicted
             self._reasons += count_reasons(scores)
             self._failure = self._failure or scores.failure
             yield with_scores(rows, scores, self._model.version, self._features.service)
@@ -81,10 +81,10 @@ def summarize(
 
 
 def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
-    """Return a table of a batch input's columns with OUTPUT_COLUMNS added."""
+    """Return a table of a batch input's columns with the model's outputs and the other OUTPUT_COLUMNS added."""
     name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
     added = [
-        (pa.field("prediction", pa.float64()), scores.predictions),
+        *zip(scores.outputs.schema, scores.outputs.columns, strict=True),
         (pa.field("reason", pa.string()), scores.reasons),
         (pa.field("model_name", name.type, nullable=False), name),
         (pa.field("model_version", pa.int64(), nullable=False), pa.repeat(version.version, rows.num_rows)),

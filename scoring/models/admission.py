@@ -9,7 +9,7 @@ import functools
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,25 +21,19 @@ import pyarrow.compute as pc
 from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.imports import import_model_libraries
-from scoring.models.estimators import prepare
 from scoring.models.failing_rows import predict_rows
-from scoring.models.model import (
-    FEATURE_NAME_WARNINGS,
-    Model,
-    array_dtype,
-    fill_block,
-    frame_of,
-    load_model,
-    one_number_per_row,
-)
-from scoring.models.model_files import ModelFiles, check_format
+from scoring.models.flavors.flavor import flavor_of
+from scoring.models.flavors.sklearn import FEATURE_NAME_WARNINGS
+from scoring.models.model import Model, array_dtype, describe_outputs, load_model
+from scoring.models.model_files import ModelFiles
+from scoring.models.outputs import Outputs, choose, same_bits, usable
+from scoring.models.registry import RANK_BY_TAG
 
 GOLDEN_ROWS = 256
 # Large enough for linear algebra libraries to use their algorithms for large batches.
 LARGE_BATCH = 1000
 
 RowSource = Literal["input_example", "online_store", "made_up"]
-Predict = Callable[[pa.Table], np.ndarray]
 
 
 class ValidationReport(msgspec.Struct, frozen=True):
@@ -47,8 +41,10 @@ class ValidationReport(msgspec.Struct, frozen=True):
 
     rows: pa.Table
     """The golden rows (n_rows, n_inputs), at least one, in signature order and types."""
-    predictions: np.ndarray | None
-    """float64 (n_rows,), finite unless the rows are made up; None if the model raised on a made-up row."""
+    predictions: pa.Table | None
+    """The outputs (n_rows, n_outputs), finite unless the rows are made up; None if it raised on a made-up row."""
+    outputs: Outputs
+    """The version's outputs."""
     source: RowSource
     as_array: bool
     """Whether arrays give the same predictions as frames, to the bit."""
@@ -70,21 +66,26 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
     import_model_libraries()
     rows, source = _golden_rows(files, known_rows)
     model = load_model(files)
+    outputs = _describe_outputs(files, model, rows, source)
+    model = msgspec.structs.replace(model, outputs=outputs)
     if source == "online_store":
         rows = _without_failing(model, rows)
     predictions = _predict_golden(model, rows, source)
     if predictions is None:
-        return model, ValidationReport(rows, None, source, as_array=False, same_in_any_batch=True)
-    batches = [rows, rows.slice(0, 1), rows.take(np.resize(np.arange(rows.num_rows), LARGE_BATCH))]
+        return model, ValidationReport(rows, None, outputs, source, as_array=False, same_in_any_batch=True)
+    repeated = np.resize(np.arange(rows.num_rows), LARGE_BATCH)
+    batches = [rows, rows.slice(0, 1), rows.take(repeated)]
     expected = [model.predict(batch) for batch in batches]
-    _check_against_mlflow(files, batches, expected)
-    same_in_any_batch = _same(expected[1], predictions[:1]) and _same(expected[2], np.resize(predictions, LARGE_BATCH))
+    _check_against_mlflow(files, model, batches, expected)
+    same_in_any_batch = same_bits(expected[1], predictions.slice(0, 1))
+    same_in_any_batch = same_in_any_batch and same_bits(expected[2], predictions.take(repeated))
     as_array = False
     if source != "made_up" and array_dtype(files.signature) is not None:
-        fast = load_model(files, as_array=True)
-        as_array = _matches(fast.predict, batches, expected)
+        fast = load_model(files, as_array=True, outputs=outputs)
+        with contextlib.suppress(PredictionFailed):
+            as_array = _same(fast, batches, expected)
         model = fast if as_array else model
-    return model, ValidationReport(rows, predictions, source, as_array, same_in_any_batch)
+    return model, ValidationReport(rows, predictions, outputs, source, as_array, same_in_any_batch)
 
 
 def verify_loaded(model: Model, report: ValidationReport) -> None:
@@ -99,7 +100,7 @@ def verify_loaded(model: Model, report: ValidationReport) -> None:
         predictions = model.predict(report.rows)
     except PredictionFailed as error:
         raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
-    if not _same(predictions, report.predictions):
+    if not same_bits(predictions, report.predictions):
         raise ModelRefused(str(model.version), "its predictions here differ from those of its trial for the same rows.")
 
 
@@ -146,6 +147,18 @@ def _complete_rows(frame: Any, signature: Signature) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=signature.schema).filter(complete)
 
 
+def _describe_outputs(files: ModelFiles, model: Model, rows: pa.Table, source: RowSource) -> Outputs:
+    """Describe the outputs by what the model returns for the golden rows, or else for the first that it accepts."""
+    tried = [rows, *(rows.slice(place, 1) for place in range(rows.num_rows))] if source == "online_store" else [rows]
+    for each in tried:
+        try:
+            return describe_outputs(files, model, each)
+        except PredictionFailed as error:
+            if error.__cause__ is None:
+                raise _fails(model, source, error) from None
+    return choose(str(files.version), model.outputs, files.output_column, files.version.tags.get(RANK_BY_TAG))
+
+
 def _without_failing(model: Model, rows: pa.Table) -> pa.Table:
     """Return the rows on which the model does not fail; all rows if it fails on each of them."""
     try:
@@ -155,16 +168,15 @@ def _without_failing(model: Model, rows: pa.Table) -> pa.Table:
     return rows if failures is None or failures.rows.all() else rows.filter(pa.array(~failures.rows))
 
 
-def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarray | None:
+def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> pa.Table | None:
     try:
         predictions = model.predict(rows)
     except PredictionFailed as error:
         # A model may raise on a made-up row (an unknown category), but its output must have the right shape and type.
         if source == "made_up" and error.__cause__ is not None:
             return None
-        reason = f"it fails on its golden rows ({source}): {error.problem}"
-        raise ModelRefused(str(model.version), reason) from error
-    broken = int(np.count_nonzero(~np.isfinite(predictions)))
+        raise _fails(model, source, error) from error
+    broken = int(np.count_nonzero(~usable(predictions)))
     if broken and source != "made_up":
         raise ModelRefused(
             str(model.version),
@@ -174,56 +186,62 @@ def _predict_golden(model: Model, rows: pa.Table, source: RowSource) -> np.ndarr
     return predictions
 
 
-def _check_against_mlflow(files: ModelFiles, batches: list[pa.Table], expected: list[np.ndarray]) -> None:
-    model = str(files.version)
+def _fails(model: Model, source: RowSource, error: PredictionFailed) -> ModelRefused:
+    return ModelRefused(str(model.version), f"it fails on its golden rows ({source}): {error.problem}")
+
+
+def _check_against_mlflow(files: ModelFiles, model: Model, batches: list[pa.Table], expected: list[pa.Table]) -> None:
+    name = str(files.version)
     try:
-        same = _matches(_mlflow_predict(files), batches, expected)
+        functions = [_mlflow_function(files, function) for function in files.functions]
+        if None in functions:
+            return
+        reference = msgspec.structs.replace(
+            model, functions=tuple(functions), nullable_inputs=_nullable_integers(files)
+        )
+        same = _same(reference, batches, expected)
     except ModelRefused:
         raise
     except Exception as error:  # not quoted, because its message may contain whole frames
-        raise ModelRefused(model, f"MLflow's own pyfunc fails on its golden rows ({type(error).__name__}).") from None
+        kind = type(error.__cause__ or error).__name__
+        raise ModelRefused(name, f"MLflow's own pyfunc fails on its golden rows ({kind}).") from None
     if not same:
         raise ModelRefused(
-            model,
+            name,
             "its predictions differ from those of MLflow's own pyfunc for the same rows.",
         )
 
 
-def _mlflow_predict(files: ModelFiles) -> Predict:
-    """Return MLflow's prediction with the same model file, loaded with our list of trusted types."""
+def _mlflow_function(files: ModelFiles, function: str) -> Any:
+    """Return MLflow's pyfunc for a function of the same files, loaded by our rules; None if MLflow can't call it."""
     import mlflow.pyfunc
     import yaml
 
-    name = f"model{files.model_file.suffix}"
-    pyfunc_flavor = {
-        "loader_module": "mlflow.sklearn",
-        "model_path": name,
-        "predict_fn": files.predict_function,
-    }
-    sklearn_flavor = {"serialization_format": files.serialization, "skops_trusted_types": check_format(files)}
-    # The rest of the description is left out, because MLflow would act on some of it (code paths, configuration).
+    flavor = flavor_of(files)
+    flavors = flavor.as_mlflow(files, function)
+    if flavors is None:
+        return None
     description = {
-        "flavors": {"python_function": pyfunc_flavor, "sklearn": sklearn_flavor},
-        "signature": {**files.description["signature"], "inputs": _inputs_as_served(files)},
+        "flavors": flavors,
+        "signature": {"inputs": _inputs_as_served(files)},
     }
     with tempfile.TemporaryDirectory(prefix="pyfunc-") as folder, _mlflow_may_load(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for entry in files.folder.iterdir():
+            if entry.name != "MLmodel":
+                (Path(folder) / entry.name).symlink_to(entry.resolve())
         (Path(folder) / "MLmodel").write_text(yaml.safe_dump(description), encoding="utf-8")
-        (Path(folder) / name).symlink_to(files.model_file.resolve())
         pyfunc = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
-    prepare(pyfunc.get_raw_model())
-    integers = frozenset(
+    flavor.prepare(pyfunc.get_raw_model())
+    return pyfunc.predict
+
+
+def _nullable_integers(files: ModelFiles) -> frozenset[str]:
+    return frozenset(
         column.name
         for column in files.signature.inputs
         if column.name in files.rules.nullable_inputs and pa.types.is_integer(column.dtype)
     )
-
-    def predict(rows: pa.Table) -> np.ndarray:
-        filled = fill_block(rows)
-        output = pyfunc.predict(frame_of(filled, integers))
-        return one_number_per_row(str(files.version), output, filled.num_rows, files.output_column)[: rows.num_rows]
-
-    return predict
 
 
 def _inputs_as_served(files: ModelFiles) -> str:
@@ -250,15 +268,8 @@ def _mlflow_may_load() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _matches(predict: Predict, batches: list[pa.Table], expected: list[np.ndarray]) -> bool:
+def _same(model: Model, batches: list[pa.Table], expected: list[pa.Table]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
-        try:
-            return all(_same(predict(batch), values) for batch, values in zip(batches, expected, strict=True))
-        except PredictionFailed:
-            return False
-
-
-def _same(left: np.ndarray, right: np.ndarray) -> bool:
-    return np.array_equal(left.view(np.int64), right.view(np.int64))
+        return all(same_bits(model.predict(batch), values) for batch, values in zip(batches, expected, strict=True))

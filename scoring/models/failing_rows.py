@@ -36,7 +36,7 @@ class RowFailures(msgspec.Struct, frozen=True):
 
 def predict_rows(
     model: Model, vectors: pa.Table, *, first_only: bool = False, search_s: float = math.inf
-) -> tuple[np.ndarray, RowFailures | None]:
+) -> tuple[pa.Table, RowFailures | None]:
     """Predict, and find the rows on which the model raises.
 
     The predictions are identical, to the bit, to those of the other rows without the failing ones. The search treats
@@ -45,11 +45,11 @@ def predict_rows(
     Args:
         model: the loaded version.
         vectors: feature vectors (n_rows, n_inputs), as `Model.predict` takes them.
-        first_only: whether the caller needs only the first failing row. The predictions are then NaN.
+        first_only: whether the caller needs only the first failing row. The outputs are then null.
         search_s: time limit of the search, in seconds.
 
     Returns:
-        float64 (n_rows,), NaN for failing rows, and the failing rows; None if there are none.
+        The outputs as of `Model.predict`, null for failing rows; and the failing rows, None if there are none.
 
     Raises:
         PredictionFailed: this machine may be the cause, the model does not fail on any row alone, or the search reached
@@ -61,10 +61,14 @@ def predict_rows(
         if error.transient or error.__cause__ is None:  # without a cause, its whole output has the wrong shape or type
             raise
         failures = _Search(model, vectors, error, search_s).run(first_only=first_only)
-    values = np.full(vectors.num_rows, np.nan)
-    if not first_only:
-        values[~failures.rows] = model.predict(vectors.filter(pa.array(~failures.rows)))
-    return values, failures
+    passed = np.zeros(vectors.num_rows, dtype=bool) if first_only else ~failures.rows
+    outputs = model.predict(vectors.filter(pa.array(passed)))
+    return outputs.take(places_of(passed)), failures
+
+
+def places_of(chosen: np.ndarray) -> pa.Array:
+    """Return each chosen row's index among the chosen rows, int64 (n_rows,); null for the other rows."""
+    return pa.array(np.cumsum(chosen) - 1, mask=~chosen)
 
 
 class _LimitReached(Exception):

@@ -18,7 +18,8 @@ from scoring.arrow.signature import Signature, read_signature
 from scoring.errors import ModelRefused, NoRoom, first_line, why_no_room
 from scoring.files.atomic import scratch_folder
 from scoring.models.loading_rules import LoadingRules
-from scoring.models.registry import OUTPUT_COLUMN_TAG, ModelVersion, Registry
+from scoring.models.outputs import OutputType, read_declared
+from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG, ModelVersion, Registry
 
 # A signature of 5000 inputs takes half of it. Parsing a much larger file would block the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000
@@ -36,23 +37,40 @@ class ModelFiles(msgspec.Struct, frozen=True):
     rules: LoadingRules
 
     @property
-    def serialization(self) -> str:
-        """Return the format of the model file, according to the description."""
-        return str(self.description["flavors"]["sklearn"].get("serialization_format", "pickle"))
+    def functions(self) -> tuple[str, ...]:
+        """Return the names of the model's functions that predict, in the order of their outputs."""
+        named = self.version.tags.get(OUTPUTS_TAG, "")
+        names = tuple(name.strip() for name in named.split(",") if name.strip())
+        return names or (str(self.flavor("python_function").get("predict_fn", "predict")),)
 
     @property
-    def predict_function(self) -> str:
-        """Return the name of the estimator's method that predicts."""
-        return str(self.description["flavors"]["python_function"].get("predict_fn", "predict"))
+    def declared_outputs(self) -> list[tuple[str | None, OutputType]]:
+        """Return name and type of the outputs in the signature; empty without any."""
+        outputs = (self.description.get("signature") or {}).get("outputs")
+        try:
+            return read_declared(msgspec.json.decode(outputs or "[]", type=list[dict[str, Any]]))
+        except (msgspec.MsgspecError, TypeError):
+            return []  # what the model returns describes them as well
 
-    @property
-    def model_file(self) -> Path:
-        """Return the path of the file that contains the estimator. It may be missing."""
-        return self.folder / str(self.description["flavors"]["python_function"].get("model_path", ""))
+    def flavor(self, name: str) -> dict[str, Any]:
+        """Return what the description says about one flavor; empty without it."""
+        return self.description["flavors"].get(name) or {}
+
+    def file(self, name: object) -> Path:
+        """Return the path of a file that the description names.
+
+        Raises:
+            ModelRefused: there is no such file below the folder.
+        """
+        path = self.folder / str(name or "")
+        if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+            raise ModelRefused(str(self.version), f"its model file {str(name or '')!r} is missing: log it again.")
+        return path
 
     def digest(self) -> str:
-        """Return the SHA-256 of the names and contents of all files and of the output column, as hex."""
-        digest = hashlib.sha256(f"{self.output_column}".encode())
+        """Return the SHA-256 of the names and contents of all files and of the choice of outputs, as hex."""
+        chosen = (self.output_column, *(self.version.tags.get(tag) for tag in (OUTPUTS_TAG, RANK_BY_TAG)))
+        digest = hashlib.sha256(repr(chosen).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             digest.update(f"\0{path.relative_to(self.folder)}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
@@ -87,15 +105,13 @@ def fetch_model(registry: Registry, version: ModelVersion, destination: Path, ru
 
     Raises:
         RegistryError: the files can't be fetched.
-        ModelRefused: they are too large (checked before the download if the registry knows their size), their
-            description can't be used, or it names something that is not allowed.
+        ModelRefused: they are too large (checked before the download if the registry knows their size), or their
+            description can't be used.
     """
     _check_size(version, registry.size(version), rules)
     folder = registry.download(version, destination)
     _check_size(version, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), rules)
-    files = read_model_files(version, folder, rules)
-    _check_description(files)
-    return files
+    return read_model_files(version, folder, rules)
 
 
 def read_model_files(version: ModelVersion, folder: Path, rules: LoadingRules) -> ModelFiles:
@@ -120,58 +136,6 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
     with version_folder() as folder:
         description = _read_description(str(version), registry.download(version, folder, "MLmodel"))
     return _read_signature(str(version), description)
-
-
-def check_format(files: ModelFiles) -> list[str]:
-    """Return the types in a skops file, beyond the defaults of skops, that may be loaded; empty for other formats.
-
-    Raises:
-        ModelRefused: it is not a scikit-learn model, it includes code, or a format or type is not allowed.
-    """
-    _check_description(files)
-    return _check_skops_types(files) if files.serialization == "skops" else []
-
-
-def _check_description(files: ModelFiles) -> None:
-    model, flavors = str(files.version), files.description["flavors"]
-    pyfunc, sklearn = flavors.get("python_function") or {}, flavors.get("sklearn") or {}
-    if pyfunc.get("loader_module") != "mlflow.sklearn" or not sklearn:
-        loader = pyfunc.get("loader_module")
-        reason = f"it is not a scikit-learn model (its loader is {loader!r}): log it with mlflow.sklearn.log_model."
-        raise ModelRefused(model, reason)
-    if sklearn.get("code") or pyfunc.get("code"):
-        raise ModelRefused(model, "it includes Python code, which is never loaded: log it without code_paths.")
-    if files.serialization not in files.rules.formats:
-        raise ModelRefused(
-            model,
-            f"its format {files.serialization} is not allowed (SERVING_MODEL_FORMATS is "
-            f"{','.join(files.rules.formats)}). Log it with mlflow.sklearn.log_model(..., "
-            "serialization_format='skops', skops_trusted_types=[...]) or mlflow.sklearn.autolog("
-            "serialization_format='skops', log_input_examples=True), or allow the format if you trust everyone who can "
-            "write to the registry: such files run code.",
-        )
-    inside = files.model_file.resolve().is_relative_to(files.folder.resolve())
-    if not inside or not files.model_file.is_file():
-        raise ModelRefused(model, f"its model file {str(pyfunc.get('model_path', ''))!r} is missing: log it again.")
-
-
-def _check_skops_types(files: ModelFiles) -> list[str]:
-    import skops.io
-
-    model = str(files.version)
-    try:
-        needed: list[str] = skops.io.get_untrusted_types(file=files.model_file)
-    except Exception as error:  # for a damaged archive, classes of zipfile, json and skops
-        reason = f"its file {files.model_file.name} can't be read as skops ({first_line(error)})."
-        raise ModelRefused(model, reason) from None
-    refused = sorted(set(needed) - set(files.rules.trusted_types))
-    if refused:
-        raise ModelRefused(
-            model,
-            f"its file contains types that are not allowed: {', '.join(refused)}. Add them to "
-            "SERVING_SKOPS_TRUSTED_TYPES if you trust them.",
-        )
-    return needed
 
 
 def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:

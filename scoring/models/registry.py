@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FEATURE_SERVICE_TAG = "feast.feature_service"
 REQUEST_INPUTS_TAG = "serving.request_inputs"
 OUTPUT_COLUMN_TAG = "serving.output_column"
+OUTPUTS_TAG = "serving.outputs"
+RANK_BY_TAG = "serving.rank_by"
 
 # MLflow's error codes for something that does not exist. Its database store has the second one for aliases (3.17).
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}

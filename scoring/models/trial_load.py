@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from scoring.errors import ModelRefused, first_line
 from scoring.models.admission import ValidationReport
+from scoring.models.flavors.flavor import check_files
 from scoring.models.model_files import ModelFiles, version_folder
 from scoring.models.trial_process import (
     NO_ROOM,
@@ -41,6 +42,7 @@ def validate_in_trial(
         ModelRefused: `validate` refuses it, or it crashes, or takes too much time or memory.
         NoRoom: this machine has no room for the trial's files.
     """
+    check_files(files)  # before a process starts
     model, timeout_s = str(files.version), files.rules.timeout_s
     with version_folder() as folder:
         (folder / TASK).write_bytes(encode(TrialTask(files.version, files.rules, known_rows)))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from scoring.allocation import use_few_arenas
@@ -69,17 +68,15 @@ def decode(file: Path, kind: Any) -> Any:
     return msgspec.msgpack.decode(file.read_bytes(), type=kind, dec_hook=_decode_rows)
 
 
-def _encode_rows(rows: pa.Table | np.ndarray) -> bytes:
-    if isinstance(rows, np.ndarray):
-        return rows.tobytes()
+def _encode_rows(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
     return bytes(sink.getvalue())
 
 
-def _decode_rows(kind: type, encoded: bytes) -> pa.Table | np.ndarray:
-    return np.frombuffer(encoded) if kind is np.ndarray else pa.ipc.open_stream(encoded).read_all()
+def _decode_rows(_kind: type, encoded: bytes) -> pa.Table:
+    return pa.ipc.open_stream(encoded).read_all()
 
 
 def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | None:

@@ -52,7 +52,7 @@ from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all
 from scoring.serving import ServingModel
 from scoring.settings import Settings
 from scoring.spark.join import write_joined_parts
-from scoring.spark.model import SCORES, encode_vectors, save_served_model
+from scoring.spark.model import REASON, encode_vectors, save_served_model, scores_schema
 from scoring.spark.session import start_spark
 from scoring.spark.tasks import PART, WRITTEN, ReadVectors, WriteInputParts, WriteOutputParts, Written, read_written
 
@@ -123,7 +123,8 @@ class SparkEngine:
         with generation(folder, OUTPUT_PARTS) as name:
             before = tuple(itertools.accumulate(rows, initial=0))
             service = serving.features.service
-            write = WriteOutputParts(sources, before, serving.model.version, service, folder, name)
+            model = serving.model
+            write = WriteOutputParts(sources, before, model.version, model.outputs, service, folder, name)
             written = self._score(write, serving, policy)
             summary = _summary(joined, policy, written)
             _check_reasons(serving.model.version, policy, summary, written)
@@ -141,17 +142,18 @@ class SparkEngine:
 
         model, count = serving.model, len(write.parts)
         if write.before[-1] == 0:
-            return [
-                write.write(0, [pa.table({"prediction": pa.nulls(0, pa.float64()), "reason": pa.nulls(0, pa.int32())})])
-            ]
+            none = model.outputs.schema.empty_table()
+            scores = none.rename_columns([f"p{place}" for place in range(none.num_columns)])
+            return [write.write(0, [scores.append_column(REASON, pa.nulls(0, pa.int32()))])]
         columns = encode_vectors(model.signature.schema.empty_table(), pa.nulls(0, pa.string())).schema
         schema = ", ".join(f"{field.name} {_ddl(field.type)}" for field in columns)
         with scratch_folder() as scratch, _translated(f"scoring with {model.version}", str(model.version)):
-            predict = spark_udf(self._spark, str(save_served_model(scratch, serving, policy)), SCORES, "local")
+            returned = scores_schema(model.outputs)
+            predict = spark_udf(self._spark, str(save_served_model(scratch, serving, policy)), returned, "local")
             read = ReadVectors(write.parts, serving.features)
             vectors = self._spark.range(count, numPartitions=count).mapInArrow(read, f"{schema}, {PART} int")
             scored = vectors.select(PART, predict(sf.struct(*columns.names)).alias("scored"))
-            scored = scored.select(PART, "scored.prediction", "scored.reason")
+            scored = scored.select(PART, "scored.*")
             return read_written(scored.mapInArrow(write, WRITTEN).collect())
 
 

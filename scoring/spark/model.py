@@ -19,8 +19,9 @@ from scoring.features.model_features import NOT_FOUND, NULL_FEATURE, STALE
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import read_model_files
+from scoring.models.outputs import Outputs, OutputType
 from scoring.models.registry import ModelVersion
-from scoring.predict import IMPUTED, MODEL_FAILED, NOT_FINITE, Policy, score
+from scoring.predict import IMPUTED, MODEL_FAILED, NOT_FINITE, Policy, Scores, score
 from scoring.serving import ServingModel
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ REASON = "reason"
 # Reasons are encoded as integers from 1, with 0 for null: MLflow turns a null in a string column into "None" (3.17).
 _INCOMPLETE = (NOT_FOUND, STALE, NULL_FEATURE)
 REASONS = (*_INCOMPLETE, NOT_FINITE, MODEL_FAILED, *(IMPUTED + reason for reason in _INCOMPLETE))
-SCORES = "prediction double, reason int"
+# Output type → Spark's. Outputs are the columns `p0`, `p1`, …, with any value where the row has none.
+SPARK_TYPES: dict[OutputType, str] = {"double": "double", "int64": "long", "bool": "boolean", "string": "string"}
+_FILLERS: dict[OutputType, Any] = {"double": 0.0, "int64": 0, "bool": False, "string": ""}
 DESCRIPTION, MODEL = "served.json", "model"
 
 
@@ -38,13 +41,14 @@ class _Served(msgspec.Struct, frozen=True):
     version: ModelVersion
     rules: LoadingRules
     as_array: bool
+    outputs: Outputs
     policy: Policy
 
 
 def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Path:
     """Write the version as a pyfunc model below an empty folder. Return its path, for `spark_udf`.
 
-    The model takes the columns of `encode_vectors` and returns `prediction` (double) and `reason` (int, see REASONS).
+    The model takes the columns of `encode_vectors` and returns those of `scores_schema`.
 
     Raises:
         EngineError: the version was loaded without keeping its files.
@@ -60,12 +64,27 @@ def save_served_model(folder: Path, serving: ServingModel, policy: Policy) -> Pa
         version=files.version,
         rules=files.rules,
         as_array=serving.model.as_array,
+        outputs=serving.model.outputs,
         # A task has only its own rows, so that the driver must reject, based on the reasons of all tasks.
         policy=policy if policy.kind == "impute" else msgspec.structs.replace(policy, kind="exclude"),
     )
     (data / DESCRIPTION).write_bytes(msgspec.json.encode(served))
     mlflow.pyfunc.save_model(folder / "pyfunc", loader_module=__name__, data_path=data, pip_requirements=[])
     return folder / "pyfunc"
+
+
+def scores_schema(outputs: Outputs) -> str:
+    """Return the columns of scores in Spark's language: the outputs, and `reason`, see REASONS."""
+    columns = [f"p{place} {SPARK_TYPES[column.type]}" for place, column in enumerate(outputs.columns)]
+    return ", ".join([*columns, f"{REASON} int"])
+
+
+def decode_scores(rows: pa.Table, outputs: Outputs) -> Scores:
+    """Return the scores in a table with the columns of `scores_schema`."""
+    reasons = decode_reasons(rows[REASON])
+    scored = pc.or_(pc.is_null(reasons), pc.fill_null(pc.starts_with(reasons, IMPUTED), False))
+    columns = [pc.if_else(scored, rows[f"p{place}"].combine_chunks(), None) for place in range(len(outputs.columns))]
+    return Scores(pa.Table.from_arrays(columns, schema=outputs.schema), reasons)
 
 
 def encode_vectors(vectors: pa.Table, reasons: pa.Array) -> pa.Table:
@@ -124,12 +143,17 @@ class _Scorer:
         vectors = decode_vectors(frame, self._model.signature.schema)
         reasons = decode_reasons(pa.array(frame[REASON].to_numpy()))
         scores = score(self._model, vectors, reasons, self._policy, str)
-        codes = _encode_reasons(scores.reasons).to_numpy()
-        return pd.DataFrame({"prediction": scores.predictions.to_numpy(zero_copy_only=False), REASON: codes})
+        columns = {
+            f"p{place}": pc.fill_null(column, pa.scalar(_FILLERS[described.type], column.type)).to_numpy()
+            for place, (column, described) in enumerate(
+                zip(scores.outputs.columns, self._model.outputs.columns, strict=True)
+            )
+        }
+        return pd.DataFrame(columns | {REASON: _encode_reasons(scores.reasons).to_numpy()})
 
 
 def _load_pyfunc(data: str) -> _Scorer:
     """Load the model. MLflow calls this function, because `loader_module` names this module."""
     served = msgspec.json.decode((Path(data) / DESCRIPTION).read_bytes(), type=_Served)
     files = read_model_files(served.version, Path(data) / MODEL, served.rules)
-    return _Scorer(load_model(files, served.as_array), served.policy)
+    return _Scorer(load_model(files, served.as_array, served.outputs), served.policy)

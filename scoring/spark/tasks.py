@@ -25,9 +25,10 @@ from scoring.features.model_features import ModelFeatures, reasons_from_nulls
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, RowsInTurn, write_tables
 from scoring.files.transfer import Content, content_of, publishing
+from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.predict import MODEL_FAILED, NOT_FINITE, Scores
-from scoring.spark.model import decode_reasons, encode_vectors
+from scoring.spark.model import decode_scores, encode_vectors
 
 if TYPE_CHECKING:
     from scoring.features.on_demand_views import OnDemandViews
@@ -151,6 +152,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
     before: tuple[int, ...]
     """Cumulative row counts."""
     version: ModelVersion
+    outputs: Outputs
     service: str
     folder: Location
     name: str
@@ -162,7 +164,7 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
             yield _report(self.write(part, (table for _, table in of_part)))
 
     def write(self, part: int, scored: Iterable[pa.Table]) -> Written:
-        """Write one part from the columns `prediction` (double) and `reason` (int, a code) of its rows."""
+        """Write one part from the columns of `scores_schema` of its rows."""
         counts: Counter[str] = Counter()
         offending: list[tuple[int, str]] = []
         failed: int | None = None
@@ -172,8 +174,8 @@ class WriteOutputParts(msgspec.Struct, frozen=True):
             nonlocal predicted, failed
             row = self.before[part]
             for each in scored:
-                scores = Scores(each["prediction"].combine_chunks(), decode_reasons(each["reason"]))
-                predicted += each.num_rows - scores.predictions.null_count
+                scores = decode_scores(each, self.outputs)
+                predicted += scores.predicted
                 counts.update(count_reasons(scores))
                 offending.extend(_first_offending(scores, row, OFFENDING_PER_PART - len(offending)))
                 if failed is None and (place := pc.index(scores.reasons, MODEL_FAILED).as_py()) >= 0:

@@ -26,6 +26,7 @@ from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.models.model import Model
+from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy
 from scoring.serving import ServingModel
@@ -61,7 +62,7 @@ class BatchJob:
             scores: np.ndarray = inputs @ weights
             return scores
 
-        return Model(ModelVersion("linear", version), SIGNATURE, None, predict, as_array=True)
+        return Model(ModelVersion("linear", version), SIGNATURE, ONE_NUMBER, (predict,), as_array=True)
 
     def run(
         self,

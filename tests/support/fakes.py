@@ -13,6 +13,7 @@ from api.model.scorer import EntityRows, Scorer
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
+from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors
 from scoring.predict import Scores
@@ -62,6 +63,7 @@ class FakeScorer:
         self.features = link or features()
         self.function = function
         self.mergeable = self.proven = True
+        self.outputs = ONE_NUMBER
         self.keys: EntityRows | None = None
         self.input_example: pa.Table | None = None
         self.empty_views: list[str] = []
@@ -77,7 +79,8 @@ class FakeScorer:
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         rows = self.function(entity_rows)
         return Scores(
-            pa.array([value for value, _ in rows], pa.float64()), pa.array([reason for _, reason in rows], pa.string())
+            pa.table([pa.array([value for value, _ in rows], pa.float64())], ONE_NUMBER.schema),
+            pa.array([reason for _, reason in rows], pa.string()),
         )
 
     def stored_keys(self) -> EntityRows | None:

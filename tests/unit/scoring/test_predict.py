@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.features.model_features import missing_reasons
-from scoring.models.estimators import unchecked_linear
-from scoring.models.model import Model, one_number_per_row
+from scoring.models.flavors.estimators import unchecked_linear
+from scoring.models.model import Model
+from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy, Scores, failed_on_all, score
 
@@ -41,7 +42,7 @@ class WeightedSum:
 
 
 def model_of(predict_fn: object) -> Model:
-    return Model(ModelVersion("m", 1), SIGNATURE, None, predict_fn)  # type: ignore[arg-type]
+    return Model(ModelVersion("m", 1), SIGNATURE, ONE_NUMBER, (predict_fn,))  # type: ignore[arg-type]
 
 
 def vectors_of(rows: list[tuple[float | None, int | None]]) -> pa.Table:
@@ -62,9 +63,9 @@ def test_every_row_gets_a_prediction_or_a_reason_and_never_both(
     rows: list[tuple[float | None, int | None]],
 ) -> None:
     result = scored(rows)
-    assert len(result.predictions) == len(result.reasons) == len(rows)
+    assert result.outputs.num_rows == len(result.reasons) == len(rows)
     for (a, n), prediction, reason in zip(
-        rows, result.predictions.to_pylist(), result.reasons.to_pylist(), strict=True
+        rows, result.outputs["prediction"].to_pylist(), result.reasons.to_pylist(), strict=True
     ):
         if a is None or n is None:
             assert (prediction, reason) == (None, "null_feature")
@@ -77,16 +78,18 @@ def test_row_order_never_changes_a_prediction(rows: list[tuple[float | None, int
     order = list(range(len(rows)))
     random.shuffle(order)  # type: ignore[attr-defined]
     straight, shuffled = (
-        scored(rows).predictions.to_pylist(),
-        scored([rows[i] for i in order]).predictions.to_pylist(),
+        scored(rows).outputs["prediction"].to_pylist(),
+        scored([rows[i] for i in order]).outputs["prediction"].to_pylist(),
     )
     assert shuffled == [straight[i] for i in order]
 
 
 @given(ROWS, st.integers(1, 7))
 def test_chunk_size_never_changes_a_prediction(rows: list[tuple[float | None, int | None]], size: int) -> None:
-    parts = [scored(rows[start : start + size]).predictions.to_pylist() for start in range(0, len(rows), size)]
-    assert [value for part in parts for value in part] == scored(rows).predictions.to_pylist()
+    parts = [
+        scored(rows[start : start + size]).outputs["prediction"].to_pylist() for start in range(0, len(rows), size)
+    ]
+    assert [value for part in parts for value in part] == scored(rows).outputs["prediction"].to_pylist()
 
 
 def test_the_model_sees_only_complete_rows_and_is_not_called_for_none() -> None:
@@ -105,7 +108,7 @@ def test_reject_names_the_rows_and_their_reasons() -> None:
 
 def test_impute_fills_what_was_declared_and_says_so() -> None:
     result = scored([(None, 1), (1.0, None), (1.0, 1)], Policy("impute", {"a": 0.5}))
-    assert result.predictions.to_pylist() == [2.0, None, 3.0]
+    assert result.outputs["prediction"].to_pylist() == [2.0, None, 3.0]
     assert result.reasons.to_pylist() == ["imputed_null_feature", "null_feature", None]
 
 
@@ -118,7 +121,7 @@ def test_impute_with_null_leaves_the_gap_to_the_model() -> None:
 
     vectors = vectors_of([(None, 1)])
     result = score(model_of(predict), vectors, missing_reasons(vectors, {}, {}), Policy("impute", {"a": None}), str)
-    assert result.predictions.to_pylist() == [7.0]
+    assert result.outputs["prediction"].to_pylist() == [7.0]
     assert np.isnan(seen[0]["a"][0])
 
 
@@ -132,7 +135,7 @@ def test_a_prediction_that_is_no_number_is_null_with_a_reason(bad: float) -> Non
         Policy(),
         str,
     )
-    assert result.predictions.to_pylist() == [None, 1.0]
+    assert result.outputs["prediction"].to_pylist() == [None, 1.0]
     assert result.reasons.to_pylist() == ["not_finite", None]
 
 
@@ -161,7 +164,7 @@ def test_a_row_that_the_model_fails_on_has_a_reason_and_the_log_says_why(
     policy = Policy("impute", {"a": None}, log_model_errors=show)
     rows: list[tuple[float | None, int | None]] = [(1.0, None), (1.0, 1), (-123.5, 1), (None, 1), (np.nan, 1)]
     result = scored_by(refuse_negative, rows, policy)
-    assert result.predictions.to_pylist() == [None, 1.0, None, 5.0, 5.0]
+    assert result.outputs["prediction"].to_pylist() == [None, 1.0, None, 5.0, 5.0]
     reasons = ["null_feature", None, "model_failed", "imputed_null_feature"]
     assert result.reasons.to_pylist()[:4] == reasons
     assert result.failure is not None
@@ -178,7 +181,7 @@ def test_an_output_may_be_not_finite_beside_a_failure() -> None:
         return np.where(frame["n"] == 7, np.inf, refuse_negative(frame))
 
     result = scored_by(predict, [(1.0, 7), (-1.0, 1), (2.0, 1)], Policy())
-    assert result.predictions.to_pylist() == [None, None, 2.0]
+    assert result.outputs["prediction"].to_pylist() == [None, None, 2.0]
     assert result.reasons.to_pylist() == ["not_finite", "model_failed", None]
 
 
@@ -197,32 +200,9 @@ def test_a_request_fails_where_the_model_fails_on_every_row_that_it_gets(
     rows: list[tuple[float | None, int | None]], failed: bool
 ) -> None:
     result = scored_by(refuse_negative, rows, Policy())
-    predicted = len(rows) - result.predictions.null_count
-    assert failed_on_all(predicted, Counter(result.reasons.to_pylist())) is failed
+    assert failed_on_all(result.predicted, Counter(result.reasons.to_pylist())) is failed
     assert str(result.failure).startswith("Model version m/1 failed to predict: ValueError on every row")
     assert "-1.0" not in str(result.failure)
-
-
-@pytest.mark.parametrize(
-    "output", [np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), pd.DataFrame({"p": [1.0, 2.0]}), [1, 2]]
-)
-def test_one_number_per_row_comes_in_several_shapes(output: object) -> None:
-    assert one_number_per_row("m/1", output, 2, None).tolist() == [1.0, 2.0]
-
-
-def test_several_columns_need_a_choice() -> None:
-    output = np.array([[0.1, 0.9], [0.4, 0.6]])
-    with pytest.raises(PredictionFailed, match=r"shape \(2, 2\).*SERVING_OUTPUT_COLUMN"):
-        one_number_per_row("m/1", output, 2, None)
-    assert one_number_per_row("m/1", output, 2, 1).tolist() == [0.9, 0.6]
-    with pytest.raises(PredictionFailed, match="2 columns and column 2"):
-        one_number_per_row("m/1", output, 2, 2)
-
-
-@pytest.mark.parametrize("output", [np.array([1.0]), np.array(["a", "b"]), 1.0, np.zeros((2, 2, 2))])
-def test_anything_else_is_refused(output: object) -> None:
-    with pytest.raises(PredictionFailed):
-        one_number_per_row("m/1", output, 2, None)
 
 
 LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegressor", "LassoLarsCV")
@@ -258,8 +238,10 @@ def test_several_outputs_and_somebodys_own_kind_of_linear_model_keep_their_check
 
 def test_a_linear_model_refuses_an_unknown_value_as_it_does_with_its_checks() -> None:
     estimator = fitted("ElasticNet")
-    model = Model(ModelVersion("m", 1), SIGNATURE, None, estimator.predict, True, unchecked_linear(estimator))
-    assert model.predict(vectors_of([(0.5, 1)])).shape == (1,)
+    model = Model(
+        ModelVersion("m", 1), SIGNATURE, ONE_NUMBER, (estimator.predict,), True, (unchecked_linear(estimator),)
+    )
+    assert model.predict(vectors_of([(0.5, 1)])).num_rows == 1
     with pytest.raises(PredictionFailed, match="ValueError"):
         model.predict(vectors_of([(0.5, 1), (None, 2)]))
 

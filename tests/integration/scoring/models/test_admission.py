@@ -13,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 import mlflow
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.models import infer_signature
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -31,9 +32,10 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
 from scoring.errors import ModelRefused, NoRoom, PredictionFailed
-from scoring.models.admission import ValidationReport, validate, verify_loaded
+from scoring.models.admission import validate, verify_loaded
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
+from scoring.models.outputs import same_bits
 from scoring.models.registry import ModelVersion
 from scoring.models.trial_load import RunTrial, validate_in_trial
 from scoring.models.trial_process import in_new_process
@@ -92,7 +94,7 @@ def test_what_takes_arrays_gets_them_and_predicts_the_same(tmp_path: Path, estim
     assert proof.same_in_any_batch
     framed = load_model(files)
     rows = table(model, FRAME)
-    assert model.predict(rows).tobytes() == framed.predict(rows).tobytes()
+    assert same_bits(model.predict(rows), framed.predict(rows))
 
 
 def test_what_picks_columns_by_name_keeps_its_frames(tmp_path: Path) -> None:
@@ -129,12 +131,12 @@ def test_neither_the_batch_nor_the_way_changes_a_prediction(
     frame = pd.DataFrame(np.random.default_rng(seed).normal(size=(rows, 20)), columns=list(fast.signature.names))
     vectors = table(fast, frame)
     together = fast.predict(vectors)
-    assert together.tobytes() == framed.predict(vectors).tobytes()
+    assert same_bits(together, framed.predict(vectors))
     cuts = sorted(data.draw(st.sets(st.integers(0, rows), max_size=5)) | {0, rows})
     parts = [fast.predict(vectors.slice(start, end - start)) for start, end in itertools.pairwise(cuts)]
-    assert np.concatenate(parts).tobytes() == together.tobytes()
+    assert same_bits(pa.concat_tables(parts), together)
     alone = data.draw(st.integers(0, rows - 1))
-    assert framed.predict(vectors.slice(alone, 1))[0] == together[alone]
+    assert same_bits(framed.predict(vectors.slice(alone, 1)), together.slice(alone, 1))
 
 
 def test_a_model_that_gives_no_finite_number_is_refused(tmp_path: Path) -> None:
@@ -178,7 +180,9 @@ def test_a_model_that_was_fitted_on_arrays_is_served_if_the_number_of_inputs_is_
     assert validate(files_in(floats))[1].as_array
     framed, _ = validate(files_in(integers))
     assert not framed.as_array
-    assert framed.predict(table(framed, whole)).tolist() == pytest.approx(estimator.predict(whole.to_numpy()).tolist())
+    assert framed.predict(table(framed, whole))["prediction"].to_pylist() == pytest.approx(
+        estimator.predict(whole.to_numpy()).tolist()
+    )
     assert "has 2 inputs, but it was fitted on 3 columns" in refusal(tmp_path / "fewer" / "model")
 
 
@@ -200,8 +204,8 @@ def test_an_integer_with_gaps_reaches_the_model_in_one_type(tmp_path: Path, with
     )
     model, _ = validate(files)
     vectors = pa.table([[3, None, 2**53 + 1], [True, None, True]], model.signature.schema)
-    assert model.predict(vectors.slice(0, 2)).tolist() == pytest.approx([3.0, 7.5])
-    assert model.predict(vectors.slice(0, 1)).tolist() == pytest.approx([3.0])
+    assert model.predict(vectors.slice(0, 2))["prediction"].to_pylist() == pytest.approx([3.0, 7.5])
+    assert model.predict(vectors.slice(0, 1))["prediction"].to_pylist() == pytest.approx([3.0])
     with pytest.raises(PredictionFailed, match="ArrowInvalid on 1 rows"):
         model.predict(vectors.slice(2))
 
@@ -238,13 +242,41 @@ def test_incomplete_rows_of_an_example_are_no_golden_rows(tmp_path: Path) -> Non
     assert proof.rows.num_rows == 3
 
 
-def test_probabilities_without_a_chosen_column_are_refused_with_what_to_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_example", [True, False])
+def test_one_column_of_the_probabilities_may_be_chosen(tmp_path: Path, with_example: bool) -> None:
     model = LogisticRegression().fit(FRAME, TARGET > 0)
-    for example in (FRAME.head(2), None):
-        folder = saved(tmp_path / str(example is None), model, pyfunc_predict_fn="predict_proba", input_example=example)
-        assert "serving.output_column or SERVING_OUTPUT_COLUMN" in refusal(folder)
-        validate(files_in(folder, output_column=1))
-        validate(files_in(folder, ModelVersion("m", 1, {"serving.output_column": "0"})))
+    example = FRAME.head(2) if with_example else None
+    folder = saved(tmp_path, model, pyfunc_predict_fn="predict_proba", input_example=example)
+    tagged = ModelVersion("m", 1, {"serving.output_column": "0"})
+    for place, files in enumerate((files_in(folder, tagged), files_in(folder, output_column=1))):
+        chosen, proof = validate(files)
+        predicted = load_model(files, proof.as_array, proof.outputs).predict(table(chosen, FRAME))
+        expected = model.predict_proba(FRAME)[:, place]  # of rows in another block, whose last bit may differ
+        assert predicted["prediction"].to_pylist() == pytest.approx(expected.tolist())
+        assert same_bits(chosen.predict(table(chosen, FRAME)), predicted)
+    with pytest.raises(ModelRefused, match=r"2 columns and column 2 .* serving\.output_column or SERVING"):
+        validate(files_in(folder, output_column=2))
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+def test_a_classifier_gives_its_label_and_the_probability_of_each_class(tmp_path: Path, with_example: bool) -> None:
+    labels = np.where(TARGET > 1, "gold", np.where(TARGET > 0, "silver", "bronze"))
+    model = RandomForestClassifier(7, random_state=0).fit(FRAME, labels)
+    example = FRAME.head(5) if with_example else None
+    folder = saved(tmp_path, model, skops_trusted_types=list(SKLEARN_TYPES), input_example=example)
+    tags = {"serving.outputs": "predict, predict_proba", "serving.rank_by": "gold"}
+    served, proof = validate(files_in(folder, ModelVersion("m", 1, tags)))
+    names = ("prediction_label", *(f"prediction_{name}" for name in ("bronze", "gold", "silver")))
+    assert (served.outputs.names, served.outputs.rank_by) == (names, 2)
+    assert served.as_array == with_example
+    predicted = served.predict(table(served, FRAME))
+    assert predicted["prediction_label"].to_pylist() == model.predict(FRAME).tolist()
+    assert np.array_equal(predicted.drop_columns(["prediction_label"]).to_pandas(), model.predict_proba(FRAME))
+    assert proof.same_in_any_batch
+    with pytest.raises(ModelRefused, match=r"serving\.rank_by is 'label', which is not .* \(bronze, gold, silver\)"):
+        validate(files_in(folder, ModelVersion("m", 1, tags | {"serving.rank_by": "label"})))
+    with pytest.raises(ModelRefused, match="no function 'predict_everything'"):
+        validate(files_in(folder, ModelVersion("m", 1, {"serving.outputs": "predict_everything"})))
 
 
 def test_without_an_example_rows_of_the_store_prove_it_and_without_those_only_its_form(tmp_path: Path) -> None:
@@ -291,7 +323,7 @@ def test_a_model_that_predicts_otherwise_where_it_serves_is_refused(tmp_path: Pa
     model, proof = validate(files_in(saved(tmp_path, ElasticNet().fit(FRAME, TARGET))))
     verify_loaded(model, proof)
     assert proof.predictions is not None
-    other = ValidationReport(proof.rows, proof.predictions + 1, proof.source, proof.as_array, proof.same_in_any_batch)
+    other = msgspec.structs.replace(proof, predictions=proof.predictions.take(list(range(proof.rows.num_rows))[::-1]))
     with pytest.raises(ModelRefused, match="differ from those of its trial"):
         verify_loaded(model, other)
 
@@ -475,6 +507,6 @@ def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -
     assert there.rows.equals(here.rows)
     assert there.predictions is not None
     assert here.predictions is not None
-    assert there.predictions.tobytes() == here.predictions.tobytes()
+    assert same_bits(there.predictions, here.predictions)
     assert (there.source, there.as_array) == ("online_store", True)
-    verify_loaded(load_model(files, there.as_array), there)
+    verify_loaded(load_model(files, there.as_array, there.outputs), there)

@@ -16,6 +16,7 @@ from api.inference.micro_batch import PendingRequest
 from api.inference.policy import MAX_BATCH_AGE_S, MAX_ROWS
 from api.model.scorer import EntityRows, RowScores
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
+from scoring.models.outputs import ONE_NUMBER
 from scoring.online.lookup import OnlineVectors
 from scoring.predict import Scores
 from tests.support.fakes import FakeScorer, id_as_score
@@ -72,9 +73,9 @@ def results_of(*requests: PendingRequest) -> list[Any]:
 def test_requests_that_arrive_together_share_a_lookup_and_each_gets_its_own_scores() -> None:
     scorer = RecordingScorer()
     assert results_of(request(scorer, 1, -2), request(scorer, 3), request(scorer, 4, 5)) == [
-        RowScores([1.0, None], [None, "not_found"]),
-        RowScores([3.0], [None]),
-        RowScores([4.0, 5.0], [None, None]),
+        RowScores([[1.0, None]], [None, "not_found"]),
+        RowScores([[3.0]], [None]),
+        RowScores([[4.0, 5.0]], [None, None]),
     ]
     assert scorer.lookups == [[1, -2, 3, 4, 5]]
 
@@ -109,9 +110,9 @@ def test_only_the_request_that_causes_a_failure_fails(where: str) -> None:
 
     scorer = Poisoned(function=predict)
     before, poisoned, after = results_of(request(scorer, 1), request(scorer, POISON), request(scorer, 3))
-    assert before == RowScores([1.0], [None])
+    assert before == RowScores([[1.0]], [None])
     assert isinstance(poisoned, UnusableFeature if where == "lookup" else PredictionFailed)
-    assert after == RowScores([3.0], [None])
+    assert after == RowScores([[3.0]], [None])
 
 
 def test_a_request_fails_only_if_the_model_fails_on_all_of_its_rows() -> None:
@@ -120,13 +121,13 @@ def test_a_request_fails_only_if_the_model_fails_on_all_of_its_rows() -> None:
             reasons = ["model_failed" if key == POISON else None for key in entity_rows["driver_id"]]
             values = [None if reason else 1.0 for reason in reasons]
             failure = PredictionFailed("ranker/1", "ValueError on every row") if any(reasons) else None
-            return Scores(pa.array(values, pa.float64()), pa.array(reasons, pa.string()), failure)
+            return Scores(pa.table([values], ONE_NUMBER.schema), pa.array(reasons, pa.string()), failure)
 
     scorer = Failing()
     good, failed, partly = results_of(request(scorer, 1), request(scorer, POISON), request(scorer, 2, POISON))
-    assert good == RowScores([1.0], [None])
+    assert good == RowScores([[1.0]], [None])
     assert isinstance(failed, PredictionFailed)
-    assert partly == RowScores([1.0, None], [None, "model_failed"])
+    assert partly == RowScores([[1.0, None]], [None, "model_failed"])
 
 
 def test_a_failed_store_is_not_called_again_for_each_request() -> None:
@@ -166,7 +167,7 @@ def test_while_one_micro_batch_is_stuck_another_thread_takes_the_next() -> None:
         first = asyncio.create_task(batcher.score(request(stuck, 1), LONG_S))
         await stuck.looking_up()
         started_at = time.perf_counter()
-        assert await batcher.score(request(quick, 2), LONG_S) == RowScores([2.0], [None])
+        assert await batcher.score(request(quick, 2), LONG_S) == RowScores([[2.0]], [None])
         took_s = time.perf_counter() - started_at
         stuck.may_look_up.set()
         await first
@@ -286,7 +287,7 @@ def test_abandoned_requests_of_a_stuck_micro_batch_count_as_one_until_it_ends() 
         while batcher._running:
             await asyncio.sleep(0.001)
         scores = await results(batcher, [request(scorer, each) for each in range(6)])
-        assert scores == [RowScores([float(each)], [None]) for each in range(6)]
+        assert scores == [RowScores([[float(each)]], [None]) for each in range(6)]
 
     run(scenario, threads=2, waiting=4)
     assert scorer.lookups[0] == [0, 1, 2, 3, 4, 5]
@@ -299,7 +300,7 @@ def test_the_callers_get_any_error_of_a_thread_which_survives_it() -> None:
         requests = [request(scorer, 1), request(scorer, 2)]
         requests[1].entity_rows = {}  # simulates a defect
         assert [type(each) for each in await results(batcher, requests)] == [KeyError, KeyError]
-        assert await batcher.score(request(scorer, 3), LONG_S) == RowScores([3.0], [None])
+        assert await batcher.score(request(scorer, 3), LONG_S) == RowScores([[3.0]], [None])
 
     run(scenario)
 
@@ -321,7 +322,7 @@ def test_under_reject_complete_requests_are_predicted_together_after_one_lookup(
 
     scorer = Rejecting()
     first, rejected, last = results_of(request(scorer, 1), request(scorer, -2, 5), request(scorer, 3, 4))
-    assert (first, last) == (RowScores([1.0], [None]), RowScores([3.0, 4.0], [None, None]))
+    assert (first, last) == (RowScores([[1.0]], [None]), RowScores([[3.0, 4.0]], [None, None]))
     assert isinstance(rejected, FeaturesRejected)
     assert len(scorer.lookups) == 1
     assert predicted == [[1, 3, 4]]

@@ -9,6 +9,7 @@ from scoring.batch.scored_rows import Scoring
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.files.transfer import Content
 from scoring.models.model import Model
+from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy
 from scoring.spark.engine import _check_reasons
@@ -26,7 +27,7 @@ def predict(inputs: np.ndarray) -> np.ndarray:
 
 
 def summary_of(*tables: list[float | None], policy: Policy) -> ScoringSummary:
-    model = Model(ModelVersion("m", 1), LINK.signature, None, predict, as_array=True)
+    model = Model(ModelVersion("m", 1), LINK.signature, ONE_NUMBER, (predict,), as_array=True)
     scoring = Scoring(model, LINK, policy)
     for each in scoring.scored(pa.table({"a": pa.array(values, pa.float64())}) for values in tables):
         assert each["reason"].null_count + each["prediction"].null_count == each.num_rows

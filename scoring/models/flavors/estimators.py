@@ -1,11 +1,9 @@
 """Preparation and checks of scikit-learn estimators."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
-NAMES_LISTED = 10
 
 
 def prepare(estimator: Any) -> None:
@@ -34,44 +32,24 @@ def prepare(estimator: Any) -> None:
             _check_features(nodes["bitset_idx"][nodes["is_categorical"] != 0], sets)
 
 
-def check_inputs(estimator: Any, names: Sequence[str]) -> str | None:
-    """Return how these inputs differ from the columns that the estimator was fitted on; None if they do not.
-
-    scikit-learn 1.9 compares names and order only when it predicts.
-    """
-    fitted = _fitted_on(estimator)
-    if isinstance(fitted, int):
-        fits = fitted == len(names)
-        return None if fits else f"its signature has {len(names)} inputs, but it was fitted on {fitted} columns"
-    if fitted is None or fitted == list(names):
-        return None
-    if sorted(fitted) == sorted(names):
-        place = next(place for place, pair in enumerate(zip(fitted, names, strict=True)) if pair[0] != pair[1])
-        return (
-            f"its signature has its inputs in another order than the columns that it was fitted on: input {place + 1} "
-            f"is {names[place]!r}, and column {place + 1} was {fitted[place]!r}"
-        )
-    missing, unknown = sorted(set(fitted) - set(names)), sorted(set(names) - set(fitted))
-    differences = [
-        f"{what} {', '.join(each[:NAMES_LISTED])}" + (", …" if len(each) > NAMES_LISTED else "")
-        for what, each in (("it lacks", missing), ("it adds", unknown))
-        if each
-    ]
-    return f"its signature differs from the columns that it was fitted on ({'; '.join(differences)})"
-
-
-def _fitted_on(estimator: Any) -> list[str] | int | None:
+def fitted_on(estimator: Any) -> list[str] | int | None:
     """Return the names of the columns that an estimator was fitted on, or else their number; None if unknown."""
     from sklearn.pipeline import Pipeline
 
     if isinstance(estimator, Pipeline):
         steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
-        return _fitted_on(steps[0]) if steps else None
+        return fitted_on(steps[0]) if steps else None
     names = getattr(estimator, "feature_names_in_", None)
     if names is not None:
         return [str(name) for name in names]
     count = getattr(estimator, "n_features_in_", None)
     return None if count is None else int(count)
+
+
+def classes_of(estimator: Any) -> tuple[Any, ...] | None:
+    """Return the labels of a classifier with one target; None for any other estimator."""
+    classes = getattr(estimator, "classes_", None)
+    return tuple(classes) if isinstance(classes, np.ndarray) and classes.ndim == 1 else None
 
 
 def forget_names(estimator: Any) -> None:

@@ -1,0 +1,111 @@
+"""scikit-learn, from skops files; from pickle and cloudpickle files, which run code, where the settings allow them."""
+
+import warnings
+from typing import Any
+
+from scoring.errors import ModelRefused, first_line
+from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, prepare, unchecked_linear
+from scoring.models.flavors.flavor import LoadedModel
+from scoring.models.model_files import ModelFiles
+from scoring.models.registry import OUTPUTS_TAG
+
+__all__ = ["as_mlflow", "check", "load", "prepare"]
+
+# Warnings about column names, which do not affect predictions, because the order is checked.
+FEATURE_NAME_WARNINGS = "X (has|does not have valid) feature names, but "
+
+
+def check(files: ModelFiles) -> None:
+    """See `Flavor.check`."""
+    format_ = _format(files)
+    if format_ not in files.rules.formats:
+        raise ModelRefused(
+            str(files.version),
+            f"its format {format_} is not allowed (SERVING_MODEL_FORMATS is "
+            f"{','.join(files.rules.formats)}). Log it with mlflow.sklearn.log_model(..., "
+            "serialization_format='skops', skops_trusted_types=[...]) or mlflow.sklearn.autolog("
+            "serialization_format='skops', log_input_examples=True), or allow the format if you trust everyone who can "
+            "write to the registry: such files run code.",
+        )
+    files.file(_name(files))
+    if format_ == "skops":
+        _trusted_types(files)
+
+
+def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
+    """See `Flavor.load`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a model of another scikit-learn version warns once per estimator
+        estimator = _read(files)
+    prepare(estimator)
+    missing = next((name for name in files.functions if not callable(getattr(estimator, name, None))), None)
+    if missing is not None:
+        raise ModelRefused(str(files.version), f"it has no function {missing!r}; see its tag {OUTPUTS_TAG}.")
+    names = fitted_on(estimator)
+    if as_array:
+        forget_names(estimator)
+    # A model that was fitted on arrays would warn at each call.
+    warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
+    unchecked = unchecked_linear(estimator) if as_array and files.functions == ("predict",) else None
+    return LoadedModel(
+        tuple(getattr(estimator, name) for name in files.functions),
+        classes_of(estimator),
+        names,
+        None if unchecked is None else (unchecked,),
+    )
+
+
+def as_mlflow(files: ModelFiles, function: str) -> dict[str, dict[str, Any]]:
+    """See `Flavor.as_mlflow`."""
+    trusted = _trusted_types(files) if _format(files) == "skops" else []
+    return {
+        "python_function": {
+            "loader_module": "mlflow.sklearn",
+            "model_path": _name(files),
+            "predict_fn": function,
+        },
+        "sklearn": {"serialization_format": _format(files), "skops_trusted_types": trusted},
+    }
+
+
+def _format(files: ModelFiles) -> str:
+    return str(files.flavor("sklearn").get("serialization_format", "pickle"))
+
+
+def _name(files: ModelFiles) -> str:
+    return str(files.flavor("python_function").get("model_path", ""))
+
+
+def _trusted_types(files: ModelFiles) -> list[str]:
+    """Return the types in a skops file, beyond the defaults of skops, all of which may be loaded.
+
+    Raises:
+        ModelRefused: the file can't be read, or one of them may not be loaded.
+    """
+    import skops.io
+
+    model, file = str(files.version), files.file(_name(files))
+    try:
+        needed: list[str] = skops.io.get_untrusted_types(file=file)
+    except Exception as error:  # for a damaged archive, classes of zipfile, json and skops
+        reason = f"its file {file.name} can't be read as skops ({first_line(error)})."
+        raise ModelRefused(model, reason) from None
+    refused = sorted(set(needed) - set(files.rules.trusted_types))
+    if refused:
+        raise ModelRefused(
+            model,
+            f"its file contains types that are not allowed: {', '.join(refused)}. Add them to "
+            "SERVING_SKOPS_TRUSTED_TYPES if you trust them.",
+        )
+    return needed
+
+
+def _read(files: ModelFiles) -> Any:
+    file = files.file(_name(files))
+    if _format(files) == "skops":
+        import skops.io
+
+        return skops.io.load(file, trusted=_trusted_types(files))
+    import cloudpickle
+
+    return cloudpickle.loads(file.read_bytes())
