@@ -189,9 +189,9 @@ def test_a_failure_that_may_be_the_machine_s_is_transient(job, scored, raised):
         calls.append(1)
         if len(calls) == 1:
             raise raised
-        return model.predict_fn(inputs)
+        return model.functions[0](inputs)
 
-    failing = msgspec.structs.replace(model, predict_fn=once, unchecked_fn=None)
+    failing = msgspec.structs.replace(model, functions=(once,))
     with pytest.raises(PredictionFailed, match=f"{raised.__name__} on ... rows") as caught:
         job.score(scored, failing)
     assert caught.value.transient
