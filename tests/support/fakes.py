@@ -5,6 +5,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,12 +14,13 @@ from api.model.scorer import EntityRows, Scorer
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
-from scoring.models.outputs import ONE_NUMBER
+from scoring.models.outputs import ONE_NUMBER, Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors
 from scoring.predict import Scores
 
-ScoreFunction = Callable[[EntityRows], list[tuple[float | None, str | None]]]
+# Returns, for each entity, its output (a tuple if there are several) or None, and its reason.
+ScoreFunction = Callable[[EntityRows], list[tuple[Any, str | None]]]
 
 DRIVER = (JoinKey("driver_id", "int64"),)
 
@@ -57,13 +59,18 @@ class FakeScorer:
     """A `Scorer` that needs no model and no store."""
 
     def __init__(
-        self, version: int = 1, *, link: ModelFeatures | None = None, function: ScoreFunction = id_as_score
+        self,
+        version: int = 1,
+        *,
+        link: ModelFeatures | None = None,
+        function: ScoreFunction = id_as_score,
+        outputs: Outputs = ONE_NUMBER,
     ) -> None:
         self.version = ModelVersion("ranker", version)
         self.features = link or features()
         self.function = function
         self.mergeable = self.proven = True
-        self.outputs = ONE_NUMBER
+        self.outputs = outputs
         self.keys: EntityRows | None = None
         self.input_example: pa.Table | None = None
         self.empty_views: list[str] = []
@@ -78,9 +85,10 @@ class FakeScorer:
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         rows = self.function(entity_rows)
+        values = [value if isinstance(value, tuple) else (value,) * len(self.outputs.columns) for value, _ in rows]
+        outputs = [dict(zip(self.outputs.names, value, strict=True)) for value in values]
         return Scores(
-            pa.table([pa.array([value for value, _ in rows], pa.float64())], ONE_NUMBER.schema),
-            pa.array([reason for _, reason in rows], pa.string()),
+            pa.Table.from_pylist(outputs, self.outputs.schema), pa.array([reason for _, reason in rows], pa.string())
         )
 
     def stored_keys(self) -> EntityRows | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from api.model.request_schema import RequestForm
 from api.model.store_health import OPENS_AFTER
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.feast_plugins.join_keys import JoinKey
+from scoring.models.outputs import OutputColumn, Outputs, OutputType
 from scoring.secret import Secret
 from tests.support.api_client import api, when_ready
 from tests.support.fakes import FakeScorer, features
@@ -297,6 +299,67 @@ def test_the_exact_bytes_of_scores(policy: str, path: str, expected: bytes) -> N
     with api(FakeScorer(function=lambda _: rows), missing_features=policy) as client:
         body = {"request_id": "r", "driver_ids": [4, 3, 2, 1][: len(rows)]}
         assert when_ready(client).post(path, json=body).content == expected
+
+
+CLASSES = Outputs((OutputColumn("label", "string"), OutputColumn("no", "double"), OutputColumn("yes!", "double")))
+PROBABILITIES = [(("no", 0.75, 0.25), None), (None, "stale"), (("yes!", 0.5, 0.5), None)]
+
+
+def test_several_outputs_are_one_object_and_a_tag_chooses_the_one_to_rank_by() -> None:
+    outputs = msgspec.structs.replace(CLASSES, rank_by=2)
+    body = {"request_id": "r", "driver_ids": [4, 3, 2]}
+    with api(FakeScorer(function=lambda _: PROBABILITIES, outputs=outputs)) as client:
+        assert when_ready(client).post("/inference", json=body).content == (
+            b'{"request_id":"r","prediction":2,"score":0.5,"outputs":{"label":"yes!","no":0.5,"yes!":0.5},'
+            b'"model":{"name":"ranker","version":1},"excluded":[{"driver_id":3,"reason":"stale"}],"error":null}'
+        )
+        assert client.post("/scores", json=body).content == (
+            b'{"request_id":"r","model":{"name":"ranker","version":1},"scores":['
+            b'{"driver_id":4,"outputs":{"label":"no","no":0.75,"yes!":0.25},"reason":null},'
+            b'{"driver_id":3,"outputs":null,"reason":"stale"},'
+            b'{"driver_id":2,"outputs":{"label":"yes!","no":0.5,"yes!":0.5},"reason":null}]}'
+        )
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
+        kinds = {name: member["type"] for name, member in schemas["Outputs"]["properties"].items()}
+        assert kinds == {"label": "string", "no": "number", "yes!": "number"}
+        assert "outputs" in schemas["Inference"]["required"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "values", "detail"),
+    [
+        (
+            CLASSES,
+            PROBABILITIES,
+            "set the version's tag serving.rank_by to one of its outputs that are numbers ('no', ",
+        ),
+        (
+            Outputs((OutputColumn("label", "string"),)),
+            [("a", None), (None, "stale"), ("b", None)],
+            "its outputs are not numbers (a classifier's tag serving.outputs may add predict_proba)",
+        ),
+    ],
+)
+def test_without_a_number_to_rank_by_inference_says_which_tag_to_set(
+    outputs: Outputs, values: list[Any], detail: str
+) -> None:
+    body = {"request_id": "r", "driver_ids": [4, 3, 2]}
+    with api(FakeScorer(function=lambda _: values, outputs=outputs)) as client:
+        problem = assert_problem(when_ready(client).post("/inference", json=body), 422)
+        assert problem["type"] == "urn:model-serving:problem:not-ranked"
+        assert detail in problem["detail"]
+        assert client.post("/scores", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "written"),
+    [("string", "gold", b'"gold"'), ("bool", True, b"true"), ("int64", 2**60, b"%d" % 2**60)],
+)
+def test_a_label_is_a_score_of_its_own_type(kind: OutputType, value: Any, written: bytes) -> None:
+    outputs = Outputs((OutputColumn("label", kind),), rank_by=0 if kind == "int64" else None)
+    with api(FakeScorer(function=lambda _: [(value, None)], outputs=outputs)) as client:
+        answer = when_ready(client).post("/scores", json={"request_id": "r", "driver_ids": [1]})
+        assert b'"scores":[{"driver_id":1,"score":%b,"reason":null}]' % written in answer.content
 
 
 def test_the_members_of_all_other_responses_in_order(client: TestClient[Any]) -> None:
