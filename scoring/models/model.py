@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature
 from scoring.errors import ModelRefused, PredictionFailed, first_line
-from scoring.models.flavors.flavor import flavor_of
+from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
 from scoring.models.outputs import Outputs, choose, describe
 from scoring.models.registry import RANK_BY_TAG, ModelVersion
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
     from scoring.models.flavors.flavor import PredictFunction
 
-# Models predict multiples of this number of rows. For rows that do not fill a vector register, linear algebra libraries
-# use other instructions, which round differently: a row's last bit would depend on the number of rows in the batch
-# (OpenBLAS 0.3; up to a quarter of a linear model's rows). This is the only such case in column-major order.
-ROWS_PER_BLOCK = 16
 NAMES_LISTED = 10
 
 
@@ -42,6 +38,12 @@ class Model(msgspec.Struct, frozen=True):
     """Inputs that may be null; see `frame_of`."""
     classes: tuple[Any, ...] | None = None
     """The labels of a classifier; None for any other model."""
+    rows_per_block: int = ROWS_PER_BLOCK
+    """The functions are called with multiples of this number of rows."""
+
+    def filled(self, rows: int) -> int:
+        """Return the next multiple of `rows_per_block`."""
+        return rows + -rows % self.rows_per_block
 
     def predict(self, vectors: pa.Table) -> pa.Table:
         """Return the outputs (n_rows, n_outputs), with `outputs.schema`. No row's outputs depend on other rows.
@@ -58,7 +60,7 @@ class Model(msgspec.Struct, frozen=True):
         rows = vectors.num_rows
         if rows == 0:
             return self.outputs.schema.empty_table()
-        return self.outputs.table(str(self.version), self.call(vectors), rows, _filled(rows))
+        return self.outputs.table(str(self.version), self.call(vectors), rows, self.filled(rows))
 
     def call(self, vectors: pa.Table) -> list[Any]:
         """Return what each function returns for the vectors, of which the last is repeated up to a whole block.
@@ -71,9 +73,9 @@ class Model(msgspec.Struct, frozen=True):
             functions = self.unchecked
         try:
             if self.as_array:
-                inputs: Any = _as_array(vectors, _filled(vectors.num_rows))
+                inputs: Any = _as_array(vectors, self.filled(vectors.num_rows))
             else:
-                inputs = frame_of(fill_block(vectors), self.nullable_inputs)
+                inputs = frame_of(_fill(vectors, self.filled(vectors.num_rows)), self.nullable_inputs)
             return [function(inputs) for function in functions]
         except (Exception, SystemExit) as error:  # a model may raise anything
             problem, transient = (
@@ -120,6 +122,7 @@ def load_model(files: ModelFiles, as_array: bool = False, outputs: Outputs | Non
         loaded.unchecked,
         files.rules.nullable_inputs,
         loaded.classes,
+        loaded.rows_per_block,
     )
 
 
@@ -132,7 +135,7 @@ def describe_outputs(files: ModelFiles, model: Model, vectors: pa.Table) -> Outp
     """
     name, returned = str(files.version), model.call(vectors)
     outputs = describe(
-        name, files.functions, model.classes, files.declared_outputs, returned, _filled(vectors.num_rows)
+        name, files.functions, model.classes, files.declared_outputs, returned, model.filled(vectors.num_rows)
     )
     return choose(name, outputs, files.output_column, files.version.tags.get(RANK_BY_TAG))
 
@@ -167,14 +170,9 @@ def array_dtype(signature: Signature) -> np.dtype[Any] | None:
     return common if common.kind == "f" else None  # an integer array has no value for "unknown"
 
 
-def _filled(rows: int) -> int:
-    """Return the next multiple of ROWS_PER_BLOCK."""
-    return rows + -rows % ROWS_PER_BLOCK
-
-
-def fill_block(vectors: pa.Table) -> pa.Table:
-    """Return the vectors, with the last one repeated up to a multiple of ROWS_PER_BLOCK."""
-    missing = _filled(vectors.num_rows) - vectors.num_rows
+def _fill(vectors: pa.Table, rows: int) -> pa.Table:
+    """Return the vectors, with the last one repeated up to this number of rows."""
+    missing = rows - vectors.num_rows
     return pa.concat_tables([vectors, *([vectors.slice(vectors.num_rows - 1)] * missing)]) if missing else vectors
 
 

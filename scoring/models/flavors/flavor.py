@@ -1,14 +1,19 @@
 """What scoring needs of a model library, and the choice of the library for a version."""
 
-import importlib
-from collections.abc import Callable
+import contextlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
-from scoring.errors import ModelRefused
+from scoring.errors import ModelRefused, first_line
 from scoring.models.model_files import ModelFiles
+from scoring.models.registry import OUTPUTS_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +21,14 @@ if TYPE_CHECKING:
     # Takes inputs as columns. Returns what the library returns; `scoring.models.outputs.split` lists the forms.
     PredictFunction = Callable[[pd.DataFrame | np.ndarray], Any]
 
+# For rows that do not fill a vector register, linear algebra libraries use other instructions, which round differently:
+# a row's last bit would depend on the number of rows in the batch (OpenBLAS 0.3; up to a quarter of a linear model's
+# rows). This is the only such case in column-major order.
+ROWS_PER_BLOCK = 16
+
 LIBRARIES = {
     "mlflow.sklearn": "scoring.models.flavors.sklearn",
+    "mlflow.xgboost": "scoring.models.flavors.xgboost",
 }
 """MLflow's loader module → the module that loads such a version here."""
 
@@ -33,6 +44,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """The names of the columns that it was fitted on, or else their number; None if unknown."""
     unchecked: tuple["PredictFunction", ...] | None = None
     """Functions with the same results for an array of finite numbers, which do not check them; None without any."""
+    rows_per_block: int = ROWS_PER_BLOCK
+    """The functions are called with multiples of this number of rows."""
 
 
 class Flavor(Protocol):
@@ -88,3 +101,66 @@ def check_files(files: ModelFiles) -> None:
         ModelRefused: see `flavor_of` and `Flavor.check`.
     """
     flavor_of(files).check(files)
+
+
+def require(files: ModelFiles, package: str, extra: str) -> None:
+    """Check that the package of an extra is installed.
+
+    Raises:
+        ModelRefused: it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ModelRefused(
+            str(files.version),
+            f"it needs {package}, which is not installed: pip install --require-hashes -r requirements/{extra}.txt, or "
+            f"build the images with EXTRAS={extra}.",
+        )
+
+
+@contextlib.contextmanager
+def reading(files: ModelFiles, file: Path, library: str) -> Iterator[None]:
+    """Turn any error of a library's reader into a refusal."""
+    try:
+        yield
+    except Exception as error:  # damaged and crafted files may raise anything
+        # XGBoost's messages begin with the time and a line of its source.
+        what = re.sub(r"^\[[\d:]+\] \S+: ", "", first_line(error))
+        reason = f"its file {file.name} is damaged, or not a model of {library} ({type(error).__name__}: {what})."
+        raise ModelRefused(str(files.version), reason) from None
+
+
+def function_of(files: ModelFiles, model: Any, name: str) -> Callable[..., Any]:
+    """Return a function of a model by its name.
+
+    Raises:
+        ModelRefused: the model has no such function.
+    """
+    function = getattr(model, name, None)
+    if not callable(function):
+        raise ModelRefused(str(files.version), f"it has no function {name!r}; see its tag {OUTPUTS_TAG}.")
+    return cast("Callable[..., Any]", function)
+
+
+def refuse_categories(files: ModelFiles, library: str, categories: Sequence[str] = ()) -> None:
+    """Check that a library that takes numbers only gets numbers.
+
+    Args:
+        files: the version's files.
+        library: the library's name.
+        categories: inputs that the model was fitted on as pandas categories.
+
+    Raises:
+        ModelRefused: the model has inputs of another type, or was fitted on categories, which features can't have.
+    """
+    strings = [
+        column.name
+        for column in files.signature.inputs
+        if not (pa.types.is_floating(column.dtype) or pa.types.is_integer(column.dtype) or column.dtype == pa.bool_())
+    ]
+    if strings or categories:
+        raise ModelRefused(
+            str(files.version),
+            f"{library} needs numbers, and its inputs {', '.join(strings or categories)} are "
+            f"{'strings or timestamps' if strings else 'pandas categories'}: fit it on numbers, or as the last step of "
+            "a scikit-learn Pipeline that encodes them.",
+        )

@@ -5,9 +5,8 @@ from typing import Any
 
 from scoring.errors import ModelRefused, first_line
 from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, prepare, unchecked_linear
-from scoring.models.flavors.flavor import LoadedModel
+from scoring.models.flavors.flavor import LoadedModel, function_of
 from scoring.models.model_files import ModelFiles
-from scoring.models.registry import OUTPUTS_TAG
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
 
@@ -38,9 +37,7 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
         warnings.simplefilter("ignore")  # a model of another scikit-learn version warns once per estimator
         estimator = _read(files)
     prepare(estimator)
-    missing = next((name for name in files.functions if not callable(getattr(estimator, name, None))), None)
-    if missing is not None:
-        raise ModelRefused(str(files.version), f"it has no function {missing!r}; see its tag {OUTPUTS_TAG}.")
+    functions = tuple(function_of(files, estimator, name) for name in files.functions)
     names = fitted_on(estimator)
     if as_array:
         forget_names(estimator)
@@ -48,7 +45,7 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
     warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
     unchecked = unchecked_linear(estimator) if as_array and files.functions == ("predict",) else None
     return LoadedModel(
-        tuple(getattr(estimator, name) for name in files.functions),
+        functions,
         classes_of(estimator),
         names,
         None if unchecked is None else (unchecked,),

@@ -13,7 +13,8 @@ from scoring.arrow.signature import ModelInput, Signature
 from scoring.errors import PredictionFailed
 from scoring.models import failing_rows
 from scoring.models.failing_rows import predict_rows
-from scoring.models.model import ROWS_PER_BLOCK, Model
+from scoring.models.flavors.flavor import ROWS_PER_BLOCK
+from scoring.models.model import Model
 from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 
