@@ -46,6 +46,7 @@ SKLEARN_TYPES = (
     "sklearn._loss.loss.AbsoluteError",
     "sklearn._loss.loss.PinballLoss",
     "sklearn.compose._column_transformer._RemainderColsList",
+    "sklearn.utils._bunch.Bunch",
     "numpy.dtype",
 )
 

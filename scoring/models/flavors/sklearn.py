@@ -10,6 +10,8 @@ from scoring.models.model_files import ModelFiles
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
 
+# Functions that MLflow's pyfunc calls (mlflow 3.17).
+OF_MLFLOW = {"predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba"}
 # Warnings about column names, which do not affect predictions, because the order is checked.
 FEATURE_NAME_WARNINGS = "X (has|does not have valid) feature names, but "
 
@@ -52,8 +54,10 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
     )
 
 
-def as_mlflow(files: ModelFiles, function: str) -> dict[str, dict[str, Any]]:
+def as_mlflow(files: ModelFiles, function: str) -> dict[str, dict[str, Any]] | None:
     """See `Flavor.as_mlflow`."""
+    if function not in OF_MLFLOW:
+        return None
     trusted = _trusted_types(files) if _format(files) == "skops" else []
     return {
         "python_function": {

@@ -23,7 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.models import infer_signature
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    VotingRegressor,
+)
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -256,6 +261,21 @@ def test_one_column_of_the_probabilities_may_be_chosen(tmp_path: Path, with_exam
         assert same_bits(chosen.predict(table(chosen, FRAME)), predicted)
     with pytest.raises(ModelRefused, match=r"2 columns and column 2 .* serving\.output_column or SERVING"):
         validate(files_in(folder, output_column=2))
+
+
+def test_functions_that_mlflow_does_not_call_may_predict(tmp_path: Path) -> None:
+    quantiles = [
+        (f"q{share}", HistGradientBoostingRegressor(loss="quantile", quantile=share / 100, max_iter=5))
+        for share in (10, 50, 90)
+    ]
+    quantiles_of = VotingRegressor(quantiles).fit(FRAME, TARGET)
+    returned = pd.DataFrame(quantiles_of.transform(FRAME), columns=["q10", "q50", "q90"])
+    folder = saved(tmp_path, quantiles_of, signature=infer_signature(FRAME, returned))
+    version = msgspec.structs.replace(VERSION, tags={"serving.outputs": "transform"})
+    model, report = validate(files_in(folder, version))
+    assert model.outputs.names == ("prediction_q10", "prediction_q50", "prediction_q90")
+    assert report.same_in_any_batch
+    assert np.array_equal(model.predict(table(model, FRAME)).to_pandas(), returned)
 
 
 @pytest.mark.parametrize("with_example", [True, False])
