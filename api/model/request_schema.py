@@ -1,6 +1,7 @@
 """The JSON request schema of one model version, derived from its join keys and request inputs."""
 
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -49,6 +50,8 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
 # msgspec's words for what `Int64 | Integral64` accepts.
 INTEGER_MESSAGES = {"`float` that's a multiple of 1.0": "`int`", "`int | float": "`int"}
+# Python's names of types in msgspec's messages → those of JSON Schema.
+JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "datetime": "date and time"}
 
 
 class EntityRequest(msgspec.Struct, frozen=True):
@@ -244,10 +247,12 @@ def _key_column(key: JoinKey) -> tuple[Any, Any]:
 
 
 def _sentence(error: Exception) -> str:
-    text = str(error)
+    problem, *place = str(error).partition(" - at ")
     for old, new in INTEGER_MESSAGES.items():
-        text = text.replace(old, new)
-    return text[:1].upper() + text[1:]
+        problem = problem.replace(old, new)
+    if problem.startswith("Expected "):
+        problem = re.sub(rf"\b({'|'.join(JSON_TYPES)})\b", lambda found: JSON_TYPES[found[0]], problem)
+    return "".join([problem[:1].upper(), problem[1:], *place])
 
 
 class _DuplicateMember(Exception):

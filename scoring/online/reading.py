@@ -63,5 +63,6 @@ def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: p
     try:
         column = pa.array(entity_rows[name], dtype)
         return to_timestamps(column) if dtype == TIMESTAMP else column
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise EntityRowsError(name, f"{dtype} is needed ({error}).") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        needed = "dates and times between 1678 and 2261 are" if pa.types.is_timestamp(dtype) else f"{dtype} is"
+        raise EntityRowsError(name, f"{needed} needed.") from None

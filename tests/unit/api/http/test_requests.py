@@ -1,5 +1,6 @@
 """Responses of the API to valid and invalid requests, with a fake model."""
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from api.errors import InvalidRequest
 from api.http.messages import headers_of
 from api.model.request_schema import RequestForm
 from api.model.store_health import OPENS_AFTER
-from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
+from scoring.errors import EntityRowsError, FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.models.outputs import OutputColumn, Outputs, OutputType
+from scoring.online.reading import request_column
 from scoring.secret import Secret
 from tests.support.api_client import api, when_ready
 from tests.support.fakes import FakeScorer, features
@@ -252,11 +254,34 @@ def test_an_integer_request_input_may_have_a_zero_fraction(dtype: pa.DataType, s
     form = RequestForm("m/1", features(request_inputs={"n": dtype}), 10)
     body = b'{"request_id":"r","entity_rows":[{"driver_id":1,"n":%b}]}' % sent.encode()
     if read is ...:
-        with pytest.raises(InvalidRequest, match=r"Expected `(int|float)[^`]*`.* - at `\$\.entity_rows\[0\]\.n`"):
+        with pytest.raises(InvalidRequest, match=r"Expected `(integer|number)[^`]*`.* - at `\$\.entity_rows\[0\]\.n`"):
             form.decode(body)
         return
     (value,) = form.decode(body).entity_rows["n"]
     assert (value, type(value)) == (read, type(read))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sent", "says"),
+    [
+        (pa.string(), b"1", "Expected `string | null`, got `integer` - at `$.entity_rows[0].str`"),
+        (pa.bool_(), b"0.0", "Expected `boolean | null`, got `number` - at `$.entity_rows[0].str`"),
+        (pa.timestamp("ns"), b'"2026-01-01T00:00:00"', "Expected `date and time` with a timezone"),
+        (pa.string(), b'"a","int":1', "unknown field `int` - at"),
+    ],
+)
+def test_a_422_uses_the_type_names_of_json(dtype: pa.DataType, sent: bytes, says: str) -> None:
+    form = RequestForm("m/1", features(request_inputs={"str": dtype}), 10)
+    with pytest.raises(InvalidRequest) as caught:
+        form.decode(b'{"request_id":"r","entity_rows":[{"driver_id":1,"str":%b}]}' % sent)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [pa.timestamp("ns"), pa.timestamp("us", "UTC")])
+def test_a_timestamp_beyond_the_range_of_batch_requests_is_refused(dtype: pa.DataType) -> None:
+    for year in (1677, 2262):
+        with pytest.raises(EntityRowsError, match=r"'at': dates and times between 1678 and 2261 are needed\.$"):
+            request_column("at", {"at": [dt.datetime(year, 6, 1, tzinfo=dt.UTC)]}, dtype)
 
 
 ENTITIES = [(None, "stale"), (0.5, None), (1e22, None), (1e22, "imputed_stale")]
