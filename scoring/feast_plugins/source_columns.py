@@ -18,6 +18,7 @@ Use = Literal["key", "feature", "event_timestamp", "created_timestamp"]
 
 INTEGERS = {ValueType.INT32: "INTEGER", ValueType.INT64: "BIGINT"}
 FLOATS = {ValueType.FLOAT: "FLOAT", ValueType.DOUBLE: "DOUBLE"}
+LISTS = {ValueType.INT64_LIST: "BIGINT[]", ValueType.FLOAT_LIST: "FLOAT[]", ValueType.DOUBLE_LIST: "DOUBLE[]"}
 # Only the canonical spelling of an integer: the strings 0001 and 1 differ, and can't both be the key 1.
 INTEGER_KEY = "'0|-?[1-9][0-9]*'"
 MAX_DECIMAL_DIGITS = 38  # of DuckDB
@@ -109,6 +110,10 @@ def expression(column: Column, found: pa.DataType, sql: str, *, in_path: bool = 
         read = _boolean(found, sql)
     elif is_string:
         read = _string(found, sql, is_key=is_key)
+    elif declared in LISTS and _is_list_of(LISTS[declared], found):
+        read = Expression(f"CAST({sql} AS {LISTS[declared]})")
+    elif declared is ValueType.BYTES and is_text(found):
+        read = Expression(f"encode({sql})")
     else:
         read = Expression(sql)
     return read
@@ -164,6 +169,15 @@ def is_bytes(found: pa.DataType) -> bool:
 def is_text(found: pa.DataType) -> bool:
     """Return whether it is a string type."""
     return bool(pt.is_string(found) or pt.is_large_string(found) or pt.is_string_view(found))
+
+
+def _is_list_of(name: str, found: pa.DataType) -> bool:
+    """Return whether it is a list of numbers that this DuckDB type represents, or whose nearest number it has."""
+    if not (pt.is_list(found) or pt.is_large_list(found) or pt.is_fixed_size_list(found)):
+        return False
+    item = found.value_type
+    integer = pt.is_integer(item) and (name != "BIGINT[]" or item != pa.uint64())
+    return bool(integer or (name == "DOUBLE[]" and pt.is_floating(item)))
 
 
 def _timestamp(found: pa.DataType, sql: str) -> Expression:

@@ -89,6 +89,8 @@ def _why(view: Any, error: Exception) -> BaseException | str:
             f"the online store did not respond ({first_line(error)}): check that it runs, and its address, password "
             "and ssl= in feature_store.yaml"
         )
+    if str(error).startswith("Value type not supported for feast feature store: uuid_val"):
+        return "its join key is declared UUID, which Feast (0.67) can't write to an online store: declare it String"
     mode = getattr(view, "mode", None)
     if str(getattr(mode, "value", mode)).startswith("spark") and isinstance(error, AttributeError):
         return "its mode is spark, and feature_store.yaml names no Spark batch_engine: name one, or set online=False"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FileSource
-from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp, Uuid
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp, Uuid
 
 from scoring.errors import UnreadableSource
 from scoring.feast_plugins.source_columns import read_columns
@@ -165,6 +165,11 @@ FEATURES = [
     (UnixTimestamp, [NOON.date(), None], [NOON.replace(hour=0), None]),
     (UnixTimestamp, [NOON.isoformat()], [NOON]),
     (Array(Float32), [[0.5], None], [[0.5], None]),
+    (Array(Float64), [[1, None], None, []], [[1.0, None], None, []]),
+    (Array(Float64), pa.array([[0.5, 2.0]], pa.list_(pa.float32(), 2)), [[0.5, 2.0]]),
+    (Array(Float32), [[1], [2]], [[1.0], [2.0]]),
+    (Bytes, ["é", None], ["é".encode(), None]),
+    (Array(Int64), pa.array([[1], None], pa.large_list(pa.uint8())), [[1], None]),
 ]
 
 

@@ -48,6 +48,10 @@ def test_each_view_that_fails_is_named_and_all_others_are_materialized(tmp_path:
         "online=False. Feature view 'old': first."
     )
     assert store.materialized == ["a", "z"]
+    store = Store(tmp_path, {"u": ValueError('Value type not supported for feast feature store: uuid_val: "a0"')})
+    assert failure(store).endswith(
+        "'u': its join key is declared UUID, which Feast (0.67) can't write to an online store: declare it String."
+    )
 
 
 def test_after_an_outage_the_other_views_are_not_tried(tmp_path: Path) -> None:
