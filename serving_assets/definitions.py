@@ -10,10 +10,9 @@ from dagster._core.secrets.env_file import get_env_var_dict
 
 from scoring.errors import SettingsError
 from scoring.settings import Settings
-from serving_assets.assets.batch_assets import batch_input, batch_output
+from serving_assets.assets.batch_assets import batch_input, batch_output, batch_request
 from serving_assets.assets.feature_assets import feast_registry, online_store
 from serving_assets.assets.model_version import registered_model_version
-from serving_assets.records.requests import batch_request
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import EXECUTOR, refresh_online_store, score_batch, serve_batch
 from serving_assets.sensors.request_sensors import new_batch_request, score_the_others

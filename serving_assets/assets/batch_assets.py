@@ -36,12 +36,16 @@ from serving_assets.assets.model_version import (
 from serving_assets.assets.problems import RequestProblems
 from serving_assets.records.history import PARTITION, known_requests, last_scored_request
 from serving_assets.records.observations import last_seen, latest_event, refused_event, seen_event
+from serving_assets.records.request_changes import Known, find_changes
 from serving_assets.records.requests import (
+    BATCH_REQUEST,
+    GROUP,
     RequestFile,
-    batch_request,
     batch_requests,
     find_request,
     list_requests,
+    listed,
+    observable_asset,
     read_hash,
     request_asset,
     result_folder,
@@ -52,6 +56,29 @@ from serving_assets.resources import Serving
 PLOTS_PER_RUN = 10
 
 Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
+
+
+@observable_asset(
+    dg.AssetSpec(
+        BATCH_REQUEST,
+        partitions_def=batch_requests,
+        group_name=GROUP,
+        kinds={"file"},
+        description="A file of entity rows in the request folder, written by another process. Its data version is the "
+        "hash of the content that was read last, so Dagit marks results of older content as stale. Observing it lists "
+        "the files that are to be scored.",
+        skippable=True,
+    )
+)
+def batch_request(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Iterator[dg.ObserveResult]:
+    """List new and changed files in the log. Only a run that reads a file records its content."""
+    with failing_in_one_line():
+        folder = serving.settings.batch_requests
+        changes = find_changes(folder, list_requests(folder), Known(last_seen(context.instance)))
+    names = listed([file.name for file, _ in changes.files]) or "none"
+    found = f"New or changed files, which the sensor new_batch_request will score: {names}"
+    context.log.info("; ".join([found, *changes.waiting]))
+    yield from ()
 
 
 @request_asset(

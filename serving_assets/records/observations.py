@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import dagster as dg
 import msgspec
 
-from serving_assets.records.requests import Folder, RequestFile, batch_request
+from serving_assets.records.requests import BATCH_REQUEST, Folder, RequestFile
 
 BATCH_OUTPUT = dg.AssetKey("batch_output")
 # Dagster's tags (1.13): the data version of an observed asset, and the last event of an input that was used.
 DATA_VERSION_TAG = "dagster/data_version"
-INPUT_POINTER_TAG = f"dagster/input_event_pointer/{batch_request.key.to_user_string()}"
+INPUT_POINTER_TAG = f"dagster/input_event_pointer/{BATCH_REQUEST.to_user_string()}"
 # Metadata keys of the observations. Observations of earlier releases must stay readable.
 FINGERPRINT, SINCE, REFUSED, RETRIED, IGNORED = "look", "since", "refused", "again", "ignored"
 RECORDS_PER_QUERY = 500
@@ -37,9 +37,9 @@ class Seen(msgspec.Struct, frozen=True):
 def last_seen(instance: dg.DagsterInstance, keys: Collection[str] | None = None) -> dict[str, Seen]:
     """Return the last read state of each request's file by partition key, for these requests or all."""
     observed = dg.DagsterEventType.ASSET_OBSERVATION
-    latest = instance.get_latest_storage_id_by_partition(batch_request.key, observed, set(keys) if keys else None)
+    latest = instance.get_latest_storage_id_by_partition(BATCH_REQUEST, observed, set(keys) if keys else None)
     found: dict[str, Seen] = {}
-    for record in _observations(instance, batch_request.key, latest.values()):
+    for record in _observations(instance, BATCH_REQUEST, latest.values()):
         event = record.asset_observation
         if event is not None and event.partition is not None and FINGERPRINT in event.metadata:
             fingerprint, sha256 = str(event.metadata[FINGERPRINT].value), event.tags.get(DATA_VERSION_TAG, "")
@@ -78,7 +78,7 @@ def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg
     """Return the event that records that this state of the file was read; `before` is the previous state."""
     since: dict[str, int] = {SINCE: before.since} if before is not None and before.sha256 == sha256 else {}
     return dg.AssetObservation(
-        batch_request.key,
+        BATCH_REQUEST,
         partition=file.key,
         metadata={FINGERPRINT: file.fingerprint, "bytes": file.size, **since},
         tags={DATA_VERSION_TAG: sha256},
@@ -87,12 +87,12 @@ def seen_event(file: RequestFile, sha256: str, before: Seen | None = None) -> dg
 
 def ignored_event(folder: Folder) -> dg.AssetObservation:
     """Return the event that records which files of the request folder are ignored, and why."""
-    return dg.AssetObservation(batch_request.key, description=folder.ignored, metadata={IGNORED: folder.ignored})
+    return dg.AssetObservation(BATCH_REQUEST, description=folder.ignored, metadata={IGNORED: folder.ignored})
 
 
 def latest_event(instance: dg.DagsterInstance) -> Mapping[str, str]:
     """Return the tag that marks all observations of batch_request up to now as used."""
-    found = instance.fetch_observations(batch_request.key, limit=1).records
+    found = instance.fetch_observations(BATCH_REQUEST, limit=1).records
     return {INPUT_POINTER_TAG: str(found[0].storage_id)} if found else {}
 
 

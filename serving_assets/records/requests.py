@@ -18,14 +18,7 @@ batch_requests = dg.DynamicPartitionsDefinition(name="batch_requests")
 
 GROUP = "batch"
 
-batch_request = dg.AssetSpec(
-    "batch_request",
-    partitions_def=batch_requests,
-    group_name=GROUP,
-    kinds={"file"},
-    description="A file of entity rows in the request folder, written by another process. Its data version is the hash "
-    "of the content that was read last, so Dagit marks results of older content as stale.",
-)
+BATCH_REQUEST = dg.AssetKey("batch_request")
 
 # A key is also the name of a folder, and users read and type it. Dagster uses "..." in ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
@@ -43,6 +36,14 @@ def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDef
         single_run = dg.BackfillPolicy.single_run()
         decorate: Callable[[Callable[..., Any]], dg.AssetsDefinition]
         decorate = dg.asset(partitions_def=batch_requests, backfill_policy=single_run, group_name=GROUP, **options)
+        return decorate
+
+
+def observable_asset(spec: dg.AssetSpec) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Return a decorator for an asset that another process writes. Dagit marks it as observed, not as missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # as above
+        decorate: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.multi_observable_source_asset(specs=[spec])
         return decorate
 
 
