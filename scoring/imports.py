@@ -48,12 +48,14 @@ def import_mlflow() -> None:
 
 def import_model_libraries() -> None:
     """Import the libraries that load models and predict."""
+    with collector_paused():
+        # First, because it searches all modules that are imported by then for 800 functions of NumPy and SciPy (0.16).
+        import skops.io
     import_mlflow()
     with collector_paused():
         import mlflow.pyfunc
         import mlflow.sklearn
         import pandas
-        import skops.io
     del mlflow, pandas, skops
 
 
