@@ -21,6 +21,7 @@ import pytest
 from scoring.batch.manifest import read_manifest
 from scoring.files.location import Location
 from tests.support.batch_job import BatchJob, limit_join_memory, make_repository, measure, write_request
+from tests.support.forks import FORKS
 from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server
 
@@ -28,9 +29,6 @@ KILLS, KILLS_ON_S3 = 50, 20
 RUNS_AT_ONCE = 8
 # The memory of a process for the rows of a request: a few row groups and the libraries' buffers.
 ROWS_IN_MEMORY_MIB = 150
-# A fork of pytest itself would copy locks held by threads, and a new process takes seconds to import Feast.
-PROCESSES = mp.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["feast", "scoring.feast_plugins.offline_store", "mlflow", "tests.support.batch_job"])
 
 
 class Place:
@@ -51,10 +49,10 @@ class Place:
 
     def start(self, version: int, prepare: Callable[[], None] | None = None) -> tuple[mp.Process, Connection]:
         """Start a run in its own process. It sends `started`, waits for an answer, and sends its result."""
-        ours, theirs = PROCESSES.Pipe()
+        ours, theirs = FORKS.Pipe()
         # A fork has the environment in which the fork server was started.
         given = (self.folder, self.artifacts, version, theirs, self.environment, prepare)
-        process = PROCESSES.Process(target=score, args=given)
+        process = FORKS.Process(target=score, args=given)
         process.start()
         theirs.close()
         assert ours.recv() == "started"
@@ -246,9 +244,9 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path, suffix):
     make_repository(tmp_path, drivers=10_000)
     limit_join_memory(tmp_path, f"{limit_mib}MB")
     request = write_request(tmp_path / f"day1{suffix}", rows=1_000_000, drivers=10_000).local
-    ours, theirs = PROCESSES.Pipe()
+    ours, theirs = FORKS.Pipe()
 
-    process = PROCESSES.Process(target=measured, args=(tmp_path, request, theirs))
+    process = FORKS.Process(target=measured, args=(tmp_path, request, theirs))
     process.start()
     took = ours.recv()
     process.join()

@@ -3,11 +3,14 @@
 import ctypes
 import itertools
 import os
-import subprocess
+import resource
+import signal
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +40,17 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.tree._tree import Tree
 
 from scoring.errors import ModelRefused, NoRoom, PredictionFailed
+from scoring.models import trial_process
 from scoring.models.admission import validate, verify_loaded
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.models.outputs import same_bits
 from scoring.models.registry import ModelVersion
 from scoring.models.trial_load import RunTrial, validate_in_trial
-from scoring.models.trial_process import in_new_process
+from scoring.models.trial_process import PreforkedTrial, in_new_process
 from scoring.settings import SKLEARN_TYPES
 from tests.support.fakes import files_of_at_most
+from tests.support.forks import FORKS
 from tests.support.model_folders import FolderRegistry, edit, loading_rules
 
 RANDOM = np.random.default_rng(5)
@@ -401,35 +406,49 @@ class OnLoad:
         return self.call
 
 
-FORKED_AHEAD = """
-import os, signal, sys, time
-from pathlib import Path
-from scoring.models import trial_process
-from scoring.models.trial_process import PreforkedTrial
-trial = PreforkedTrial()
-trial.fork()
-{before}
-print("status", trial.run(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))
-"""
+Change = Callable[[PreforkedTrial], object]
 
 
-def forked_ahead(before: str = "") -> RunTrial:
-    """A trial in a process split off from one that has no threads, as this one may have."""
+def waiting_process(trial: PreforkedTrial) -> int:
+    assert trial._waiting is not None
+    return trial._waiting[0]
+
+
+def forked_ahead(change: Change = waiting_process) -> RunTrial:
+    """A trial forked from a process that has no threads, as this one may have; first, `change` is called there."""
 
     def run(model_folder: Path, folder: Path, within_s: float) -> int | None:
-        done = subprocess.run(
-            [sys.executable, "-c", FORKED_AHEAD.format(before=before), model_folder, folder, str(within_s)],
-            cwd=Path(__file__).resolve().parents[4],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        said, _, status = done.stdout.strip().partition(" ")
-        assert said == "status", done.stdout + done.stderr
-        return None if status == "None" else int(status)
+        ours, theirs = FORKS.Pipe()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        process = FORKS.Process(target=fork_and_run, args=(theirs, limits, change, model_folder, folder, within_s))
+        process.start()
+        theirs.close()
+        status: int | None = ours.recv()
+        process.join()
+        return status
 
     return run
+
+
+def fork_and_run(pipe: Connection, limits: tuple[int, int], change: Change, *arguments: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    trial = PreforkedTrial()
+    trial.fork()
+    change(trial)
+    pipe.send(trial.run(*arguments))
+
+
+def kill(trial: PreforkedTrial) -> None:
+    os.kill(waiting_process(trial), signal.SIGKILL)
+
+
+def halt(trial: PreforkedTrial) -> None:
+    os.kill(waiting_process(trial), signal.SIGSTOP)
+    trial_process.BEGIN_TIMEOUT_S = 1.0
+
+
+def use_up(trial: PreforkedTrial) -> None:
+    trial._waiting = None
 
 
 def leave_a_process_behind(told: str) -> None:
@@ -513,9 +532,9 @@ def test_a_trial_that_finds_no_room_for_what_it_writes_says_nothing_of_the_versi
     [
         in_new_process,
         forked_ahead(),
-        forked_ahead("os.kill(trial._waiting[0], signal.SIGKILL)"),
-        forked_ahead("os.kill(trial._waiting[0], signal.SIGSTOP); trial_process.BEGIN_TIMEOUT_S = 1.0"),
-        forked_ahead("trial._waiting = None"),
+        forked_ahead(kill),
+        forked_ahead(halt),
+        forked_ahead(use_up),
     ],
     ids=["new", "forked", "killed while it waited", "stopped while it waited", "forked and used up"],
 )
