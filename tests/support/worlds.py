@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoring.settings import Settings
+from tests.support.servers import new_mlflow_database
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +242,7 @@ def _new_world(folder: Path, repository: Path, model: str) -> World:
         "SERVING_FEATURE_REPO": str(folder / "feature_repo"),
         "SERVING_BATCH_REQUESTS": str(folder / "batch_requests"),
         "SERVING_ARTIFACTS": str(folder / "artifacts"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": new_mlflow_database(folder / "mlflow.db"),
     }
     return World(folder, environment, dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0))
 
