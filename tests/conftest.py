@@ -1,12 +1,13 @@
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from scoring.imports import collector_paused
 from tests.support.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def pytest_configure() -> None:
     # No test measures time: a busy machine would fail it.
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the test modules, and with them Feast, MLflow and Dagster, with the garbage collector off."""
+    with collector_paused():
+        return (yield)
 
 
 @pytest.fixture(scope="session")
