@@ -1,7 +1,9 @@
 """Scores the tables of a batch input and counts the results."""
 
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +21,12 @@ from scoring.predict import Policy, Scores, failed_on_all, score
 CONSTANTS = ("model_name", "feature_service")
 
 
+# Each thread holds a table of at most ROWS_PER_BATCH rows.
+MAX_THREADS = 4
+
+
 class Scoring:
-    """Scores the tables of a batch input one after the other, and counts the results."""
+    """Scores the tables of a batch input, some of them at the same time, and counts the results in their order."""
 
     def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:
         """Store the arguments; `scored` scores the rows."""
@@ -39,24 +45,37 @@ class Scoring:
             FeaturesRejected: as `scoring.predict.score`.
             PredictionFailed: as `scoring.predict.score`; or, at the end, the model failed on all rows of all tables.
         """
-        for rows in tables:
-            vectors = self._features.written_vectors(rows)
-            reasons = reasons_from_nulls(self._features, vectors)
-            scores = score(self._model, vectors, reasons, self._policy, self._name_row)
-            self._rows += rows.num_rows
-            self._scored += scores.predicted
-            self._reasons += count_reasons(scores)
-            self._failure = self._failure or scores.failure
-            yield with_scores(rows, scores, self._model.version, self._features.service)
+        threads = min(os.cpu_count() or 1, MAX_THREADS)
+        ahead: deque[tuple[pa.Table, Future[Scores]]] = deque()
+        row = 0
+        with ThreadPoolExecutor(threads, "scoring") as pool:
+            for rows in tables:
+                ahead.append((rows, pool.submit(self._score, rows, row)))
+                row += rows.num_rows
+                if len(ahead) > threads:
+                    yield self._counted(*ahead.popleft())
+            while ahead:
+                yield self._counted(*ahead.popleft())
         if self._failure is not None and failed_on_all(self._scored, self._reasons):
             raise self._failure
+
+    def _score(self, rows: pa.Table, first: int) -> Scores:
+        """Score a table whose first row has this number, counted from 0."""
+        vectors = self._features.written_vectors(rows)
+        reasons = reasons_from_nulls(self._features, vectors)
+        return score(self._model, vectors, reasons, self._policy, lambda row: f"row {first + row + 1}")
+
+    def _counted(self, rows: pa.Table, scoring: Future[Scores]) -> pa.Table:
+        scores = scoring.result()
+        self._rows += rows.num_rows
+        self._scored += scores.predicted
+        self._reasons += count_reasons(scores)
+        self._failure = self._failure or scores.failure
+        return with_scores(rows, scores, self._model.version, self._features.service)
 
     def summary(self, batch_input: Content) -> ScoringSummary:
         """Return the counts so far."""
         return summarize(batch_input, self._policy, self._rows, self._scored, self._reasons)
-
-    def _name_row(self, row: int) -> str:
-        return f"row {self._rows + row + 1}"
 
 
 def count_reasons(scores: Scores) -> Counter[str]:

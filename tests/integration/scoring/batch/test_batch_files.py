@@ -25,6 +25,7 @@ from scoring.errors import BatchRequestError, ModelRefused, PredictionFailed, Se
 from scoring.features.feature_service import link_features
 from scoring.files.location import Location
 from scoring.models.model import Model
+from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy
 from tests.support.batch_job import NOW, BatchJob, make_repository, write_request
@@ -323,7 +324,7 @@ def test_a_join_key_that_is_also_an_input_keeps_its_type_and_only_the_model_gets
     signature = Signature((ModelInput("driver_id", pa.float64()), ModelInput("acc_rate", pa.float64())))
     other = copy.copy(job)
     other.features = link_features(job.store, "linear/1", "driver_ranking", signature, ("driver_id",))
-    model = Model(ModelVersion("linear", 1), signature, None, lambda inputs: inputs[:, 0], as_array=True)
+    model = Model(ModelVersion("linear", 1), signature, ONE_NUMBER, (lambda inputs: inputs[:, 0],), as_array=True)
     keys = [3, 2**53 + 1, 7]
     (tmp_path / "day1.csv").write_text(HEADER + "".join(f"{key},{NOW.isoformat()},x\n" for key in keys))
 
@@ -353,7 +354,7 @@ def test_an_input_that_is_no_number_is_unknown_and_a_row_that_the_model_fails_on
     signature = Signature((ModelInput("acc_rate", pa.float64()), ModelInput("amount", pa.float64())))
     other, folder = copy.copy(job), Location(tmp_path)
     other.features = link_features(job.store, "linear/1", "driver_ranking", signature, ("amount",))
-    model = Model(ModelVersion("linear", 1), signature, None, predict, as_array=True)
+    model = Model(ModelVersion("linear", 1), signature, ONE_NUMBER, (predict,), as_array=True)
     table = {
         "driver_id": pa.array([1, 2, 3, 4, 5]),
         "event_timestamp": pa.array([NOW] * 5, pa.timestamp("us", "UTC")),

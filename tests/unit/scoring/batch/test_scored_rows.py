@@ -1,9 +1,13 @@
 """Rows are scored table by table, and a run fails only if the model fails on every row of all tables."""
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from scoring.batch import scored_rows
 from scoring.batch.manifest import ScoringSummary
 from scoring.batch.scored_rows import Scoring
 from scoring.errors import FeaturesRejected, PredictionFailed
@@ -45,6 +49,34 @@ def test_a_run_fails_if_every_row_fails_and_under_reject_for_the_first_one() -> 
         summary_of([-1.0], [None, -2.0], policy=Policy())
     with pytest.raises(PredictionFailed, match="ValueError on 3 rows; of these, row 4 is the first"):
         summary_of([1.0, 2.0], [3.0, -1.0, -1.0], policy=Policy("reject"))
+
+
+def test_tables_that_are_scored_at_the_same_time_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scored_rows.os, "cpu_count", lambda: 3)
+    working, most, read = 0, 0, 0
+
+    def slowly(inputs: np.ndarray) -> np.ndarray:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        time.sleep(0.02 if inputs[0, 0] % 2 else 0.001)
+        working -= 1
+        return inputs[:, 0]
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal read
+        for number in range(20):
+            read += 1
+            yield pa.table({"a": [float(number)]})
+
+    model = Model(ModelVersion("m", 1), LINK.signature, ONE_NUMBER, (slowly,), as_array=True)
+    done = 0
+    for each in Scoring(model, LINK, Policy()).scored(tables()):
+        assert each["prediction"].to_pylist() == [float(done)]
+        done += 1
+        assert read <= done + 3
+    assert done == 20
+    assert most > 1
 
 
 @pytest.mark.parametrize(
