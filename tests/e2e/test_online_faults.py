@@ -134,9 +134,13 @@ def test_an_outage_of_the_store_costs_one_deadline_and_requests_succeed_again_af
     assert wait_until(lambda: threads_of(api) <= threads, 5) < 5
 
 
-def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close(tmp_path: Path, drivers: World) -> None:
+def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close_and_leaves_no_temporary_file(
+    tmp_path: Path, drivers: World
+) -> None:
     failures: list[str] = []
     answers = 0
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
 
     async def follow(port: int) -> None:
         nonlocal answers
@@ -155,12 +159,13 @@ def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close(tmp_p
         outcomes = await asyncio.gather(*clients, return_exceptions=True)
         failures.extend(repr(outcome) for outcome in outcomes if outcome is not None)
 
-    with serving(tmp_path, drivers, SERVING_DRAIN_S="2", SERVING_DEADLINE_S="5") as server:
+    with serving(tmp_path, drivers, SERVING_DRAIN_S="2", SERVING_DEADLINE_S="5", TMPDIR=str(scratch)) as server:
         asyncio.run(load(server))
         assert server.process is not None
         assert server.process.wait(15) == 0
     assert answers > 16
     assert failures == []
+    assert [file for file in scratch.rglob("*") if file.name != "model-serving-scratch-0"] == []
 
 
 def test_tenfold_load_is_rejected_at_once_and_accepted_requests_are_served(
@@ -272,14 +277,6 @@ def test_no_password_in_the_registry_address_is_printed(tmp_path: Path, drivers:
     finally:
         server.stop()
     assert password not in "".join([server.log.read_text(), *bodies])
-
-
-def test_a_stopped_process_leaves_its_temporary_folder_empty(drivers: World, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    with serving(tmp_path, drivers, TMPDIR=str(scratch)):
-        pass
-    assert [file for file in scratch.rglob("*") if file.name != "model-serving-scratch-0"] == []
 
 
 def test_each_request_is_one_log_line_with_its_problem_and_without_its_body(api: ApiServer) -> None:
