@@ -46,8 +46,27 @@ SKLEARN_TYPES = (
     "sklearn._loss.loss.AbsoluteError",
     "sklearn._loss.loss.PinballLoss",
     "sklearn.compose._column_transformer._RemainderColsList",
+    "sklearn.compose._column_transformer.make_column_selector",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.utils._bunch.Bunch",
     "numpy.dtype",
+)
+# Within a skops file, their models are in the same data formats as by themselves.
+LIBRARY_TYPES = (
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRegressor",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRegressor",
+    "collections.OrderedDict",
+    "catboost.core.CatBoostClassifier",
+    "catboost.core.CatBoostRegressor",
 )
 
 
@@ -99,7 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Serialization formats that may be loaded. Pickle and cloudpickle execute code from the model file.
     Comma-separated."""
 
-    skops_trusted_types: tuple[str, ...] = SKLEARN_TYPES
+    skops_trusted_types: tuple[str, ...] = SKLEARN_TYPES + LIBRARY_TYPES
     """Types that a model file may contain in addition to those that skops trusts by default. The list in the model's
     own files is ignored. Comma-separated."""
 

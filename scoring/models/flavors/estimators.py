@@ -17,7 +17,10 @@ def prepare(estimator: Any) -> None:
     """
     for part in _estimators(estimator, set()):
         if "n_jobs" in vars(part):
-            part.n_jobs = None
+            part.n_jobs = 1  # for LightGBM, None means one thread per core
+        booster = vars(part).get("_Booster")
+        if hasattr(booster, "set_param"):  # XGBoost's booster keeps the number of threads with which it was trained
+            booster.set_param({"nthread": 1})
         tree = getattr(part, "tree_", None)
         if tree is not None:
             inner = tree.children_left != -1
@@ -90,6 +93,8 @@ def _estimators(part: Any, seen: set[int]) -> Iterator[Any]:
         inside = part
     elif isinstance(part, np.ndarray) and part.dtype == object:
         inside = part.flat
+    elif type(part).__module__.startswith("sklearn.") and hasattr(part, "__dict__"):  # CalibratedClassifierCV's parts
+        inside = vars(part).values()
     for each in inside:
         if not isinstance(each, str | bytes | int | float | None):
             yield from _estimators(each, seen)

@@ -29,6 +29,8 @@ ROWS_PER_BLOCK = 16
 LIBRARIES = {
     "mlflow.sklearn": "scoring.models.flavors.sklearn",
     "mlflow.xgboost": "scoring.models.flavors.xgboost",
+    "mlflow.lightgbm": "scoring.models.flavors.lightgbm",
+    "mlflow.catboost": "scoring.models.flavors.catboost",
 }
 """MLflow's loader module → the module that loads such a version here."""
 

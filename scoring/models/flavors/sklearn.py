@@ -5,13 +5,24 @@ from typing import Any
 
 from scoring.errors import ModelRefused, first_line
 from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, prepare, unchecked_linear
-from scoring.models.flavors.flavor import LoadedModel, function_of
+from scoring.models.flavors.flavor import LoadedModel, function_of, require
 from scoring.models.model_files import ModelFiles
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
 
 # Functions that MLflow's pyfunc calls (mlflow 3.17).
 OF_MLFLOW = {"predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba"}
+REMEDIES = {
+    "sklearn": (
+        "mlflow.sklearn.log_model(..., serialization_format='skops', skops_trusted_types=[...]) or "
+        "mlflow.sklearn.autolog(serialization_format='skops', log_input_examples=True)"
+    ),
+    "lightgbm": (
+        "mlflow.lightgbm.log_model(model.booster_, ...), or with serialization_format='skops' to keep the names of the "
+        "classes"
+    ),
+}
+
 # Warnings about column names, which do not affect predictions, because the order is checked.
 FEATURE_NAME_WARNINGS = "X (has|does not have valid) feature names, but "
 
@@ -23,10 +34,8 @@ def check(files: ModelFiles) -> None:
         raise ModelRefused(
             str(files.version),
             f"its format {format_} is not allowed (SERVING_MODEL_FORMATS is "
-            f"{','.join(files.rules.formats)}). Log it with mlflow.sklearn.log_model(..., "
-            "serialization_format='skops', skops_trusted_types=[...]) or mlflow.sklearn.autolog("
-            "serialization_format='skops', log_input_examples=True), or allow the format if you trust everyone who can "
-            "write to the registry: such files run code.",
+            f"{','.join(files.rules.formats)}). Log it with {REMEDIES[_library(files)]}, or allow the format if you "
+            "trust everyone who can write to the registry: such files run code.",
         )
     files.file(_name(files))
     if format_ == "skops":
@@ -58,23 +67,34 @@ def as_mlflow(files: ModelFiles, function: str) -> dict[str, dict[str, Any]] | N
     """See `Flavor.as_mlflow`."""
     if function not in OF_MLFLOW:
         return None
-    trusted = _trusted_types(files) if _format(files) == "skops" else []
     return {
         "python_function": {
             "loader_module": "mlflow.sklearn",
             "model_path": _name(files),
             "predict_fn": function,
         },
-        "sklearn": {"serialization_format": _format(files), "skops_trusted_types": trusted},
+        "sklearn": serialization(files),
     }
 
 
+def serialization(files: ModelFiles) -> dict[str, Any]:
+    """Return the format of an estimator's file as MLflow describes it, with our list of types."""
+    trusted = _trusted_types(files) if _format(files) == "skops" else []
+    return {"serialization_format": _format(files), "skops_trusted_types": trusted}
+
+
+def _library(files: ModelFiles) -> str:
+    """Return the flavor of MLflow that wrote the file."""
+    return "lightgbm" if files.flavor("python_function").get("loader_module") == "mlflow.lightgbm" else "sklearn"
+
+
 def _format(files: ModelFiles) -> str:
-    return str(files.flavor("sklearn").get("serialization_format", "pickle"))
+    return str(files.flavor(_library(files)).get("serialization_format", "pickle"))
 
 
 def _name(files: ModelFiles) -> str:
-    return str(files.flavor("python_function").get("model_path", ""))
+    pyfunc = files.flavor("python_function")
+    return str(pyfunc.get("model_path") or pyfunc.get("data") or "")
 
 
 def _trusted_types(files: ModelFiles) -> list[str]:
@@ -91,6 +111,8 @@ def _trusted_types(files: ModelFiles) -> list[str]:
     except Exception as error:  # for a damaged archive, classes of zipfile, json and skops
         reason = f"its file {file.name} can't be read as skops ({first_line(error)})."
         raise ModelRefused(model, reason) from None
+    for library in sorted({each.partition(".")[0] for each in needed} & {"xgboost", "lightgbm", "catboost"}):
+        require(files, library, library)
     refused = sorted(set(needed) - set(files.rules.trusted_types))
     if refused:
         raise ModelRefused(
