@@ -31,6 +31,7 @@ LIBRARIES = {
     "mlflow.xgboost": "scoring.models.flavors.xgboost",
     "mlflow.lightgbm": "scoring.models.flavors.lightgbm",
     "mlflow.catboost": "scoring.models.flavors.catboost",
+    "mlflow.onnx": "scoring.models.flavors.onnx",
 }
 """MLflow's loader module → the module that loads such a version here."""
 
