@@ -1,6 +1,8 @@
 """Registers a feature source as a DuckDB relation, in which each column has the type that its view declares."""
 
+import functools
 import logging
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ class SourceRelation:
         self._groups = list(self._grouped(files))
         branches = [
             f"SELECT {', '.join(_selected(*each) for each in group.columns)} FROM "
-            f"{_relation(connection, f'{name} {place}', group.files)}"
+            f"{_relation(connection, f'{name} {place}', group.files, self._columns)}"
             for place, group in enumerate(self._groups)
         ]
         connection.execute(f"CREATE VIEW {quote(name)} AS {' UNION ALL '.join(branches)}")
@@ -78,7 +80,7 @@ class SourceRelation:
             for file in group.files:
                 with duckdb.connect() as connection:
                     connection.execute("SET TimeZone = 'UTC'")
-                    relation = _relation(connection, "file", [file])
+                    relation = _relation(connection, "file", [file], self._columns)
                     for column, read in group.columns:
                         if problem := self._problem(connection, relation, file, column, read):
                             return problem
@@ -150,8 +152,8 @@ class SourceRelation:
         try:
             if found is not None:
                 read = expression(column, found, quote(column.name))
-            elif in_path is not None:
-                read = expression(column, pa.string(), literal(in_path), in_path=True)
+            elif in_path:
+                read = expression(column, pa.string(), quote(column.name), in_path=True)
             else:
                 read = expression(column, pa.null(), "NULL")
             if sql_type(column) is None:
@@ -190,14 +192,32 @@ def _selected(column: Column, read: Expression) -> str:
     return f"{value} AS {quote(column.name)}"
 
 
-def _relation(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[SourceFile]) -> str:
-    """Return a relation of files whose columns have the same types."""
-    if files[0].is_local:
+def _relation(
+    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[SourceFile], columns: Sequence[Column]
+) -> str:
+    """Return a relation of files whose columns have the same types. Columns from their paths are strings."""
+    in_path = [column.name for column in columns if _kind(files[0], column)[1]]
+    if files[0].is_local and not in_path:
         return parquet_files([file.path for file in files])
-    fragments = [file.fragment for file in files]
+    filesystem = files[0].fragment.filesystem
     schema = pa.schema([field.with_type(_exported(field.type)) for field in files[0].schema])
-    connection.register(name, ds.FileSystemDataset(fragments, schema, FORMAT, fragments[0].filesystem))
+    for key in in_path:
+        schema = schema.append(pa.field(key, pa.string()))
+    # One relation for all values: DuckDB takes a minute to plan a union of a thousand.
+    fragments = [
+        FORMAT.make_fragment(file.path, filesystem, _keys(file, in_path)) if in_path else file.fragment
+        for file in files
+    ]
+    connection.register(name, ds.FileSystemDataset(fragments, schema, FORMAT, filesystem))
     return quote(name)
+
+
+def _keys(file: SourceFile, names: Sequence[str]) -> ds.Expression:
+    """Return an expression from which Arrow takes the file's partition keys."""
+    values = [(ds.field(name), file.partition[name]) for name in names]
+    return functools.reduce(
+        operator.and_, [field.is_null() if value is None else field == value for field, value in values]
+    )
 
 
 def _exported(found: pa.DataType) -> pa.DataType:
@@ -209,16 +229,22 @@ def _exported(found: pa.DataType) -> pa.DataType:
     return found
 
 
-def _kind(file: SourceFile, column: Column) -> tuple[pa.DataType | None, str | None]:
-    """Return the column's type in the file, or else its value in the file's path."""
+def _kind(file: SourceFile, column: Column) -> tuple[pa.DataType | None, bool]:
+    """Return the column's type in the file, or else whether its value is in the file's path."""
     if column.name in file.schema.names:
-        return file.schema.field(column.name).type, None
-    return None, file.partition.get(column.name)
+        return file.schema.field(column.name).type, False
+    return None, column.name in file.partition
 
 
 def _found(file: SourceFile, column: Column) -> str:
     found, in_path = _kind(file, column)
-    return f"{found} values" if found is not None else f"{in_path!r} in its path" if in_path is not None else "nothing"
+    return (
+        f"{found} values"
+        if found is not None
+        else f"{file.partition[column.name]!r} in its path"
+        if in_path
+        else "nothing"
+    )
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:

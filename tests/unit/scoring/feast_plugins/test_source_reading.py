@@ -107,6 +107,19 @@ def test_partition_folders_below_the_source_are_columns_unless_the_file_has_them
         read(tmp_path, {}, "month=06/v", names=("id", "month"))
 
 
+def test_files_of_different_partitions_are_one_relation(tmp_path: Path) -> None:
+    # DuckDB takes 70 s for a union of 1500.
+    for value in ("1", "2", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"v/x={value}").mkdir(parents=True)
+        pq.write_table(rows([1]), tmp_path / f"v/x={value}/a.parquet")
+    with duckdb.connect() as connection:
+        columns = read_columns(["id"], ["x"], EVENT, None, {"id": Int64, "x": Float64})
+        SourceRelation(connection, "source", FileSource(path="v", timestamp_field=EVENT), tmp_path, columns)
+        ((view,),) = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'source'").fetchall()
+        assert "UNION" not in view
+        assert connection.execute("SELECT x FROM source ORDER BY x").fetchall() == [(1.0,), (2.0,), (None,)]
+
+
 def test_a_column_that_a_file_lacks_is_null_there_and_one_that_none_has_is_named(tmp_path: Path) -> None:
     files = {"v/a.parquet": rows([1]), "v/b.parquet": rows([2], [2.0]), "v/c.parquet": rows([3], pa.nulls(1))}
     assert read(tmp_path, files) == [(1, None), (2, 2.0), (3, None)]
