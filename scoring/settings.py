@@ -15,7 +15,7 @@ from scoring.files.location import ALLOWED, Location
 from scoring.secret import Secret
 
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
-ModelFormat = Literal["skops", "cloudpickle", "pickle"]
+ModelFormat = Literal["skops", "cloudpickle", "pickle", "pyfunc"]
 Rescore = Literal["newest", "all"]
 BatchEngine = Literal["local", "spark"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -115,8 +115,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     imputer. Inputs that are not listed are not imputed: their rows are excluded."""
 
     model_formats: tuple[ModelFormat, ...] = ("skops",)
-    """Serialization formats that may be loaded. Pickle and cloudpickle execute code from the model file.
-    Comma-separated."""
+    """Formats that may be loaded, in addition to the data formats of XGBoost, LightGBM, CatBoost and ONNX. Pickle,
+    cloudpickle and pyfunc (models written in Python) execute code from the model's files. Comma-separated."""
 
     skops_trusted_types: tuple[str, ...] = SKLEARN_TYPES + LIBRARY_TYPES
     """Types that a model file may contain in addition to those that skops trusts by default. The list in the model's

@@ -67,22 +67,16 @@ class Signature(msgspec.Struct, frozen=True, dict=True):
         return pa.schema([(column.name, column.dtype) for column in self.inputs])
 
 
-def read_signature(model: str, columns: list[dict[str, object]] | None) -> Signature:
+def read_signature(model: str, columns: list[dict[str, object]]) -> Signature:
     """Return the signature that MLflow stored.
 
     Args:
         model: `name/version`, for error messages.
-        columns: the decoded `signature.inputs` of the MLmodel file, dicts with `name` and `type`; None if missing.
+        columns: the decoded `signature.inputs` of the MLmodel file, dicts with `name` and `type`.
 
     Raises:
-        ModelRefused: there is no signature, its inputs have no names (a tensor), or one has an unsupported type.
+        ModelRefused: its inputs have no names (a tensor), or one has an unsupported type.
     """
-    if not columns:
-        raise ModelRefused(
-            model,
-            "it was logged without a signature. Log it with "
-            "signature=mlflow.models.infer_signature(features, predictions).",
-        )
     if not all(column.get("name") for column in columns):
         raise ModelRefused(
             model,

@@ -166,7 +166,26 @@ def _read_signature(model: str, description: dict[str, Any]) -> Signature:
         columns = msgspec.json.decode(inputs, type=list[dict[str, object]]) if inputs else None
     except (msgspec.MsgspecError, TypeError) as error:
         raise ModelRefused(model, f"the signature in its MLmodel file can't be read ({error}).") from None
+    if not columns:
+        raise ModelRefused(model, f"it was logged without a signature. {_how_to_sign(description)}")
     return read_signature(model, columns)
+
+
+def _how_to_sign(description: dict[str, Any]) -> str:
+    """Return the lines that add a signature to a logged model, as one line."""
+    if description.get("model_id"):
+        uri = f"models:/{description['model_id']}"
+    elif description.get("run_id"):
+        uri = f"runs:/{description['run_id']}/{description.get('artifact_path')}"
+    else:
+        return "Log it with signature=mlflow.models.infer_signature(features, predictions)."
+    frame = "... (rows of its inputs, as a frame)"
+    if description.get("saved_input_example_info"):
+        frame = "mlflow.models.Model.load(uri).load_input_example(mlflow.artifacts.download_artifacts(uri))"
+    return (
+        f"Add one: import mlflow; uri = {uri!r}; frame = {frame}; predictions = mlflow.pyfunc.load_model(uri)"
+        ".predict(frame); mlflow.models.set_signature(uri, mlflow.models.infer_signature(frame, predictions))"
+    )
 
 
 def _output_column(version: ModelVersion, rules: LoadingRules) -> int | None:

@@ -32,6 +32,7 @@ LIBRARIES = {
     "mlflow.lightgbm": "scoring.models.flavors.lightgbm",
     "mlflow.catboost": "scoring.models.flavors.catboost",
     "mlflow.onnx": "scoring.models.flavors.onnx",
+    "mlflow.pyfunc.model": "scoring.models.flavors.pyfunc",
 }
 """MLflow's loader module → the module that loads such a version here."""
 
@@ -88,7 +89,7 @@ def flavor_of(files: ModelFiles) -> Flavor:
     """
     loader = files.flavor("python_function").get("loader_module")
     if loader not in LIBRARIES:
-        known = ", ".join(f"{name}.log_model" for name in LIBRARIES)
+        known = ", ".join(f"{name}.log_model" for name in LIBRARIES if name != "mlflow.pyfunc.model")
         raise ModelRefused(str(files.version), f"its loader {loader!r} is not supported: log it with {known}.")
     if any(each and each.get("code") for each in files.description["flavors"].values()):
         raise ModelRefused(

@@ -179,4 +179,21 @@ def test_a_damaged_signature_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_a_signature_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), signature=None)
     edit(folder, lambda description: description.pop("signature", None))
-    assert "without a signature" in refusal(folder)
+    assert "without a signature. Log it with signature=mlflow.models.infer_signature(" in refusal(folder)
+
+
+def test_the_refusal_has_the_lines_that_add_a_signature_from_the_input_example(tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = mlflow.create_experiment("t", artifact_location=(tmp_path / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        logged = mlflow.sklearn.log_model(
+            ElasticNet().fit(FRAME, TARGET),
+            name="model",
+            signature=False,
+            input_example=FRAME.head(),
+            pip_requirements=["scikit-learn"],
+        )
+    folder = Path(mlflow.artifacts.download_artifacts(logged.artifact_path))
+    lines = refusal(folder).partition("Add one: ")[2]
+    exec(lines)  # noqa: S102 - what the refusal says to run
+    assert load(folder).signature.names == ("b", "a")

@@ -21,12 +21,6 @@ def test_order_and_types_come_from_the_signature() -> None:
     assert signature.schema.types == [pa.float64(), pa.int32(), pa.string()]
 
 
-@pytest.mark.parametrize("columns", [None, []])
-def test_a_model_without_a_signature_is_refused(columns: list[dict[str, object]] | None) -> None:
-    with pytest.raises(ModelRefused, match="m/1 was refused: it was logged without a signature"):
-        read_signature("m/1", columns)
-
-
 def test_a_tensor_signature_is_refused() -> None:
     with pytest.raises(ModelRefused, match="inputs without names"):
         read_signature("m/1", [{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 3]}}])
