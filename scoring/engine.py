@@ -68,11 +68,12 @@ class Engine(Protocol):
     ) -> Manifest:
         """Score the joined rows of a folder, and publish the result and manifest.json.
 
-        The result has the input's columns, then the prediction, the reason, the model and the feature service. The same
-        input, model version and policy give the same bytes.
+        The result has the input's columns, then the model's outputs, the reason, the model and the feature service. The
+        same input, model version and policy give the same bytes.
 
         Raises:
-            BatchRequestError: the input can't be read, or is for another version or signature.
+            BatchRequestError: the input can't be read, is for another version or signature, or has a column with the
+                name of one of the model's outputs.
             FeaturesRejected: the policy is `reject` and a row lacks a feature. The message gives its number in the
                 input, counted from 1.
             PredictionFailed: the model failed.

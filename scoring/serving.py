@@ -15,6 +15,7 @@ from scoring.models.admission import validate
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
 from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
+from scoring.models.outputs import Outputs
 from scoring.models.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
 from scoring.settings import Settings
 
@@ -60,6 +61,7 @@ def load_serving_model(
         files = fetch_model(registry, version, keep or folder, LoadingRules.from_settings(settings))
         features = link_version(store, version, files.signature, settings)
         model, _ = validate(files)
+        check_output_names(version, features, model.outputs)
     return ServingModel(model, features, files if keep else None)
 
 
@@ -111,6 +113,19 @@ def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
         if name in computed:
             remedy = f"rename it in the model, for example to the name of its view and feature, view__{name}."
         raise ModelRefused(str(version), f"its {what} {name!r} has the name of {taken}: {remedy}")
+
+
+def check_output_names(version: ModelVersion, features: ModelFeatures, outputs: Outputs) -> None:
+    """Check that no input or request column has the name of one of several outputs, compared case-insensitively.
+
+    Raises:
+        ModelRefused: one has.
+    """
+    for name in dict.fromkeys((*features.signature.names, *features.request_columns)):
+        if not outputs.single and _is_among(name, outputs.names):
+            what = "input" if name in features.signature.names else "request column"
+            problem = f"its {what} {name!r} has the name of one of its outputs in a batch output"
+            raise ModelRefused(str(version), f"{problem}: rename it in the model, or in the feature definitions.")
 
 
 def _is_among(name: str, names: Sequence[str]) -> bool:

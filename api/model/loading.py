@@ -27,7 +27,7 @@ from scoring.models.trial_load import validate_in_trial
 from scoring.online.lookup import fastest_lookup, read_online_vectors
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy
-from scoring.serving import ServingModel, link_version, resolve_version
+from scoring.serving import ServingModel, check_output_names, link_version, resolve_version
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class RegistryLoader:
             proven = report.source != "made_up"
             independent = report.same_in_any_batch and proven
             input_example = report.rows.slice(0, 1 if report.source == "input_example" else 0)
+        check_output_names(target.version, features, model.outputs)
         scorer = OnlineScorer(
             ServingModel(model, features),
             store,

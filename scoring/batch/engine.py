@@ -153,7 +153,8 @@ def check_made_for(place: str, schema: pa.Schema, model: Model, features: ModelF
     """Return the origin in the schema of the batch input at `place`.
 
     Raises:
-        BatchRequestError: it is for another model version or feature service, or lacks an input.
+        BatchRequestError: it is for another model version or feature service, lacks an input, or has a column with the
+            name of one of the model's outputs.
     """
     origin = read_origin(schema, place)
     if origin.model != str(model.version):
@@ -172,6 +173,15 @@ def check_made_for(place: str, schema: pa.Schema, model: Model, features: ModelF
         if index < 0 or schema.field(index).type != dtype:
             problem = f"the model needs it as {dtype}: materialize batch_input again, for this model version."
             raise BatchRequestError(place, problem, column=name)
+    if not model.outputs.single:  # a request column `prediction` was refused when the input was written
+        outputs = {name.casefold() for name in model.outputs.names}
+        for name in schema.names:
+            if name.casefold() in outputs:
+                problem = (
+                    f"{model.version} has an output of this name: rename the column in the request or leave it out, "
+                    "and materialize batch_input again."
+                )
+                raise BatchRequestError(place, problem, column=name)
     return origin
 
 

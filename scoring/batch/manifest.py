@@ -18,6 +18,7 @@ from scoring.errors import BatchRequestError, StillWritten, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location, storage_errors
 from scoring.files.transfer import Content, holding, publishing
+from scoring.models.outputs import PREDICTION, OutputType
 from scoring.settings import MissingFeaturesPolicy
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Origin(msgspec.Struct, frozen=True):
     """Hash of the Feast registry's definitions (`AppliedDefinitions.hash`)."""
 
 
-class ScoringSummary(msgspec.Struct, frozen=True):
+class ScoringSummary(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a batch input was scored, and row counts."""
 
     batch_input: Content
@@ -57,6 +58,13 @@ class ScoringSummary(msgspec.Struct, frozen=True):
     """Reason → number of rows, sorted by reason."""
     software: dict[str, str]
     """Package → version; see SOFTWARE."""
+    outputs: dict[str, OutputType] = {}
+    """Output column → its type, in the file's order. Empty if a number `prediction` is the only one."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the names of the output columns."""
+        return tuple(self.outputs) or (PREDICTION,)
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -168,8 +176,17 @@ def output_parts(folder: Location) -> list[Location]:
     Raises:
         StorageError: the manifest can't be read.
     """
+    return published_output(folder)[0]
+
+
+def published_output(folder: Location) -> tuple[list[Location], tuple[str, ...]]:
+    """Return the files of the current output in a request's folder, in row order, and its output columns.
+
+    Raises:
+        StorageError: the manifest can't be read.
+    """
     try:
-        parts = read_manifest(folder / OUTPUT_NAME).parts
+        manifest = read_manifest(folder / OUTPUT_NAME)
     except FileNotFoundError:
-        parts = ()
-    return [folder / part.name for part in parts] or [folder / OUTPUT_NAME]
+        return [folder / OUTPUT_NAME], (PREDICTION,)
+    return [folder / part.name for part in manifest.parts] or [folder / OUTPUT_NAME], manifest.outcome.output_names

@@ -1,11 +1,13 @@
 """Measures the quality of a batch input or output: column samples, prediction drift, and the age of feature sources."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scoring.errors import FeatureStoreError
 from scoring.features.model_features import ModelFeatures
@@ -15,11 +17,15 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 SAMPLED_ROWS = 500_000
+# With more outputs, fewer rows are sampled, so that memory does not grow with the number of outputs.
+FULLY_SAMPLED_OUTPUTS = 4
 DRIFT_BINS = 10
 # With fewer rows, random variation exceeds useful warning thresholds (10 bins: 0.18 for 100 rows against 100).
 MIN_ROWS_FOR_DRIFT = 100
 # An empty bin counts as this share, to avoid log(0).
 EMPTY_SHARE = 1e-4
+# An integer output with more values is a number, with fewer a label.
+MOST_INTEGER_LABELS = 50
 
 
 class SourceAge(msgspec.Struct, frozen=True):
@@ -31,39 +37,62 @@ class SourceAge(msgspec.Struct, frozen=True):
     ttl_s: float | None
 
 
-def sample(table: ParquetFiles, column: str) -> pa.Array:
-    """Return the non-null values of a column: all, or those of about SAMPLED_ROWS rows spread over the files."""
+def sample(table: ParquetFiles, column: str, rows: int = SAMPLED_ROWS) -> pa.Array:
+    """Return the non-null values of a column: all, or those of about `rows` rows spread over the files."""
     groups = table.row_groups
-    wanted = max(1, min(groups, groups * SAMPLED_ROWS // max(table.rows, 1)))
+    wanted = max(1, min(groups, groups * rows // max(table.rows, 1)))
     chosen = sorted(set(np.linspace(0, groups - 1, wanted, dtype=int).tolist())) if groups else []
     return table.values(column, chosen)
 
 
-def drift(reference: np.ndarray, current: np.ndarray) -> float | None:
-    """Return the population stability index of predictions relative to earlier ones.
+def sampled_rows(outputs: int) -> int:
+    """Return how many rows to sample from an output file with this number of output columns."""
+    return SAMPLED_ROWS * FULLY_SAMPLED_OUTPUTS // max(outputs, FULLY_SAMPLED_OUTPUTS)
 
-    The bins are the reference's deciles. 0 means the same distribution; above 0.25 is commonly considered a shift. None
-    if either array has fewer than MIN_ROWS_FOR_DRIFT values.
+
+def predictions(table: ParquetFiles, names: Sequence[str]) -> dict[str, pa.Array]:
+    """Return the non-null values of each output, or of a sample of the rows."""
+    return {name: sample(table, name, sampled_rows(len(names))) for name in names}
+
+
+def are_labels(values: pa.Array | pa.ChunkedArray) -> bool:
+    """Return whether an output is a label: a string, a boolean, or an integer with few different values."""
+    if pa.types.is_integer(values.type):
+        return bool(pc.count_distinct(values, mode="only_valid").as_py() <= MOST_INTEGER_LABELS)
+    return not pa.types.is_floating(values.type)
+
+
+def label_shares(values: pa.Array) -> dict[object, float]:
+    """Return label → share of the values, most frequent first."""
+    counts = [(each["values"], each["counts"] / len(values)) for each in pc.value_counts(values).to_pylist()]
+    return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
+
+
+def drift(reference: pa.Array, current: pa.Array) -> float | None:
+    """Return the population stability index of an output relative to earlier values of it.
+
+    The bins are the reference's deciles, or its most frequent labels and one bin for all others. 0 means the same
+    distribution; above 0.25 is commonly considered a shift. None if either array has fewer than MIN_ROWS_FOR_DRIFT
+    values.
 
     Args:
-        reference: float64 (n,), finite.
-        current: float64 (m,), finite.
+        reference: (n,), without nulls, finite.
+        current: (m,), of the same type.
     """
     if min(len(reference), len(current)) < MIN_ROWS_FOR_DRIFT:
         return None
-    # Repeated reference values give repeated edges, and such bins are merged.
-    edges = np.unique(np.quantile(reference, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
-    shares = [
-        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) / len(values)
-        for values in (reference, current)
-    ]
-    before, now = (np.maximum(share, EMPTY_SHARE) for share in shares)
-    return float(np.sum((now - before) * np.log(now / before)))
-
-
-def predictions(table: ParquetFiles) -> np.ndarray:
-    """Return the non-null predictions of an output, or a sample of them, float64 (n,)."""
-    return np.asarray(sample(table, "prediction").to_numpy(zero_copy_only=False))
+    if are_labels(reference):
+        labels = pa.array(list(label_shares(reference))[: DRIFT_BINS - 1], reference.type)
+        bins = len(labels) + 1
+        places = [pc.fill_null(pc.index_in(values, labels), bins - 1).to_numpy() for values in (reference, current)]
+    else:
+        earlier, now = (values.to_numpy(zero_copy_only=False) for values in (reference, current))
+        # Repeated reference values give repeated edges, and such bins are merged.
+        edges = np.unique(np.quantile(earlier, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
+        bins = len(edges) + 1
+        places = [np.searchsorted(edges, values, side="right") for values in (earlier, now)]
+    before, after = (np.maximum(np.bincount(each, minlength=bins) / len(each), EMPTY_SHARE) for each in places)
+    return float(np.sum((after - before) * np.log(after / before)))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:

@@ -14,6 +14,7 @@ from scoring.features.model_features import ModelFeatures, reasons_from_nulls
 from scoring.files.encodings import constant
 from scoring.files.transfer import Content
 from scoring.models.model import Model
+from scoring.models.outputs import ONE_NUMBER, Outputs
 from scoring.models.registry import ModelVersion
 from scoring.predict import Policy, Scores, failed_on_all, score
 
@@ -75,7 +76,7 @@ class Scoring:
 
     def summary(self, batch_input: Content) -> ScoringSummary:
         """Return the counts so far."""
-        return summarize(batch_input, self._policy, self._rows, self._scored, self._reasons)
+        return summarize(batch_input, self._model.outputs, self._policy, self._rows, self._scored, self._reasons)
 
 
 def count_reasons(scores: Scores) -> Counter[str]:
@@ -85,9 +86,10 @@ def count_reasons(scores: Scores) -> Counter[str]:
 
 
 def summarize(
-    batch_input: Content, policy: Policy, rows: int, scored: int, reasons: Mapping[str, int]
+    batch_input: Content, outputs: Outputs, policy: Policy, rows: int, scored: int, reasons: Mapping[str, int]
 ) -> ScoringSummary:
     """Return the part of a manifest that describes how a batch input was scored."""
+    types = {name: column.type for name, column in zip(outputs.names, outputs.columns, strict=True)}
     return ScoringSummary(
         batch_input=batch_input,
         missing_features=policy.kind,
@@ -96,6 +98,7 @@ def summarize(
         scored=scored,
         reasons=dict(sorted(reasons.items())),
         software=dict(software_versions()),
+        outputs={} if outputs.schema == ONE_NUMBER.schema else types,
     )
 
 

@@ -47,6 +47,7 @@ from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import Content, publishing
+from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all
 from scoring.serving import ServingModel
@@ -126,7 +127,7 @@ class SparkEngine:
             model = serving.model
             write = WriteOutputParts(sources, before, model.version, model.outputs, service, folder, name)
             written = self._score(write, serving, policy)
-            summary = _summary(joined, policy, written)
+            summary = _summary(joined, model.outputs, policy, written)
             _check_reasons(serving.model.version, policy, summary, written)
             parts = tuple(each.content for each in written)
             if [each.rows for each in written] != rows or summary.rows != joined.rows:
@@ -172,10 +173,10 @@ def _check_parts(parts: Sequence[Location], place: str, serving: ServingModel) -
     return rows
 
 
-def _summary(joined: PartedInput, policy: Policy, written: list[Written]) -> ScoringSummary:
+def _summary(joined: PartedInput, outputs: Outputs, policy: Policy, written: list[Written]) -> ScoringSummary:
     reasons = sum((Counter(each.reasons) for each in written), Counter[str]())
     rows, scored = sum(each.rows for each in written), sum(each.scored for each in written)
-    return summarize(joined.batch_input, policy, rows, scored, reasons)
+    return summarize(joined.batch_input, outputs, policy, rows, scored, reasons)
 
 
 def _check_reasons(version: ModelVersion, policy: Policy, summary: ScoringSummary, written: list[Written]) -> None:

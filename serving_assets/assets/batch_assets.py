@@ -139,9 +139,10 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
 @request_asset(
     deps=[batch_input, registered_model_version],
     check_specs=checks.specs("batch_output", checks.OF_OUTPUT),
-    kinds={"scikitlearn", "parquet"},
-    description="The rows of batch_input with a prediction, a reason if there is none, and the model version that made "
-    "it: `artifacts/<request>/batch_output.parquet`. Replaced atomically.\n\n"
+    kinds={"mlflow", "parquet"},
+    description="The rows of batch_input with the outputs of the model (`prediction`, or `prediction_<name>` for each "
+    "of several), a reason if there are none, and the model version that made them: "
+    "`artifacts/<request>/batch_output.parquet`. Replaced atomically.\n\n"
     "[Preview, plots and comparison with the replaced version](/assets/batch_output?view=partitions) of each request",
 )
 def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:

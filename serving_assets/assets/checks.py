@@ -25,14 +25,15 @@ DESCRIPTIONS = {
     ROWS: "The file has as many rows as the request. Blocking: if it fails, nothing is published.",
     COLUMNS: "The file has all inputs of the model's signature, with their types. Blocking: if it fails, nothing is "
     "published.",
-    FINITE: "The model returns a finite number for each row with complete features. Blocking: if it fails, "
-    "nothing is published.",
+    FINITE: "The model returns a value for each row with complete features, and no number is NaN or infinite. "
+    "Blocking: if it fails, nothing is published.",
     NULLS: "No feature is missing in more than SERVING_MAX_NULL_RATE of the rows.",
     STALE: "No feature is past its view's time to live in more than SERVING_MAX_STALE_RATE of the rows.",
     FRESH: "The newest event of each feature view's source is not older than SERVING_MAX_SOURCE_AGE_S, or than the "
     "view's time to live.",
     DRIFT: "The predictions are distributed as in the output that this one replaces, or in the latest one: the "
-    "population stability index is at most SERVING_MAX_PREDICTION_DRIFT.",
+    "population stability index of each output, over deciles of numbers and over labels, is at most "
+    "SERVING_MAX_PREDICTION_DRIFT.",
 }
 BLOCKING = frozenset({ROWS, COLUMNS, FINITE})
 OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH)

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import msgspec
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from scoring.batch.manifest import ScoringSummary, output_parts
-from scoring.batch.quality import MIN_ROWS_FOR_DRIFT, SourceAge, drift, predictions
+from scoring.batch.manifest import ScoringSummary, published_output
+from scoring.batch.quality import MIN_ROWS_FOR_DRIFT, SourceAge, are_labels, drift, label_shares, predictions
 from scoring.batch.request import input_types
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
@@ -77,6 +77,14 @@ class InputInspection:
         ]
 
 
+class EarlierPredictions(msgspec.Struct, frozen=True):
+    """The predictions of an output that was published before."""
+
+    place: str
+    outputs: dict[str, pa.Array]
+    """Output column → its values or a sample of them, without nulls."""
+
+
 class OutputInspection:
     """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Findings are kept even if it raises."""
 
@@ -85,7 +93,7 @@ class OutputInspection:
         place: Location,
         features: ModelFeatures,
         settings: Settings,
-        earlier: tuple[str, np.ndarray] | None,
+        earlier: EarlierPredictions | None,
         drawing: Executor | None,
     ) -> None:
         """Draw plots on `drawing`, one at a time, while the table is published; draw none if it is None."""
@@ -111,20 +119,19 @@ class OutputInspection:
         """
         columns = columns_finding(table.schema, self._features)
         self.findings = [rows_finding(outcome.rows, table.rows), columns, finite_finding(outcome)]
-        self.findings.append(drift_finding(self._earlier, predictions(table), self._settings.max_prediction_drift))
+        names = outcome.output_names
+        now, limit = predictions(table, names), self._settings.max_prediction_drift
+        self.findings.append(drift_finding(self._earlier, now, limit))
         stop_if_blocked(str(self._place), self.findings)
         self._metadata = table_metadata(table, self._place)
-        compared = compare_with_replaced(self._place.parent, table)
+        compared = compare_with_replaced(self._place.parent, table, names)
         if compared is not None:
             self._metadata |= compared.metadata()
         if self._drawing is not None:
-            columns_drawn = ["prediction", *self._features.signature.names]
-            self._plots["distributions"] = self._drawing.submit(histograms(table, columns_drawn))
-            if compared is not None and len(compared.differences()):
-                self._plots["changes"] = self._drawing.submit(
-                    version_comparison,
-                    *(compared.before, compared.after, compared.earlier, compared.current, compared.differences()),
-                )
+            drawn = histograms(table, names, self._features.signature.names)
+            self._plots["distributions"] = self._drawing.submit(drawn)
+            if compared is not None and compared.predicted_by_both:
+                self._plots["changes"] = self._drawing.submit(version_comparison, compared)
 
 
 def _markdown(plot: Future[str]) -> str:
@@ -134,13 +141,13 @@ def _markdown(plot: Future[str]) -> str:
         return f"could not be drawn ({type(error).__name__}: {first_line(error)})"
 
 
-def earlier_predictions(folders: Sequence[Location]) -> tuple[str, np.ndarray] | None:
-    """Return the location and predictions of the first of these folders that has an output; None if none has one."""
+def earlier_predictions(folders: Sequence[Location]) -> EarlierPredictions | None:
+    """Return the predictions of the first of these folders that has an output; None if none has one."""
     for folder in folders:
         try:
-            parts = output_parts(folder)
+            parts, names = published_output(folder)
             with ParquetFiles(parts) as table:
-                return str(parts[0] if len(parts) == 1 else folder), predictions(table)
+                return EarlierPredictions(str(parts[0] if len(parts) == 1 else folder), predictions(table, names))
         except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
             continue  # the old output is unreadable; it must not block the new output
     return None
@@ -165,10 +172,12 @@ def columns_finding(found: pa.Schema, features: ModelFeatures) -> Finding:
 
 
 def finite_finding(outcome: ScoringSummary) -> Finding:
-    """Check that the model returned a finite number for each row with complete features."""
+    """Check that the model returned a value, if a number a finite one, for each row with complete features."""
     broken, failed = outcome.reasons.get(NOT_FINITE, 0), outcome.reasons.get(MODEL_FAILED, 0)
     more = f"; the model failed on {failed} more rows" if failed else ""
-    return Finding(FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN or infinite{more}")
+    return Finding(
+        FINITE, broken == 0, f"{broken} of {outcome.scored + broken} predictions are NaN, infinite or null{more}"
+    )
 
 
 def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float, what: str) -> Finding:
@@ -179,17 +188,36 @@ def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float
     return Finding(check, not over, f"{what}: {named} of {rows} rows ({limit:.1%} allowed)")
 
 
-def drift_finding(earlier: tuple[str, np.ndarray] | None, now: np.ndarray, limit: float) -> Finding:
-    """Check that the predictions are distributed as earlier ones were."""
+def drift_finding(earlier: EarlierPredictions | None, now: Mapping[str, pa.Array], limit: float) -> Finding:
+    """Check that the values of each output are distributed as earlier ones were.
+
+    Args:
+        earlier: earlier predictions; only outputs of the same name and type are compared.
+        now: output column → its values, without nulls.
+        limit: the largest population stability index that passes.
+    """
     if earlier is None:
         return Finding(DRIFT, True, "there is no earlier output to compare with")
-    place, before = earlier
-    index = drift(before, now)
+    alike = [name for name in now if name in earlier.outputs and earlier.outputs[name].type == now[name].type]
+    if not alike:
+        return Finding(DRIFT, True, f"no output has the name and type of one in {earlier.place}: nothing is compared")
+    indexes = [(drift(earlier.outputs[name], now[name]), name) for name in alike]
+    index, name = max(indexes, key=lambda pair: pair[0] or 0)
+    before, after = earlier.outputs[name], now[name]
     if index is None:
-        counts = f"{len(now)} here, {len(before)} in {place}, {MIN_ROWS_FOR_DRIFT} are needed"
+        counts = f"{len(after)} here, {len(before)} in {earlier.place}, {MIN_ROWS_FOR_DRIFT} are needed"
         return Finding(DRIFT, True, f"too few predictions to measure drift: {counts}")
-    measured = f"population stability index {index:.3f} ({limit:g} allowed) relative to {place}"
-    return Finding(DRIFT, index <= limit, f"{measured}; mean {np.mean(now):.4g} (before: {np.mean(before):.4g})")
+    of = f" of {name}, the largest of {len(alike)} outputs" if len(alike) > 1 else ""
+    measured = f"population stability index {index:.3f}{of} ({limit:g} allowed) relative to {earlier.place}"
+    return Finding(DRIFT, index <= limit, f"{measured}; {_change(before, after)}")
+
+
+def _change(before: pa.Array, after: pa.Array) -> str:
+    if are_labels(before):
+        shares = [label_shares(before), label_shares(after)]
+        label = max(shares[0] | shares[1], key=lambda each: abs(shares[1].get(each, 0) - shares[0].get(each, 0)))
+        return f"share of {label!r} {shares[1].get(label, 0):.1%} (before: {shares[0].get(label, 0):.1%})"
+    return f"mean {pc.mean(after).as_py():.4g} (before: {pc.mean(before).as_py():.4g})"
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:

@@ -79,7 +79,7 @@ def test_infinite_predictions_are_not_published_and_the_check_reports_them(graph
     result = graph.run(version=version)
 
     assert "was not published because a blocking check failed; the old file is unchanged" in failure(result)
-    assert "predictions_finite: 150 of 150 predictions are NaN or infinite" in failure(result)
+    assert "predictions_finite: 150 of 150 predictions are NaN, infinite or null" in failure(result)
     check = checks(result)["batch_output:predictions_finite"]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
     assert graph.file("batch_output.parquet").read_bytes() == before
@@ -231,3 +231,65 @@ def test_outputs_of_a_run_over_several_requests_are_not_stale(graph):
 def test_every_check_has_a_description():
     for key in definitions.resolve_asset_graph().asset_check_keys:
         assert definitions.resolve_asset_graph().get(key).description, key
+
+
+def register_classifier(world: World, labels: list[str], seed: int) -> int:
+    import numpy as np
+    import pandas as pd
+    from sklearn.linear_model import LogisticRegression
+
+    stats = pd.read_parquet(world.folder / "feature_repo" / "data" / "driver_stats.parquet")
+    frame = stats[DRIVER_INPUTS].astype("float64")
+    edges = frame["conv_rate"] + np.random.default_rng(seed).normal(0, 0.1, len(frame))
+    cut = np.digitize(edges, np.quantile(edges, np.linspace(0, 1, len(labels) + 1)[1:-1]))
+    model = LogisticRegression(max_iter=1000).fit(frame, np.array(labels)[cut])
+    tags = {"feast.feature_service": "driver_ranking", "serving.outputs": "predict,predict_proba"}
+    return world.register(model, frame, tags=tags, promote=False, input_example=frame.head(20))
+
+
+def test_the_labels_and_probabilities_of_a_classifier_are_checked_drawn_and_compared(graph):
+    graph.run(version=1)
+    first, second = (register_classifier(graph.world, ["bronze", "gold", "silver"], seed) for seed in (1, 2))
+
+    result = graph.run(version=first)
+
+    assert result.success
+    columns = ["prediction_label", "prediction_bronze", "prediction_gold", "prediction_silver"]
+    row = graph.output()[0]
+    assert list(row)[-8:] == [*columns, "reason", "model_name", "model_version", "feature_service"]
+    assert row["prediction_label"] == max(("bronze", "gold", "silver"), key=lambda name: row[f"prediction_{name}"])
+    manifest = msgspec.json.decode(graph.file("manifest.json").read_bytes())
+    assert manifest["outcome"]["outputs"] == dict(zip(columns, ["string", *["double"] * 3], strict=True))
+    drift = checks(result)["batch_output:prediction_drift"]
+    assert drift.passed
+    assert "no output has the name and type of one in " in drift.description
+    found = metadata(result, "batch_output")
+    assert str(found["changed_predictions"]).startswith(
+        "the outputs can't be compared: only driver_ranker/1 has prediction (double); only driver_ranker/"
+    )
+    assert str(found["distributions"]).startswith("![Distributions](data:image/png;base64,")
+
+    result = graph.run(version=second)
+
+    assert "largest of 4 outputs (0.25 allowed)" in checks(result)["batch_output:prediction_drift"].description
+    found = metadata(result, "batch_output")
+    assert " of 150 rows differ from driver_ranker/" in str(found["changed_predictions"])
+    assert "prediction_gold in 150 by " in str(found["changed_predictions"])
+    assert str(found["version_comparison"]).count("\n") == 1 + len(columns)
+    assert str(found["changes"]).startswith("![Change of the predictions](data:image/png;base64,")
+
+    published = graph.file("batch_output.parquet").read_bytes()
+    rows = graph.requests.joinpath("day1.csv").read_text()
+    graph.write_request(rows.replace("order", "Prediction_Gold", 1))
+    result = graph.run(version=second)
+    assert "batch_input.parquet, column 'Prediction_Gold'" in failure(result)
+    assert "has an output of this name: rename the column in the request or leave it out" in failure(result)
+    assert graph.file("batch_output.parquet").read_bytes() == published
+
+
+def test_the_manifest_of_a_version_with_one_number_does_not_list_outputs(graph):
+    graph.run(version=1)
+    manifest = msgspec.json.decode(graph.file("manifest.json").read_bytes())
+    assert list(manifest["outcome"]) == [
+        "batch_input", "missing_features", "impute_values", "rows", "scored", "reasons", "software",
+    ]  # fmt: skip

@@ -8,8 +8,9 @@ from scoring.arrow.signature import OUTPUT_COLUMNS, ModelInput, Signature
 from scoring.errors import ModelRefused
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import Feature, ModelFeatures
+from scoring.models.outputs import ONE_NUMBER, OutputColumn, Outputs
 from scoring.models.registry import ModelVersion
-from scoring.serving import _check_names
+from scoring.serving import _check_names, check_output_names
 from tests.support.fakes import features
 
 VERSION = ModelVersion("m", 1)
@@ -41,3 +42,19 @@ def test_no_feature_has_the_name_of_a_column_of_the_request() -> None:
             _check_names(VERSION, link(computed=name))
     _check_names(VERSION, link())
     _check_names(VERSION, link(computed="v__reason", requested="id"))  # a key may be an input
+
+
+def test_no_column_has_the_name_of_one_of_several_outputs() -> None:
+    outputs = Outputs((OutputColumn("label", "string"), OutputColumn("gold", "double")))
+    for linked, what in (
+        (link(computed="Prediction_Gold"), "input 'Prediction_Gold'"),
+        (link(requested="prediction_gold"), "input 'prediction_gold'"),
+        (link(key="prediction_label"), "request column 'prediction_label'"),
+    ):
+        _check_names(VERSION, linked)
+        with pytest.raises(
+            ModelRefused, match=f"its {what} has the name of one of its outputs in a batch output: rename"
+        ):
+            check_output_names(VERSION, linked, outputs)
+        check_output_names(VERSION, linked, ONE_NUMBER)
+    check_output_names(VERSION, link(computed="gold"), outputs)

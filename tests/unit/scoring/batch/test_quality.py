@@ -5,10 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.batch.quality import SAMPLED_ROWS, drift, sample
+from scoring.batch import quality
+from scoring.batch.quality import MOST_INTEGER_LABELS, SAMPLED_ROWS, predictions, sample
 from scoring.files.parquet import ParquetFiles
 
 NORMAL = np.random.default_rng(1).normal(0, 1, 5000)
+
+
+def drift(reference, current):
+    return quality.drift(pa.array(reference), pa.array(current))
 
 
 @pytest.fixture
@@ -45,6 +50,43 @@ def test_a_constant_that_stays_is_none_and_one_that_moves_is():
 @pytest.mark.parametrize(("before", "now"), [(0, 5000), (5000, 99), (99, 99)])
 def test_too_few_predictions_tell_nothing(before, now):
     assert drift(NORMAL[:before], NORMAL[:now]) is None
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["gold", "silver", "tin"], [True, False, True], [1, 2**60, 2**60 + 1]],
+    ids=["strings", "booleans", "integers"],
+)
+def test_labels_drift_by_their_shares_and_a_new_or_absent_one_counts_as_an_empty_bin(labels):
+    before, other = [labels[0]] * 80 + [labels[1]] * 120, [labels[0]] * 120 + [labels[1]] * 80
+
+    assert drift(before, list(reversed(before))) == 0
+    expected = 2 * 0.2 * np.log(0.6 / 0.4)
+    assert drift(before, other) == pytest.approx(expected)
+    assert drift(before, [labels[1]] * 200) > 0.25
+    assert drift([labels[1]] * 200, before) > 0.25
+    if labels[2] not in labels[:2]:
+        assert drift(before, before[:-60] + [labels[2]] * 60) > 0.25
+
+
+def test_many_labels_are_grouped_so_that_random_variation_is_no_drift():
+    random = np.random.default_rng(3)
+
+    assert drift(random.integers(0, 40, 400).astype(str), random.integers(0, 40, 400).astype(str)) < 0.1
+
+
+def test_an_integer_of_many_values_is_a_number():
+    assert quality.are_labels(pa.array(range(MOST_INTEGER_LABELS)))
+    assert not quality.are_labels(pa.array(range(MOST_INTEGER_LABELS + 1)))
+    assert drift(np.arange(1000), np.arange(1000) + 1) < 0.02
+
+
+def test_more_outputs_are_sampled_by_fewer_rows(table):
+    names = [f"prediction_{i}" for i in range(8)]
+    columns = dict.fromkeys(names, np.arange(2 * SAMPLED_ROWS))
+    with table(columns, row_group_size=SAMPLED_ROWS // 8) as files:
+        assert len(predictions(files, names[:1])[names[0]]) == SAMPLED_ROWS
+        assert {len(each) for each in predictions(files, names).values()} == {SAMPLED_ROWS // 2}
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=100, max_size=200), st.randoms())

@@ -10,6 +10,7 @@ from scoring.batch.quality import SourceAge
 from scoring.files.transfer import Content
 from serving_assets.assets.checks import DRIFT, FINITE, NULLS, ROWS, Finding, NotPublished, results, stop_if_blocked
 from serving_assets.assets.inspection import (
+    EarlierPredictions,
     columns_finding,
     drift_finding,
     finite_finding,
@@ -42,11 +43,11 @@ def test_missing_and_mistyped_inputs_are_named():
 
 def test_predictions_that_are_nan_fail_the_check_and_rows_without_one_do_not():
     assert finite_finding(outcome({"not_found": 2})).passed
-    assert finite_finding(outcome({"not_finite": 2})).summary == "2 of 10 predictions are NaN or infinite"
+    assert finite_finding(outcome({"not_finite": 2})).summary == "2 of 10 predictions are NaN, infinite or null"
     assert not finite_finding(outcome({"not_finite": 2})).passed
     failed = finite_finding(outcome({"model_failed": 3}))
     assert failed.passed
-    assert failed.summary.endswith("are NaN or infinite; the model failed on 3 more rows")
+    assert failed.summary.endswith("are NaN, infinite or null; the model failed on 3 more rows")
 
 
 def test_features_over_the_limit_are_named_with_their_share():
@@ -71,11 +72,33 @@ def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_takes_pre
 def test_drift_is_reported_with_the_output_that_it_is_relative_to():
     values = np.random.default_rng(1).normal(0, 1, 500)
 
-    assert drift_finding(None, values, 0.25).passed
-    assert "too few" in drift_finding(("old", values[:10]), values, 0.25).summary
-    shifted = drift_finding(("old/batch_output.parquet", values), values + 2, 0.25)
+    def found(earlier, now):
+        before = EarlierPredictions("old/batch_output.parquet", {"prediction": pa.array(earlier)})
+        return drift_finding(before, {"prediction": pa.array(now)}, 0.25)
+
+    assert drift_finding(None, {"prediction": pa.array(values)}, 0.25).passed
+    assert "too few" in found(values[:10], values).summary
+    shifted = found(values, values + 2)
     assert (shifted.check, shifted.passed) == (DRIFT, False)
-    assert "old/batch_output.parquet" in shifted.summary
+    assert shifted.summary.startswith("population stability index ")
+    assert f"relative to old/batch_output.parquet; mean {np.mean(values + 2):.4g} (before: " in shifted.summary
+    labels = found(["gold"] * 150 + ["silver"] * 50, ["gold"] * 60 + ["silver"] * 140)
+    assert (labels.passed, labels.summary.rpartition("; ")[2]) == (False, "share of 'gold' 30.0% (before: 75.0%)")
+    assert "share of False 50.0% (before: 100.0%)" in found([False] * 100, [False] * 50 + [True] * 50).summary
+    unlike = found(values, ["gold"] * 500)
+    assert unlike.passed
+    assert "no output has the name and type of one in old/batch_output.parquet" in unlike.summary
+
+
+def test_the_largest_drift_of_several_outputs_is_reported_and_named():
+    values = np.random.default_rng(1).normal(0, 1, 500)
+    before = {name: pa.array(values) for name in ("prediction_a", "prediction_b", "prediction_gone")}
+    now = {"prediction_a": pa.array(values), "prediction_b": pa.array(values + 2), "prediction_new": pa.array(values)}
+
+    found = drift_finding(EarlierPredictions("old", before), now, 0.25)
+
+    assert not found.passed
+    assert " of prediction_b, the largest of 2 outputs (0.25 allowed) relative to old; mean " in found.summary
 
 
 def test_only_blocking_checks_prevent_publication():

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.files.parquet import ParquetFiles
+from serving_assets.assets import plots
 from serving_assets.assets.plots import MOST_PANELS, histograms
 
 
@@ -36,15 +37,34 @@ def test_every_kind_of_column_is_drawn_and_stays_small(tmp_path, values):
     pq.write_table(pa.table({"prediction": values, "speed": values}), tmp_path / "file.parquet")
 
     with ParquetFiles([tmp_path / "file.parquet"]) as table:
-        markdown = histograms(table, ["prediction", "speed"])()
+        markdown = histograms(table, ["prediction"], ["speed"])()
 
     assert drawn(markdown) > 0.005
     assert len(markdown) < 40_000
 
 
-def test_features_that_do_not_fit_are_counted(tmp_path):
-    columns = {f"f{i}": [1.0, 2.0] for i in range(MOST_PANELS + 3)}
-    pq.write_table(pa.table(columns), tmp_path / "file.parquet")
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "drawn_outputs"), [(1, 14, 1), (14, 1, 11), (9, 9, 6)], ids=["inputs", "outputs", "both"]
+)
+def test_columns_that_do_not_fit_are_counted(tmp_path, outputs, inputs, drawn_outputs, monkeypatch):
+    names = [[f"o{i}" for i in range(outputs)], [f"i{i}" for i in range(inputs)]]
+    pq.write_table(pa.table({name: [1.0, 2.0] for each in names for name in each}), tmp_path / "file.parquet")
+    panels = []
+    monkeypatch.setattr(plots, "_draw", lambda _panel, name, _values: panels.append(name))
 
     with ParquetFiles([tmp_path / "file.parquet"]) as table:
-        assert "3 more features are not drawn" in histograms(table, list(columns))()
+        markdown = histograms(table, *names)()
+
+    assert panels == [*names[0][:drawn_outputs], *names[1][: MOST_PANELS - drawn_outputs]]
+    assert f"{outputs + inputs - MOST_PANELS} more columns are not drawn" in markdown
+
+
+def test_an_integer_output_of_few_values_is_drawn_as_labels_and_an_input_as_numbers(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"prediction": [2**60, 2**60 + 1], "i": [1, 2]}), tmp_path / "file.parquet")
+    found = {}
+    monkeypatch.setattr(plots, "_draw", lambda _panel, name, values: found.update({name: values.to_pylist()}))
+
+    with ParquetFiles([tmp_path / "file.parquet"]) as table:
+        histograms(table, ["prediction"], ["i"])()
+
+    assert found == {"prediction": [str(2**60), str(2**60 + 1)], "i": [1, 2]}
