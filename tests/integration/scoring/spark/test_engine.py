@@ -7,7 +7,7 @@ import datetime as dt
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,8 @@ class World:
         self.request = write_request(folder / "day1.parquet")
         self.serving = self._model()
 
-    def _model(self) -> ServingModel:
+    def _model(self, labels: Sequence[Any] | None = None, functions: str = "predict") -> ServingModel:
+        """Return a linear regressor, or else a classifier with these labels, which are repeated."""
         import mlflow.sklearn
         from mlflow.models import infer_signature
         from sklearn.compose import make_column_transformer
@@ -138,6 +139,7 @@ class World:
         from sklearn.linear_model import LinearRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder
+        from sklearn.tree import DecisionTreeClassifier
 
         from scoring.features.feature_service import link_features
         from scoring.models.admission import validate
@@ -146,27 +148,28 @@ class World:
         from scoring.models.registry import ModelVersion
 
         random = np.random.default_rng(6)
-        frame = pd.DataFrame(random.random((200, 7)), columns=INPUTS).assign(
-            orders=random.integers(0, 9, 200), trusted=random.random(200) > 0.5, age=random.integers(18, 90, 200)
+        frame = pd.DataFrame(random.normal(50, 20, (200, 7)), columns=INPUTS).assign(
+            orders=random.integers(0, 1 << 20, 200), trusted=random.random(200) > 0.5, age=random.integers(18, 90, 200)
         )
         frame["tier"] = random.choice(["gold", "silver"], 200)
         numbers = [name for name in INPUTS if name != "tier"]
         model = make_pipeline(
             make_column_transformer((SimpleImputer(), numbers), (OneHotEncoder(sparse_output=False), ["tier"])),
-            LinearRegression(),
-        ).fit(frame, random.random(200))
+            LinearRegression() if labels is None else DecisionTreeClassifier(max_depth=5, random_state=0),
+        ).fit(frame, random.random(200) if labels is None else np.resize(np.array(labels), 200))
+        folder = self.folder / f"model_{0 if labels is None else type(labels[0]).__name__}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of integer inputs without a way to say "missing", which are meant
             mlflow.sklearn.save_model(
                 model,
-                self.folder / "model",
+                folder,
                 signature=infer_signature(frame, model.predict(frame)),
                 input_example=frame.head(),
                 pip_requirements=["scikit-learn"],
-                skops_trusted_types=["numpy.dtype"],
+                skops_trusted_types=["numpy.dtype", "sklearn.tree._tree.Tree"],
             )
         rules = LoadingRules.from_settings(Settings(model_name="orders"))
-        files = read_model_files(ModelVersion("orders", 1), self.folder / "model", rules)
+        files = read_model_files(ModelVersion("orders", 1, {"serving.outputs": functions}), folder, rules)
         features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
         return ServingModel(validate(files)[0], features, files)
 
@@ -295,7 +298,7 @@ def test_what_fails_leaves_the_older_result_and_no_litter(
     with pytest.raises(FeaturesRejected) as rejected:
         engine.write_output(spark, world.serving, Policy("reject"))
     (tmp_path / "model").mkdir()
-    shutil.copy(world.folder / "model" / "MLmodel", tmp_path / "model")
+    shutil.copy(world.serving.files.folder / "MLmodel", tmp_path / "model")
     broken = msgspec.structs.replace(world.serving.files, folder=tmp_path / "model")
     with pytest.raises(PredictionFailed, match=r"orders/1 failed to predict: its model file 'model\.skops' is missing"):
         engine.write_output(spark, msgspec.structs.replace(world.serving, files=broken), Policy())
@@ -320,6 +323,40 @@ def test_with_imputed_values_it_is_the_same_and_the_replaced_parts_stay_for_thei
     assert manifest(spark).outcome.reasons["imputed_null_feature"] > 0
     assert table(spark).equals(table(Location(tmp_path / "local")))
     assert {part.name for part in before.parts} < objects(spark).keys()
+
+
+def test_labels_and_probabilities_are_the_same(
+    world: World, engine: "SparkEngine", local: Location, spark: Location, tmp_path: Path
+) -> None:
+    kinds: list[tuple[list[Any], str, list[str]]] = [
+        (["gold", "ünï", ""], "predict,predict_proba", ["string", "double", "double", "double"]),
+        ([2**53 + 1, 2**53 + 2, -(2**63)], "predict", ["int64"]),
+        ([True, False], "predict", ["bool"]),
+    ]
+    for labels, functions, types in kinds:
+        shutil.copytree(local.local, tmp_path / types[0])
+        serving = world._model(labels, functions)
+
+        LocalEngine().write_output(Location(tmp_path / types[0]), serving, Policy())
+        engine.write_output(spark, serving, Policy())
+
+        found, expected = table(spark), table(Location(tmp_path / types[0]))
+        assert found.schema.equals(expected.schema)
+        assert found.equals(expected)
+        assert without_places(manifest(spark)) == without_places(manifest(Location(tmp_path / types[0])))
+        outputs = manifest(spark).outcome.outputs
+        several = [f"prediction_{name}" for name in ("label", *sorted(labels))]
+        assert list(outputs) == (["prediction"] if len(types) == 1 else several)
+        assert [str(found.schema.field(name).type) for name in outputs] == types == list(outputs.values())
+        for name, dtype in outputs.items():
+            if dtype == "double":
+                bits = [each[name].fill_null(0).to_numpy().tobytes() for each in (found, expected)]
+                assert bits[0] == bits[1]
+            assert found[name].is_valid().equals(found["reason"].is_null())
+        label = found[next(iter(outputs))]
+        assert set(label.drop_null().to_pylist()) <= set(labels)
+        assert len(label.unique()) > 2  # two labels and null
+        assert set(found["reason"].to_pylist()) == {None, "not_found", "null_feature", "model_failed"}
 
 
 def test_a_request_without_rows_has_a_result_without_rows(world: World, engine: "SparkEngine", tmp_path: Path) -> None:
