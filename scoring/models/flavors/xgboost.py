@@ -55,7 +55,7 @@ def as_mlflow(files: ModelFiles, function: str) -> dict[str, dict[str, Any]] | N
     """See `Flavor.as_mlflow`."""
     if function != "predict":
         return None
-    data = _file(files).name
+    data = files.flavor("xgboost").get("data")
     return {
         "python_function": {"loader_module": "mlflow.xgboost", "data": data},
         "xgboost": {"data": data, "model_class": _class(files)},
