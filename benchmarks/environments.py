@@ -36,12 +36,15 @@ class WrongVersion(RuntimeError):
 
 OURS, OURS_BATCH = "ours", "ours-batch"
 OUR_REQUIREMENTS = {OURS: "api.txt", OURS_BATCH: "batch.txt"}
+MODEL_LIBRARIES = dict.fromkeys((OURS, OURS_BATCH, "bentoml"), ("xgboost", "lightgbm", "onnx"))
+"""Environment → the extras that it also has, from the same locks."""
 
 
-def requirements_of(peer: str) -> Path:
-    """Return the peer's requirements file."""
+def requirements_of(peer: str) -> list[Path]:
+    """Return the requirements files of the peer's environment."""
     own = OUR_REQUIREMENTS.get(peer)
-    return ROOT / "requirements" / own if own else PEERS / peer / "requirements.txt"
+    first = ROOT / "requirements" / own if own else PEERS / peer / "requirements.txt"
+    return [first, *(ROOT / "requirements" / f"{extra}.txt" for extra in MODEL_LIBRARIES.get(peer, ()))]
 
 
 def folder_of(peer: str) -> Path:
@@ -57,14 +60,15 @@ def python_of(peer: str) -> Path:
 def build(peer: str) -> None:
     """Build the environment unless it matches the requirements. Bytecode is compiled, as in ours."""
     requirements = requirements_of(peer)
-    stamp, wanted = folder_of(peer) / ".requirements", hashlib.sha256(requirements.read_bytes()).hexdigest()
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in requirements)).hexdigest()
+    stamp = folder_of(peer) / ".requirements"
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     print(f"Building the environment of {peer} in {folder_of(peer)} (once) ...", file=sys.stderr, flush=True)
     # sync installs the listed packages without resolving, because MLServer's and Feast's requirements conflict.
     install = ["sync", "--quiet", "--require-hashes", "--compile-bytecode", "--python", str(python_of(peer))]
     _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder_of(peer)))
-    _uv("pip", *install, str(requirements))
+    _uv("pip", *install, *map(str, requirements))
     stamp.write_text(wanted)
 
 

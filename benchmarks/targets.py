@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from benchmarks.batch import sections as batch
 from benchmarks.batch.contest import BatchRound
+from benchmarks.batch.world import MODELS
 from benchmarks.online import sections as online
 from benchmarks.online import start
 from benchmarks.online.rounds import Round
@@ -34,7 +35,8 @@ def targets(results: Mapping[str, Result]) -> Iterator[Target]:
 
 
 def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
-    for section, least in (("online-5", 20), ("online-100", 20), ("online-5-forest", 10), ("online-5-sqlite", 5)):
+    least_of = {"online-5": 20, "online-100": 20, "online-5-forest": 10, "online-5-sqlite": 5}
+    for section, least in (least_of | dict.fromkeys(map("online-5-{}".format, online.WITH_BENTOML), 15)).items():
         if section in sections:
             ours, bentoml = (_median(sections[section], server, "requests_s") for server in ("ours", "bentoml"))
             yield _at_least(f"{online.title(section)}: requests/s, x BentoML", least, ours / bentoml)
@@ -86,6 +88,12 @@ def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Targ
         if "predict-1m" in sections:
             growth = peak("predict-10m", ours) / peak("predict-1m", ours)
             yield _at_most("Prediction: peak memory at 10,000,000 rows, x that at 1,000,000", 1.1, growth)
+    for model in MODELS:
+        if (section := f"predict-10m-{model}") in sections:
+            ours = f"predict-product-{model}"
+            ratio = faster(section, f"predict-baseline-{model}", ours)
+            yield _at_least(f"{batch.title(section)}: speed, x the baseline", 1.2, ratio)
+            yield _at_most(f"{batch.title(section)}: peak MiB", 600, peak(section, ours))
     if "graph-10m" in sections:
         ratio = faster("graph-10m", "graph-checked", "graph-dagster")
         yield _at_most("The whole graph for 10,000,000 rows through Dagster: time, x its parts", 1.1, 1 / ratio)

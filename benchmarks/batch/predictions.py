@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.batch.task import output_file
-from benchmarks.batch.world import FEW, joined_rows, open_batch_world
+from benchmarks.batch.world import FEW, MODELS, joined_rows, open_batch_world
 from scoring.files.location import Location
 
 
@@ -17,9 +17,11 @@ class Prediction:
     """Base class: the joined rows, which the product has written, and the output file."""
 
     name = "predict"
+    alias = ""
+    """One of MODELS; empty for the ElasticNet."""
 
     def __init__(self, rows: int) -> None:
-        self.world = open_batch_world()
+        self.world = open_batch_world(self.alias)
         self.rows = rows
         self.output = output_file(self.name)
 
@@ -136,4 +138,11 @@ def _constants(rows: int) -> list[pa.Array]:
     ]
 
 
-PREDICTIONS = (BatchOutput, Baseline, DecodeEncode)
+PREDICTIONS: tuple[type[Prediction], ...] = (
+    *(BatchOutput, Baseline, DecodeEncode),
+    *(
+        type(kind.__name__, (kind,), {"name": f"{kind.name}-{model}", "alias": model})
+        for model in MODELS
+        for kind in (BatchOutput, Baseline)
+    ),
+)

@@ -13,6 +13,8 @@ import msgspec
 
 from benchmarks.batch.contest import BatchRound, contest
 from benchmarks.batch.materialization import MATERIALIZE_UNTIL, REDIS_PORT
+from benchmarks.batch.world import MODELS
+from benchmarks.online.sections import MODEL_NAMES
 from benchmarks.paths import ROOT
 from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
@@ -28,6 +30,8 @@ class Work(msgspec.Struct, frozen=True):
     rows: int
     base: str
     """The contender that ratios are relative to."""
+    model: str = ""
+    """The alias of the model; empty for the ElasticNet."""
 
 
 _JOIN = ("join-product", "join-store")
@@ -41,6 +45,12 @@ WORKS = {
     "predict-100k": Work(_PREDICT, 100_000, "predict-baseline"),
     "predict-1m": Work(_PREDICT, 1_000_000, "predict-baseline"),
     "predict-10m": Work(_PREDICT, 10_000_000, "predict-baseline"),
+    **{
+        f"predict-10m-{model}": Work(
+            (f"predict-product-{model}", f"predict-baseline-{model}"), 10_000_000, f"predict-baseline-{model}", model
+        )
+        for model in MODELS
+    },
     "graph-10m": Work(("graph-dagster", "graph-checked", "graph-parts"), 10_000_000, "graph-checked"),
     "materialize-redis": Work(
         ("materialize-redis-product", "materialize-redis-feast"), 200_000, "materialize-redis-feast"
@@ -58,6 +68,8 @@ CONTENDER_NAMES = {
     "predict-product": "**batch_output of model-serving**",
     "predict-baseline": "pandas, pyfunc, to_parquet (baseline)",
     "predict-floor": "decode + encode alone (floor)",
+    **{f"predict-product-{model}": "**batch_output of model-serving**" for model in MODELS},
+    **{f"predict-baseline-{model}": "pandas, pyfunc, to_parquet (baseline)" for model in MODELS},
     "graph-dagster": "**job score_batch through Dagster**",
     "graph-checked": "its parts in sequence (the functions and checks of the assets)",
     "graph-parts": "its parts without the checks",
@@ -68,7 +80,7 @@ CONTENDER_NAMES = {
 }
 TITLES = {
     "join": "Point-in-time join of {rows:,} rows with 10,000 drivers x 30 hours",
-    "predict": "Prediction of {rows:,} rows, ElasticNet",
+    "predict": "Prediction of {rows:,} rows, {model}",
     "graph": "The whole graph for {rows:,} rows",
     "materialize": "Materialization of {rows:,} drivers into {store}",
 }
@@ -98,14 +110,17 @@ def run(sections: Sequence[str], scale: Scale) -> Iterator[Result]:
 def _write_files(section: str, rows: int) -> None:
     """Write the contenders' input files before they start, in a process that is not their parent."""
     if not section.startswith("materialize"):
-        command = [sys.executable, "-m", "benchmarks.batch.files", section.partition("-")[0], str(rows)]
+        kind, model = section.partition("-")[0], WORKS[section].model
+        command = [sys.executable, "-m", "benchmarks.batch.files", kind, model, str(rows)]
         subprocess.run(command, cwd=ROOT, check=True, env=environment_for_servers())
 
 
 def title(section: str) -> str:
     """The heading of a section."""
     kind, _, store = section.partition("-")
-    return TITLES[kind].format(rows=WORKS[section].rows, store={"redis": "Redis", "sqlite": "SQLite"}.get(store))
+    work = WORKS[section]
+    model = MODEL_NAMES[work.model or "elasticnet"]
+    return TITLES[kind].format(rows=work.rows, store={"redis": "Redis", "sqlite": "SQLite"}.get(store), model=model)
 
 
 def as_table(result: Result) -> str:

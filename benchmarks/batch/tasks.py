@@ -1,12 +1,16 @@
 """All batch contenders by name."""
 
+from collections.abc import Callable
+from typing import Any
+
 from benchmarks.batch.graph import GRAPHS
 from benchmarks.batch.joins import JOINS
 from benchmarks.batch.materialization import MATERIALIZATIONS
 from benchmarks.batch.predictions import PREDICTIONS
 from benchmarks.batch.task import Task
 
-TASKS = {kind.name: kind for kind in (*JOINS, *PREDICTIONS, *GRAPHS, *MATERIALIZATIONS)}
+_KINDS: tuple[Any, ...] = (*JOINS, *PREDICTIONS, *GRAPHS, *MATERIALIZATIONS)
+TASKS: dict[str, Callable[[int], Task]] = {kind.name: kind for kind in _KINDS}
 
 
 def make_task(name: str, rows: int) -> Task:

@@ -1,5 +1,6 @@
-"""Feature views and requests with many rows, an ElasticNet, and Feast's own offline stores beside ours. Built once."""
+"""Feature views and requests with many rows, some models, and Feast's own offline stores beside ours. Built once."""
 
+import dataclasses
 import datetime as dt
 import json
 import shutil
@@ -26,26 +27,41 @@ DRIVERS, HOURS = 10_000, 30
 FEATURES = ("conv_rate", "acc_rate", "avg_daily_trips")
 SERVICE = "driver_ranking"
 OFFLINE_STORES = {"file": {"type": "file"}, "duckdb": {"type": "duckdb"}}
+MODELS = ("xgboost", "lightgbm")
+"""Aliases of models besides the ElasticNet."""
+MODELS_FILE = Path(__file__).parents[1] / "online" / "world.py"
 FEW = 1000
 """Number of rows for a contender's warm-up."""
 ROWS_PER_PIECE = 1_000_000
 
 
-def open_batch_world() -> World:
-    """Open the world, and build it if it is missing or outdated."""
+def open_batch_world(model: str = "") -> World:
+    """Open the world with the ElasticNet, or with one of MODELS. Build it if it is missing or outdated."""
+    world = _open()
+    own = {"SERVING_MODEL_ALIAS": model} if model else {}
+    return dataclasses.replace(world, environment=world.environment | own)
+
+
+def _open() -> World:
+    made_of = fingerprint(__file__, str(MODELS_FILE))
     try:
         state = json.loads((FOLDER / "world.json").read_text())
-        if state.get("made_of") == fingerprint(__file__):
+        if state.get("made_of") == made_of:
             return World(FOLDER, state["environment"], dt.datetime.fromisoformat(state["now"]))
     except FileNotFoundError:
         pass
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
+    from benchmarks.online.world import register_model  # needs packages that contenders lack
+
     now = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
     with quietly():
-        world = build_driver_world(FOLDER, stats=feature_rows(now, DRIVERS, HOURS))
+        stats = feature_rows(now, DRIVERS, HOURS)
+        world = build_driver_world(FOLDER, stats=stats)
+        for name in MODELS:
+            register_model(world, name, stats.head(2000))
     _add_offline_stores(world)
-    state = {"made_of": fingerprint(__file__), "now": now.isoformat(), "environment": world.environment}
+    state = {"made_of": made_of, "now": now.isoformat(), "environment": world.environment}
     (FOLDER / "world.json").write_text(json.dumps(state))
     return world
 
@@ -70,7 +86,7 @@ def feature_rows(until: dt.datetime, drivers: int, hours: int) -> "pd.DataFrame"
 
 def joined_rows(world: World, rows: int) -> Path:
     """Return the path of the joined request with this number of rows; see `benchmarks.batch.files`."""
-    return world.folder / "joined" / f"rows_{rows}" / "batch_input.parquet"
+    return world.folder / "joined" / world.settings.model_alias / f"rows_{rows}" / "batch_input.parquet"
 
 
 def request_of(world: World, rows: int) -> Path:

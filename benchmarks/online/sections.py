@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, Constant
+from benchmarks.online.contestants import ALL, BentoMl, Constant, Ours
 from benchmarks.online.fleet import fleet
 from benchmarks.online.rounds import Round, Workload, measure
 from benchmarks.results import Result, code_version, now, this_machine
@@ -23,10 +23,24 @@ WORKLOADS = {
     "online-100-crowd": Workload(100, 64),
     "online-5-forest": Workload(5, 16, model="forest"),
     "online-5-boosting": Workload(5, 16, model="boosting"),
+    "online-5-xgboost": Workload(5, 16, model="xgboost"),
+    "online-5-lightgbm": Workload(5, 16, model="lightgbm"),
+    "online-5-onnx": Workload(5, 16, model="onnx"),
+    "online-5-classes": Workload(5, 16, model="classes"),
     "online-5-sqlite": Workload(5, 16, store="sqlite"),
 }
 FIRST = ("redis", "elasticnet")
-MODEL_NAMES = {"elasticnet": "ElasticNet", "forest": "RandomForest(100)", "boosting": "HistGradientBoosting"}
+# Models of which only BentoML is measured beside the product.
+WITH_BENTOML = ("xgboost", "lightgbm", "onnx", "classes")
+MODEL_NAMES = {
+    "elasticnet": "ElasticNet",
+    "forest": "RandomForest(100)",
+    "boosting": "HistGradientBoosting",
+    "xgboost": "XGBoost(200)",
+    "lightgbm": "LightGBM(200)",
+    "onnx": "RandomForest(100) in ONNX",
+    "classes": "probabilities of RandomForest(100), 3 classes",
+}
 STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite"}
 SERVER_NAMES = {
     "ours": "**model-serving**",
@@ -45,8 +59,10 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
     for (store, model), group in itertools.groupby(chosen, lambda each: (each[1].store, each[1].model)):
         machine = this_machine()
         # The constant route uses neither model nor store, so it runs only with the first ones.
-        others = () if (store, model) == FIRST else (Constant,)
-        kinds = [kind for kind in ALL if (not servers or kind.name in servers) and kind not in others]
+        possible = [kind for kind in ALL if kind is not Constant or (store, model) == FIRST]
+        if model in WITH_BENTOML:
+            possible = [Ours, BentoMl]
+        kinds = [kind for kind in possible if not servers or kind.name in servers]
         with fleet(store, model, kinds) as started:
             for name, workload in group:
                 watch, began = Stopwatch(), now()

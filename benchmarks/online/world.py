@@ -1,4 +1,4 @@
-"""100,000 drivers in a real Redis and in SQLite, and three registered models. Built once, then reopened.
+"""100,000 drivers in a real Redis and in SQLite, and registered models. Built once, then reopened.
 
 The product materializes the stores, byte for byte as Feast does (the materialization benchmark compares the content).
 The product and the peers read the same stores: a peer with Feast's own configuration, the product with its own.
@@ -19,6 +19,7 @@ import yaml
 from benchmarks.fingerprint import fingerprint
 from benchmarks.paths import VAR
 from benchmarks.quietly import quietly
+from scoring.settings import LIBRARY_TYPES, SKLEARN_TYPES
 from tests.support.servers import HOST, RedisServer
 from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DRIVERS = range(1001, 101_001)
-MODELS = ("elasticnet", "forest", "boosting")
+MODELS = ("elasticnet", "forest", "boosting", "xgboost", "lightgbm", "onnx", "classes")
 STORES = ("redis", "sqlite")
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is rebuilt before that.
@@ -49,7 +50,7 @@ class OnlineWorld:
         return {
             "BENCH_FEATURE_REPO": self.world.environment["SERVING_FEATURE_REPO"],
             "BENCH_FEATURE_STORE_YAML": PEERS,
-            "BENCH_MODEL": str(self.folder / f"{model}.joblib"),
+            "BENCH_MODEL": str(self.folder / (f"{model}.onnx" if model == "onnx" else f"{model}.joblib")),
             "BENCH_REGISTERED_MODEL": f"models:/{self.world.settings.model_name}@{model}",
             "MLFLOW_TRACKING_URI": self.world.environment["MLFLOW_TRACKING_URI"],
         }
@@ -92,8 +93,6 @@ def _build(folder: Path, redis: str | None) -> World:
     import joblib
     import numpy as np
     import pandas as pd
-    from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
-    from sklearn.linear_model import ElasticNet
 
     random, rows = np.random.default_rng(7), len(DRIVERS)
     now = pd.Timestamp.now("UTC").floor("h")
@@ -108,18 +107,12 @@ def _build(folder: Path, redis: str | None) -> World:
         }
     )
     world = build_driver_world(folder, redis=redis, stats=stats)
-    learned = stats.head(2000)
-    inputs = learned[DRIVER_INPUTS].astype("float64")
-    noise = random.normal(0, 0.05, len(inputs))
-    target = inputs["conv_rate"] + 0.1 * inputs["acc_rate"] + 0.001 * inputs["avg_daily_trips"] + noise
-    estimators: dict[str, Any] = {
-        "elasticnet": ElasticNet(alpha=0.001, random_state=7),
-        "forest": RandomForestRegressor(100, random_state=7),
-        "boosting": HistGradientBoostingRegressor(random_state=7),
-    }
-    for name, estimator in estimators.items():
-        _register(world, name, estimator.fit(inputs, target), inputs)
-        joblib.dump(estimator, folder / f"{name}.joblib")
+    for name in MODELS:
+        model = register_model(world, name, stats.head(2000))
+        if name == "onnx":
+            (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        else:
+            joblib.dump(model, folder / f"{name}.joblib")
     if redis is not None:
         _save(redis)
     state = {"made_of": fingerprint(__file__), "now": world.now.isoformat(), "environment": world.environment}
@@ -127,19 +120,55 @@ def _build(folder: Path, redis: str | None) -> World:
     return world
 
 
-def _register(world: World, alias: str, estimator: Any, inputs: "pd.DataFrame") -> None:
-    trusted = ["sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
-    trusted += ["sklearn._loss.link.IdentityLink", "sklearn._loss.link.Interval", "sklearn._loss.loss.HalfSquaredError"]
-    own = dataclasses.replace(world, environment=world.environment | {"SERVING_MODEL_ALIAS": alias})
+def register_model(world: World, name: str, stats: "pd.DataFrame") -> Any:
+    """Fit one of MODELS to rows of driver_stats, register it under its name as the alias, and return it."""
+    import numpy as np
+
+    inputs = stats[DRIVER_INPUTS].astype("float64")
+    noise = np.random.default_rng(7).normal(0, 0.05, len(inputs))
+    target = inputs["conv_rate"] + 0.1 * inputs["acc_rate"] + 0.001 * inputs["avg_daily_trips"] + noise
+    tags, library, log_model = {"feast.feature_service": "driver_ranking"}, "sklearn", {}
+    model = _unfitted(name)
+    if name == "classes":
+        tags |= {"serving.outputs": "predict_proba", "serving.rank_by": "gold"}
+        target = np.array(["bronze", "silver", "gold"])[np.digitize(target, np.quantile(target, [0.3, 0.7]))]
+    model.fit(inputs, target)
+    if name == "onnx":
+        from skl2onnx import to_onnx
+
+        log_model["outputs"] = model.predict(inputs)
+        model = to_onnx(model, inputs.head(1).to_numpy("float32"))
+    if name in {"xgboost", "lightgbm", "onnx"}:
+        library = name
+    if library in {"sklearn", "lightgbm"}:
+        log_model["skops_trusted_types"] = [*SKLEARN_TYPES, *LIBRARY_TYPES]
+    own = dataclasses.replace(world, environment=world.environment | {"SERVING_MODEL_ALIAS": name})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own.register(
-            estimator,
-            inputs,
-            tags={"feast.feature_service": "driver_ranking"},
-            input_example=inputs.head(20),  # as documented: without it, the API neither uses arrays nor merges requests
-            skops_trusted_types=trusted,
-        )
+        # As documented: without an example, the API neither uses arrays nor merges requests.
+        own.register(model, inputs, tags=tags, flavor=library, input_example=inputs.head(20), **log_model)
+    return model
+
+
+def _unfitted(name: str) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import ElasticNet
+
+    if name == "xgboost":
+        from xgboost import XGBRegressor
+
+        return XGBRegressor(n_estimators=200, n_jobs=1, random_state=7)
+    if name == "lightgbm":
+        from lightgbm import LGBMRegressor
+
+        return LGBMRegressor(n_estimators=200, n_jobs=1, random_state=7, verbose=-1)
+    return {
+        "elasticnet": ElasticNet(alpha=0.001, random_state=7),
+        "forest": RandomForestRegressor(100, random_state=7),
+        "onnx": RandomForestRegressor(100, random_state=7),
+        "boosting": HistGradientBoostingRegressor(random_state=7),
+        "classes": RandomForestClassifier(100, random_state=7),
+    }[name]
 
 
 def _save(redis: str) -> None:

@@ -1,14 +1,15 @@
 """The work of every peer, as the documentation of Feast and scikit-learn describes it. Runs in a peer's environment.
 
-Looks up the drivers with Feast's SDK, builds a frame, predicts with scikit-learn, and picks the best driver.
+Looks up the drivers with Feast's SDK, builds a frame, predicts with the model's library, and picks the best driver.
 """
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 import joblib
 import numpy as np
+import pandas as pd
 from feast import FeatureStore
 
 # Importing Feast 0.67 enables deprecation warnings, and BentoML 1.4 on pydantic 2.14 emits one per request, which costs
@@ -23,8 +24,8 @@ class Ranker:
         folder = os.environ["BENCH_FEATURE_REPO"]
         self._store = FeatureStore(repo_path=folder, fs_yaml_file=f"{folder}/{os.environ['BENCH_FEATURE_STORE_YAML']}")
         self._service = self._store.get_feature_service("driver_ranking")
-        self._model = _load(os.environ["BENCH_MODEL"])
-        self._inputs = list(self._model.feature_names_in_)
+        self._predict = _load(os.environ["BENCH_MODEL"])
+        self._inputs = ["acc_rate", "conv_rate", "avg_daily_trips"]
 
     def best_of_each(self, requests: list[list[int]]) -> list[tuple[int | None, float | None]]:
         """Return `best` for several requests, with one lookup and one prediction for all of them."""
@@ -43,7 +44,7 @@ class Ranker:
         frame = answer.to_df().dropna()  # ElasticNet raises on an unknown driver
         if frame.empty:
             return [], np.empty(0)
-        return frame["driver_id"].tolist(), self._model.predict(frame[self._inputs])
+        return frame["driver_id"].tolist(), self._predict(frame[self._inputs])
 
     def best(self, driver_ids: list[int]) -> tuple[int | None, float | None]:
         """Return the driver with the highest score and the score, or None for both if no driver has features."""
@@ -54,10 +55,26 @@ class Ranker:
         return known[position], float(scores[position])
 
 
-def _load(source: str) -> Any:
-    """Load the fitted estimator from a file, or from an alias of the MLflow registry (`models:/name@alias`)."""
+def _load(source: str) -> Callable[[pd.DataFrame], np.ndarray]:
+    """Load a model from a file, or from an alias of the MLflow registry. Return the function that scores a frame."""
     if source.startswith("models:/"):
         import mlflow.sklearn
 
-        return mlflow.sklearn.load_model(source)
-    return joblib.load(source)
+        return mlflow.sklearn.load_model(source).predict
+    if source.endswith(".onnx"):
+        return _of_onnx(source)
+    model = joblib.load(source)
+    if not hasattr(model, "classes_"):
+        return model.predict
+    gold = list(model.classes_).index("gold")
+    return lambda frame: model.predict_proba(frame)[:, gold]
+
+
+def _of_onnx(file: str) -> Callable[[pd.DataFrame], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options)
+    (name,) = (each.name for each in session.get_inputs())
+    return lambda frame: session.run(None, {name: frame.to_numpy(np.float32)})[0][:, 0]

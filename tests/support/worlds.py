@@ -58,9 +58,27 @@ class World:
         return open_feature_store(self.settings)
 
     def register(
-        self, estimator: Any, inputs: "pd.DataFrame", *, tags: Mapping[str, str], promote: bool = True, **log_model: Any
+        self,
+        estimator: Any,
+        inputs: "pd.DataFrame",
+        *,
+        tags: Mapping[str, str],
+        promote: bool = True,
+        flavor: str = "sklearn",
+        outputs: Any = None,
+        **log_model: Any,
     ) -> int:
-        """Log a fitted estimator with the signature of `inputs`, register it, tag it, and set the alias on it."""
+        """Log a fitted model with the signature of `inputs`, register it, tag it, and set the alias on it.
+
+        Args:
+            estimator: the model, of the library that MLflow calls `flavor`.
+            inputs: rows that it can predict.
+            tags: tags of the version.
+            promote: whether to set the alias on it.
+            flavor: name of one of MLflow's modules.
+            outputs: what the model returns for these rows; by default, what its predict function returns.
+            log_model: further arguments of MLflow's `log_model`.
+        """
         import mlflow
         from mlflow.models import infer_signature
 
@@ -72,13 +90,14 @@ class World:
             else self.client.create_experiment("tests", artifact_location=self._artifact_location())
         )
         # MLflow warns about integer inputs, which can't be missing; they are part of the tests.
-        predict = getattr(estimator, log_model.get("pyfunc_predict_fn", "predict"))
+        if outputs is None:
+            outputs = getattr(estimator, log_model.get("pyfunc_predict_fn", "predict"))(inputs)
         with warnings.catch_warnings(), mlflow.start_run(experiment_id=experiment_id):
             warnings.simplefilter("ignore")
-            logged = mlflow.sklearn.log_model(
+            logged = getattr(mlflow, flavor).log_model(
                 estimator,
                 name="model",
-                signature=infer_signature(inputs, predict(inputs)),
+                signature=infer_signature(inputs, outputs),
                 pip_requirements=["scikit-learn"],
                 registered_model_name=self.settings.model_name,
                 **log_model,
@@ -161,7 +180,7 @@ def register_driver_model(
     from sklearn.linear_model import ElasticNet
 
     stats = pd.read_parquet(world.folder / "feature_repo" / "data" / "driver_stats.parquet")
-    frame = stats[DRIVER_INPUTS].astype("float64")
+    frame = stats[DRIVER_INPUTS].astype("float64").dropna()
     target = frame["conv_rate"] + 0.1 * frame["acc_rate"] + 0.001 * frame["avg_daily_trips"]
     if inputs is not None:
         frame = frame.rename(columns=dict(zip(DRIVER_INPUTS, inputs, strict=True)))
