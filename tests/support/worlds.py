@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoring.settings import Settings
-from tests.support.servers import new_mlflow_database
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -254,6 +253,9 @@ def build_payment_world(folder: Path) -> World:
 
 
 def _new_world(folder: Path, repository: Path, model: str) -> World:
+    # It imports pytest, which the benchmarks' contenders lack.
+    from tests.support.servers import new_mlflow_database
+
     shutil.copytree(repository, folder / "feature_repo", ignore=shutil.ignore_patterns("data", "__pycache__"))
     (folder / "feature_repo" / "data").mkdir()
     environment = {

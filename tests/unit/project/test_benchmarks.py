@@ -89,6 +89,11 @@ def test_a_request_body_asks_for_exactly_these_drivers():
         assert "COUNT" not in body
 
 
+def test_batch_contenders_need_no_test_packages():
+    code = "import sys; sys.modules['pytest'] = None; import benchmarks.batch.tasks"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_cpu_of_children_that_have_ended_counts():
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN.format(0.2)!r}]); print(); input()"
     with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
