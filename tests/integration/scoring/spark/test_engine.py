@@ -32,11 +32,24 @@ from scoring.files.parquet import ParquetFiles
 from scoring.predict import Policy
 from scoring.serving import ServingModel
 from scoring.settings import Settings
+from tests.integration.scoring.spark.kinds import (
+    DRIVERS,
+    INCOMPLETE,
+    KINDS,
+    UNKNOWN,
+    WITHOUT_RATE,
+    Kind,
+    Way,
+    answered,
+    bits,
+    rows_of,
+    written,
+)
 from tests.support.graph import Graph
 from tests.support.java import java_home
 from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server
-from tests.support.worlds import build_driver_world
+from tests.support.worlds import DRIVER_INPUTS, build_driver_world
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -414,3 +427,47 @@ def test_dagster_shows_the_same_checks_and_metadata(engine: "SparkEngine", tmp_p
     assert str(spark["batch_output"]["dagster/uri"].value).endswith("now/manifest.json")
     names = sorted(file.name for file in ours.local.iterdir())
     assert names == ["batch_input", "batch_input.json", "batch_output", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
+    way = Way(tmp_path_factory.mktemp("way"))
+    with way.client:
+        yield way
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_batch_online_and_spark_give_the_bits_of_the_library_itself(
+    way: Way, engine: "SparkEngine", kind: Kind, tmp_path: Path
+) -> None:
+    model, version = way.train(kind)
+
+    local = way.batch()
+    assert local["driver_id"].to_pylist() == DRIVERS
+    why = {WITHOUT_RATE: "imputed_null_feature", INCOMPLETE: "null_feature", UNKNOWN: "not_found"}
+    assert local["reason"].to_pylist() == [why.get(driver) for driver in DRIVERS]
+    scored = [driver not in {INCOMPLETE, UNKNOWN} for driver in DRIVERS]
+    own = kind.own(model, local.filter(scored).select(DRIVER_INPUTS).to_pandas())
+    of_scored = iter(rows_of(own))
+    expected = [{name: bits(value) for name, value in next(of_scored).items()} if has else None for has in scored]
+    assert len({str(row) for row in expected}) > 10
+    assert written(local, list(own)) == expected
+
+    distributed = way.spark(engine, version, tmp_path)
+    assert distributed.equals(local)
+    assert written(distributed, list(own)) == expected
+
+    way.serves(version)
+    together = way.scores(DRIVERS)
+    assert [answered(entity) for entity in together] == expected
+    assert [way.scores([driver])[0] for driver in DRIVERS] == together
+    assert way.reports[f"{way.world.settings.model_name}/{version}"].same_in_any_batch
+
+    answer = way.client.post("/inference", json={"request_id": "1", "driver_ids": DRIVERS})
+    if kind.rank_by is None:
+        assert answer.status_code == 422
+        assert "serving.rank_by" in answer.json()["detail"]
+        return
+    best = bits(max(row[kind.rank_by] for row in rows_of(own)))
+    place = next(place for place, row in enumerate(expected) if row is not None and row[kind.rank_by] == best)
+    assert (answer.json()["prediction"], bits(answer.json()["score"])) == (DRIVERS[place], best)
