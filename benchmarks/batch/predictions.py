@@ -43,7 +43,7 @@ class Prediction:
 
     def outcome(self) -> dict[str, object]:
         """Return the number of rows and a hash of the predictions to nine digits: the baseline's last bits differ."""
-        column = pq.read_table(self.output, columns=["prediction"])["prediction"].to_numpy()
+        column = pq.read_table(self.output, columns=["prediction"])["prediction"].cast("double").to_numpy()
         return {"rows": len(column), "predictions": hashlib.sha256(np.round(column, 9).tobytes()).hexdigest()}
 
 
