@@ -22,7 +22,7 @@ TYPES: dict[OutputType, Any] = {"double": float, "int64": int, "bool": bool, "st
 
 REASON_DESCRIPTION = (
     "`not_found`: the online store has no row for the entity. `stale`: its row is past the feature view's time to "
-    "live. `null_feature`: a feature is null. `not_finite`: the model's output is not a finite number. "
+    "live. `null_feature`: a feature is null. `not_finite`: an output is NaN, infinite or None. "
     "`model_failed`: the model raised for the entity."
 )
 Reason = Annotated[str, Meta(description=REASON_DESCRIPTION)]
