@@ -140,6 +140,16 @@ def or_null(column: pa.Array | pa.ChunkedArray, target: pa.DataType) -> pa.Array
     return pc.if_else(exact, converted, pa.scalar(None, target))
 
 
+def conform_or_null(column: pa.Array | pa.ChunkedArray, target: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Convert `column` as `conform` does. Values that `target` can't represent exactly become null."""
+    try:
+        return conform(column, target, "")
+    except UnusableFeature:
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp(column.type.unit))
+        return or_null(column, target)
+
+
 def _widened(column: pa.Array) -> pa.Array | None:
     """Convert numbers without nulls to finite doubles, in half of Arrow's time for a few; None if that is inexact."""
     if column.type == pa.float32():

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.arrow.signature import Signature, as_stored, conform, or_null
+from scoring.arrow.signature import Signature, as_stored, conform, conform_or_null, or_null
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.join_keys import JoinKey, Keys
 
@@ -139,14 +139,14 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
                 view become null, including those that an on-demand view computed from it.
 
         Raises:
-            UnusableFeature: a value does not fit the type that the view declares or the model expects.
+            UnusableFeature: a value does not fit the type that the view declares, or a request input that of the model.
         """
         by_input = {feature.input: feature for feature in self.features}
         vectors = []
         for model_input in self.signature.inputs:
             feature = by_input.get(model_input.name)
             if feature is None:
-                column = columns[model_input.name]
+                vectors.append(conform(columns[model_input.name], model_input.dtype, model_input.name))
             else:
                 column = columns[feature.column]
                 if not feature.on_demand and pa.types.is_timestamp(feature.dtype):
@@ -155,7 +155,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
                 for view in feature.views:
                     if view in unusable:
                         column = pc.if_else(unusable[view], pa.scalar(None, feature.dtype), column)
-            vectors.append(conform(column, model_input.dtype, model_input.name))
+                vectors.append(conform_or_null(column, model_input.dtype))
         return pa.Table.from_arrays(vectors, schema=self.signature.schema)
 
     def written_vectors(self, rows: pa.Table) -> pa.Table:

@@ -2,13 +2,14 @@
 
 import datetime as dt
 import math
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.arrow.signature import conform, holds_every_value, read_signature
+from scoring.arrow.signature import conform, conform_or_null, holds_every_value, read_signature
 from scoring.errors import FeatureStoreError, ModelRefused
 
 
@@ -69,6 +70,25 @@ def test_integers_reach_a_double_exactly(values: list[int]) -> None:
 def test_a_value_that_would_change_is_an_error_that_names_the_input(value: int, target: pa.DataType) -> None:
     with pytest.raises(FeatureStoreError, match="'trips' from int64"):
         conform(pa.array([value], pa.int64()), target, "trips")
+
+
+@pytest.mark.parametrize(
+    ("column", "target", "expected"),
+    [
+        (pa.array([2**31, 7, None, -(2**31)]), pa.int32(), [None, 7, None, -(2**31)]),
+        (pa.array([2**53 + 1, 2**53, 2**60]), pa.float64(), [None, 2.0**53, 2.0**60]),
+        (pa.array([2**24 + 1, 3]), pa.float32(), [None, 3.0]),
+        (pa.array([253_000_000_000, 1], pa.timestamp("s", "UTC")), pa.timestamp("ns"), [None, 1_000_000_000]),
+    ],
+)
+def test_a_stored_value_that_would_change_is_unknown_and_the_others_are_kept(
+    column: pa.Array, target: pa.DataType, expected: list[Any]
+) -> None:
+    for form in (column, pa.chunked_array([column])):
+        converted = conform_or_null(form, target)
+        assert converted.type == target
+        plain = converted.cast(pa.int64()) if pa.types.is_timestamp(target) else converted
+        assert plain.to_pylist() == expected
 
 
 def test_a_moment_with_a_zone_becomes_the_same_moment_without() -> None:
