@@ -127,8 +127,12 @@ def reading(files: ModelFiles, file: Path, library: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged and crafted files may raise anything
-        # XGBoost's messages begin with the time and a line of its source.
-        what = re.sub(r"^\[[\d:]+\] \S+: ", "", first_line(error))
+        # XGBoost's messages begin with the time and a line of its source, those of ONNX Runtime name the file's path.
+        what = first_line(
+            re.sub(
+                r"^\[[\d:]+\] \S+: |^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:", "", str(error)
+            )
+        )
         reason = f"its file {file.name} is damaged, or not a model of {library} ({type(error).__name__}: {what})."
         raise ModelRefused(str(files.version), reason) from None
 
