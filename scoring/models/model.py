@@ -18,7 +18,7 @@ from scoring.models.registry import RANK_BY_TAG, ModelVersion
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scoring.models.flavors.flavor import PredictFunction
+    from scoring.models.flavors.flavor import PredictFunction, PredictFunctions
 
 NAMES_LISTED = 10
 
@@ -32,8 +32,8 @@ class Model(msgspec.Struct, frozen=True):
     functions: tuple["PredictFunction", ...]
     as_array: bool = False
     """Whether `functions` take an array instead of a frame, which is several times faster."""
-    unchecked: tuple["PredictFunction", ...] | None = None
-    """Return the same results as `functions` for an array of finite numbers, without checking them."""
+    unchecked: "PredictFunctions | None" = None
+    """Returns the same results as `functions` for an array of finite numbers, without checking them."""
     nullable_inputs: frozenset[str] = frozenset()
     """Inputs that may be null; see `frame_of`."""
     classes: tuple[Any, ...] | None = None
@@ -68,15 +68,15 @@ class Model(msgspec.Struct, frozen=True):
         Raises:
             PredictionFailed: the model raised, which is the cause.
         """
-        functions = self.functions
-        if self.unchecked is not None and not any(column.null_count for column in vectors.columns):
-            functions = self.unchecked
+        complete = self.unchecked is not None and not any(column.null_count for column in vectors.columns)
         try:
             if self.as_array:
                 inputs: Any = _as_array(vectors, self.filled(vectors.num_rows))
             else:
                 inputs = frame_of(_fill(vectors, self.filled(vectors.num_rows)), self.nullable_inputs)
-            return [function(inputs) for function in functions]
+            if self.unchecked is not None and complete:
+                return self.unchecked(inputs)
+            return [function(inputs) for function in self.functions]
         except (Exception, SystemExit) as error:  # a model may raise anything
             problem, transient = (
                 f"{type(error).__name__} on {vectors.num_rows} rows",

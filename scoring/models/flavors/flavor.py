@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     # Takes inputs as columns. Returns what the library returns; `scoring.models.outputs.split` lists the forms.
     PredictFunction = Callable[[pd.DataFrame | np.ndarray], Any]
+    # The same for all functions of a version at once.
+    PredictFunctions = Callable[[pd.DataFrame | np.ndarray], list[Any]]
 
 # For rows that do not fill a vector register, linear algebra libraries use other instructions, which round differently:
 # a row's last bit would depend on the number of rows in the batch (OpenBLAS 0.3; up to a quarter of a linear model's
@@ -46,8 +48,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """The labels of a classifier with one target; None for any other model."""
     fitted_on: list[str] | int | None
     """The names of the columns that it was fitted on, or else their number; None if unknown."""
-    unchecked: tuple["PredictFunction", ...] | None = None
-    """Functions with the same results for an array of finite numbers, which do not check them; None without any."""
+    unchecked: "PredictFunctions | None" = None
+    """Returns the same as all functions for an array of finite numbers, without checking them; None without any."""
     rows_per_block: int = ROWS_PER_BLOCK
     """The functions are called with multiples of this number of rows."""
 

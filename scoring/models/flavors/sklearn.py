@@ -4,8 +4,8 @@ import warnings
 from typing import Any
 
 from scoring.errors import ModelRefused, first_line
-from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, prepare, unchecked_linear
-from scoring.models.flavors.flavor import LoadedModel, function_of, require
+from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, is_forest, prepare, unchecked
+from scoring.models.flavors.flavor import ROWS_PER_BLOCK, LoadedModel, function_of, require
 from scoring.models.model_files import ModelFiles
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
@@ -54,12 +54,12 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
         forget_names(estimator)
     # A model that was fitted on arrays would warn at each call.
     warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
-    unchecked = unchecked_linear(estimator) if as_array and files.functions == ("predict",) else None
     return LoadedModel(
         functions,
         classes_of(estimator),
         names,
-        None if unchecked is None else (unchecked,),
+        unchecked(estimator, files.functions) if as_array else None,
+        1 if is_forest(estimator) else ROWS_PER_BLOCK,
     )
 
 

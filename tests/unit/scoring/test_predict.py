@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.features.model_features import missing_reasons
-from scoring.models.flavors.estimators import unchecked_linear
+from scoring.models.flavors.estimators import is_forest, unchecked
 from scoring.models.model import Model
 from scoring.models.outputs import ONE_NUMBER
 from scoring.models.registry import ModelVersion
@@ -213,18 +213,39 @@ LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegr
 @given(rows=st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(-1000, 1000)), min_size=1, max_size=40))
 def test_a_linear_model_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
     estimator = fitted(name)
-    unchecked = unchecked_linear(estimator)
-    assert unchecked is not None
-    inputs = np.asfortranarray(np.array(rows, np.float64))
-    assert unchecked(inputs).tobytes() == estimator.predict(inputs).tobytes()
+    assert_the_same_bits(estimator, ("predict",), np.asfortranarray(np.array(rows, np.float64)))
+
+
+FORESTS = {
+    "RandomForestClassifier": ("predict", "predict_proba"),
+    "ExtraTreesClassifier": ("predict_proba",),
+    "RandomForestRegressor": ("predict",),
+    "ExtraTreesRegressor": ("predict",),
+}
+
+
+@pytest.mark.parametrize("name", FORESTS)
+@settings(deadline=None, max_examples=30)
+@given(rows=st.lists(st.tuples(st.floats(-1e30, 1e30), st.integers(-1000, 1000)), min_size=1, max_size=40))
+def test_a_forest_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
+    assert is_forest(fitted(name))
+    assert_the_same_bits(fitted(name), FORESTS[name], np.asfortranarray(np.array(rows, np.float64)))
+
+
+def test_a_forest_refuses_a_number_beyond_float32_as_it_does_with_its_checks() -> None:
+    predict = unchecked(fitted("RandomForestRegressor"), ("predict",))
+    assert predict is not None
+    with pytest.raises(ValueError, match="too large for dtype"):
+        predict(np.array([[1e300, 1.0]]))
 
 
 @pytest.mark.parametrize("name", ["PoissonRegressor", "LogisticRegression", "RANSACRegressor", "SGDClassifier"])
-def test_only_what_is_a_sum_of_products_goes_without_its_checks(name: str) -> None:
-    assert unchecked_linear(fitted(name)) is None
+def test_only_sums_of_products_and_forests_go_without_their_checks(name: str) -> None:
+    assert unchecked(fitted(name), ("predict",)) is None
 
 
 def test_several_outputs_and_somebodys_own_kind_of_linear_model_keep_their_checks() -> None:
+    from sklearn.ensemble import RandomForestRegressor as Forest
     from sklearn.linear_model import ElasticNet, LinearRegression
 
     class Doubled(ElasticNet):
@@ -232,18 +253,24 @@ def test_several_outputs_and_somebodys_own_kind_of_linear_model_keep_their_check
             return 2 * super().predict(inputs)
 
     inputs, _ = learned()
-    assert unchecked_linear(Doubled().fit(*learned())) is None
-    assert unchecked_linear(LinearRegression().fit(inputs, inputs)) is None
+    for estimator in (Doubled().fit(*learned()), *(each().fit(inputs, inputs) for each in (LinearRegression, Forest))):
+        assert unchecked(estimator, ("predict",)) is None
 
 
 def test_a_linear_model_refuses_an_unknown_value_as_it_does_with_its_checks() -> None:
     estimator = fitted("ElasticNet")
-    model = Model(
-        ModelVersion("m", 1), SIGNATURE, ONE_NUMBER, (estimator.predict,), True, (unchecked_linear(estimator),)
-    )
+    fast = unchecked(estimator, ("predict",))
+    model = Model(ModelVersion("m", 1), SIGNATURE, ONE_NUMBER, (estimator.predict,), True, fast)
     assert model.predict(vectors_of([(0.5, 1)])).num_rows == 1
     with pytest.raises(PredictionFailed, match="ValueError"):
         model.predict(vectors_of([(0.5, 1), (None, 2)]))
+
+
+def assert_the_same_bits(estimator: Any, functions: tuple[str, ...], inputs: np.ndarray) -> None:
+    fast = unchecked(estimator, functions)
+    assert fast is not None
+    for name, returned in zip(functions, fast(inputs), strict=True):
+        assert returned.tobytes() == getattr(estimator, name)(inputs).tobytes()
 
 
 def learned() -> tuple[np.ndarray, np.ndarray]:
@@ -253,8 +280,10 @@ def learned() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def fitted(name: str) -> Any:
+    import sklearn.ensemble
     import sklearn.linear_model
 
+    module = sklearn.ensemble if name in FORESTS else sklearn.linear_model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(sklearn.linear_model, name)().fit(*learned())
+        return getattr(module, name)(**{"n_estimators": 7} if name in FORESTS else {}).fit(*learned())
