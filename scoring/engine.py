@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from scoring.batch.engine import InspectInput, InspectOutput, LocalEngine, accept
+from scoring.batch.engine import InspectInput, InspectOutput, LocalEngine, ReportRows, accept
 from scoring.batch.manifest import Manifest, Origin
 from scoring.batch.request import RequestCopy
 from scoring.features.model_features import ModelFeatures
@@ -35,6 +35,7 @@ class Engine(Protocol):
         features: ModelFeatures,
         folder: Location,
         inspect: InspectInput = accept,
+        progress: ReportRows = accept,
     ) -> Content:
         """Join a request with the model's features, and publish the result atomically.
 
@@ -47,6 +48,7 @@ class Engine(Protocol):
             features: the features that fill the model's inputs.
             folder: the request's folder.
             inspect: called with the finished result; raises to discard it.
+            progress: called as rows are written, by the local engine only.
 
         Raises:
             BatchRequestError: see `read_batch_request`.
@@ -64,7 +66,12 @@ class Engine(Protocol):
         """
 
     def write_output(
-        self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
+        self,
+        folder: Location,
+        serving: ServingModel,
+        policy: Policy,
+        inspect: InspectOutput = accept,
+        progress: ReportRows = accept,
     ) -> Manifest:
         """Score the joined rows of a folder, and publish the result and manifest.json.
 

@@ -47,10 +47,12 @@ if TYPE_CHECKING:
 InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
 # The same for a finished output.
 InspectOutput = Callable[[ParquetFiles, ScoringSummary], None]
+# Called with the number of rows that are done, and of all rows.
+ReportRows = Callable[[int, int], None]
 
 
 def accept(*_: object) -> None:
-    """Accept without inspection."""
+    """Accept without inspection, or ignore a report."""
 
 
 class LocalEngine:
@@ -66,12 +68,14 @@ class LocalEngine:
         features: ModelFeatures,
         folder: Location,
         inspect: InspectInput = accept,
+        progress: ReportRows = accept,
     ) -> Content:
         """See `Engine`."""
         give_back_memory()
         with publishing(folder / INPUT_NAME) as part, hashing(part) as written:
             join = PointInTimeJoin(store, features, request.file, request.place)
-            write_tables(join.tables(), part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
+            tables = _reported(join.tables(), progress, lambda: join.expected)
+            write_tables(tables, part, {ORIGIN_KEY.encode(): msgspec.json.encode(origin)})
             with ParquetFiles([part]) as table:
                 inspect(table, join.rows, join.stale)
             content = written(INPUT_NAME)
@@ -88,7 +92,12 @@ class LocalEngine:
             raise unreadable(file, error) from None
 
     def write_output(
-        self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
+        self,
+        folder: Location,
+        serving: ServingModel,
+        policy: Policy,
+        inspect: InspectOutput = accept,
+        progress: ReportRows = accept,
     ) -> Manifest:
         """See `Engine`. Memory does not grow with the number of rows."""
         give_back_memory()
@@ -100,14 +109,20 @@ class LocalEngine:
             hashing(part) as written,
             scratch_folder() as scratch,
         ):
-            origin, summary = _write_scored(folder / INPUT_NAME, serving, policy, part, scratch, inspect)
+            origin, summary = _write_scored(folder / INPUT_NAME, serving, policy, part, scratch, inspect, progress)
             ours = Manifest(written(OUTPUT_NAME), origin, summary)
             manifest.write_bytes(as_json(ours))
         return settle_manifest(output, ours)
 
 
 def _write_scored(
-    source: Location, serving: ServingModel, policy: Policy, part: Path, scratch: Path, inspect: InspectOutput
+    source: Location,
+    serving: ServingModel,
+    policy: Policy,
+    part: Path,
+    scratch: Path,
+    inspect: InspectOutput,
+    progress: ReportRows,
 ) -> tuple[Origin, ScoringSummary]:
     try:
         with contextlib.ExitStack() as stack:
@@ -119,20 +134,29 @@ def _write_scored(
             schema = stack.enter_context(opened).schema_arrow
             origin = check_made_for(str(source), schema, serving.model, serving.features)
             scoring = Scoring(serving.model, serving.features, policy)
+            total = opened.metadata.num_rows
             rows = write_tables(
-                scoring.scored(_tables(opened, source)),
+                _reported(scoring.scored(_tables(opened, source)), progress, lambda: total),
                 part,
                 schema.metadata,
                 lambda: {SUMMARY_KEY: msgspec.json.encode(scoring.summary(held.content())).decode()},
                 CONSTANTS,
             )
-            _check_rows(part, opened.metadata.num_rows, rows)
+            _check_rows(part, total, rows)
             summary = scoring.summary(held.content())
             with ParquetFiles([part]) as table:
                 inspect(table, summary)
             return origin, summary
     except (pa.ArrowInvalid, StillWritten) as error:
         raise unreadable(source, error) from None
+
+
+def _reported(tables: Iterator[pa.Table], progress: ReportRows, total: Callable[[], int]) -> Iterator[pa.Table]:
+    done = 0
+    for table in tables:
+        yield table
+        done += table.num_rows
+        progress(done, total())
 
 
 def _tables(opened: pq.ParquetFile, source: Location) -> Iterator[pa.Table]:

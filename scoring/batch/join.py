@@ -61,6 +61,8 @@ class PointInTimeJoin:
         self._doing = f"joining features of service {features.service!r}"
         self.rows = 0
         """Number of rows that `tables` has yielded."""
+        self.expected = 0
+        """Number of rows of the request, once `tables` has read it."""
         self.stale: dict[str, int] = {}
         """View → number of these rows for which only expired feature rows were found. Empty if the offline store does
         not report it."""
@@ -85,8 +87,8 @@ class PointInTimeJoin:
             source = self._request.with_suffix(".typed.parquet")
             write_tables(rows, source, {})
             rows = _rows_of(source)
-        expected = pq.read_metadata(source).num_rows
-        if expected == 0:
+        self.expected = pq.read_metadata(source).num_rows
+        if self.expected == 0:
             yield complete(self._features, pa.concat_tables(rows), features_of_none(self._features))
             return
         try:
@@ -97,8 +99,8 @@ class PointInTimeJoin:
             # A bad row may be the cause; reading on raises an error that names it.
             collections.deque(checked, maxlen=0)
             raise
-        if self.rows != expected:
-            raise lost_rows(self._store, self._features, expected, self.rows)
+        if self.rows != self.expected:
+            raise lost_rows(self._store, self._features, self.expected, self.rows)
 
     def _results(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
         """Yield the request's rows, their features (`view:feature`), and masks of the rows for which a view has no row.

@@ -13,6 +13,7 @@ from scoring.settings import Settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
+    from mlflow.entities.model_registry import RegisteredModel
 
 FEATURE_SERVICE_TAG = "feast.feature_service"
 REQUEST_INPUTS_TAG = "serving.request_inputs"
@@ -91,7 +92,7 @@ class MlflowRegistry:
         """See `Registry.resolve`."""
         found = self._find(lambda client: client.get_model_version_by_alias(name, alias))
         if found is None:
-            self._check_registered(name)
+            self._registered(name)
             raise AliasNotSet(name, alias)
         return self._read(found)
 
@@ -99,9 +100,24 @@ class MlflowRegistry:
         """See `Registry.version`."""
         found = self._find(lambda client: client.get_model_version(name, str(version)))
         if found is None:
-            self._check_registered(name)
+            self._registered(name)
             raise VersionNotFound(name, version)
         return self._read(found)
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """Return all versions of a model, the newest first.
+
+        Raises:
+            RegistryError: the registry can't be reached, or has no such model.
+        """
+        self._registered(name)
+        quoted = name.replace("'", "''")
+        found = self._find(lambda client: client.search_model_versions(f"name='{quoted}'"))  # up to 10,000
+        return sorted(map(self._read, found or ()), key=lambda each: -each.version)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias → the version that it names. Raises like `versions`."""
+        return {alias: int(version) for alias, version in self._registered(name).aliases.items()}
 
     def size(self, model: ModelVersion) -> int:
         """See `Registry.size`."""
@@ -191,9 +207,11 @@ class MlflowRegistry:
                 tags[FEATURE_SERVICE_TAG] = service
         return ModelVersion(found.name, int(found.version), tags, found.creation_timestamp or 0)
 
-    def _check_registered(self, name: str) -> None:
-        if self._find(lambda client: client.get_registered_model(name)) is None:
+    def _registered(self, name: str) -> "RegisteredModel":
+        found = self._find(lambda client: client.get_registered_model(name))
+        if found is None:
             raise ModelNotRegistered(name, self._registry_uri)
+        return found
 
 
 def _source(client: "MlflowClient", model: ModelVersion) -> str:

@@ -19,7 +19,7 @@ from pyspark.errors import PySparkException, PythonException
 from pyspark.sql import functions as sf
 
 from scoring import errors
-from scoring.batch.engine import InspectInput, InspectOutput, accept, check_made_for
+from scoring.batch.engine import InspectInput, InspectOutput, ReportRows, accept, check_made_for
 from scoring.batch.generations import (
     INPUT_PARTS,
     OUTPUT_PARTS,
@@ -95,6 +95,7 @@ class SparkEngine:
         features: ModelFeatures,
         folder: Location,
         inspect: InspectInput = accept,
+        progress: ReportRows = accept,  # noqa: ARG002 - Spark reports stages, not rows
     ) -> Content:
         """See `Engine`. This process reads and checks the request; Spark joins and writes."""
         with generation(folder, INPUT_PARTS) as name:
@@ -115,7 +116,12 @@ class SparkEngine:
         return read_parted_input(folder).origin.model
 
     def write_output(
-        self, folder: Location, serving: ServingModel, policy: Policy, inspect: InspectOutput = accept
+        self,
+        folder: Location,
+        serving: ServingModel,
+        policy: Policy,
+        inspect: InspectOutput = accept,
+        progress: ReportRows = accept,  # noqa: ARG002
     ) -> Manifest:
         """See `Engine`."""
         joined = read_parted_input(folder)

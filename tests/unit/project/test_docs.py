@@ -84,7 +84,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
-    folders = "scoring|api|serving_assets|feature_repo|demo|deploy|benchmarks|tests|requirements|docs"
+    folders = "cli|scoring|api|serving_assets|feature_repo|demo|deploy|benchmarks|tests|requirements|docs"
     named = re.findall(
         rf"(?<![\w/.-])((?:{folders})/[\w/.-]+\.(?:py|yaml|yml|toml|txt|sh|md|conf))\b", page.read_text()
     )

@@ -1,0 +1,86 @@
+"""What subcommands print: tables and sentences for people, JSON with --json, progress on a terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    """Add the option --json as the argument `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+def print_json(value: object, *, to_stderr: bool = False) -> None:
+    """Print a value as JSON, with datetimes in ISO 8601."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value)), err=to_stderr)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Print a table. A pipe gets lines of any width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()), err=to_stderr)
+
+
+class Progress:
+    """Shows what a subcommand does and how far it is, on stderr if that is a terminal."""
+
+    def __init__(self, bar: "Bar | None" = None) -> None:
+        """Show nothing without a bar."""
+        self._bar = bar
+        self._task = bar.add_task("", rows="", total=None) if bar else None
+        self._started = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        """Show what begins, with its duration until the first rows are known."""
+        self._started = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, total=None, description=text, rows="")
+
+    def rows(self, done: int, total: int) -> None:
+        """Show how many rows of the stage are done."""
+        if self._bar is not None and self._task is not None:
+            rate = done / max(time.monotonic() - self._started, 1e-3)
+            text = f"{done:,} of {total:,} rows, {rate:,.0f}/s"
+            self._bar.update(self._task, completed=done, total=total, rows=text)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Show progress until the block ends. The line is removed from the terminal then."""
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[rows]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Progress(bar)

@@ -1,0 +1,118 @@
+"""The command `model-serving`: its subcommands, and what it prints and returns if one fails."""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from cli.score import score
+from cli.versions import versions
+from scoring.errors import ServingError, SettingsError, first_line
+
+FAILURE, USAGE = 1, 2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+EPILOG = """
+\b
+Exit codes: 0 success, 1 failure, 2 wrong arguments or settings,
+3 rows without a prediction (score --strict), 128 + N stopped by signal N.
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="model-serving", message="%(version)s")
+def commands() -> None:
+    """Serve a registered model on Feast features.
+
+    Settings come from options, then from SERVING_ variables, then from serving.toml in the working directory.
+    """
+
+
+for each in (score, versions):
+    commands.add_command(each)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks to stop. Raised in the main thread, so that unfinished files are removed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def run() -> NoReturn:
+    """Run the subcommand of the process's arguments, and end the process."""
+    warnings.showwarning = _ignore_warning  # a filter would not last, because SQLAlchemy and MLflow set their own
+    code = main()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()  # Feast removes a folder of its own
+    os._exit(code)  # the interpreter would take a second to free the libraries, and wait for MLflow's threads
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand, by default that of the process's arguments. Return its exit code.
+
+    Every error is printed as one line. The environment variable MODEL_SERVING_TRACEBACK=1 adds a traceback.
+    """
+    try:
+        with _stoppable():
+            given = None if arguments is None else list(arguments)
+            code = commands.main(given, "model-serving", standalone_mode=False)
+            sys.stdout.flush()
+        return int(code or 0)
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print an error. Return its exit code."""
+    code = FAILURE
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message())
+            return USAGE
+        case click.Abort():
+            return 128 + error.__cause__.number if isinstance(error.__cause__, Stopped) else FAILURE
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush it at the end
+            return 128 + signal.SIGPIPE
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "model-serving"
+            problem, code = f"{error.format_message().rstrip('.')}: see `{path} --help`.", USAGE
+        case ServingError():
+            problem, code = str(error), USAGE if isinstance(error, SettingsError) else FAILURE
+        case _:
+            why = f"unexpected {type(error).__name__} ({first_line(error)})"
+            problem = f"{why}: set MODEL_SERVING_TRACEBACK=1 for a traceback."
+    if os.environ.get("MODEL_SERVING_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"model-serving: {problem}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise `Stopped` for a stop signal within the block. A closing terminal sends SIGHUP."""
+    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _ignore_warning(*_: object, **__: object) -> None:
+    """Ignore a warning: users can't act on those of Feast, MLflow and SQLAlchemy."""

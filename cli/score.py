@@ -1,0 +1,238 @@
+"""`model-serving score`: a file of entity rows in, a file of predictions out, without Dagster."""
+
+import contextlib
+import functools
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from cli.configuration import setting_option, settings_options
+from cli.display import Progress, json_option, print_json, progress
+from cli.stores import Stores, open_stores
+
+if TYPE_CHECKING:
+    from scoring.batch.manifest import Manifest, ScoringSummary
+    from scoring.batch.request import RequestCopy
+    from scoring.files.location import Location
+    from scoring.files.parquet import ParquetFiles
+    from scoring.serving import ServingModel
+
+STANDARD = "-"
+STDIN_NAME = "standard input"
+REQUEST_SUFFIXES = (".csv", ".tsv", ".parquet")
+OUTPUT_SUFFIXES = (".parquet", ".csv")
+UNSCORED = 3
+
+EPILOG = """
+\b
+Examples:
+  model-serving score day1.csv                     # writes day1.scored.parquet
+  model-serving score day1.csv -o day1.csv.out.csv --version 2
+  cat day1.csv | model-serving score - > scored.csv
+  model-serving score s3://requests/day1.parquet -o s3://results/day1.parquet
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("file")
+@click.option("-o", "--output", metavar="OUT", help="Parquet file, CSV file, or - for CSV to standard output.")
+@click.option("--version", type=click.IntRange(1), help="Model version. [default: the alias's]")
+@setting_option("--engine", type=click.Choice(["local", "spark"]), help="Batch engine. [default: local]")
+@click.option("--strict", is_flag=True, help=f"Return {UNSCORED} if a row has no prediction. OUT is written.")
+@settings_options
+@json_option
+def score(file: str, output: str | None, version: int | None, strict: bool, as_json: bool) -> int:
+    """Score FILE, or standard input with -.
+
+    FILE is CSV, TSV or Parquet with the join keys and an event_timestamp, here or in S3. OUT has its rows in its order,
+    with the features, the prediction, and a reason where there is none. OUT is replaced when it is complete.
+    """
+    started = time.monotonic()
+    source, output = check_request(file), _check_output(file, output)
+    with progress() as shown, contextlib.ExitStack() as stack:
+        stores = open_stores(shown)
+        from scoring.files.atomic import scratch_folder
+        from scoring.files.location import Location
+
+        request = stack.enter_context(read_request(source))
+        scratch = Location(stack.enter_context(scratch_folder()))
+        serving = load_version(stores, version, scratch / "model", shown)
+        manifest = score_with(stores, serving, request, scratch / "result", shown)
+        shown.stage(f"Writing {output}")
+        _write(scratch / "result", manifest, output)
+    _summarize(manifest, output, time.monotonic() - started, as_json)
+    return UNSCORED if strict and manifest.outcome.scored < manifest.outcome.rows else 0
+
+
+def check_request(file: str) -> "Location | None":
+    """Return a request's location; None for standard input. Called before the imports, which take seconds.
+
+    Raises:
+        click.UsageError: there is no such file, or it has another suffix than a request.
+    """
+    if file == STANDARD:
+        return None
+    source = _location(file)
+    if Path(source.name).suffix.lower() not in REQUEST_SUFFIXES:
+        raise click.UsageError(f"{file} must end in {', '.join(REQUEST_SUFFIXES)}")
+    if source.local is not None and not source.local.is_file():
+        raise click.UsageError(f"There is no file {file}")
+    return source
+
+
+def _check_output(file: str, output: str | None) -> str:
+    if output is None:
+        output = STANDARD if file == STANDARD else f"{Path(_location(file).name).stem}.scored.parquet"
+    if output == STANDARD:
+        return output
+    place = _location(output)
+    if Path(place.name).suffix not in OUTPUT_SUFFIXES:
+        raise click.UsageError(f"OUT must end in {' or '.join(OUTPUT_SUFFIXES)}, and is {output}")
+    if place.local is not None and file != STANDARD and place.local.exists():
+        own = _location(file).local
+        if place.local.is_dir() or (own is not None and own.exists() and own.samefile(place.local)):
+            raise click.UsageError(f"OUT would replace {output}: name another file")
+    return output
+
+
+def _location(text: str) -> "Location":
+    from scoring.files.location import Location
+
+    try:
+        return Location(text)
+    except ValueError as error:
+        raise click.UsageError(f"{text} can't be used: {error}") from None
+
+
+@contextlib.contextmanager
+def read_request(source: "Location | None") -> "Iterator[RequestCopy]":
+    """Provide a local copy of a request, or of standard input."""
+    from scoring.batch.request import RequestCopy, copied_request
+    from scoring.files.atomic import scratch_folder
+    from scoring.files.transfer import content_of
+
+    if source is not None:
+        with copied_request(source) as copy:
+            yield copy
+        return
+    with scratch_folder() as scratch:
+        file = scratch / "request"
+        with file.open("wb") as written:
+            shutil.copyfileobj(sys.stdin.buffer, written)
+        with file.open("rb") as opened:
+            start = opened.readline(1 << 20)
+        suffix = ".parquet" if start.startswith(b"PAR1") else ".tsv" if b"\t" in start else ".csv"
+        file = file.rename(file.with_suffix(suffix))
+        yield RequestCopy(file, STDIN_NAME, content_of(file, STDIN_NAME))
+
+
+def load_version(stores: Stores, version: int | None, keep: "Location", shown: Progress) -> "ServingModel":
+    """Resolve and load one version, whose files are kept in a new folder for Spark.
+
+    Raises:
+        ServingError: as `resolve_version` and `load_serving_model`.
+    """
+    from scoring.imports import collector_paused
+    from scoring.serving import load_serving_model, resolve_version
+
+    shown.stage("Loading the model")
+    folder = Path(str(keep))
+    folder.mkdir()
+    with collector_paused():  # with a database as the registry, most of MLflow's server is imported
+        found = resolve_version(stores.registry, stores.settings, version)
+        return load_serving_model(stores.registry, stores.features, found, stores.settings, folder)
+
+
+def score_with(
+    stores: Stores, serving: "ServingModel", request: "RequestCopy", folder: "Location", shown: Progress
+) -> "Manifest":
+    """Join a request with features, and score it into an empty folder.
+
+    Raises:
+        ServingError: as the engine's two methods; or a prediction is NaN, infinite or null.
+    """
+    from scoring.batch.manifest import Origin
+    from scoring.engine import choose_engine
+    from scoring.features.feature_store import read_definitions
+    from scoring.predict import Policy
+
+    engine, features = choose_engine(stores.settings), serving.features
+    definitions = read_definitions(stores.features).hash
+    origin = Origin(request.content, str(serving.model.version), features.service, definitions)
+    shown.stage("Joining features")
+    engine.write_input(request, origin, stores.features, features, folder, progress=shown.rows)
+    shown.stage(f"Scoring with {serving.model.version}")
+    policy = Policy.from_settings(stores.settings)
+    return engine.write_output(folder, serving, policy, functools.partial(_check_finite, serving), shown.rows)
+
+
+def _check_finite(serving: "ServingModel", _table: "ParquetFiles", outcome: "ScoringSummary") -> None:
+    from scoring.errors import PredictionFailed
+    from scoring.predict import NOT_FINITE
+
+    if broken := outcome.reasons.get(NOT_FINITE):
+        problem = f"{broken} of {outcome.scored + broken} predictions are NaN, infinite or null; nothing was written."
+        raise PredictionFailed(str(serving.model.version), problem)
+
+
+def _write(folder: "Location", manifest: "Manifest", output: str) -> None:
+    """Replace OUT by the result in a folder, or write it to standard output."""
+    from scoring.batch.manifest import OUTPUT_NAME, output_parts
+    from scoring.files.location import Location
+    from scoring.files.parquet import ParquetFiles, write_tables
+    from scoring.files.transfer import publishing
+
+    if output == STANDARD:
+        with ParquetFiles(output_parts(folder)) as table:
+            _write_csv(table, sys.stdout.buffer)
+        return
+    with publishing(Location(output)) as part:
+        if output.endswith(".csv"):
+            with ParquetFiles(output_parts(folder)) as table, part.open("wb") as file:
+                _write_csv(table, file)
+        elif manifest.parts:
+            with ParquetFiles(output_parts(folder)) as table:
+                write_tables(table.between(0, table.rows), part, table.schema.metadata)
+        else:
+            shutil.copyfile(str(folder / OUTPUT_NAME), part)
+
+
+def _write_csv(table: "ParquetFiles", file: IO[bytes]) -> None:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from scoring.arrow.text import to_string
+    from scoring.files.parquet import no_rows
+
+    def plain(rows: pa.Table) -> pa.Table:
+        for place, field in enumerate(rows.schema):
+            if not (pa.types.is_primitive(field.type) or pa.types.is_string(field.type)):
+                column = pa.array([to_string(value) for value in rows[field.name]], pa.string())
+                rows = rows.set_column(place, field.name, column)
+        return rows
+
+    with csv.CSVWriter(file, plain(no_rows(table.schema)).schema) as writer:
+        for rows in table.between(0, table.rows):
+            writer.write(plain(rows))
+
+
+def _summarize(manifest: "Manifest", output: str, seconds: float, as_json: bool) -> None:
+    """Print what was done, to stderr if standard output has the rows."""
+    outcome, to_stderr = manifest.outcome, output == STANDARD
+    name, _, version = manifest.origin.model.rpartition("/")
+    if as_json:
+        found = {
+            "output": None if to_stderr else output, "rows": outcome.rows, "scored": outcome.scored,
+            "reasons": outcome.reasons, "model": {"name": name, "version": int(version)}, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        print_json(found, to_stderr=to_stderr)
+        return
+    place = "" if to_stderr else f"{output}: "
+    reasons = "".join(f", {count} {reason}" for reason, count in outcome.reasons.items())
+    scored = f"{outcome.scored} of {outcome.rows} rows scored with {manifest.origin.model}"
+    click.echo(f"{place}{scored}{reasons} ({seconds:.1f} s)", err=to_stderr)
