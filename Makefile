@@ -22,7 +22,7 @@ LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 PIP_AUDIT = 2.10.1
 
 # Extras with a lock of their own.
-MODEL_LIBRARIES = xgboost lightgbm catboost onnx
+EXTRAS = xgboost lightgbm catboost onnx delta
 
 # No process that make starts sends telemetry to Dagster. Each dagster.yaml also switches off its collection.
 export DAGSTER_DISABLE_TELEMETRY := yes
@@ -52,7 +52,7 @@ compose-test: .venv/.dev ## run docker-compose.yml with Docker, through kills an
 	@.venv/bin/python -m pytest tests/image/compose_up.py -s $(ARGS)
 
 audit: .venv/bin/uv ## check the pinned packages for known vulnerabilities; requires internet access
-	@for lock in api batch $(MODEL_LIBRARIES); do \
+	@for lock in api batch $(EXTRAS); do \
 		.venv/bin/uv tool run --quiet pip-audit==$(PIP_AUDIT) --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 soak: .venv/.dev ## send the API half of its capacity for 10 minutes and watch its memory; MINUTES=1 is shorter
@@ -78,12 +78,12 @@ lock: .venv/bin/uv ## pin the dependencies of pyproject.toml into requirements/;
 	$(LOCK) pyproject.toml --extra api -c requirements/dev.txt -o requirements/api.txt
 	$(LOCK) pyproject.toml --extra batch -c requirements/dev.txt -o requirements/batch.txt
 	$(LOCK) pyproject.toml --extra batch --extra spark -c requirements/dev.txt -o requirements/spark.txt
-	@$(MAKE) --no-print-directory $(MODEL_LIBRARIES:%=requirements/%.txt)
+	@$(MAKE) --no-print-directory $(EXTRAS:%=requirements/%.txt)
 	@$(MAKE) --no-print-directory $(foreach peer,bentoml fastapi mlserver,benchmarks/peers/$(peer)/requirements.txt)
 
 # Installed beside another lock: an extra of pyproject.toml without the project's own dependencies.
-.PHONY: $(MODEL_LIBRARIES:%=requirements/%.txt)
-$(MODEL_LIBRARIES:%=requirements/%.txt): requirements/%.txt:
+.PHONY: $(EXTRAS:%=requirements/%.txt)
+$(EXTRAS:%=requirements/%.txt): requirements/%.txt:
 	@.venv/bin/python -c 'import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"]["$*"], sep="\n")' \
 		<pyproject.toml | $(LOCK) - -c requirements/dev.txt -o $@
 

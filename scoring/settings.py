@@ -140,6 +140,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Folder, or `s3://bucket/prefix`, for registered_model_version.json and `<request>/batch_input.parquet`,
     `<request>/batch_output.parquet`, `<request>/manifest.json`."""
 
+    scores_table: Location | None = None
+    """Folder, or `s3://bucket/prefix`, of a Delta table that gets the rows of each scored request (docs/tables.md). If
+    not set, there is no such table. Requires `requirements/delta.txt`."""
+
     batch_engine: BatchEngine = "local"
     """Engine that joins and scores batch requests: `local` (in the run's own process) or `spark` (docs/scaling.md)."""
 

@@ -13,6 +13,7 @@ from scoring.settings import Settings
 from serving_assets.assets.batch_assets import batch_input, batch_output, batch_request
 from serving_assets.assets.feature_assets import feast_registry, online_store
 from serving_assets.assets.model_version import registered_model_version
+from serving_assets.assets.scores_table import scores_table
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import EXECUTOR, refresh_online_store, score_batch, serve_batch
 from serving_assets.sensors.request_sensors import new_batch_request, score_the_others
@@ -20,6 +21,11 @@ from serving_assets.sensors.schedules import hourly_online_store
 from serving_assets.sensors.version_sensor import new_model_version
 
 ASSETS = (batch_request, feast_registry, online_store, registered_model_version, batch_input, batch_output)
+
+
+def assets(environment: Mapping[str, str]) -> tuple[dg.AssetsDefinition, ...]:
+    """Return the assets of the graph, with scores_table only if there is such a table."""
+    return (*ASSETS, scores_table) if environment.get("SERVING_SCORES_TABLE", "").strip() else ASSETS
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -45,9 +51,9 @@ if overridden := overriding(Path.cwd()):
         ", ".join(overridden),
     )
 
-# Owners are read here, because Dagster needs them when it loads the code location.
+# Owners and the table are read here, because Dagster needs them when it loads the code location.
 definitions = dg.Definitions(
-    assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), ASSETS),
+    assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), assets(os.environ)),
     jobs=[score_batch, serve_batch, refresh_online_store],
     sensors=[new_model_version, new_batch_request, score_the_others],
     schedules=[hourly_online_store],

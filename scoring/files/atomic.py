@@ -83,7 +83,7 @@ def scratch_folder() -> Iterator[Path]:
         OSError: there is not enough disk space, or its parent can't be created or belongs to another user.
     """
     root = scratch_root()
-    _remove_leftovers(root, SCRATCH_PREFIX, "")
+    remove_leftovers(root, SCRATCH_PREFIX, "")
     handle, folder = _new_scratch(root)
     try:
         yield folder
@@ -110,7 +110,8 @@ def scratch_root() -> Path:
     return root
 
 
-def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
+def remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
+    """Remove the files and folders with such names that no process holds the lock of."""
     with os.scandir(folder) as entries:
         found = [Path(each.path) for each in entries if each.name.startswith(prefix) and each.name.endswith(suffix)]
     for leftover in found:
@@ -130,7 +131,7 @@ def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
         made |= not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another writer removed its part, and the folder with it
-            _remove_leftovers(folder, prefix, ".part")
+            remove_leftovers(folder, prefix, ".part")
             handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
             if _lock(handle, Path(name)):
                 return handle, Path(name), made

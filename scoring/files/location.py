@@ -168,7 +168,19 @@ def _scan(folder: Path) -> Iterator[Entry]:
 def s3() -> "S3FileSystem":
     """Return the S3 file system that the environment configures. It connects lazily."""
     # pyarrow 25 reads the endpoint from the environment only if it gets a URI.
-    return _s3_at(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None)
+    return _s3_at(_endpoint())
+
+
+def delta_options(place: Location) -> dict[str, str]:
+    """Return deltalake's options for a table at this location. It finds credentials and region as other AWS tools."""
+    endpoint = _endpoint()
+    if place.local is not None or endpoint is None:
+        return {}
+    return {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 @functools.cache

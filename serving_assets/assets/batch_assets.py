@@ -133,7 +133,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
     with failing_in_one_line():
         problems.fail()
     tags = {INPUT_TAG: version.data_version, DEFINITIONS_TAG: definitions.hash, **latest_event(context.instance)}
-    yield dg.MaterializeResult(data_version=_content_version(written), tags=tags)
+    yield dg.MaterializeResult(data_version=content_version(written), tags=tags)
 
 
 @request_asset(
@@ -181,7 +181,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
     yield from checks.results("batch_output", checks.OF_OUTPUT, found)
     with failing_in_one_line():
         problems.fail()
-    yield dg.MaterializeResult(data_version=_content_version(written), tags={INPUT_TAG: version.data_version})
+    yield dg.MaterializeResult(data_version=content_version(written), tags={INPUT_TAG: version.data_version})
 
 
 def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mapping[str, RequestFile]) -> Sequence[str]:
@@ -232,6 +232,6 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _content_version(written: list[Content]) -> dg.DataVersion:
+def content_version(written: list[Content]) -> dg.DataVersion:
     """Return a hash of the files' digests, so that identical output makes nothing stale."""
     return dg.DataVersion(hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in written)).hexdigest())

@@ -12,6 +12,7 @@ import msgspec
 from serving_assets.records.requests import BATCH_REQUEST, Folder, RequestFile
 
 BATCH_OUTPUT = dg.AssetKey("batch_output")
+SCORES_TABLE = dg.AssetKey("scores_table")
 # Dagster's tags (1.13): the data version of an observed asset, and the last event of an input that was used.
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_POINTER_TAG = f"dagster/input_event_pointer/{BATCH_REQUEST.to_user_string()}"

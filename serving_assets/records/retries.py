@@ -27,7 +27,7 @@ class FailedAttempt(msgspec.Struct, frozen=True):
     ended_s: float
     """End of the run in seconds since 1970."""
     open: bool
-    """Whether the last read content was neither scored nor refused."""
+    """Whether the last read content was neither scored (or written to the scores table) nor refused."""
 
     @property
     def retry_s(self) -> float:
@@ -36,18 +36,19 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 
 
 def failed_attempts(
-    instance: dg.DagsterInstance, keys: Collection[str], seen: Mapping[str, Seen]
+    instance: dg.DagsterInstance, keys: Collection[str], seen: Mapping[str, Seen], asset: dg.AssetKey = BATCH_OUTPUT
 ) -> dict[str, FailedAttempt]:
-    """Return the last run of each of these requests whose last run failed.
+    """Return the last run of each of these requests whose last run failed to materialize the asset.
 
     Args:
         instance: the Dagster instance.
         keys: requests that have a file.
         seen: the last read state of their files.
+        asset: BATCH_OUTPUT, or SCORES_TABLE below it.
     """
     # The last run that planned each partition; Dagster 1.13 derives a partition's status from it.
     latest = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(
-        BATCH_OUTPUT
+        asset
     )
     run_of = {key: latest[key][0] for key in keys if key in latest}
     failed: dict[str, tuple[dg.DagsterRun, float]] = {}
@@ -58,7 +59,7 @@ def failed_attempts(
     if not run_of:
         return {}
     refusals = last_refusals(instance, run_of)
-    outputs = instance.get_latest_storage_id_by_partition(BATCH_OUTPUT, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    outputs = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION)
     found = {}
     for key, run_id in run_of.items():
         refusal = refusals.get(key)

@@ -9,18 +9,19 @@ EXECUTOR = dg.in_process_executor
 # 1000 requests starts after 24 s. Smaller runs import the libraries more often.
 REQUESTS_PER_RUN = 250
 
+# With scores_table, if the code location has it.
+SCORED = dg.AssetSelection.assets("batch_input") | dg.AssetSelection.assets("batch_output").downstream()
+
 score_batch = dg.define_asset_job(
     name="score_batch",
-    selection=dg.AssetSelection.assets("registered_model_version", "batch_input", "batch_output"),
+    selection=dg.AssetSelection.assets("registered_model_version") | SCORED,
     description="Score batch requests with the version that the alias names, or a pinned one: "
     "`ops: {registered_model_version: {config: {version: 7}}}`.",
 )
 
 serve_batch = dg.define_asset_job(
     name="serve_batch",
-    selection=dg.AssetSelection.assets(
-        "feast_registry", "online_store", "registered_model_version", "batch_input", "batch_output"
-    ),
+    selection=dg.AssetSelection.assets("feast_registry", "online_store", "registered_model_version") | SCORED,
     description="Apply the feature definitions, update the online store, and score.",
 )
 

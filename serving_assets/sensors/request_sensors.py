@@ -23,7 +23,7 @@ from serving_assets.records.history import (
     scores_requests,
     unfinished_runs,
 )
-from serving_assets.records.observations import ignored_event, last_seen, refused_in_run, seen_event
+from serving_assets.records.observations import SCORES_TABLE, ignored_event, last_seen, refused_in_run, seen_event
 from serving_assets.records.request_changes import Changes, Known, find_changes
 from serving_assets.records.requests import NoRequestFolder, batch_requests, listed, read_request_folder
 from serving_assets.records.retries import FAILURES_TAG, RETRIES_AT_ONCE, failed_attempts, requests_per_retry
@@ -77,7 +77,11 @@ def new_batch_request(
         now = time.time()
         partitions = known_requests(context.instance)
         seen, unfinished = last_seen(context.instance), unfinished_runs(context.instance)
-        attempts = failed_attempts(context.instance, [file.key for file in folder.requests], seen)
+        keys = [file.key for file in folder.requests]
+        attempts = failed_attempts(context.instance, keys, seen)
+        if serving.settings.scores_table is not None:  # a run may fail after it has scored the request
+            below = failed_attempts(context.instance, keys, seen, SCORES_TABLE)
+            attempts |= {key: tried for key, tried in below.items() if tried.open}
         known = Known(seen, attempts, frozenset(requests_in_flight(unfinished, partitions)), cursor.ahead)
         changes = find_changes(place, folder.requests, known)
         if changes.files:

@@ -121,11 +121,15 @@ class Daemon:
         )
         self.runs.append(self.instance.add_run(run))
         # Of the events that plan its assets, only those that the sensors read.
+        self.plan(run, "batch_output")
+
+    def plan(self, run: dg.DagsterRun, asset: str) -> None:
+        """Record that the run is going to materialize an asset."""
         planned = [
             dg.DagsterEvent(
                 event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value,
                 job_name=run.job_name,
-                event_specific_data=AssetMaterializationPlannedData(dg.AssetKey("batch_output"), partition=key),
+                event_specific_data=AssetMaterializationPlannedData(dg.AssetKey(asset), partition=key),
             )
             for key in self.partitions(run)
         ]

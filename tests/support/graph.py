@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from serving_assets.assets.scores_table import scores_table
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
 from tests.support.worlds import World
@@ -40,8 +41,9 @@ class Graph:
         tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
         config = {"registered_model_version": {"config": {"version": version}}} if version else {}
+        table = [scores_table] if "SERVING_SCORES_TABLE" in self.environment else []
         of_this_world = dg.Definitions(
-            assets=definitions.assets,
+            assets=[*definitions.assets, *table],
             jobs=definitions.jobs,
             executor=definitions.executor,
             resources={"serving": serving or Serving(self.environment)},

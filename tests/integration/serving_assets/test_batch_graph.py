@@ -4,9 +4,13 @@ import datetime as dt
 import json
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from scoring.batch.engine import LocalEngine
+from scoring.files.transfer import content_of
 from serving_assets.assets.model_version import version_of_run
 from serving_assets.definitions import definitions
 from serving_assets.records.observations import refused_in_run
@@ -354,3 +358,30 @@ def test_without_a_resolved_version_batch_input_names_the_remedy(drivers):
     text = failure(drivers.run(only=["batch_input"]))
 
     assert "registered_model_version.json does not exist: materialize registered_model_version before" in text
+
+
+def test_the_scores_table_has_what_batch_output_has_and_a_type_conflict_is_refused(drivers, tmp_path):
+    place = tmp_path / "scores"
+    drivers.environment |= {"SERVING_SCORES_TABLE": str(place)}
+    drivers.write_request(driver_rows(drivers.world, [1002]), "day2")
+
+    for key in ("day1", "day2"):
+        assert drivers.run(key=key).success
+    again = drivers.run()
+    found = metadata(drivers.run(version=2), "scores_table")
+
+    assert metadata(again, "scores_table")["committed"] is False
+    assert (found["table_version"], found["committed"], found["model"]) == (2, True, "driver_ranker/2")
+    assert found["content_sha256"] == content_of(drivers.file("batch_output.parquet"), "").sha256
+    rows = DeltaTable(place).to_pyarrow_table(filters=[("batch_request", "=", "day1")])
+    assert rows.drop_columns("batch_request").to_pylist() == drivers.output()
+
+    pq.write_table(
+        pa.table({"driver_id": [1001], "event_timestamp": [drivers.world.now], "order": [7]}),
+        drivers.requests / "day3.parquet",
+    )
+    drivers.instance.add_dynamic_partitions("batch_requests", ["day3"])
+    conflict = drivers.run(key="day3")
+    assert "Batch request day3, column 'order': " in failure(conflict)
+    assert "the table has type string, and the result has long" in failure(conflict)
+    assert DeltaTable(place).version() == 2

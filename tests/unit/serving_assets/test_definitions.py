@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from serving_assets.definitions import definitions, owners
+from serving_assets.assets.scores_table import scores_table
+from serving_assets.definitions import assets, definitions, owners
 
 ROOT = Path(__file__).resolve().parents[3]
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
@@ -106,3 +107,14 @@ def test_the_schedule_of_the_online_store_is_stopped_by_default():
 
     assert schedule.cron_schedule == "5 * * * *"
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+
+
+@pytest.mark.parametrize("value", [None, "", "scores"])
+def test_the_scores_table_is_in_the_graph_and_in_the_jobs_if_its_location_is_set(value):
+    found = assets({"SERVING_SCORES_TABLE": value} if value is not None else {})
+
+    assert (scores_table in found) == (value == "scores")
+    loaded = dg.Definitions(assets=found, jobs=definitions.jobs, resources=definitions.resources)
+    for job in ("score_batch", "serve_batch"):
+        keys = loaded.resolve_job_def(job).asset_layer.selected_asset_keys
+        assert (scores_table.key in keys) == (value == "scores")

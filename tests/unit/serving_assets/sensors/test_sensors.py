@@ -290,6 +290,27 @@ def test_a_run_that_failed_for_another_reason_is_not_repeated_at_once(scored_by_
     assert len(daemon.runs) == 1
 
 
+def test_a_request_whose_run_failed_at_the_scores_table_is_retried(daemon):
+    settings = daemon.serving.settings
+    daemon.serving.settings = msgspec.structs.replace(settings, scores_table=Location("scores"))
+    daemon.write_request("a", age_s=9000)
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    daemon.plan(daemon.runs[0], "scores_table")
+    daemon.materialize(daemon.runs[0], 1)
+    daemon.fail(daemon.runs[0], 100)
+
+    daemon.cursors.clear()
+    daemon.tick("new_batch_request")
+
+    assert [daemon.partitions(run) for run in daemon.runs] == [["a"], ["a"]]
+    daemon.plan(daemon.runs[1], "scores_table")
+    daemon.materialize(daemon.runs[1], 1)
+    daemon.instance.report_runless_asset_event(dg.AssetMaterialization("scores_table", partition="a"))
+    daemon.cursors.clear()
+    assert "No new or changed file" in daemon.tick("new_batch_request")
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["after it was read", "before it was read"])
 def test_requests_whose_run_failed_are_retried_less_and_less_often_until_they_are_scored_or_refused(daemon, seen):
     for key in ("a", "b", "c"):
