@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from scoring.feast_plugins.join_keys import ROW
 from scoring.feast_plugins.offline_sql import (
     Join,
     asof,
+    entities_of,
     found_mark,
     is_found,
     is_fresh,
@@ -203,23 +204,35 @@ class AsofRetrievalJob(QueryRetrievalJob):
     def __init__(
         self,
         config: RepoConfig,
-        entity_df: pd.DataFrame | str,
+        entity_df: pd.DataFrame | str | tuple[datetime, datetime],
         joins: list[Join],
         feature_refs: list[str],
         on_demand: list[OnDemandFeatureView],
         full_feature_names: bool,
     ) -> None:
-        """Store the arguments; reading the result runs the join."""
+        """Store the arguments; reading the result runs the join.
+
+        Two times instead of entity rows stand for all entities with a row between them that is within its time to live
+        at the second one, the time as of which features are joined.
+
+        Raises:
+            ValueError: all entities are asked for, and no view has all join keys.
+        """
         super().__init__(config)
         self._entity_df = entity_df
         self._joins = joins
         self.on_demand_feature_views = on_demand
         self.full_feature_names = full_feature_names
-        keys = {key for join in joins for key in join.keys.values()}
+        self._keys = sorted({key for join in joins for key in join.keys.values()})
         # The range of timestamps is unknown before the join runs.
-        self.metadata = RetrievalMetadata(features=feature_refs, keys=sorted(keys))
+        self.metadata = RetrievalMetadata(features=feature_refs, keys=self._keys)
         self._stale_marked = self._found_marked = False
         self._names: list[str] = []
+        # Views with fewer keys do not identify an entity.
+        self._identifying = {join.view for join in joins if join.keys and sorted(join.keys.values()) == self._keys}
+        self._entities_alone = False
+        if isinstance(entity_df, tuple) and not self._identifying:
+            raise ValueError(f"without entity rows, one view must have all join keys ({', '.join(self._keys)})")
 
     def mark_stale(self) -> None:
         """Add a column `stale_mark(view)` for each view with a time to live: whether TTL expiry hid a match."""
@@ -228,6 +241,11 @@ class AsofRetrievalJob(QueryRetrievalJob):
     def mark_found(self) -> None:
         """Add a column `found_mark(view)` for each view: whether it has a row, even a row of nulls."""
         self._found_marked = True
+
+    def entities_alone(self, views: Collection[str]) -> None:
+        """Join nothing: without entity rows, yield the keys of the entities that these views have, sorted."""
+        self._identifying.intersection_update(views)
+        self._entities_alone = True
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in batches; see the class for the columns."""
@@ -244,6 +262,11 @@ class AsofRetrievalJob(QueryRetrievalJob):
         return table.rename_columns(names)
 
     def _query(self, connection: duckdb.DuckDBPyConnection) -> str:
+        for i, join in enumerate(self._joins):
+            self._register(connection, f"source_{i}", join.source, join.columns())
+        if isinstance(self._entity_df, tuple) and self._entities_alone:
+            self._names = self._keys
+            return self._all_entities(*self._entity_df)
         entities, event = self._register_entities(connection)
         selected = {name: f"e.{quote(name)}" for name in entities.names}
         joined = ["FROM entities AS e"]
@@ -251,7 +274,6 @@ class AsofRetrievalJob(QueryRetrievalJob):
             missing = set(join.keys.values()) - set(entities.names)
             if missing:
                 raise FeastEntityDFMissingColumnsError(missing, set(entities.names))
-            self._register(connection, f"source_{i}", join.source, join.columns())
             joined.append(asof(f"source_{i}", f"f{i}", join, entities, event))
             selected |= {f"{join.view}:{feature}": value(f"f{i}", join, feature, event) for feature in join.features}
             if self._stale_marked and join.ttl:
@@ -264,12 +286,23 @@ class AsofRetrievalJob(QueryRetrievalJob):
         columns = ", ".join(f"{each} AS c{place}" for place, each in enumerate(selected.values()))
         return f"SELECT {columns} {' '.join(joined)} ORDER BY e.{ROW}"
 
+    def _all_entities(self, start: datetime, end: datetime) -> str:
+        rows = [
+            entities_of(f"source_{i}", join, start, end)
+            for i, join in enumerate(self._joins)
+            if join.view in self._identifying
+        ]
+        # Sorted, so that the same entities give the same bytes.
+        return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(rows)}) ORDER BY ALL"
+
     def _register_entities(self, connection: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, str]:
         """Create the view `entities` with row numbers. Return its other columns and the name of the event timestamp."""
-        if isinstance(self._entity_df, str):
-            connection.execute(
-                f"CREATE VIEW entities AS SELECT *, row_number() OVER () AS {ROW} FROM ({self._entity_df})"
-            )
+        if not isinstance(self._entity_df, pd.DataFrame):
+            kind, query = "VIEW", self._entity_df
+            if isinstance(query, tuple):  # a table, because a view would be evaluated for each use
+                time = f"TIMESTAMPTZ '{query[1].isoformat()}' AS event_timestamp"
+                kind, query = "TABLE", f"SELECT *, {time} FROM ({self._all_entities(*query)})"
+            connection.execute(f"CREATE {kind} entities AS SELECT *, row_number() OVER () AS {ROW} FROM ({query})")
             schema = connection.sql("SELECT * FROM entities LIMIT 0").to_arrow_table().schema
             schema = schema.remove(schema.get_field_index(ROW))
             timestamps = [field.name for field in schema if pa.types.is_timestamp(field.type)]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -71,6 +71,21 @@ def asof(source: str, alias: str, join: Join, entities: pa.Schema, event: str) -
     on = [f"{_entity_key(join, *key, entities)} = {alias}.{quote('key ' + key[0])}" for key in join.keys.items()]
     on.append(f"CAST(e.{quote(event)} AS TIMESTAMPTZ) >= {alias}.feature_time")
     return f"ASOF LEFT JOIN ({query}) AS {alias} ON {' AND '.join(on)}"
+
+
+def entities_of(source: str, join: Join, start: datetime, end: datetime) -> str:
+    """Return a query for the keys of entities that have a row since `start` within its time to live at `end`.
+
+    The keys have the entity rows' names, sorted, and may appear several times.
+    """
+    if join.ttl and join.ttl < end - start:
+        start = end - join.ttl
+    keys = {entity: quote(join.original(column)) for column, entity in join.keys.items()}
+    selected = ", ".join(f"{keys[entity]} AS {quote(entity)}" for entity in sorted(keys))
+    time = timestamp(join.original(join.source.timestamp_field))
+    conditions = [f"{time} BETWEEN TIMESTAMPTZ '{start.isoformat()}' AND TIMESTAMPTZ '{end.isoformat()}'"]
+    conditions += [f"{key} IS NOT NULL" for key in keys.values()]
+    return f"SELECT {selected} FROM {source} WHERE {' AND '.join(conditions)}"
 
 
 def _entity_key(join: Join, column: str, entity: str, entities: pa.Schema) -> str:

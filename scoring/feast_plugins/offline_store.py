@@ -25,6 +25,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from feast.utils import compute_non_entity_date_range
 
 from scoring.feast_plugins.offline_query import AsofRetrievalJob, SourceRetrievalJob
 from scoring.feast_plugins.offline_sql import Join
@@ -51,34 +52,51 @@ class AsofOfflineStore(DuckDBOfflineStore):
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
-        entity_df: pd.DataFrame | str,
+        entity_df: pd.DataFrame | str | None,
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Return the point-in-time join, which runs when its result is read.
+
+        Without entity rows, the entities are those with a row between the two dates (inclusive) that is within its time
+        to live at `end_date`. Each appears once, with its features as of `end_date`.
 
         Args:
             config: the configuration of the feature store.
             feature_views: views with their projections.
             feature_refs: `view:feature` of all requested features.
-            entity_df: entity rows with an event timestamp: a frame, or a DuckDB query whose row order counts.
+            entity_df: entity rows with an event timestamp: a frame, or a DuckDB query whose row order counts. None for
+                all entities.
             registry: the Feast registry, for the on-demand views among the references.
             project: the Feast project.
             full_feature_names: whether columns are named `view__feature`.
             filter_by_created_timestamp: whether rows created after the entity row's timestamp are ignored.
+            start_date: without entity rows, the earliest event timestamp; by default, the longest time to live, or else
+                30 days, before `end_date`. A time without a zone is UTC.
+            end_date: without entity rows, the time as of which features are joined; by default, now.
+
+        Raises:
+            ValueError: all entities are asked for, but no view has all join keys, or Feast's own store would join.
         """
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         supported = all(_is_parquet(view.batch_source) for view in feature_views)
         if filter_by_created_timestamp or not supported or any(view.mode == "substrait" for view in on_demand):
+            if entity_df is None:
+                raise ValueError("Feast's duckdb store, which joins these views, needs entity rows")
             rows = duckdb.execute(entity_df).df() if isinstance(entity_df, str) else entity_df
             options = (full_feature_names, filter_by_created_timestamp)
             return DuckDBOfflineStore.get_historical_features(
                 config, feature_views, feature_refs, rows, registry, project, *options
             )
         joins = [_join_of(view, feature_refs, full_feature_names) for view in feature_views]
-        return AsofRetrievalJob(config, entity_df, joins, feature_refs, on_demand, full_feature_names)
+        entities = (
+            compute_non_entity_date_range(feature_views, start_date, end_date) if entity_df is None else entity_df
+        )
+        return AsofRetrievalJob(config, entities, joins, feature_refs, on_demand, full_feature_names)
 
     @staticmethod
     def pull_latest_from_table_or_query(

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from serving_assets.assets.everyone import everyone
+
 # Importing Feast, MLflow and scikit-learn takes seconds and 300 MB. One process does it once per run, not per step.
 EXECUTOR = dg.in_process_executor
 
@@ -16,7 +18,7 @@ score_batch = dg.define_asset_job(
     name="score_batch",
     selection=dg.AssetSelection.assets("registered_model_version") | SCORED,
     description="Score batch requests with the version that the alias names, or a pinned one: "
-    "`ops: {registered_model_version: {config: {version: 7}}}`.",
+    "`ops: {registered_model_version: {config: {version: 7}}}`, or the tag `serving/version`.",
 )
 
 serve_batch = dg.define_asset_job(
@@ -30,6 +32,15 @@ refresh_online_store = dg.define_asset_job(
     selection=dg.AssetSelection.assets("online_store"),
     description="Update the online store (feast materialize-incremental).",
 )
+
+
+@dg.job(
+    description="Write a batch request with every entity as of the latest midnight in UTC, or of another time: "
+    "`ops: {everyone: {config: {as_of: 2026-11-30}}}`. The sensor new_batch_request scores it."
+)
+def request_everyone() -> None:
+    """Write a batch request with every entity."""
+    everyone()
 
 
 def pinned(version: int) -> dict[str, object]:

@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -102,10 +103,11 @@ def test_sensors_run_by_default():
         assert definitions.resolve_sensor_def(name).default_status is dg.DefaultSensorStatus.RUNNING
 
 
-def test_the_schedule_of_the_online_store_is_stopped_by_default():
-    schedule = definitions.resolve_schedule_def("hourly_online_store")
+@pytest.mark.parametrize(("name", "cron"), [("hourly_online_store", "5 * * * *"), ("daily_everyone", "0 1 * * *")])
+def test_schedules_are_stopped_by_default(name, cron):
+    schedule = definitions.resolve_schedule_def(name)
 
-    assert schedule.cron_schedule == "5 * * * *"
+    assert schedule.cron_schedule == cron
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
 
 
@@ -118,3 +120,10 @@ def test_the_scores_table_is_in_the_graph_and_in_the_jobs_if_its_location_is_set
     for job in ("score_batch", "serve_batch"):
         keys = loaded.resolve_job_def(job).asset_layer.selected_asset_keys
         assert (scores_table.key in keys) == (value == "scores")
+
+
+def test_everyone_is_scored_as_of_the_midnight_before_the_tick():
+    tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 11, 30, 1, tzinfo=UTC))
+
+    (run,) = definitions.resolve_schedule_def("daily_everyone").evaluate_tick(tick).run_requests
+    assert run.run_config == {"ops": {"everyone": {"config": {"as_of": "2026-11-30"}}}}
