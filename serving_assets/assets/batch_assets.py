@@ -153,7 +153,8 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         settings, engine = serving.settings, serving.engine
         problems = RequestProblems(context, settings.batch_requests)
         inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
-        chosen = _version_for(serving, inputs.values(), version_of_run(context.instance, context.run.run_id))
+        resolved = version_of_run(context.instance, context.run.run_id, settings.model_name)
+        chosen = _version_for(serving, inputs.values(), resolved)
         context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
         # Link the version to its features here, too: this asset can be materialized without batch_input.

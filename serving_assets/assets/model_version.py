@@ -1,6 +1,8 @@
 """Resolve the model version of a run once, and pass it on by number."""
 
+import re
 import time
+from collections.abc import Mapping
 
 import dagster as dg
 import msgspec
@@ -17,6 +19,9 @@ from serving_assets.records.requests import VERSION_FILE_NAME
 from serving_assets.resources import Serving
 
 KEY = dg.AssetKey("registered_model_version")
+# Pins a version as the run configuration does. Dagit's backfills have tags but no configuration, and run this asset on
+# its own before the assets with partitions (1.13).
+PIN_TAG, PINNED = "serving/version", "pinned by the run"
 # Dagster's tag for the data version of an input (1.13). By default, it names the input's latest materialization, which
 # may be from another run with another version.
 INPUT_TAG = f"dagster/input_data_version/{KEY.to_user_string()}"
@@ -40,6 +45,13 @@ class VersionInDoubt(ServingError):
             f"select registered_model_version. To score with {last.name}/{last.version}, select it and pin the "
             f"version: ops: {{registered_model_version: {{config: {{version: {last.version}}}}}}}."
         )
+
+
+class PinNotUsable(ServingError):
+    """The tag of a run does not name a version, or another one than its configuration."""
+
+    def __init__(self, pin: str, problem: str) -> None:
+        super().__init__(f"The run's tag {PIN_TAG} is {pin!r}, {problem}.")
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -81,18 +93,20 @@ class PinnedVersion(dg.Config):
     key=KEY,
     group_name="model",
     kinds={"mlflow"},
-    description="The exact model version that the alias names now, or the one that the run's configuration pins. "
+    description="The exact model version that the alias names now, or the one that the run pins. "
     "Its data version is name:version, so Dagit marks outputs of another version as stale.",
 )
-def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+def registered_model_version(
+    context: dg.AssetExecutionContext, config: PinnedVersion, serving: dg.ResourceParam[Serving]
+) -> dg.MaterializeResult[None]:
     """Resolve the alias or the pinned version, and write registered_model_version.json atomically."""
     with failing_in_one_line():
-        settings = serving.settings
-        version = resolve_version(serving.registry, settings, config.version)
+        settings, pin = serving.settings, pinned_version(config.version, context.run.tags)
+        version = resolve_version(serving.registry, settings, pin)
         resolved = VersionFile(
             name=version.name,
             version=version.version,
-            alias=settings.model_alias if config.version is None else None,
+            alias=settings.model_alias if pin is None else None,
             feature_service=version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service,
             registry=without_secrets(settings.registry_uri),
             resolved_at_s=time.time(),
@@ -102,11 +116,30 @@ def registered_model_version(config: PinnedVersion, serving: dg.ResourceParam[Se
     return dg.MaterializeResult(data_version=dg.DataVersion(version.data_version), metadata=_metadata(resolved))
 
 
-def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
+def pinned_version(configured: int | None, tags: Mapping[str, str]) -> int | None:
+    """Return the version that a run's configuration or tags pin; None if neither does.
+
+    Raises:
+        PinNotUsable: the tag is not a version number, or the configuration pins another version.
+    """
+    pin = tags.get(PIN_TAG)
+    if pin is None:
+        return configured
+    if not re.fullmatch("[1-9][0-9]{0,17}", pin):
+        raise PinNotUsable(pin, "which is not the number of a model version, such as 7")
+    if configured not in (None, int(pin)):
+        raise PinNotUsable(pin, f"and its configuration pins version {configured}: remove one of them")
+    return int(pin)
+
+
+def version_of_run(instance: dg.DagsterInstance, run_id: str, model: str) -> Chosen | None:
     """Return the version that registered_model_version resolved in this run, or in the run that it re-executes.
 
-    The run's own events record it, so concurrent runs that pin different versions do not affect each other. Return None
-    if no such run materialized it.
+    The run's own events record it, so concurrent runs that pin different versions do not affect each other. If no such
+    run materialized it, return the version of `model` that the run's tag pins, or else None.
+
+    Raises:
+        PinNotUsable: the tag is not a version number.
     """
     while True:
         records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
@@ -117,7 +150,8 @@ def version_of_run(instance: dg.DagsterInstance, run_id: str) -> Chosen | None:
                 return Chosen(str(name), int(str(number)), str(by))
         run = instance.get_run_by_id(run_id)
         if run is None or run.parent_run_id is None:
-            return None
+            pin = pinned_version(None, run.tags if run else {})
+            return None if pin is None else Chosen(model, pin, PINNED)
         run_id = run.parent_run_id
 
 
@@ -131,7 +165,7 @@ def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) 
         VersionInDoubt: the alias names another version than the file.
         RegistryError: the alias is not set, or the registry does not answer.
     """
-    own = version_of_run(instance, run_id)
+    own = version_of_run(instance, run_id, serving.settings.model_name)
     if own is not None:
         return own
     settings, alias = serving.settings, serving.settings.model_alias
@@ -175,7 +209,7 @@ def _metadata(resolved: VersionFile) -> dict[str, dg.MetadataValue]:
     metadata: dict[str, dg.MetadataValue] = {
         "model_name": dg.MetadataValue.text(resolved.name),
         "model_version": dg.MetadataValue.int(resolved.version),
-        "chosen_by": dg.MetadataValue.text(f"alias {resolved.alias}" if resolved.alias else "pinned by the run"),
+        "chosen_by": dg.MetadataValue.text(f"alias {resolved.alias}" if resolved.alias else PINNED),
         "feature_service": dg.MetadataValue.text(resolved.feature_service or "none: batch_input lists the features"),
         "registry": dg.MetadataValue.text(resolved.registry),
     }

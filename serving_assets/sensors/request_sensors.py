@@ -10,7 +10,7 @@ import dagster as dg
 import msgspec
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
-from serving_assets.assets.model_version import registered_model_version
+from serving_assets.assets.model_version import PIN_TAG, registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
     CLOCKS_DIFFER_S,
@@ -134,6 +134,7 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
     if not refused or not others:
         return dg.SkipReason("No request of this run can be scored without the others.")
     tags = {"serving/others_of": run.run_id, PRIORITY: AFTER_NEW_ONES}
+    tags |= {name: pin for name, pin in run.tags.items() if name == PIN_TAG}
     return dg.SensorResult(
         run_requests=[
             run_request(first, last, f"{run.run_id}:{first}", run_config=_score_config(run), tags=tags)

@@ -104,6 +104,53 @@ def test_a_pinned_version_is_used_although_the_alias_names_another(drivers):
     assert metadata(result, "batch_output")["chosen_by"] == "pinned by the run"
 
 
+@pytest.mark.parametrize(
+    ("pin", "version", "only", "problem"),
+    [
+        ("2", None, None, None),
+        ("2", 2, None, None),
+        ("2", 1, None, "is '2', and its configuration pins version 1: remove one of them."),
+        ("v2", None, None, "is 'v2', which is not the number of a model version, such as 7."),
+        ("99", None, None, "Registered model 'driver_ranker' has no version 99: pin one that exists"),
+        # As in a backfill of the three assets, in which the model version has its own run.
+        ("2", None, ["batch_input", "batch_output"], None),
+        ("v2", None, ["batch_input", "batch_output"], "which is not the number of a model version"),
+    ],
+)
+def test_the_tag_of_a_backfill_pins_a_version(drivers, pin, version, only, problem):
+    result = drivers.run(tags={"serving/version": pin, "dagster/partition": "day1"}, version=version, only=only)
+    if problem is None:
+        assert {row["model_version"] for row in drivers.output()} == {2}
+        assert metadata(result, "batch_output")["chosen_by"] == "pinned by the run"
+    else:
+        assert problem in failure(result)
+        assert not drivers.file("batch_input.parquet").exists()
+
+
+def test_everyone_is_written_as_a_request_which_is_scored_as_any_other(drivers):
+    as_of = drivers.world.now.isoformat()
+    result = definitions.resolve_job_def("request_everyone").execute_in_process(
+        {"ops": {"everyone": {"config": {"as_of": as_of}}}}, resources={"serving": Serving(drivers.environment)}
+    )
+    assert result.success
+    (file,) = drivers.requests.glob("everyone-*.parquet")
+    assert drivers.run(tags={"dagster/partition": file.stem}).success
+    rows = drivers.output(file.stem)
+    assert [row["driver_id"] for row in rows] == sorted({row["driver_id"] for row in rows})
+    assert {row["reason"] for row in rows} == {None}
+    assert {row["event_timestamp"] for row in rows} == {drivers.world.now}
+
+
+def test_everyone_names_a_missing_folder_and_does_not_create_it(drivers, tmp_path):
+    missing = tmp_path / "missing"
+    result = definitions.resolve_job_def("request_everyone").execute_in_process(
+        resources={"serving": Serving(drivers.environment | {"SERVING_BATCH_REQUESTS": str(missing)})},
+        raise_on_error=False,
+    )
+    assert "there is no such folder: create it, or set SERVING_BATCH_REQUESTS." in failure(result)
+    assert not missing.exists()
+
+
 def test_an_apply_that_changes_nothing_makes_nothing_stale(drivers):
     drivers.run("serve_batch")
 
@@ -236,7 +283,7 @@ def test_a_run_that_is_re_executed_after_a_failure_keeps_its_version(drivers):
 
     again = drivers.instance.create_run_for_job(job, parent_run_id=failed.run_id, root_run_id=failed.run_id)
 
-    kept = version_of_run(drivers.instance, again.run_id)
+    kept = version_of_run(drivers.instance, again.run_id, "driver_ranker")
     assert (kept.name, kept.version, kept.by) == ("driver_ranker", 2, "pinned by the run")
 
 

@@ -617,6 +617,18 @@ def test_the_others_of_a_run_for_a_new_version_are_scored_with_the_version_that_
     assert [run.run_config for run in daemon.runs[-2:]] == [{}, {}]
 
 
+def test_the_others_of_a_run_that_a_tag_pins_keep_the_tag(daemon):
+    for day in (1, 2):
+        daemon.write_request(f"day{day}")
+    daemon.serving.registry.champion = 1
+    daemon.tick("new_batch_request")
+    pinned = daemon.instance.get_run_by_id(daemon.runs[-1].run_id)
+    daemon.instance.add_run_tags(pinned.run_id, {"serving/version": "7"})
+    daemon.refuse(pinned, "day2")
+    assert daemon.tick_after_failure(pinned) is None
+    assert daemon.runs[-1].tags["serving/version"] == "7"
+
+
 @pytest.mark.parametrize("rescore", ["newest", "all"])
 @pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
 def test_a_rollback_scores_again_the_outputs_that_an_unsuccessful_run_may_have_replaced(daemon, rescore, end):
