@@ -284,6 +284,11 @@ def first_line(cause: BaseException | str, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def in_one_line(cause: BaseException) -> str:
+    """Return an error's whole message as one line without colors; deltalake's have several lines, in color."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(cause)).split())
+
+
 def without_secrets(uri: str) -> str:
     """Return the address without user, password and query, for logs and errors.
 

@@ -8,7 +8,6 @@ other writer has created it. Data files of a writer that was killed or outrun st
 import contextlib
 import json
 import random
-import re
 import shutil
 import time
 import uuid
@@ -23,7 +22,7 @@ import pyarrow.types as pt
 
 from scoring.batch.generations import remove_file
 from scoring.batch.manifest import OUTPUT_NAME, Manifest, read_manifest
-from scoring.errors import BatchRequestError, SettingsError, StorageError, first_line
+from scoring.errors import BatchRequestError, SettingsError, StorageError, first_line, in_one_line
 from scoring.files.atomic import remove_leftovers, scratch_folder
 from scoring.files.location import Location, delta_options
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows, write_tables
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
     from deltalake.transaction import AddAction
 
 VARIABLE = "SERVING_SCORES_TABLE"
-# The partition column. `request` would collide with columns of requests more often.
+# The partition column. Requests rarely have a column of this name.
 COLUMN = "batch_request"
 FILE_PREFIX = "scores-"
-# Commits of other writers that one commit gives way to, waiting up to LONGEST_WAIT_S each time.
+# How often one write gives way to commits of other writers, and waits at most each time.
 ATTEMPTS, LONGEST_WAIT_S = 40, 1.0
 COPIED_BYTES = 1 << 20
 # Tables of later versions may have features that a writer must observe, such as constraints or a change data feed.
@@ -75,12 +74,10 @@ class ScoresTable:
         try:
             import deltalake  # noqa: F401
         except ImportError:
-            raise SettingsError(
-                VARIABLE, "is set, and the package deltalake is not installed: install requirements/delta.txt."
-            ) from None
+            problem = "is set, and the package deltalake is not installed: install requirements/delta.txt."
+            raise SettingsError(VARIABLE, problem) from None
         self.place = place
         self._uri = str(place if place.local is None else place.local.absolute())
-        self._options = delta_options(place)
         self._table: DeltaTable | None = None
 
     def write(self, request: str, folder: Location) -> Written:
@@ -92,12 +89,20 @@ class ScoresTable:
             StorageError: the result can't be read or the table can't be written, or other writers committed at each
                 attempt. The table is unchanged.
         """
+        from deltalake.exceptions import DeltaError
+
+        with _reading(folder):
+            manifest = read_manifest(folder / OUTPUT_NAME)
         while True:
-            manifest = _published(folder)
-            with _one_line(self.place):
+            try:
                 version, committed = self._replace(request, folder, manifest)
+            except (DeltaError, OSError) as error:
+                raise StorageError("writing the Delta table", str(self.place), in_one_line(error)) from error
             # Of two runs over one request, the one that commits last may have read the older result.
-            if _published(folder).batch_output == manifest.batch_output:
+            written = manifest
+            with _reading(folder):
+                manifest = read_manifest(folder / OUTPUT_NAME)
+            if manifest.batch_output == written.batch_output:
                 return Written(version, committed, manifest)
 
     def _replace(self, request: str, folder: Location, manifest: Manifest) -> tuple[int, bool]:
@@ -113,74 +118,68 @@ class ScoresTable:
             if attempt:
                 time.sleep(random.uniform(0, min(LONGEST_WAIT_S, 0.02 * 2**attempt)))  # noqa: S311 - no secret
             self._refresh()
-            if self._table and self._count(request, prefix) == len(contents):
+            names = self._names(request)
+            if sum(name.startswith(prefix) for name in names) == len(contents):
                 # A server may have made our commit although its answer was lost.
-                return self._table.version(), self._count(request, own) > 0
+                return self._version, any(name.startswith(own) for name in names)
             if not adds:
                 with _reading(folder), (folder / contents[0].name).open() as file:
                     stored = _stored_schema(request, pq.read_schema(file))
             schema = self._merged(request, stored)
             adds = adds or self._write_files(request, folder, contents, own, stored)
             try:
-                return self._commit(request, manifest, adds, schema), True
+                self._commit(request, manifest, adds, schema)
             except DeltaError as error:
-                problem = str(error)
-                created_by_another = self._table is None and self._exists()
-                if not isinstance(error, CommitFailedError) and not created_by_another:
+                problem = in_one_line(error)
+                if not isinstance(error, CommitFailedError) and "already exists" not in problem:
                     raise
+            else:
+                return self._version + 1, True
         problem = f"other writers committed first {ATTEMPTS} times in a row ({problem}): run again when fewer write"
         raise StorageError("committing to", str(self.place), problem)
 
-    def _commit(self, request: str, manifest: Manifest, adds: "list[AddAction]", schema: "Schema") -> int:
-        """Commit the files if the table is as it was last read. Return the new version."""
+    def _commit(self, request: str, manifest: Manifest, adds: "list[AddAction]", schema: "Schema") -> None:
+        """Commit the files if the table's latest version is the one that was read."""
         from deltalake import CommitProperties
         from deltalake.transaction import create_table_with_add_actions
 
-        properties = CommitProperties(
-            custom_metadata={
-                COLUMN: request,
-                "model_version": manifest.origin.model,
-                "content_sha256": manifest.batch_output.sha256,
-            },
-            # deltalake's own retries would let two writers of the same request both add their rows (1.6).
-            max_commit_retries=0,
-        )
+        sha256 = manifest.batch_output.sha256
+        metadata = {COLUMN: request, "model_version": manifest.origin.model, "content_sha256": sha256}
+        # deltalake's own retries would let two writers of the same request both add their rows (1.6).
+        properties = CommitProperties(metadata, max_commit_retries=0)
         if self._table is None:
-            create_table_with_add_actions(
-                self._uri,
-                schema,
-                adds,
-                partition_by=[COLUMN],
-                description="Scores of batch requests, written by model-serving.",
-                storage_options=self._options,
-                commit_properties=properties,
+            options: dict[str, Any] = {"storage_options": delta_options(self.place), "commit_properties": properties}
+            create_table_with_add_actions(self._uri, schema, adds, partition_by=[COLUMN], **options)
+        else:
+            filters = [(COLUMN, "=", request)]
+            self._table.create_write_transaction(
+                list(adds), "overwrite", schema, [COLUMN], filters, commit_properties=properties
             )
-            return 0
-        self._table.create_write_transaction(
-            list(adds),
-            "overwrite",
-            schema,
-            partition_by=[COLUMN],
-            partition_filters=[(COLUMN, "=", request)],
-            commit_properties=properties,
-        )
-        return int(self._table.version()) + 1
+
+    @property
+    def _version(self) -> int:
+        return -1 if self._table is None else int(self._table.version())
+
+    def _names(self, request: str) -> list[str]:
+        """Return the names of the request's current files."""
+        if self._table is None:
+            return []
+        files = self._table.file_uris(file_pruning_predicate=[(COLUMN, "=", request)])
+        return [uri.rpartition("/")[2] for uri in files]
 
     def _refresh(self) -> None:
-        """Read the table's latest version, if there is a table.
-
-        Raises:
-            SettingsError: there are other files, or a table that this project does not write to.
-        """
+        """Read the table's latest version, if there is a table. Raise unless this project can write there."""
         from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
 
         if self._table is not None:
             self._table.update_incremental()
-        elif self._exists():
-            self._table = DeltaTable(self._uri, storage_options=self._options)
         else:
-            self._check_no_other_files()
-            return
+            try:
+                self._table = DeltaTable(self._uri, storage_options=delta_options(self.place))
+            except TableNotFoundError:
+                self._check_empty()
+                return
         columns, version = self._table.metadata().partition_columns, self._table.protocol().min_writer_version
         if columns != [COLUMN] or version > WRITER_VERSION:
             raise SettingsError(
@@ -190,29 +189,15 @@ class ScoresTable:
                 "table of its own.",
             )
 
-    def _exists(self) -> bool:
-        from deltalake import DeltaTable
-
-        return bool(DeltaTable.is_deltatable(self._uri, self._options))
-
-    def _check_no_other_files(self) -> None:
+    def _check_empty(self) -> None:
         from pyarrow.fs import FileSelector
 
         filesystem, path = self.place.filesystem()
-        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-        # A writer that was killed before its first commit leaves its own.
-        others = sorted(each.base_name for each in found if not each.base_name.startswith((f"{COLUMN}=", "_delta_log")))
-        if others:
-            raise SettingsError(
-                VARIABLE,
-                f"names {self.place}, which has other files ({others[0]}) and is not a Delta table: name a new folder.",
-            )
-
-    def _count(self, request: str, prefix: str) -> int:
-        """Return how many of the request's current files have names with this prefix."""
-        assert self._table is not None  # noqa: S101 - for the type checker
-        files = self._table.file_uris(file_pruning_predicate=[(COLUMN, "=", request)])
-        return sum(uri.rpartition("/")[2].startswith(prefix) for uri in files)
+        names = [each.base_name for each in filesystem.get_file_info(FileSelector(path, allow_not_found=True))]
+        # A writer that was killed before the first commit leaves its own files.
+        if others := sorted(name for name in names if not name.startswith((f"{COLUMN}=", "_delta_log"))):
+            problem = f"which has other files ({others[0]}) and is not a Delta table: name a new folder."
+            raise SettingsError(VARIABLE, f"names {self.place}, {problem}")
 
     def _merged(self, request: str, stored: pa.Schema) -> "Schema":
         """Return the table's schema with the additional columns of a result.
@@ -224,19 +209,17 @@ class ScoresTable:
 
         fields = list(self._table.schema().fields) if self._table else []
         known = {field.name.casefold(): field for field in fields}
-        own = pa.schema([*stored, *([] if self._table else [pa.field(COLUMN, pa.string())])])
-        for field in Schema.from_arrow(own).fields:
+        for field in Schema.from_arrow(stored if fields else stored.append(pa.field(COLUMN, pa.string()))).fields:
             other = known.setdefault(field.name.casefold(), field)
             if other is field:
                 fields.append(field)
             elif other.name != field.name:
-                problem = f"the table has column {other.name!r}, and many readers ignore case: rename it."
-                raise BatchRequestError(request, f"{self.place}: {problem}", column=field.name)
+                problem = f"{self.place} has column {other.name!r}, and many readers ignore case: rename it."
+                raise BatchRequestError(request, problem, column=field.name)
             elif other.type != field.type:
                 types = [json.loads(each.type.to_json()) for each in (other, field)]
-                problem = f"the table has type {types[0]}, and the result has {types[1]}"
-                remedy = f"write one type in all requests, or set {VARIABLE} to another table."
-                raise BatchRequestError(request, f"{self.place}: {problem}: {remedy}", column=field.name)
+                problem = f"its type is {types[0]} in {self.place}, and {types[1]} in the result: write one type in all"
+                raise BatchRequestError(request, f"{problem} requests, or set {VARIABLE} to another table.", field.name)
         return Schema(fields)
 
     def _write_files(
@@ -246,8 +229,7 @@ class ScoresTable:
         from deltalake.transaction import AddAction
 
         # Readers disagree on how often a path is decoded. The name of a request has nothing to decode.
-        name = f"{COLUMN}={request}"
-        destination = self.place / name
+        destination = self.place / f"{COLUMN}={request}"
         if destination.local is not None and destination.local.is_dir():
             remove_leftovers(destination.local, f".{FILE_PREFIX}", ".part")
         files = [destination / f"{prefix}{place}.parquet" for place in range(len(contents))]
@@ -258,9 +240,9 @@ class ScoresTable:
                     with holding(folder / content.name, scratch / "source") as held:
                         _write_file(request, held.file, part, stored)
                         if held.content().sha256 != content.sha256:
-                            raise _incomplete(folder, "it differs from manifest.json")
+                            raise FileNotFoundError("it differs from manifest.json")
                     rows, size = pq.read_metadata(part).num_rows, part.stat().st_size
-                path, statistics = f"{name}/{file.name}", json.dumps({"numRecords": rows})
+                path, statistics = f"{COLUMN}={request}/{file.name}", json.dumps({"numRecords": rows})
                 adds.append(AddAction(path, size, {COLUMN: request}, time.time_ns() // 10**6, True, statistics))
         except BaseException:
             for file in files:
@@ -270,21 +252,13 @@ class ScoresTable:
         return adds
 
 
-def _published(folder: Location) -> Manifest:
-    with _reading(folder):
-        return read_manifest(folder / OUTPUT_NAME)
-
-
 @contextlib.contextmanager
 def _reading(folder: Location) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, msgspec.MsgspecError, pa.ArrowInvalid) as error:
-        raise _incomplete(folder, first_line(error)) from None
-
-
-def _incomplete(folder: Location, problem: str) -> BatchRequestError:
-    return BatchRequestError(str(folder / OUTPUT_NAME), f"there is no complete result ({problem}): materialize it.")
+        problem = f"there is no complete result ({first_line(error)}): materialize it."
+        raise BatchRequestError(str(folder / OUTPUT_NAME), problem) from None
 
 
 def _write_file(request: str, source: Any, part: Path, stored: pa.Schema) -> None:
@@ -295,8 +269,7 @@ def _write_file(request: str, source: Any, part: Path, stored: pa.Schema) -> Non
             tables = batches if opened.metadata.num_rows else iter([no_rows(schema)])
             write_tables((_cast(request, table, stored) for table in tables), part, {})
             return
-    with part.open("wb") as copy, contextlib.ExitStack() as stack:
-        file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+    with part.open("wb") as copy, source.open("rb") if isinstance(source, Path) else source as file:
         file.seek(0)
         shutil.copyfileobj(file, copy, COPIED_BYTES)
 
@@ -307,7 +280,7 @@ def _cast(request: str, table: pa.Table, stored: pa.Schema) -> pa.Table:
         try:
             columns.append(table[field.name].cast(field.type))
         except pa.ArrowInvalid:
-            problem = f"a {table[field.name].type} value does not fit {field.type}, the type in a Delta table."
+            problem = f"a {table[field.name].type} value does not fit {field.type}, the type in a table: convert it."
             raise BatchRequestError(request, problem, column=field.name) from None
     return pa.table(columns, schema=stored)
 
@@ -323,12 +296,11 @@ def _stored_schema(request: str, schema: pa.Schema) -> pa.Schema:
     fields = []
     for field in schema:
         stored = _stored(field.type)
-        if field.name.casefold() == COLUMN:
-            raise BatchRequestError(
-                request, "the scores table has a column of this name: rename it.", column=field.name
-            )
         if stored is None:
             problem = f"a Delta table has no type for {field.type}: convert the column, or leave it out."
+            raise BatchRequestError(request, problem, column=field.name)
+        if field.name.casefold() == COLUMN:
+            problem = "the scores table has a column of this name: rename it."
             raise BatchRequestError(request, problem, column=field.name)
         if not pt.is_null(stored):
             fields.append(pa.field(field.name, stored))
@@ -345,15 +317,3 @@ def _stored(found: pa.DataType) -> pa.DataType | None:
         item = _stored(found.value_type)
         return None if item is None or pt.is_null(item) else pa.list_(item)
     return found if any(fits(found) for fits in FITTING) else CONVERTED.get(found)
-
-
-@contextlib.contextmanager
-def _one_line(place: Location) -> Iterator[None]:
-    """Raise a StorageError with one line for deltalake's errors, which have several, in color."""
-    from deltalake.exceptions import DeltaError
-
-    try:
-        yield
-    except (DeltaError, OSError) as error:
-        line = " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error)).split())
-        raise StorageError("writing the Delta table", str(place), line) from error

@@ -8,7 +8,7 @@ Name it in feature_store.yaml (Feast's own extension point):
 
 It returns the same results as Feast's duckdb store, except that rows keep the request's order and relative paths start
 at the feature repository instead of the working directory. It delegates what it does not support (sources other than
-parquet files, a cutoff by created timestamp, substrait views) to Feast's own store.
+parquet files and Delta tables, a cutoff by created timestamp, substrait views) to Feast's own store.
 """
 
 from datetime import datetime
@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 import duckdb
 import pandas as pd
-from feast.data_format import ParquetFormat
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
@@ -83,7 +83,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             ValueError: all entities are asked for, but no view has all join keys, or Feast's own store would join.
         """
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        supported = all(_is_parquet(view.batch_source) for view in feature_views)
+        supported = all(_is_readable(view.batch_source) for view in feature_views)
         if filter_by_created_timestamp or not supported or any(view.mode == "substrait" for view in on_demand):
             if entity_df is None:
                 raise ValueError("Feast's duckdb store, which joins these views, needs entity rows")
@@ -111,7 +111,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
     ) -> RetrievalJob:
         """Return a job for the latest row of each key between two timestamps (inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-        if not _is_parquet(data_source):
+        if not _is_readable(data_source):
             return DuckDBOfflineStore.pull_latest_from_table_or_query(config, data_source, *names, start_date, end_date)
         return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=True)
 
@@ -128,14 +128,14 @@ class AsofOfflineStore(DuckDBOfflineStore):
     ) -> RetrievalJob:
         """Return a job for all rows between two timestamps (both inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-        if not _is_parquet(data_source):
+        if not _is_readable(data_source):
             return DuckDBOfflineStore.pull_all_from_table_or_query(config, data_source, *names, start_date, end_date)
         return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=False)
 
 
-def _is_parquet(source: DataSource | None) -> TypeGuard[FileSource]:
+def _is_readable(source: DataSource | None) -> TypeGuard[FileSource]:
     return isinstance(source, FileSource) and (
-        isinstance(source.file_format, ParquetFormat) or source.file_format is None
+        isinstance(source.file_format, ParquetFormat | DeltaFormat) or source.file_format is None
     )
 
 
@@ -144,7 +144,7 @@ def _join_of(view: FeatureView, feature_refs: list[str], full_feature_names: boo
     names = [reference.removeprefix(prefix) for reference in feature_refs if reference.startswith(prefix)]
     name = view.projection.name_alias or view.name
     source, map_key = view.batch_source, view.projection.join_key_map
-    assert isinstance(source, FileSource)  # noqa: S101 - as _is_parquet found; for the type checker
+    assert isinstance(source, FileSource)  # noqa: S101 - as _is_readable found; for the type checker
     return Join(
         view=name,
         source=source,

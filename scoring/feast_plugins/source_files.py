@@ -3,6 +3,8 @@
 In a folder, the data are the files named `*.parquet`, `*.parq` or `*.pq`, and Parquet files without a suffix. Names
 that begin with `_` or `.` are ignored: other tools use them for unfinished files, logs and checkpoints. Partition keys
 are folders named `key=value` below the source's own path, never above it.
+
+The data of a Delta table are the files that its log names: its folder also has those of older versions.
 """
 
 import re
@@ -15,15 +17,21 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pyarrow as pa
 import pyarrow.dataset as ds
+from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import FileSource
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from scoring.errors import UnreadableSource, first_line
+from scoring.errors import UnreadableSource, first_line, in_one_line
+from scoring.files.location import delta_server
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 MAGIC = b"PAR1"
 # INT96 in nanoseconds would turn the year 9999 into 1816 (pyarrow 25).
 FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
+DELTA_LOG = "/_delta_log/"
+DECLARE_DELTA = "name its folder, and declare file_format=DeltaFormat()"
+# Of the features that a reader must observe; others, such as deletion vectors, change what is in the files.
+KNOWN_FEATURES = {"timestampNtz"}
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # Number of footers read concurrently; in an object store, each read is a separate request.
 THREADS = 16
@@ -54,7 +62,8 @@ def source_files(source: FileSource, repo: Path | None) -> list[SourceFile]:
     """Return the source's files that have rows, by path, or all its files if none has rows.
 
     Args:
-        source: its path is a file, a folder, or, if neither exists, a pattern (`*`, `**`, `?`, `[..]`).
+        source: its path is a file, a folder, a Delta table's folder if declared so, or, if nothing exists there, a
+            pattern (`*`, `**`, `?`, `[..]`).
         repo: the folder that relative paths start at.
 
     Raises:
@@ -64,7 +73,8 @@ def source_files(source: FileSource, repo: Path | None) -> list[SourceFile]:
     uri = FileSource.get_uri_for_file_path(repo_path=repo, uri=declared)
     try:
         filesystem, path = _place(source, uri)
-        paths = list(_paths(filesystem, path, declared))
+        is_delta = isinstance(source.file_format, DeltaFormat)
+        paths = list(_delta_paths(source, uri, path) if is_delta else _paths(filesystem, path, declared))
         with ThreadPoolExecutor(THREADS) as threads:
             opened = list(threads.map(lambda each: _opened(declared, filesystem, *each), paths))
     except (OSError, pa.ArrowException) as error:
@@ -103,6 +113,7 @@ def _paths(filesystem: FileSystem, path: str, declared: str) -> Iterator[tuple[s
     if found.type == FileType.NotFound and not pattern:
         return
     listed: list[FileInfo] = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+    tables = tuple({f"{each.path.partition(DELTA_LOG)[0]}/" for each in listed if DELTA_LOG in each.path})
     for file in sorted((each for each in listed if each.type == FileType.File), key=lambda each: each.path):
         *folders, name = file.path[len(path) :].strip("/").split("/")
         if any(_is_hidden(folder, pattern) for folder in folders if not _is_underscored_key(folder)):
@@ -112,7 +123,41 @@ def _paths(filesystem: FileSystem, path: str, declared: str) -> Iterator[tuple[s
             _matches([*folders, name], pattern) if pattern else named or "." not in name
         ):
             continue
+        if file.path.startswith(tables):
+            raise UnreadableSource(declared, f"{file.path} is in a Delta table: {DECLARE_DELTA}.")
         yield file.path, dict(_partition_keys(folders)), named or bool(pattern)
+
+
+def _delta_paths(source: FileSource, uri: str, path: str) -> Iterator[tuple[str, dict[str, str | None], bool]]:
+    """Yield what `_paths` yields, for the files of a Delta table's latest version.
+
+    Raises:
+        UnreadableSource: there is no table, or it has features that this project does not read.
+    """
+    declared = source.file_options.uri
+    try:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+    except ImportError:
+        problem = "a Delta table needs the package deltalake: install requirements/delta.txt."
+        raise UnreadableSource(declared, problem) from None
+    options = (source.resolve_credentials() or {}) | delta_server(source.file_options.s3_endpoint_override or "")
+    try:
+        table = DeltaTable(uri, storage_options=options)
+        actions = pa.table(table.get_add_actions(flatten=True))
+    except (DeltaError, OSError) as error:
+        raise UnreadableSource(declared, f"the Delta table {uri} can't be read: {in_one_line(error)}") from error
+    features = set(table.protocol().reader_features or ())
+    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        features.add("columnMapping")
+    if unknown := sorted(features - KNOWN_FEATURES):
+        problem = f"the Delta table {uri} has features that this project does not read: {', '.join(unknown)}."
+        raise UnreadableSource(declared, problem)
+    keys = table.metadata().partition_columns
+    values = [actions[f"partition.{key}"].cast(pa.string()).to_pylist() for key in keys]
+    for place, name in enumerate(actions["path"].to_pylist()):
+        partition = {key: column[place] for key, column in zip(keys, values, strict=True)}
+        yield f"{path}/{urllib.parse.unquote(name)}", partition, True
 
 
 def _is_hidden(name: str, pattern: Sequence[str]) -> bool:

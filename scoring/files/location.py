@@ -173,10 +173,13 @@ def s3() -> "S3FileSystem":
 
 def delta_options(place: Location) -> dict[str, str]:
     """Return deltalake's options for a table at this location. It finds credentials and region as other AWS tools."""
-    endpoint = _endpoint()
-    if place.local is not None or endpoint is None:
-        return {}
-    return {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+    return delta_server(_endpoint() or "") if place.local is None else {}
+
+
+def delta_server(endpoint: str) -> dict[str, str]:
+    """Return deltalake's options for tables on this S3 server; "" is Amazon's."""
+    allow_http = str(endpoint.startswith("http://")).lower()
+    return {"aws_endpoint_url": endpoint, "aws_allow_http": allow_http} if endpoint else {}
 
 
 def _endpoint() -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
+from feast.data_format import DeltaFormat
 from feast.feature_view import FeatureView
 from feast.infra.offline_stores.contrib.spark_offline_store.spark import (
     SparkOfflineStore,
@@ -22,7 +23,10 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from pyspark.sql import functions as sf
+
+from scoring.errors import UnreadableSource
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -100,6 +104,8 @@ def _read(spark: "SparkSession", source: FileSource, config: RepoConfig) -> "Dat
     filesystem, path = FileSource.create_filesystem_and_path(
         uri, source.file_options.s3_endpoint_override, source.resolve_credentials()
     )
+    if isinstance(source.file_format, DeltaFormat) or _has_delta_log(filesystem or LocalFileSystem(), path):
+        raise UnreadableSource(uri, "it is a Delta table, which the Spark engine does not read: use the local engine.")
     schema = ds.dataset(path, filesystem=filesystem, format="parquet", partitioning="hive").schema
     rows = spark.read.parquet(uri if filesystem is not None else path)
     for field in schema:
@@ -112,6 +118,10 @@ def _read(spark: "SparkSession", source: FileSource, config: RepoConfig) -> "Dat
         earliest = sf.lit("0001-01-01 00:00:00").cast(rows.schema[created].dataType)
         rows = rows.withColumn(created, sf.coalesce(sf.col(f"`{created}`"), earliest))
     return rows
+
+
+def _has_delta_log(filesystem: FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(f"{path.rstrip('/')}/_delta_log").type == FileType.Directory)
 
 
 def _from_nanoseconds(column: "Column") -> "Column":

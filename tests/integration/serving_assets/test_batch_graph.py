@@ -430,5 +430,5 @@ def test_the_scores_table_has_what_batch_output_has_and_a_type_conflict_is_refus
     drivers.instance.add_dynamic_partitions("batch_requests", ["day3"])
     conflict = drivers.run(key="day3")
     assert "Batch request day3, column 'order': " in failure(conflict)
-    assert "the table has type string, and the result has long" in failure(conflict)
+    assert f"its type is string in {place}, and long in the result" in failure(conflict)
     assert DeltaTable(place).version() == 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.join import PointInTimeJoin
@@ -16,6 +17,7 @@ from scoring.errors import FeatureStoreError, UnreadableSource
 from scoring.feast_plugins.source_files import source_files
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import reasons_from_nulls
+from scoring.files.location import delta_server
 from scoring.imports import inside
 from scoring.online.lookup import fastest_lookup, read_online_vectors
 from tests.support.feature_repository import open_repository, write_definitions
@@ -163,6 +165,32 @@ def test_features_that_feast_would_answer_under_one_name_are_named(tmp_path: Pat
     world.write("stats__day/a.parquet", id=[1], count=[100.0])
     with pytest.raises(FeatureStoreError, match="names both stats:day__count and stats__day:count stats__day__count: "):
         world.known([1], "day__count", "count")
+
+
+@pytest.mark.parametrize("in_s3", [False, True])
+def test_a_delta_table_is_joined_and_materialized(
+    tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, in_s3: bool
+) -> None:
+    path, override = "data/v", ""
+    if in_s3:
+        for name, value in s3_server.environment.items():
+            monkeypatch.setenv(name, value)
+        make_bucket(s3_server, "tables")
+        path, override = "s3://tables/v", f's3_endpoint_override="{s3_server.endpoint_url}", '
+    world = World(tmp_path, engine=ENGINE)
+    definitions = tmp_path / "definitions.py"
+    source = f'path=f"{path}", {override}file_format=DeltaFormat()'
+    text = definitions.read_text().replace('path=f"data/{name}"', source)
+    definitions.write_text(f"from feast.data_format import DeltaFormat\n{text}")
+    place = path if in_s3 else str(tmp_path / path)
+    options = delta_server(s3_server.endpoint_url) if in_s3 else None
+    for ids, x in (([1, 2], [1.0, 2.0]), ([2, 3], [2.5, 3.5])):
+        table = pa.table({"id": ids, "event_timestamp": pa.array([NOON - HOUR] * 2, pa.timestamp("us", "UTC")), "x": x})
+        write_deltalake(place, table, mode="overwrite", storage_options=options)
+
+    batch, online = world.known([1, 2, 3])
+
+    assert batch == online == [GONE, (2.5, None), (3.5, None)]
 
 
 def test_objects_in_s3_are_read_as_files_are(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,14 +19,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from pyarrow.fs import FileSelector
 
 from scoring.batch.engine import LocalEngine
 from scoring.batch.generations import read_parted_input
 from scoring.batch.manifest import Manifest, Origin, output_parts, read_manifest
 from scoring.batch.request import copied_request
+from scoring.batch.scores_table import ScoresTable
 from scoring.engine import Engine
-from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed
+from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed, UnreadableSource
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
@@ -50,6 +53,7 @@ from tests.support.java import java_home
 from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server
 from tests.support.worlds import DRIVER_INPUTS, build_driver_world
+from tests.unit.scoring.batch.test_scores_table import result
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -248,6 +252,23 @@ def spark(world: World, engine: "SparkEngine") -> Location:
     folder = Location("s3://spark/artifacts/day1")
     world.run(engine, folder)
     return folder
+
+
+def test_spark_reads_the_current_files_of_the_scores_table(engine: "SparkEngine", tmp_path: Path) -> None:
+    from feast import FileSource
+
+    from scoring.spark.store import _read
+
+    place = tmp_path / "scores"
+    for request, value, parts in (("day1", 0.5, 0), ("day1", 1.5, 2), ("day2", 2.5, 0)):
+        ScoresTable(Location(place)).write(request, result(tmp_path / request, 10, value, parts=parts))
+
+    reader = engine._spark.read.option("basePath", str(place)).option("mergeSchema", "true")
+    rows = reader.parquet(*DeltaTable(place).file_uris()).groupBy("batch_request", "prediction").count()
+
+    assert sorted(tuple(row) for row in rows.collect()) == [("day1", 1.5, 10), ("day2", 2.5, 10)]
+    with pytest.raises(UnreadableSource, match="it is a Delta table, which the Spark engine does not read"):
+        _read(engine._spark, FileSource(path=str(place), timestamp_field="t"), SimpleNamespace(repo_path=None))
 
 
 def test_a_file_system_that_spark_does_not_have_is_named(engine: "SparkEngine") -> None:

@@ -9,7 +9,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, write_deltalake
 from feast import FileSource
+from feast.data_format import DeltaFormat
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp, Uuid
 
 from scoring.errors import UnreadableSource
@@ -63,7 +65,7 @@ def test_the_first_file_does_not_decide_the_types(tmp_path: Path, names: tuple[s
 
 HIDDEN = [
     "_temporary/0/part-0.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "_part-0.inprogress.parquet",
-    ".a.parquet.crc", "_delta_log/0.checkpoint.parquet", "deep/_staging/a.parquet", ".hidden=1/a.parquet",
+    ".a.parquet.crc", "deep/_staging/a.parquet", ".hidden=1/a.parquet",
 ]  # fmt: skip
 
 
@@ -296,3 +298,54 @@ def test_lists_of_different_types_are_read_as_a_common_one_or_named(tmp_path: Pa
         UnreadableSource, match=r"'x' holds list.* in .*\.parquet and string values in .*c\.parquet: write"
     ):
         read(tmp_path, {"v/c.parquet": rows([3], ["a"])}, x=Array(Float64))
+
+
+def read_delta(folder: Path, path: str = "t", names: tuple[str, ...] = ("id", "x"), x: Any = Float64) -> list[Any]:
+    with duckdb.connect() as connection:
+        columns = read_columns(["id"], names[1:], EVENT, None, {"id": Int64, "x": x})
+        source = FileSource(path=path, timestamp_field=EVENT, file_format=DeltaFormat())
+        SourceRelation(connection, "source", source, folder, columns)
+        return connection.execute("SELECT id, x FROM source ORDER BY ALL").fetchall()
+
+
+def test_a_delta_table_is_read_as_its_latest_version(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    write_deltalake(table, rows([1, 2]))
+    write_deltalake(table, rows([2, 3], [2.5, 3.5]), mode="overwrite", predicate="id >= 2", schema_mode="merge")
+    write_deltalake(table, rows([4], [4.5]), mode="append")
+    DeltaTable(table).delete("id = 4")
+
+    assert read_delta(tmp_path) == [(1, None), (2, 2.5), (3, 3.5)]
+    for path in ("t", "t/*.parquet", "**/part-*.parquet"):
+        with pytest.raises(
+            UnreadableSource, match=r"is in a Delta table: name its folder, and declare file_format=Delta"
+        ):
+            read(tmp_path, {}, path)
+    assert read(tmp_path, {"other.parquet": rows([9], [9.5])}, "*.parquet") == [(9, 9.5)]
+
+
+@pytest.mark.parametrize(
+    ("column", "x", "expected"),
+    [
+        (pa.array([7, None]), Float64, [7.0, None]),
+        (pa.array(["a b/%2F=ä", ""]), String, ["a b/%2F=ä", None]),
+        (pa.array([NOON.date(), None]), UnixTimestamp, [dt.datetime(2026, 6, 1, tzinfo=dt.UTC), None]),
+    ],
+)
+def test_partition_values_of_a_delta_table_come_from_its_log(
+    tmp_path: Path, column: Any, x: Any, expected: Any
+) -> None:
+    write_deltalake(str(tmp_path / "t"), rows([1, 2], column), partition_by=["x"])
+
+    assert read_delta(tmp_path, x=x) == list(zip([1, 2], expected, strict=True))
+
+
+def test_what_is_no_delta_table_or_has_unknown_features_is_refused(tmp_path: Path) -> None:
+    pq.write_table(rows([1]), tmp_path / "a.parquet")
+    for path in ("none", "a.parquet"):
+        with pytest.raises(UnreadableSource, match=rf"the Delta table .*{path} can't be read: ") as caught:
+            read_delta(tmp_path, path)
+        assert "\n" not in str(caught.value)
+    write_deltalake(str(tmp_path / "t"), rows([1]), configuration={"delta.enableDeletionVectors": "true"})
+    with pytest.raises(UnreadableSource, match="has features that this project does not read: deletionVectors"):
+        read_delta(tmp_path)
