@@ -50,10 +50,10 @@ from tests.integration.scoring.spark.kinds import (
 )
 from tests.support.graph import Graph
 from tests.support.java import java_home
+from tests.support.results import result
 from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server
 from tests.support.worlds import DRIVER_INPUTS, build_driver_world
-from tests.unit.scoring.batch.test_scores_table import result
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -14,37 +14,18 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from scoring.batch import scores_table
-from scoring.batch.manifest import Manifest, Origin, ScoringSummary, as_json
 from scoring.batch.scores_table import ScoresTable
 from scoring.errors import BatchRequestError, SettingsError, StorageError
 from scoring.files.location import Location, delta_options
-from scoring.files.transfer import Content, content_of
+from scoring.files.transfer import content_of
+from tests.support.results import NOON, result
 from tests.support.s3 import make_bucket
 from tests.support.servers import S3Server, free_port
-
-NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
-
-
-def result(folder: Path, rows: int, value: Any = 0.5, *, model: str = "m/1", parts: int = 0, **own: Any) -> Location:
-    """A result as an engine publishes it, in `parts` files or one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    times = pa.array([NOON] * rows, pa.timestamp("us", "UTC"))
-    table = pa.table({"id": pa.array(range(rows)), "event_timestamp": times, "prediction": [value] * rows} | own)
-    names = [f"part-{part}.parquet" for part in range(parts)] or ["batch_output.parquet"]
-    for place, name in enumerate(names):
-        pq.write_table(table.slice(place * rows // len(names), rows // len(names)), folder / name)
-    contents = [content_of(folder / name, name) for name in names]
-    summary = ScoringSummary(contents[0], "exclude", {}, rows, rows, {}, {})
-    origin = Origin(Content("day1.csv", 1, ""), model, "service", "")
-    manifest = Manifest(contents[0], origin, summary, tuple(contents) if parts else ())
-    (folder / "manifest.json").write_bytes(as_json(manifest))
-    return Location(folder)
 
 
 def table_at(place: Location, version: int | None = None) -> DeltaTable:
