@@ -151,6 +151,14 @@ def test_a_column_that_does_not_fit_is_refused_in_one_line_and_nothing_changes(l
     assert sorted(local.local.rglob("*.*")) == [each for each in files if each.is_file()]
 
 
+def test_the_missing_package_is_named(local, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(
+        SettingsError, match=r"^SERVING_SCORES_TABLE is set, and the package deltalake is not installed"
+    ):
+        ScoresTable(local)
+
+
 def test_other_files_and_tables_of_other_software_are_refused(local, tmp_path):
     source = result(tmp_path / "1", 1)
     with pytest.raises(
