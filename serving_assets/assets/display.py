@@ -8,6 +8,7 @@ import pyarrow as pa
 from scoring.arrow.text import to_string
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
+from scoring.monitoring.comparison import VersionComparison
 
 PREVIEW_ROWS = 5
 CELL_CHARACTERS = 40
@@ -48,6 +49,16 @@ def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
     """Return counts by name as a Markdown table, most frequent first."""
     rows = [{label: name, "rows": count} for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
     return dg.MetadataValue.md(markdown_table([label, "rows"], rows) if rows else "none")
+
+
+def comparison_metadata(compared: VersionComparison) -> dict[str, dg.MetadataValue]:
+    """Return the differences of two versions in one line, and as tables: of the outputs, and of changed labels."""
+    found: dict[str, dg.MetadataValue] = {
+        "compared_with": dg.MetadataValue.text(compared.before),
+        "changed_predictions": dg.MetadataValue.text(compared.summary()),
+    }
+    tables = {"version_comparison": compared.statistics(), "changed_labels": compared.changed_labels()}
+    return found | {name: dg.MetadataValue.md(markdown_table(*table)) for name, table in tables.items() if table}
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:

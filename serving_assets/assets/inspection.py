@@ -16,6 +16,7 @@ from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
+from scoring.monitoring.comparison import compare_with_replaced
 from scoring.predict import MODEL_FAILED, NOT_FINITE
 from scoring.settings import Settings
 from serving_assets.assets.checks import (
@@ -29,9 +30,8 @@ from serving_assets.assets.checks import (
     Finding,
     stop_if_blocked,
 )
-from serving_assets.assets.display import table_metadata
+from serving_assets.assets.display import comparison_metadata, table_metadata
 from serving_assets.assets.plots import histograms, version_comparison
-from serving_assets.assets.version_comparison import compare_with_replaced
 
 
 class InputInspection:
@@ -126,7 +126,7 @@ class OutputInspection:
         self._metadata = table_metadata(table, self._place)
         compared = compare_with_replaced(self._place.parent, table, names)
         if compared is not None:
-            self._metadata |= compared.metadata()
+            self._metadata |= comparison_metadata(compared)
         if self._drawing is not None:
             drawn = histograms(table, names, self._features.signature.names)
             self._plots["distributions"] = self._drawing.submit(drawn)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from scoring.batch.quality import are_labels, sample
 from scoring.errors import first_line
 from scoring.files.parquet import ParquetFiles
-from serving_assets.assets.version_comparison import VersionComparison, as_numbers
+from scoring.monitoring.comparison import VersionComparison, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,9 @@ from scoring.batch.quality import SAMPLED_ROWS
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.files.transfer import Content
+from scoring.monitoring.comparison import VersionComparison, compare_with_replaced
 from serving_assets.assets import plots
-from serving_assets.assets.version_comparison import VersionComparison, compare_with_replaced
+from serving_assets.assets.display import comparison_metadata
 
 
 def write_output(file: Path, model: str, predictions: Sequence[float | None], request: str = "a1") -> None:
@@ -34,7 +35,7 @@ def test_rows_are_compared_in_order_and_a_prediction_that_came_or_went_counts(tm
     compared = compare(tmp_path)
     assert compared is not None
     assert compared.differences("prediction").tolist() == [0.0, 0.5, -1.0]
-    metadata = compared.metadata()
+    metadata = comparison_metadata(compared)
     assert metadata["compared_with"].value == "m/1"
     assert metadata["changed_predictions"].value == (
         "3 of 5 rows differ from m/1: by 0.5 in the median, 1 at most, -0.1667 on average"
@@ -77,7 +78,7 @@ def test_several_outputs_are_compared_each_by_its_kind(tmp_path: Path) -> None:
     assert compared.summary() == (
         "5 of 5 rows differ from m/1: prediction_label in 4, prediction_gold in 5 by 0.5 at most"
     )
-    metadata = compared.metadata()
+    metadata = comparison_metadata(compared)
     assert str(metadata["version_comparison"].value).splitlines()[2:] == [
         "| prediction_label | 4 (80.0%) |  |  |  |",
         "| prediction_gold | 5 (100.0%) | 0.5 | 0.5 | 0.5 |",
@@ -101,7 +102,7 @@ def test_a_label_that_stays_and_one_that_changes(tmp_path: Path, values: list[ob
     same = compare(tmp_path)
     assert same is not None
     assert same.summary() == "0 of 2 rows differ from m/1"
-    assert "changed_labels" not in same.metadata()
+    assert "changed_labels" not in comparison_metadata(same)
     assert plots.version_comparison(same)
     write_outputs(tmp_path, "m/2", {"prediction": pa.array([values[0], values[0]])}, "new.parquet")
     changed = compare(tmp_path)
@@ -115,7 +116,7 @@ def test_outputs_that_only_one_version_has_are_named_and_the_others_are_compared
     write_outputs(tmp_path, "m/2", {"prediction_a": pa.array([1.0]), "prediction_b": pa.array(["x"])}, "new.parquet")
     unlike = compare(tmp_path)
     assert unlike is not None
-    assert unlike.metadata().keys() == {"compared_with", "changed_predictions"}
+    assert comparison_metadata(unlike).keys() == {"compared_with", "changed_predictions"}
     assert unlike.summary() == (
         "the outputs can't be compared: only m/1 has prediction (double); "
         "only m/2 has prediction_a (double), prediction_b (string)"
@@ -161,7 +162,7 @@ def test_outputs_without_predictions_are_compared(tmp_path: Path) -> None:
     assert compared is not None
     assert compared.summary() == "0 of 2 rows differ from m/1"
     assert not compared.predicted_by_both
-    assert "| mean |  |  |" in str(compared.metadata()["version_comparison"].value)
+    assert "| mean |  |  |" in str(comparison_metadata(compared)["version_comparison"].value)
 
 
 def test_a_large_output_is_compared_by_the_same_sample_of_rows(tmp_path: Path) -> None:

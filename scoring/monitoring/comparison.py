@@ -1,8 +1,7 @@
-"""Compare a request's predictions with those of the model version that is replaced."""
+"""Compares the predictions of two model versions for the same rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-import dagster as dg
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ from scoring.batch.quality import are_labels, sampled_rows
 from scoring.errors import ServingError
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, no_rows
-from serving_assets.assets.display import markdown_table
 
 # Ranges of rows that are compared if a table has more than `sampled_rows`.
 RANGES = 8
@@ -22,12 +20,15 @@ MOST_LISTED = 5
 MOST_CHANGES = 20
 NO_PREDICTION = "(no prediction)"
 
+Table = tuple[list[str], list[dict[str, object]]]
+"""Columns, and rows by column."""
+
 
 class VersionComparison(msgspec.Struct, frozen=True):
     """The predictions of two model versions for the same rows."""
 
     before: str
-    """`name/version` of the version whose output is replaced."""
+    """`name/version` of the earlier version."""
     after: str
     earlier: pa.Table
     """Outputs (n_rows, n_outputs) that both versions have, with the same name and type; null if a row has none."""
@@ -46,25 +47,16 @@ class VersionComparison(msgspec.Struct, frozen=True):
             for mine, theirs in zip(self.earlier.columns[:1], self.current.columns[:1], strict=True)
         )
 
-    def metadata(self) -> dict[str, dg.MetadataValue]:
-        """Return the differences in one line, and as tables: of the outputs, and of labels that changed."""
-        found: dict[str, dg.MetadataValue] = {
-            "compared_with": dg.MetadataValue.text(self.before),
-            "changed_predictions": dg.MetadataValue.text(self.summary()),
-        }
-        if self.current.num_columns:
-            found["version_comparison"] = dg.MetadataValue.md(self._statistics())
+    def changed_labels(self) -> Table | None:
+        """Return the most frequent changes of labels; None if no label changed."""
         changes = {name: self.label_changes(name) for name in self.current.column_names if self.labels(name)}
         rows: list[dict[str, object]] = [
             {"output": name, self.before: before, self.after: after, "rows": count}
             for name, of_output in changes.items()
             for before, after, count in of_output
         ]
-        if rows:
-            columns = [self.before, self.after, "rows"]
-            columns = ["output", *columns] if len(changes) > 1 else columns
-            found["changed_labels"] = dg.MetadataValue.md(markdown_table(columns, rows))
-        return found
+        columns = [self.before, self.after, "rows"]
+        return (["output", *columns] if len(changes) > 1 else columns, rows) if rows else None
 
     def summary(self) -> str:
         """Return the differences in one line."""
@@ -123,8 +115,11 @@ class VersionComparison(msgspec.Struct, frozen=True):
         sizes = np.abs(differences)
         return {"median": np.median(sizes), "largest": np.max(sizes), "mean": np.mean(differences)}
 
-    def _statistics(self) -> str:
+    def statistics(self) -> Table | None:
+        """Return how much the outputs differ; None if none can be compared."""
         names = self.current.column_names
+        if not names:
+            return None
         if len(names) == 1 and not self.labels(names[0]):
             return self._statistics_of(names[0])
         rows: list[dict[str, object]] = []
@@ -134,9 +129,9 @@ class VersionComparison(msgspec.Struct, frozen=True):
             sizes = {f"{size} change": f"{value:.4g}" for size, value in self._sizes(name).items()}
             rows.append({"output": name, "rows that differ": share} | sizes)
         columns = ["output", "rows that differ", "median change", "largest change", "mean change"]
-        return markdown_table(columns, rows)
+        return columns, rows
 
-    def _statistics_of(self, name: str) -> str:
+    def _statistics_of(self, name: str) -> Table:
         statistics: Mapping[str, Callable[[np.ndarray], float]] = {
             "mean": np.nanmean, "standard deviation": np.nanstd, "minimum": np.nanmin, "median": np.nanmedian,
             "maximum": np.nanmax,
@@ -150,7 +145,7 @@ class VersionComparison(msgspec.Struct, frozen=True):
             for version, values in columns.items():
                 if np.isfinite(values).any():
                     rows[-1][version] = f"{statistic(values):.6g}"
-        return markdown_table(["", *columns], rows)
+        return ["", *columns], rows
 
 
 def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -170,30 +165,36 @@ def compare_with_replaced(folder: Location, table: ParquetFiles, names: Sequence
         None if there is no readable output of the same request by another version.
     """
     try:
-        now = read_origin(table.schema, str(folder))
-        parts, then_names = published_output(folder)
+        parts, replaced = published_output(folder)
         with ParquetFiles(parts) as published:
-            then = read_origin(published.schema, str(folder))
+            now, then = (read_origin(each.schema, str(folder)) for each in (table, published))
             same_request = then.request.sha256 == now.request.sha256 and published.rows == table.rows
             if then.model == now.model or not same_request:
                 return None
-            outputs = {name: table.schema.field(name).type for name in names}
-            replaced = {name: published.schema.field(name).type for name in then_names}
-            alike = [name for name, dtype in outputs.items() if replaced.get(name) == dtype]
-            return VersionComparison(
-                then.model,
-                now.model,
-                _predictions(published, alike),
-                _predictions(table, alike),
-                table.rows,
-                [
-                    f"only {model} has {_listed({name: each for name, each in own.items() if name not in alike})}"
-                    for model, own in ((then.model, replaced), (now.model, outputs))
-                    if own.keys() - alike
-                ],
-            )
+            return compare_outputs((then.model, published, replaced), (now.model, table, names))
     except (ServingError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
         return None  # the old output is unreadable; it must not block the new output
+
+
+def compare_outputs(
+    earlier: tuple[str, ParquetFiles, Sequence[str]], current: tuple[str, ParquetFiles, Sequence[str]]
+) -> VersionComparison:
+    """Compare two scored files with the same rows. Each is `name/version`, the file, and its output columns."""
+    types = [{name: table.schema.field(name).type for name in names} for _, table, names in (earlier, current)]
+    then, now = types
+    alike = [name for name, dtype in now.items() if then.get(name) == dtype]
+    return VersionComparison(
+        earlier[0],
+        current[0],
+        _predictions(earlier[1], alike),
+        _predictions(current[1], alike),
+        current[1].rows,
+        [
+            f"only {model} has {_listed({name: each for name, each in own.items() if name not in alike})}"
+            for model, own in ((earlier[0], then), (current[0], now))
+            if own.keys() - alike
+        ],
+    )
 
 
 def _listed(outputs: Mapping[str, pa.DataType]) -> str:

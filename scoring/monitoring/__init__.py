@@ -1,0 +1,1 @@
+"""Compares predictions of different model versions. Imports neither Dagster nor the engines."""
