@@ -77,10 +77,11 @@ CMD ["python", "-m", "api"]
 FROM base AS batch
 COPY --from=batch-packages /opt/venv /opt/venv
 COPY serving_assets serving_assets
+COPY cli cli
 COPY demo demo
 COPY deploy/workspace.yaml deploy/
 COPY deploy/dagster.yaml /var/lib/serving/dagster/
-RUN python -m compileall -q scoring serving_assets demo
+RUN python -m compileall -q scoring serving_assets cli demo
 USER 10001:10001
 ENV DAGSTER_HOME=/var/lib/serving/dagster
 EXPOSE 4000

@@ -61,23 +61,28 @@ def read_settings() -> "Settings":
     return _resolve()[1]
 
 
-def _resolve() -> "tuple[dict[str, str], Settings]":
-    from scoring.settings import PREFIX, Settings, variable_names
+def given_options() -> dict[str, str]:
+    """Return field → value of the options that were given.
 
-    variables = variable_names() | dict([DAGSTER_HOME])
+    Raises:
+        SettingsError: --set names something else than a setting.
+    """
+    return {_field(name, name): value for name, value in _options().items()}
+
+
+def _resolve() -> "tuple[dict[str, str], Settings]":
+    from scoring.settings import PREFIX, Settings
+
+    variables = _variables()
     places: dict[str, str] = {}
     found = dict(os.environ)
-    for source, values in (("serving.toml: {}", _from_file()), ("{}", _options())):
-        for name, value in values.items():
-            field = OF_ONE.get(name) or OPTIONS.get(name, (name.removeprefix("--set "),))[0]
-            variable = variables.get(field)
-            place = source.format(name)
-            if variable is None:
-                near = difflib.get_close_matches(field, variables, n=1)
-                hint = f": did you mean {near[0]}?" if near else "; docs/settings.md lists them all."
-                raise SettingsError(place, f"is not a setting{hint}")
-            if source == "{}" or not os.environ.get(variable, "").strip():
-                found[variable], places[variable] = value, place
+    for name, value in _from_file().items():
+        variable = variables[_field(name, f"{FILE}: {name}")]
+        if not os.environ.get(variable, "").strip():
+            found[variable], places[variable] = value, f"{FILE}: {name}"
+    for name, value in _options().items():
+        variable = variables[_field(name, name)]
+        found[variable], places[variable] = value, name
     try:
         return found, Settings.from_environment(found)
     except SettingsError as error:
@@ -87,6 +92,23 @@ def _resolve() -> "tuple[dict[str, str], Settings]":
                 "No model is named:", "use --model, or write serving.toml with `model-serving init`."
             ) from None
         raise SettingsError(places.get(variable, variable), problem) from None
+
+
+def _variables() -> dict[str, str]:
+    from scoring.settings import variable_names
+
+    return variable_names() | dict([DAGSTER_HOME])
+
+
+def _field(name: str, place: str) -> str:
+    """Return the field that an option or a key of the file sets; `place` names it in the error."""
+    field = OF_ONE.get(name) or OPTIONS.get(name, (name.removeprefix("--set "),))[0]
+    known = _variables()
+    if field not in known:
+        near = difflib.get_close_matches(field, known, n=1)
+        hint = f": did you mean {near[0]}?" if near else "; docs/settings.md lists them all."
+        raise SettingsError(place, f"is not a setting{hint}")
+    return field
 
 
 def _from_file() -> dict[str, str]:

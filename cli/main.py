@@ -12,8 +12,11 @@ from typing import NoReturn
 
 import click
 
-from cli.score import score
-from cli.versions import versions
+from cli.check import check
+from cli.init import init
+from cli.score import compare, score
+from cli.serve import serve, up
+from cli.versions import promote, rollback, versions
 from scoring.errors import ServingError, SettingsError, first_line
 
 FAILURE, USAGE = 1, 2
@@ -35,7 +38,7 @@ def commands() -> None:
     """
 
 
-for each in (score, versions):
+for each in (score, compare, versions, check, promote, rollback, serve, up, init):
     commands.add_command(each)
 
 

@@ -1,4 +1,4 @@
-"""`model-serving score`: a file of entity rows in, a file of predictions out, without Dagster."""
+"""`model-serving score` and `compare`: from a file of entity rows to predictions, without Dagster."""
 
 import contextlib
 import functools
@@ -12,15 +12,18 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from cli.configuration import setting_option, settings_options
-from cli.display import Progress, json_option, print_json, progress
-from cli.stores import Stores, open_stores
+from cli.display import Progress, json_option, print_json, print_table, progress
+from cli.stores import load_version, open_stores
 
 if TYPE_CHECKING:
+    from feast import FeatureStore
+
     from scoring.batch.manifest import Manifest, ScoringSummary
     from scoring.batch.request import RequestCopy
     from scoring.files.location import Location
     from scoring.files.parquet import ParquetFiles
     from scoring.serving import ServingModel
+    from scoring.settings import Settings
 
 STANDARD = "-"
 STDIN_NAME = "standard input"
@@ -32,9 +35,15 @@ EPILOG = """
 \b
 Examples:
   model-serving score day1.csv                     # writes day1.scored.parquet
-  model-serving score day1.csv -o day1.csv.out.csv --version 2
+  model-serving score day1.csv -o scored.csv --version 2
   cat day1.csv | model-serving score - > scored.csv
   model-serving score s3://requests/day1.parquet -o s3://results/day1.parquet
+"""
+
+COMPARE_EPILOG = """
+\b
+Example:
+  model-serving compare 1 2 day1.csv
 """
 
 
@@ -55,18 +64,65 @@ def score(file: str, output: str | None, version: int | None, strict: bool, as_j
     started = time.monotonic()
     source, output = check_request(file), _check_output(file, output)
     with progress() as shown, contextlib.ExitStack() as stack:
-        stores = open_stores(shown)
+        settings, registry, store = open_stores(shown)
         from scoring.files.atomic import scratch_folder
         from scoring.files.location import Location
 
         request = stack.enter_context(read_request(source))
-        scratch = Location(stack.enter_context(scratch_folder()))
-        serving = load_version(stores, version, scratch / "model", shown)
-        manifest = score_with(stores, serving, request, scratch / "result", shown)
+        scratch = stack.enter_context(scratch_folder())
+        shown.stage("Loading the model")
+        serving = load_version(settings, registry, store, version, scratch)
+        result = Location(scratch / "result")
+        manifest = score_with(settings, store, serving, request, result, shown)
         shown.stage(f"Writing {output}")
-        _write(scratch / "result", manifest, output)
+        _write(result, manifest, output)
     _summarize(manifest, output, time.monotonic() - started, as_json)
     return UNSCORED if strict and manifest.outcome.scored < manifest.outcome.rows else 0
+
+
+@click.command(epilog=COMPARE_EPILOG)
+@click.argument("version", type=click.IntRange(1), metavar="N")
+@click.argument("other", type=click.IntRange(1), metavar="M")
+@click.argument("file")
+@settings_options
+@json_option
+def compare(version: int, other: int, file: str, as_json: bool) -> None:
+    """Score FILE with versions N and M, and print how their predictions differ.
+
+    The differences are those of M from N. Nothing is written.
+    """
+    source = check_request(file)
+    with progress() as shown, contextlib.ExitStack() as stack:
+        settings, registry, store = open_stores(shown)
+        from scoring.batch.manifest import output_parts
+        from scoring.files.atomic import scratch_folder
+        from scoring.files.location import Location
+        from scoring.files.parquet import ParquetFiles
+        from scoring.monitoring.comparison import compare_outputs
+
+        request = stack.enter_context(read_request(source))
+        results = []
+        for number in (version, other):
+            scratch = stack.enter_context(scratch_folder())
+            shown.stage("Loading the model")
+            serving = load_version(settings, registry, store, number, scratch)
+            result = Location(scratch / "result")
+            manifest = score_with(settings, store, serving, request, result, shown)
+            table = stack.enter_context(ParquetFiles(output_parts(result)))
+            results.append((manifest.origin.model, table, manifest.outcome.output_names))
+        compared = compare_outputs(*results)
+        statistics, labels = compared.statistics(), compared.changed_labels()
+    if as_json:
+        print_json(
+            {
+                "summary": compared.summary(), "rows": compared.rows,
+                "statistics": statistics[1] if statistics else [], "changed_labels": labels[1] if labels else [],
+            }
+        )  # fmt: skip
+        return
+    click.echo(compared.summary())
+    for columns, rows in filter(None, (statistics, labels)):
+        print_table(columns, [[row.get(column) for column in columns] for row in rows])
 
 
 def check_request(file: str) -> "Location | None":
@@ -131,25 +187,13 @@ def read_request(source: "Location | None") -> "Iterator[RequestCopy]":
         yield RequestCopy(file, STDIN_NAME, content_of(file, STDIN_NAME))
 
 
-def load_version(stores: Stores, version: int | None, keep: "Location", shown: Progress) -> "ServingModel":
-    """Resolve and load one version, whose files are kept in a new folder for Spark.
-
-    Raises:
-        ServingError: as `resolve_version` and `load_serving_model`.
-    """
-    from scoring.imports import collector_paused
-    from scoring.serving import load_serving_model, resolve_version
-
-    shown.stage("Loading the model")
-    folder = Path(str(keep))
-    folder.mkdir()
-    with collector_paused():  # with a database as the registry, most of MLflow's server is imported
-        found = resolve_version(stores.registry, stores.settings, version)
-        return load_serving_model(stores.registry, stores.features, found, stores.settings, folder)
-
-
 def score_with(
-    stores: Stores, serving: "ServingModel", request: "RequestCopy", folder: "Location", shown: Progress
+    settings: "Settings",
+    store: "FeatureStore",
+    serving: "ServingModel",
+    request: "RequestCopy",
+    folder: "Location",
+    shown: Progress,
 ) -> "Manifest":
     """Join a request with features, and score it into an empty folder.
 
@@ -161,13 +205,13 @@ def score_with(
     from scoring.features.feature_store import read_definitions
     from scoring.predict import Policy
 
-    engine, features = choose_engine(stores.settings), serving.features
-    definitions = read_definitions(stores.features).hash
+    engine, features = choose_engine(settings), serving.features
+    definitions = read_definitions(store).hash
     origin = Origin(request.content, str(serving.model.version), features.service, definitions)
     shown.stage("Joining features")
-    engine.write_input(request, origin, stores.features, features, folder, progress=shown.rows)
+    engine.write_input(request, origin, store, features, folder, progress=shown.rows)
     shown.stage(f"Scoring with {serving.model.version}")
-    policy = Policy.from_settings(stores.settings)
+    policy = Policy.from_settings(settings)
     return engine.write_output(folder, serving, policy, functools.partial(_check_finite, serving), shown.rows)
 
 

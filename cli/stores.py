@@ -1,8 +1,7 @@
 """The registry and the feature store that subcommands work on, and their slow imports."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from cli.configuration import read_settings
 from cli.display import Progress
@@ -11,30 +10,59 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from scoring.models.registry import MlflowRegistry
+    from scoring.serving import ServingModel
     from scoring.settings import Settings
 
 
-class Stores(msgspec.Struct, frozen=True):
-    """What the settings name."""
+def open_registry(shown: Progress, *, to_load: bool = True) -> "tuple[Settings, MlflowRegistry]":
+    """Return the current subcommand's settings, and a client of their model registry.
 
-    settings: "Settings"
-    registry: "MlflowRegistry"
-    features: "FeatureStore"
-
-
-def open_stores(shown: Progress) -> Stores:
-    """Open the registry and the feature store of the current subcommand's settings.
+    `to_load` also imports what loads models: in this order, that takes the least time.
 
     Raises:
         SettingsError: a setting is missing or invalid. This is known before the imports, which take seconds.
-        FeatureStoreError: the feature repository's configuration is missing or invalid.
     """
     settings = read_settings()
-    shown.stage("Importing Feast and MLflow")
-    from scoring.features.feature_store import open_feature_store
-    from scoring.imports import collector_paused, import_model_libraries
+    shown.stage("Importing MLflow")
+    from scoring.imports import import_model_libraries
     from scoring.models.registry import MlflowRegistry
 
-    with collector_paused():
+    if to_load:
         import_model_libraries()
-        return Stores(settings, MlflowRegistry.from_settings(settings), open_feature_store(settings))
+    return settings, MlflowRegistry.from_settings(settings)
+
+
+def open_features(settings: "Settings") -> "FeatureStore":
+    """Open the Feast store. Raises as `open_feature_store`."""
+    from scoring.features.feature_store import open_feature_store
+    from scoring.imports import collector_paused
+
+    with collector_paused():
+        return open_feature_store(settings)
+
+
+def open_stores(shown: Progress) -> "tuple[Settings, MlflowRegistry, FeatureStore]":
+    """Open both. Raises as `open_registry` and `open_features`."""
+    settings, registry = open_registry(shown)
+    shown.stage("Importing Feast")
+    return settings, registry, open_features(settings)
+
+
+def load_version(
+    settings: "Settings",
+    registry: "MlflowRegistry",
+    store: "FeatureStore",
+    version: int | None,
+    keep: Path | None = None,
+) -> "ServingModel":
+    """Load and admit one version, by default the alias's. The folder `keep` gets its files.
+
+    Raises:
+        ServingError: as `resolve_version` and `load_serving_model`.
+    """
+    from scoring.imports import collector_paused
+    from scoring.serving import load_serving_model, resolve_version
+
+    with collector_paused():  # with a database as the registry, most of MLflow's server is imported
+        found = resolve_version(registry, settings, version)
+        return load_serving_model(registry, store, found, settings, keep)

@@ -1,4 +1,4 @@
-"""`model-serving versions`: the versions of the registered model, and which one serves."""
+"""`model-serving versions`, `promote` and `rollback`: which versions there are, and which one serves."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -7,10 +7,20 @@ import click
 
 from cli.configuration import settings_options
 from cli.display import json_option, print_json, print_table, progress
-from cli.stores import Stores, open_stores
+from cli.stores import load_version, open_registry, open_stores
 
 if TYPE_CHECKING:
-    from scoring.models.registry import ModelVersion
+    from feast import FeatureStore
+
+    from scoring.models.registry import MlflowRegistry, ModelVersion
+    from scoring.settings import Settings
+
+EPILOG = """
+\b
+Examples:
+  model-serving promote 2
+  model-serving rollback
+"""
 
 
 @click.command()
@@ -22,11 +32,10 @@ def versions(as_json: bool) -> None:
     A version is only linked to its features here. `model-serving check --version N` also loads it.
     """
     with progress() as shown:
-        stores = open_stores(shown)
-        settings = stores.settings
+        settings, registry, store = open_stores(shown)
         shown.stage("Reading the registry")
-        found = stores.registry.versions(settings.model_name)
-        aliases = stores.registry.aliases(settings.model_name)
+        found = registry.versions(settings.model_name)
+        aliases = registry.aliases(settings.model_name)
         rows: list[dict[str, Any]] = []
         for place, version in enumerate(found):
             rows.append(
@@ -35,7 +44,7 @@ def versions(as_json: bool) -> None:
                     "aliases": sorted(alias for alias, named in aliases.items() if named == version.version),
                     "serving": aliases.get(settings.model_alias) == version.version,
                     "created": datetime.fromtimestamp(version.created_ms // 1000, UTC),
-                    "refused": _refusal(stores, version),
+                    "refused": _refusal(settings, registry, store, version),
                 }
             )
             shown.rows(place + 1, len(found))
@@ -56,14 +65,66 @@ def versions(as_json: bool) -> None:
     )
 
 
-def _refusal(stores: Stores, version: "ModelVersion") -> str | None:
+def _refusal(
+    settings: "Settings", registry: "MlflowRegistry", store: "FeatureStore", version: "ModelVersion"
+) -> str | None:
     from scoring.errors import ModelRefused, ServingError
     from scoring.serving import link_registered_version
 
     try:
-        link_registered_version(stores.registry, stores.features, version, stores.settings)
+        link_registered_version(registry, store, version, settings)
     except ModelRefused as error:
         return error.reason
     except ServingError as error:
         return str(error)
     return None
+
+
+@click.command(epilog=EPILOG)
+@click.argument("version", type=click.IntRange(1), metavar="N")
+@click.option("--unchecked", is_flag=True, help="Do not load the version first.")
+@settings_options
+@json_option
+def promote(version: int, unchecked: bool, as_json: bool) -> None:
+    """Set the alias on version N, once it is admitted.
+
+    The API swaps to it within seconds, and Dagster scores the newest request again. The version that the alias named
+    before is recorded in a tag of the registered model, for `model-serving rollback`.
+    """
+    with progress() as shown:
+        if unchecked:
+            settings, registry = open_registry(shown, to_load=False)
+        else:
+            settings, registry, store = open_stores(shown)
+            shown.stage(f"Loading version {version}")
+            load_version(settings, registry, store, version)
+        before = registry.promote(settings.model_name, settings.model_alias, version)
+    _print_moved(settings, before, version, as_json)
+
+
+@click.command()
+@settings_options
+@json_option
+def rollback(as_json: bool) -> None:
+    """Set the alias on the version that it named before.
+
+    MLflow has no history of aliases, so that only versions which `model-serving promote` replaced are known. If the
+    alias was moved by other means since, nothing is changed: name the version with `model-serving promote N`. A second
+    rollback goes back one more version.
+    """
+    with progress() as shown:
+        settings, registry = open_registry(shown, to_load=False)
+        shown.stage("Moving the alias")
+        before, now = registry.rollback(settings.model_name, settings.model_alias)
+    _print_moved(settings, before, now, as_json)
+
+
+def _print_moved(settings: "Settings", before: int | None, now: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": settings.model_name, "alias": settings.model_alias, "before": before, "now": now})
+        return
+    name = f"{settings.model_name}@{settings.model_alias}"
+    if before == now:
+        click.echo(f"{name} names version {now} already.")
+    else:
+        click.echo(f"{name} names version {now}" + ("." if before is None else f", before: {before}."))

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from types import FrameType
 
+from cli.processes import CannotStart, Processes, check_port_free
 from demo import show
 from demo.dagit import Dagit, DagitRefused, Run
 from demo.environment import (
@@ -20,14 +21,13 @@ from demo.environment import (
     MLFLOW_PORT,
     REQUEST,
     ROOT,
-    CannotStart,
+    STATE,
     demo_environment,
     make_folders,
 )
 from demo.events import Events
 from demo.online import Api
 from demo.prepare import prepare
-from demo.processes import Processes, check_port_free
 from demo.running import Ports, announced
 from scoring.errors import ServingError
 from scoring.settings import Settings
@@ -46,7 +46,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, _as_interrupt)  # a shell ignores it for background processes
     os.chdir(ROOT)
     environment = demo_environment()
-    processes = Processes(environment)
+    processes = Processes(environment, STATE, show.stopping)
     try:
         settings = Settings.from_environment(environment)
         dagit_port, mlflow_port = _prepare_state(settings, environment)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from cli.processes import CannotStart
+
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "var"
 REQUESTS = STATE / "batch_requests"
@@ -20,10 +22,6 @@ REQUEST = "rides_today"
 
 DAGIT_PORT = "DAGIT_PORT"
 MLFLOW_PORT = "MLFLOW_PORT"
-
-
-class CannotStart(Exception):
-    """The demo can't run. The message is one line that names the remedy."""
 
 
 def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

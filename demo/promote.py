@@ -4,10 +4,11 @@ import os
 import sys
 import time
 
+from cli.processes import CannotStart
 from demo import show
 from demo.dagit import Dagit, DagitRefused
 from demo.data import this_hour
-from demo.environment import ALIAS, MODEL, ROOT, CannotStart, demo_environment
+from demo.environment import ALIAS, MODEL, ROOT, demo_environment
 from demo.online import NO_STATE, Api
 from demo.prepare import DRIVER_STATS
 from demo.running import NotUp, read_ports

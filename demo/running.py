@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from demo.environment import STATE, CannotStart
+from cli.processes import CannotStart
+from demo.environment import STATE
 from scoring.files.atomic import whole_file
 
 FILE = STATE / "running.json"

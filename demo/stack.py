@@ -11,9 +11,10 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cli.processes import CannotStart
 from demo import show
 from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_request
-from demo.environment import MODEL, REQUEST, CannotStart
+from demo.environment import MODEL, REQUEST
 from demo.training import champion_version, train_and_promote
 from scoring.errors import ServingError
 from scoring.features.feature_store import apply_definitions, open_feature_store

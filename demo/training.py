@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cli.processes import CannotStart
 from demo.data import make_orders
-from demo.environment import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS, CannotStart
+from demo.environment import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS
 from scoring.errors import first_line, without_secrets
 from scoring.imports import import_mlflow, inside
 

@@ -11,6 +11,7 @@ values.
     │   ├── RegistryTooSlow
     │   ├── ModelNotRegistered
     │   ├── AliasNotSet
+    │   ├── NoEarlierVersion
     │   └── VersionNotFound
     ├── ModelRefused                this version can't serve; another might
     │   └── MissingFeatures
@@ -103,6 +104,19 @@ class AliasNotSet(RegistryError):
         super().__init__(
             f"Registered model {model!r} has no alias {alias!r}: set it on a version "
             f"(MlflowClient().set_registered_model_alias({model!r}, {alias!r}, version)), or set SERVING_MODEL_ALIAS."
+        )
+
+
+class NoEarlierVersion(RegistryError):
+    """It is not recorded which version the alias named before; `recorded` are those that it named, the newest last."""
+
+    def __init__(self, model: str, alias: str, current: int, recorded: Sequence[int]) -> None:
+        why = "its earlier versions are not recorded"
+        if recorded and recorded[-1] != current:
+            why = f"it was moved by other means since it was set on version {recorded[-1]}"
+        super().__init__(
+            f"Alias {alias!r} of model {model!r} names version {current}, and {why}: name the version to return to, "
+            "with `model-serving promote N`."
         )
 
 

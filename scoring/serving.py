@@ -97,6 +97,21 @@ def link_version(
     return features
 
 
+def check_online(version: ModelVersion, features: ModelFeatures) -> None:
+    """Check that all features of a version can be in the online store.
+
+    Raises:
+        ModelRefused: a feature view never is.
+    """
+    offline = sorted(view.name for view in features.views if not features.feast.views[view.name].online)
+    if offline:
+        raise ModelRefused(
+            str(version),
+            f"it reads feature view {', '.join(map(repr, offline))}, which has online=False, so that Feast never "
+            "copies it to the online store. Define it with online=True, apply the definitions and materialize it.",
+        )
+
+
 def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
     """Refuse names that two columns of a batch output would share. DuckDB's join compares them case-insensitively."""
     computed = {feature.input for feature in features.features}

@@ -9,9 +9,9 @@ from litestar import MediaType, Response
 from msgspec import Meta
 
 from api.http.problems import not_ready, to_litestar
-from api.model.loading import empty_views_problem
 from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
+from scoring.online.empty_views import empty_views_problem
 from scoring.settings import Settings
 
 UNPROVEN = (

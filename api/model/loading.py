@@ -1,8 +1,7 @@
 """Loaders: which model version should serve now, and how it is loaded."""
 
 import contextlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +14,7 @@ import structlog
 from api.model.scorer import EntityRows, OnlineScorer, Scorer
 from api.model.timed_registry import TimedRegistry
 from scoring.arrow.signature import Signature
-from scoring.errors import FeatureStoreError, ModelRefused, ServingError
+from scoring.errors import FeatureStoreError, ServingError
 from scoring.features.feature_store import freeze_definitions, open_feature_store, read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.models.admission import GOLDEN_ROWS, ValidationReport, verify_loaded
@@ -24,10 +23,11 @@ from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, version_folder
 from scoring.models.registry import ModelVersion, Registry
 from scoring.models.trial_load import validate_in_trial
+from scoring.online.empty_views import empty_views_problem
 from scoring.online.lookup import fastest_lookup, read_online_vectors
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy
-from scoring.serving import ServingModel, check_output_names, link_version, resolve_version
+from scoring.serving import ServingModel, check_online, check_output_names, link_version, resolve_version
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ log = structlog.get_logger(__name__)
 ValidateFiles = Callable[[ModelFiles, pa.Table | None], ValidationReport]
 
 REMEMBERED = 16
-PROJECT = Path(__file__).resolve().parents[2]
 # The share of a request's deadline that the search for rows on which the model raises may take: the requests that are
 # scored together still get their answers in time.
 SEARCH_SHARE = 1 / 3
@@ -147,14 +146,7 @@ class RegistryLoader:
             FeatureStoreError: see `link_version`.
         """
         features = link_version(store, version, signature, self._settings)
-        views = [features.feast.views[view.name] for view in features.views]
-        offline = sorted(view.name for view in views if not view.online)
-        if offline:
-            raise ModelRefused(
-                str(version),
-                f"it reads feature view {', '.join(map(repr, offline))}, which has online=False, so that Feast never "
-                "copies it to the online store. Define it with online=True, apply the definitions and materialize it.",
-            )
+        check_online(version, features)
         return features
 
     def _validate(self, files: ModelFiles, known_rows: Callable[[], pa.Table | None]) -> ValidationReport:
@@ -188,19 +180,6 @@ def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer 
                 if online.reasons.null_count:
                     return online.vectors.filter(pc.is_null(online.reasons))
     return None
-
-
-def empty_views_problem(names: Sequence[str], settings: Settings) -> str:
-    """Return a sentence that names feature views without a row in the online store, and how to fill it."""
-    default = settings.feature_store_yaml == "feature_store.yaml"
-    yaml = "" if default else f" -f {settings.feature_repo / settings.feature_store_yaml}"
-    # feature_store.yaml may name classes of this project, which Feast's command finds by PYTHONPATH.
-    feast = f"PYTHONPATH={PROJECT} {Path(sys.executable).with_name('feast')} -c {settings.feature_repo}{yaml}"
-    views = f"feature view{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
-    return (
-        f"The online store has no row of {views}: materialize the asset online_store (with `everything: true` if the "
-        f"store has lost its rows), or run `{feast} materialize-incremental $(date -u +%Y-%m-%dT%H:%M:%S)`."
-    )
 
 
 def _log_report(model: Model, report: ValidationReport) -> None:

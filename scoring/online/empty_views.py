@@ -1,14 +1,18 @@
 """Finds feature views without a row in the online store, for which every entity is `not_found`."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoring.features.model_features import ModelFeatures
 from scoring.online.stored_keys import key_lister
+from scoring.settings import Settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+PROJECT = Path(__file__).resolve().parents[2]
 _NO_ROW = object()
 
 
@@ -48,3 +52,16 @@ class EmptyViews:
         """Record that a lookup found a row."""
         if self._list_keys is None:
             self.names = ()
+
+
+def empty_views_problem(names: Sequence[str], settings: Settings) -> str:
+    """Return a sentence that names feature views without a row in the online store, and how to fill it."""
+    default = settings.feature_store_yaml == "feature_store.yaml"
+    yaml = "" if default else f" -f {settings.feature_repo / settings.feature_store_yaml}"
+    # feature_store.yaml may name classes of this project, which Feast's command finds by PYTHONPATH.
+    feast = f"PYTHONPATH={PROJECT} {Path(sys.executable).with_name('feast')} -c {settings.feature_repo}{yaml}"
+    views = f"feature view{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
+    return (
+        f"The online store has no row of {views}: materialize the asset online_store (with `everything: true` if the "
+        f"store has lost its rows), or run `{feast} materialize-incremental $(date -u +%Y-%m-%dT%H:%M:%S)`."
+    )

@@ -1,4 +1,4 @@
-"""Start the demo's servers, detect when one exits, and stop all of them."""
+"""Start servers, detect when one exits, and stop all of them."""
 
 import contextlib
 import os
@@ -6,32 +6,42 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from demo import show
-from demo.environment import LOGS, STATE, CannotStart
+from scoring.errors import ServingError
 
 STOP_S = 10.0
+
+
+class CannotStart(ServingError):
+    """A server can't run. The message is one line that names the remedy."""
 
 
 class Processes:
     """The running servers, each in its own process group, so that its children are stopped with it."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], folder: Path, stopping: Callable[[], None]) -> None:
+        """Start nothing yet.
+
+        Args:
+            environment: the servers' environment.
+            folder: their working directory, with their logs in logs/. Not the user's own folder, because Dagster 1.13
+                lets a `.env` in it override the environment, and Docker Compose's `.env` is in the repository root.
+            stopping: called before servers are stopped.
+        """
         self._environment = environment
+        self._folder = folder
+        self._stopping = stopping
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one server. Its output goes to var/logs/<name>.log.
-
-        The working directory is var/, because Dagster 1.13 lets a `.env` there override the environment, and Docker
-        Compose's `.env` is in the repository root.
-        """
-        with log_file(name).open("wb") as log:
+        """Start one server. Its output goes to logs/<name>.log."""
+        self.log(name).parent.mkdir(exist_ok=True)
+        with self.log(name).open("wb") as log:
             self._started[name] = subprocess.Popen(
                 command,
-                cwd=STATE,
+                cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -48,12 +58,17 @@ class Processes:
         for name, process in self._started.items():
             code = process.poll()
             if code is not None:
-                raise CannotStart(f"{name} exited with code {code}: {last_line(log_file(name))} ({log_file(name)})")
+                log = self.log(name)
+                raise CannotStart(f"{name} exited with code {code}: {last_line(log)} ({log})")
+
+    def log(self, name: str) -> Path:
+        """Return the path of a server's log."""
+        return self._folder / "logs" / f"{name}.log"
 
     def stop(self) -> None:
         """Stop all servers and wait for them: SIGTERM first, SIGKILL after STOP_S seconds."""
         if self._started:
-            show.stopping()
+            self._stopping()
         for process in self._started.values():
             _signal_group(process, signal.SIGTERM)
         until = time.monotonic() + STOP_S
@@ -78,11 +93,6 @@ def check_port_free(host: str, port: int, server: str, remedy: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CannotStart(f"{server} can't listen on port {port} of {host} ({error.strerror}): {remedy}") from None
-
-
-def log_file(name: str) -> Path:
-    """Return the path of a server's log."""
-    return LOGS / f"{name}.log"
 
 
 def last_line(file: Path) -> str:

@@ -1,0 +1,47 @@
+"""`model-serving init`: writes serving.toml."""
+
+import json
+import sys
+
+import click
+
+from cli.configuration import FILE, OPTIONS, given_options, settings_options
+from scoring.errors import StorageError
+
+HEADER = "# Settings of model-serving. docs/settings.md lists all of them; SERVING_ variables and options come first.\n"
+EPILOG = """
+\b
+Example:
+  model-serving init --model churn --features ~/features --mlflow http://mlflow:5000
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@settings_options
+def init(force: bool) -> None:
+    """Write the settings to serving.toml in this folder.
+
+    On a terminal it asks for the model, the registry and the Feast repository, unless an option gives them.
+    """
+    from scoring.files.atomic import whole_file
+    from scoring.settings import Settings, variable_names
+
+    if FILE.exists() and not force:
+        raise click.UsageError(f"{FILE} exists: edit it, or replace it with --force")
+    values = given_options()
+    defaults = {"model_name": None, "mlflow_tracking_uri": "sqlite:///mlflow.db", "feature_repo": "feature_repo"}
+    for field, (name, text) in {field: (name, text) for name, (field, text) in OPTIONS.items()}.items():
+        if field in defaults and field not in values:
+            if sys.stdin.isatty():
+                values[field] = click.prompt(text.partition(" [")[0].rstrip("."), default=defaults[field])
+            elif defaults[field] is None:
+                raise click.UsageError(f"Give the {text.rstrip('.').lower()} with {name}")
+    variables = variable_names()
+    Settings.from_environment({variables[field]: value for field, value in values.items()})
+    try:
+        with whole_file(FILE) as part:
+            part.write_text(HEADER + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    except OSError as error:
+        raise StorageError("writing", str(FILE), error) from None
+    click.echo(f"{FILE} is written. Next: model-serving check")
