@@ -64,8 +64,7 @@ def up(dagit_port: int) -> None:
     _make_folders(home, settings)
     processes = Processes(_absolute(given, settings, home), home, lambda: click.echo("Stopping."))
     try:
-        _start(processes, dagit_port)
-        _wait(processes, settings, dagit_port)
+        _start(processes, settings, dagit_port)
         click.echo(f"Swagger UI          http://{_reached(settings)}:{settings.port}/")
         click.echo(f"Dagster UI (Dagit)  http://127.0.0.1:{dagit_port}/")
         click.echo(f"Batch requests      {settings.batch_requests}")
@@ -75,14 +74,6 @@ def up(dagit_port: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
         processes.stop()
-
-
-def _start(processes: Processes, dagit_port: int) -> None:
-    workspace = ["-w", str(ROOT / "workspace.yaml")]
-    processes.start("api", [sys.executable, "-m", "api"])
-    port = ["-h", "127.0.0.1", "-p", str(dagit_port)]
-    processes.start("dagit", [sys.executable, "-m", "dagster_webserver", *workspace, *port])
-    processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
 
 
 def _with_project(given: dict[str, str]) -> dict[str, str]:
@@ -138,21 +129,25 @@ def _get(host: str, port: int, path: str) -> bytes | None:
         connection.close()
 
 
-def _wait(processes: Processes, settings: "Settings", dagit_port: int) -> None:
-    """Wait until the API and Dagit respond."""
+def _start(processes: Processes, settings: "Settings", dagit_port: int) -> None:
+    """Start all servers, and wait until the API and Dagit respond."""
+    workspace = ["-w", str(ROOT / "workspace.yaml")]
+    addresses = {"dagit": ("127.0.0.1", dagit_port, "/server_info")}
+    addresses["api"] = _reached(settings), settings.port, "/live"
+    port = ["-h", "127.0.0.1", "-p", str(dagit_port)]
+    processes.start("dagit", [sys.executable, "-m", "dagster_webserver", *workspace, *port])
+    processes.start("api", [sys.executable, "-m", "api"])
     until = time.monotonic() + START_S
-    addresses = {
-        "api": (_reached(settings), settings.port, "/live"),
-        "dagit": ("127.0.0.1", dagit_port, "/server_info"),
-    }
     with progress() as shown:
         shown.stage("Starting the API and Dagster")
-        while addresses := {name: each for name, each in addresses.items() if _get(*each) is None}:
-            processes.check()
-            if time.monotonic() > until:
-                name = next(iter(addresses))
-                raise CannotStart(f"{name} did not respond within {START_S:.0f} s: see {processes.log(name)}.")
-            time.sleep(POLL_S / 4)
+        for name, address in addresses.items():
+            while _get(*address) is None:
+                processes.check()
+                if time.monotonic() > until:
+                    raise CannotStart(f"{name} did not respond within {START_S:.0f} s: see {processes.log(name)}.")
+                time.sleep(POLL_S / 4)
+            if name == "dagit":  # two processes must not create Dagster's databases at the same time
+                processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
 
 
 def _stay_up(processes: Processes, settings: "Settings") -> None:

@@ -1,8 +1,14 @@
 """The command `model-serving`, mostly in this process: a process of its own imports Feast and MLflow for seconds."""
 
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +17,18 @@ import pytest
 
 from cli.main import main
 from tests.support.compose import ROOT
+from tests.support.forks import FORKS
+from tests.support.servers import answers_http, free_port
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
-REFUSED = 3
+COMMAND = Path(sys.executable).with_name("model-serving")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true"}
+DOCUMENTED = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "cli.md").read_text("utf-8"), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("model-serving ") and line.split()[1] not in {"serve", "up"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +56,9 @@ def world(shared_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def in_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "cli", *arguments]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False, **options)
+    return subprocess.run(
+        [COMMAND, *arguments], env=ENVIRONMENT, text=True, capture_output=True, timeout=120, check=False, **options
+    )
 
 
 @pytest.mark.usefixtures("world")
@@ -65,7 +80,7 @@ def test_another_version_gives_other_predictions_and_a_csv_file_has_the_same_row
     summary = json.loads(capfd.readouterr().out)
     assert summary["model"] == {"name": "driver_ranker", "version": 2}
     assert (summary["rows"], summary["scored"], summary["reasons"]) == (4, 3, {"not_found": 1})
-    written = pd.read_csv("two.csv")
+    written = pd.read_csv("two.csv", float_precision="round_trip")
     assert main(["score", "day1.csv", "-o", "two.parquet", "--version", "2"]) == 0
     expected = pq.read_table("two.parquet").to_pandas()
     assert list(written.columns) == list(expected.columns)
@@ -148,3 +163,148 @@ def test_help_and_a_missing_model_are_answered_without_imports(tmp_path: Path) -
     assert missing.stderr == (
         "model-serving: No model is named: use --model, or write serving.toml with `model-serving init`.\n"
     )
+
+
+def test_standard_input_is_scored_to_standard_output(world: World, tmp_path: Path) -> None:
+    with (tmp_path / "day1.csv").open() as request:
+        piped = in_process("score", "-", cwd=tmp_path, stdin=request)
+    assert piped.returncode == 0
+    assert piped.stderr.startswith("3 of 4 rows scored with driver_ranker/1, 1 not_found (")
+    lines = piped.stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith('"driver_id","event_timestamp","note","acc_rate"')
+    assert '"d",,,,,"not_found"' in lines[-1]
+
+
+def score_standard_input(fifo: Path, folder: Path) -> None:
+    os.chdir(folder)
+    tempfile.tempdir = str(folder / "tmp")
+    sys.stdin = fifo.open()
+    sys.exit(main(["score", "-", "-o", "out.csv"]))
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "out.csv").write_text("old")
+    os.mkfifo(tmp_path / "fifo")
+    process = FORKS.Process(target=score_standard_input, args=(tmp_path / "fifo", tmp_path))
+    process.start()
+    with os.fdopen(os.open(tmp_path / "fifo", os.O_RDWR), "w") as written:
+        written.write("driver_id,event_timestamp\n" * 10_000)
+        written.flush()
+        while not list((tmp_path / "tmp").glob("*/scratch-*/request")):
+            assert process.is_alive()
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        process.join(30)
+    assert process.exitcode == 128 + number
+    assert list((tmp_path / "tmp").glob("*/*")) == []
+    assert (tmp_path / "out.csv").read_text() == "old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["day1.csv", "fifo", "out.csv", "serving.toml", "tmp"]
+
+
+@pytest.mark.usefixtures("world")
+def test_two_versions_are_compared_row_by_row(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "1", "2", "day1.csv"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("3 of 4 rows differ from driver_ranker/1: by ")
+    assert lines[1].split() == ["driver_ranker/1", "driver_ranker/2"]
+    assert lines[2].split() == ["predictions", "3", "3"]
+    assert main(["compare", "2", "2", "day1.csv", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["summary"].startswith("0 of 4 rows differ from driver_ranker/2")
+
+
+def test_the_alias_moves_to_an_admitted_version_and_back(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", "3"]) == 1
+    assert "driver_ranker/3 was refused" in capfd.readouterr().err
+    assert main(["rollback"]) == 1
+    assert "its earlier versions are not recorded" in capfd.readouterr().err
+    assert main(["promote", "2"]) == 0
+    assert capfd.readouterr().out == "driver_ranker@champion names version 2, before: 1.\n"
+    assert main(["promote", "2", "--unchecked"]) == 0
+    assert capfd.readouterr().out == "driver_ranker@champion names version 2 already.\n"
+    assert main(["rollback", "--json"]) == 0
+    moved = json.loads(capfd.readouterr().out)
+    assert moved == {"model": "driver_ranker", "alias": "champion", "before": 2, "now": 1}
+    assert main(["promote", "2", "--unchecked"]) == 0
+    world.promote(1)
+    capfd.readouterr()
+    assert main(["rollback"]) == 1
+    assert "it was moved by other means since it was set on version 2" in capfd.readouterr().err
+    assert world.client.get_model_version_by_alias("driver_ranker", "champion").version == 1
+    assert main(["promote", "9", "--unchecked"]) == 1
+    assert "has no version 9" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("world")
+def test_everything_that_serves_is_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = ["registry", "feature store", "model", "offline store", "online store", "requests", "results"]
+    assert main(["check", "--json", "--set", f"batch_requests={tmp_path}"]) == 0
+    assert [(each["check"], each["status"]) for each in json.loads(capfd.readouterr().out)] == [
+        (name, "ok") for name in names
+    ]
+    assert main(["check", "--version", "3"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "failed", "skipped", "skipped", "warning", "ok"]
+    assert "does not serve its inputs a, b, c" in lines[2]
+    assert main(["check", "--features", "nowhere", "--set", "artifacts=day1.csv/folder"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "failed", "skipped", "skipped", "skipped", "warning", "failed"]
+
+
+def test_the_settings_are_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it when a world is built
+    assert main(["init"]) == 2
+    assert "Give the registered model with --model" in capfd.readouterr().err
+    assert main(["init", "--model", 'a "quoted" name', "--set", "port=70000"]) == 2
+    assert not (tmp_path / "serving.toml").exists()
+    capfd.readouterr()
+    assert main(["init", "--model", 'a "quoted" name', "--features", "f", "--set", "port=7000"]) == 0
+    assert main(["init", "--model", "another"]) == 2
+    assert "serving.toml exists" in capfd.readouterr().err
+    assert main(["rollback"]) == 1
+    assert "sqlite:///mlflow.db did not respond (there is no such file)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_a_documented_command_works(line: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if " init " in line:
+        (tmp_path / "serving.toml").unlink()
+    if "rollback" in line:
+        assert main(["promote", "2", "--unchecked"]) == 0
+    try:
+        assert main(shlex.split(line)[1:]) == 0
+    finally:
+        world.promote(1)
+
+
+def test_the_api_is_served_on_the_given_port(world: World, tmp_path: Path) -> None:
+    refused = in_process("serve", "--host", "192.0.2.1", "--port", "1", "--set", "allow_anonymous=true", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("api: can't listen on 192.0.2.1:1 (")
+
+
+@pytest.mark.timeout(300)
+def test_the_api_and_dagster_start_and_stop_together(world: World, tmp_path: Path) -> None:
+    port, dagit = free_port(), free_port()
+    command = [COMMAND, "up", "--port", str(port), "--dagit-port", str(dagit)]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if "serves driver_ranker/1" in line:
+                break
+        assert answers_http(port, "/ready")
+        assert answers_http(dagit, "/server_info")
+        assert (tmp_path / "dagster_home" / "dagster.yaml").exists()
+        second = in_process("up", "--port", str(port), cwd=tmp_path)
+        assert second.returncode == 1
+        assert f"can't listen on port {port} of 127.0.0.1" in second.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not answers_http(port, "/live")
+    assert not answers_http(dagit, "/server_info")
