@@ -182,12 +182,9 @@ class ScoresTable:
                 return
         columns, version = self._table.metadata().partition_columns, self._table.protocol().min_writer_version
         if columns != [COLUMN] or version > WRITER_VERSION:
-            raise SettingsError(
-                VARIABLE,
-                f"names a Delta table that other software made or changed, {self.place}: its partition columns are "
-                f"{columns} and its writer version is {version}, instead of {[COLUMN]} and {WRITER_VERSION}. Name a "
-                "table of its own.",
-            )
+            found = f"partition columns {columns} and writer version {version}, not {[COLUMN]} and {WRITER_VERSION}"
+            problem = f"names a Delta table of other software, {self.place}, with {found}: name a table of its own."
+            raise SettingsError(VARIABLE, problem)
 
     def _check_empty(self) -> None:
         from pyarrow.fs import FileSelector

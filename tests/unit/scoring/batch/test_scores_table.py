@@ -167,7 +167,7 @@ def test_other_files_and_tables_of_other_software_are_refused(local, tmp_path):
         ScoresTable(Location(tmp_path)).write("day1", source)
     write_deltalake(str(local), pa.table({"id": [1]}))
     with pytest.raises(
-        SettingsError, match=r"other software made or changed, .*its partition columns are \[\] and its"
+        SettingsError, match=r"a Delta table of other software, .*, with partition columns \[\] and writer"
     ):
         ScoresTable(local).write("day1", source)
     with pytest.raises(StorageError, match=r"^Writing the Delta table .*Path does not exist") as caught:
