@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from cli.check import check
+from cli.everyone import request
 from cli.init import init
 from cli.score import compare, score
 from cli.serve import serve, up
@@ -38,7 +39,7 @@ def commands() -> None:
     """
 
 
-for each in (score, compare, versions, check, promote, rollback, serve, up, init):
+for each in (score, request, compare, versions, check, promote, rollback, serve, up, init):
     commands.add_command(each)
 
 

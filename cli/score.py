@@ -13,6 +13,7 @@ import click
 
 from cli.configuration import setting_option, settings_options
 from cli.display import Progress, json_option, print_json, print_table, progress
+from cli.everyone import check_time, copied_everyone, everyone_options, name_of
 from cli.stores import load_version, open_stores
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Examples:
   model-serving score day1.csv -o scored.csv --version 2
   cat day1.csv | model-serving score - > scored.csv
   model-serving score s3://requests/day1.parquet -o s3://results/day1.parquet
+  model-serving score --everyone --as-of 2026-11-30
 """
 
 COMPARE_EPILOG = """
@@ -48,30 +50,44 @@ Example:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("file")
+@click.argument("file", required=False)
+@everyone_options
 @click.option("-o", "--output", metavar="OUT", help="Parquet file, CSV file, or - for CSV to standard output.")
 @click.option("--version", type=click.IntRange(1), help="Model version. [default: the alias's]")
 @setting_option("--engine", type=click.Choice(["local", "spark"]), help="Batch engine. [default: local]")
 @click.option("--strict", is_flag=True, help=f"Return {UNSCORED} if a row has no prediction. OUT is written.")
 @settings_options
 @json_option
-def score(file: str, output: str | None, version: int | None, strict: bool, as_json: bool) -> int:
-    """Score FILE, or standard input with -.
+def score(
+    file: str | None,
+    everyone: bool,
+    as_of: str | None,
+    output: str | None,
+    version: int | None,
+    strict: bool,
+    as_json: bool,
+) -> int:
+    """Score FILE, standard input with -, or everyone.
 
     FILE is CSV, TSV or Parquet with the join keys and an event_timestamp, here or in S3. OUT has its rows in its order,
     with the features, the prediction, and a reason where there is none. OUT is replaced when it is complete.
     """
     started = time.monotonic()
-    source, output = check_request(file), _check_output(file, output)
+    at = check_time(everyone, as_of)
+    name = name_of(at) if at else file
+    if name is None or (at and file):
+        raise click.UsageError("Give either FILE or --everyone")
+    source, output = None if at else check_request(name), _check_output(name, output)
     with progress() as shown, contextlib.ExitStack() as stack:
         settings, registry, store = open_stores(shown)
         from scoring.files.atomic import scratch_folder
         from scoring.files.location import Location
 
-        request = stack.enter_context(read_request(source))
         scratch = stack.enter_context(scratch_folder())
         shown.stage("Loading the model")
         serving = load_version(settings, registry, store, version, scratch)
+        copied = copied_everyone(store, serving.features, at, shown) if at else read_request(source)
+        request = stack.enter_context(copied)
         result = Location(scratch / "result")
         manifest = score_with(settings, store, serving, request, result, shown)
         shown.stage(f"Writing {output}")

@@ -38,8 +38,8 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
         destination: the `.parquet` file to publish atomically.
 
     Raises:
-        BatchRequestError: the model needs columns that only a request has, no view has all join keys, or there are no
-            entities. Nothing is published.
+        BatchRequestError: the model needs columns that only a request has, no view has all join keys, the folder does
+            not exist, or there are no entities. Nothing is published.
         FeatureStoreError: the offline store failed, or can't retrieve rows by a range of dates.
         StorageError: the file can't be written.
     """
@@ -51,6 +51,9 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
     if not views:
         problem = f"no view of the model has all join keys ({', '.join(keys)}), so its entities are unknown"
         raise BatchRequestError(str(destination), f"{problem}: write a request file with the combinations.")
+    folder = destination.parent
+    if folder.local is not None and not folder.local.is_dir():  # writing would create a misspelled one
+        raise BatchRequestError(str(folder), "there is no such folder: create it, or set SERVING_BATCH_REQUESTS.")
     if not EARLIEST <= as_of < LATEST:
         raise BatchRequestError(str(destination), f"{as_of.isoformat()} is out of range.")
     schema = pa.schema(keys | {EVENT_TIMESTAMP: TIMESTAMP})
@@ -70,11 +73,11 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
     return rows
 
 
-def everyone_key(as_of: datetime) -> str:
-    """Return the request's name: `everyone-2026-11-30` for midnight in UTC, otherwise `everyone-2026-11-30T093000`."""
+def everyone_file(as_of: datetime) -> str:
+    """Return the file's name: with the date for midnight in UTC, otherwise also with the time."""
     time = as_of.astimezone(UTC)
     form = "%Y-%m-%d" if (time.hour, time.minute, time.second) == (0, 0, 0) else "%Y-%m-%dT%H%M%S"
-    return time.strftime(f"everyone-{form}")
+    return time.strftime(f"everyone-{form}.parquet")
 
 
 def read_as_of(text: str | None) -> datetime:

@@ -3,10 +3,9 @@
 import dagster as dg
 from pydantic import Field
 
-from scoring.batch.everyone import everyone_key, read_as_of, write_everyone
+from scoring.batch.everyone import everyone_file, read_as_of, write_everyone
 from scoring.serving import link_registered_version, resolve_version
 from serving_assets.assets.failures import failing_in_one_line
-from serving_assets.records.requests import list_requests
 from serving_assets.resources import Serving
 
 
@@ -23,10 +22,9 @@ def everyone(context: dg.OpExecutionContext, config: AsOf, serving: dg.ResourceP
     """Write the file into the request folder, where new_batch_request finds it."""
     with failing_in_one_line():
         settings, as_of = serving.settings, read_as_of(config.as_of)
-        list_requests(settings.batch_requests)  # raises if there is no such folder, which writing would create
         version = resolve_version(serving.registry, settings)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
-        file = settings.batch_requests / f"{everyone_key(as_of)}.parquet"
+        file = settings.batch_requests / everyone_file(as_of)
         rows = write_everyone(store, features, as_of, file)
     context.log.info(f"{file}: {rows} entities of {version} as of {as_of.isoformat()}.")

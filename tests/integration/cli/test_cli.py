@@ -276,6 +276,8 @@ def test_the_settings_are_written_once(
 def test_a_documented_command_works(line: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if " init " in line:
         (tmp_path / "serving.toml").unlink()
+    if " request " in line:
+        (world.folder / "batch_requests").mkdir(exist_ok=True)
     if "rollback" in line:
         assert main(["promote", "2", "--unchecked"]) == 0
     try:
@@ -308,3 +310,41 @@ def test_the_api_and_dagster_start_and_stop_together(world: World, tmp_path: Pat
         assert process.wait(60) == 128 + signal.SIGTERM
     assert not answers_http(port, "/live")
     assert not answers_http(dagit, "/server_info")
+
+
+def test_everyone_is_scored_or_written_as_a_request_in_one_line(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    as_of = world.now.isoformat()
+    assert main(["score", "--everyone", "--as-of", as_of, "-o", "all.parquet"]) == 0
+    assert capfd.readouterr().out.startswith("all.parquet: 20 of 20 rows scored with driver_ranker/1 (")
+    assert sorted(pq.read_table("all.parquet")["driver_id"].to_pylist()) == list(range(1001, 1021))
+    folder = tmp_path / "requests"
+    arguments = ["request", "--everyone", "--as-of", as_of, "--json", "--set", f"batch_requests={folder}"]
+    assert main(arguments) == 1
+    assert f"{folder}: there is no such folder: create it" in capfd.readouterr().err
+    folder.mkdir()
+    assert main(arguments) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["rows"] == 20
+    (file,) = folder.iterdir()
+    assert found["request"] == str(file)
+    assert main(["score", str(file), "-o", "file.parquet"]) == 0
+    assert pq.read_table("file.parquet").equals(pq.read_table("all.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["score"], "Give either FILE or --everyone"),
+        (["score", "day1.csv", "--everyone"], "Give either FILE or --everyone"),
+        (["score", "day1.csv", "--as-of", "2026-11-30"], "--as-of needs --everyone"),
+        (["request"], "Give --everyone"),
+        (["request", "--everyone", "--as-of", "soon"], "'soon' is not a time in ISO 8601, such as 2026-11-30"),
+    ],
+)
+def test_everyone_needs_a_time_and_no_file(
+    arguments: list[str], problem: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert problem in capfd.readouterr().err

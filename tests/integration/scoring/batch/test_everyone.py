@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.arrow.signature import ModelInput, Signature
-from scoring.batch.everyone import everyone_key, read_as_of, write_everyone
+from scoring.batch.everyone import everyone_file, read_as_of, write_everyone
 from scoring.batch.join import joins_in_place
 from scoring.batch.request import read_batch_request
 from scoring.errors import BatchRequestError, FeatureStoreError
@@ -195,11 +195,11 @@ def test_a_feast_store_without_retrieval_by_date_range_is_named(everyone: Everyo
 
 
 def test_a_request_for_everyone_is_named_by_its_time() -> None:
-    names = {time: everyone_key(read_as_of(time)) for time in ("2026-11-30", "2026-11-30T09:30:00+02:00")}
+    names = {time: everyone_file(read_as_of(time)) for time in ("2026-11-30", "2026-11-30T09:30:00+02:00")}
     assert names == {
-        "2026-11-30": "everyone-2026-11-30",
-        "2026-11-30T09:30:00+02:00": "everyone-2026-11-30T073000",
+        "2026-11-30": "everyone-2026-11-30.parquet",
+        "2026-11-30T09:30:00+02:00": "everyone-2026-11-30T073000.parquet",
     }
-    assert len(everyone_key(read_as_of(None))) == len("everyone-2026-11-30")
+    assert len(everyone_file(read_as_of(None))) == len("everyone-2026-11-30.parquet")
     with pytest.raises(BatchRequestError, match="'yesterday' is not a time in ISO 8601"):
         read_as_of("yesterday")
