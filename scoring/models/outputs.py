@@ -188,7 +188,7 @@ def split(model: str, returned: Any, rows: int) -> list[tuple[str | None, np.nda
         columns: list[tuple[str | None, np.ndarray]] = [(None, returned)]
     elif isinstance(returned, dict):
         columns = [
-            (name if len(part) == 1 or name is None else f"{name}_{inner or place}", values)
+            (str(name) if len(part) == 1 else f"{name}_{place if inner is None else inner}", values)
             for name, each in returned.items()
             for part in [split(model, each, rows)]
             for place, (inner, values) in enumerate(part)
@@ -251,12 +251,12 @@ def _columns_of(
     declared: Sequence[tuple[str | None, OutputType]],
     values: list[tuple[str | None, np.ndarray]] | None,
 ) -> list[OutputColumn]:
-    labels = classes is not None and function not in PER_CLASS
+    labels = classes is not None and function == "predict"
     if values is None:
-        if classes is not None and not labels and (function != "decision_function" or len(classes) > 2):
+        if labels:
+            return [OutputColumn(LABEL, _label_type(model, classes or ()))]
+        if classes is not None and function in PER_CLASS and (function != "decision_function" or len(classes) > 2):
             return [OutputColumn(str(name), "double") for name in classes]
-        if classes is not None:
-            return [OutputColumn(LABEL if labels else function, _label_type(model, classes) if labels else "double")]
         values_types = declared or [(None, "double")]
         names = _names([name for name, _ in values_types], function, only, None, declared)
         return [OutputColumn(name, kind) for name, (_, kind) in zip(names, values_types, strict=True)]
@@ -309,7 +309,7 @@ def _to_arrow(model: str, values: np.ndarray, column: OutputColumn) -> pa.Array:
     try:
         if kind == "O" or TYPES.get(kind) == column.type:
             return pa.array(values, ARROW_TYPES[column.type], from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         pass
     problem = f"its output {column.name!r} is {values.dtype}, and was {column.type} when it was loaded"
     raise PredictionFailed(model, f"{problem}: return the same type for every row.")

@@ -34,7 +34,8 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:  # noqa: ARG001 -
     model = getattr(catboost, _class(files))()
     with reading(files, file, "CatBoost"):
         model.load_model(str(file))
-    classes, names = getattr(model, "classes_", ()), model.feature_names_
+    # `predict` of the class CatBoost returns numbers, also of a model that was fitted on classes.
+    classes, names = model.classes_ if _class(files) == "CatBoostClassifier" else (), model.feature_names_
     return LoadedModel(
         tuple(functools.partial(function_of(files, model, name), thread_count=1) for name in files.functions),
         tuple(classes) if len(classes) else None,

@@ -87,7 +87,8 @@ def prepare(raw: Any) -> None:
 def _without_checks(function: Any) -> Any:
     """Return a method of an estimator without scikit-learn's checks, which take ten times as long as five rows."""
     estimator, name = function.__self__, function.__name__
-    if name not in {"predict", "predict_proba"} or callable(estimator.objective):
+    others = callable(estimator.objective) or estimator.get_params().get("pred_early_stop")
+    if others or name not in {"predict", "predict_proba"}:
         return function
     predict = functools.partial(estimator.booster_.predict, num_threads=1)
     classes = getattr(estimator, "classes_", None)

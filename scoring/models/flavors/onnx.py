@@ -94,16 +94,30 @@ def _usable(argument: Any, count: int) -> bool:
 def _run(session: Any, arguments: list[Any], names: list[str], inputs: Any) -> Any:
     """Run the graph on a frame, or on an array with all columns. Return the only output, or a dict of several."""
     if len(arguments) == 1:
-        values: np.ndarray = np.ascontiguousarray(inputs, DTYPES[arguments[0].type])
+        values = _tensor(inputs, arguments[0])
         feeds = {arguments[0].name: values.reshape(-1) if len(arguments[0].shape) == 1 else values}
     else:
         columns = inputs.T if isinstance(inputs, np.ndarray) else (inputs[each.name] for each in arguments)
         feeds = {
-            each.name: np.asarray(column, DTYPES[each.type]).reshape((-1, 1)[: len(each.shape)])
+            each.name: _tensor(column, each).reshape((-1, 1)[: len(each.shape)])
             for each, column in zip(arguments, columns, strict=True)
         }
     returned = {name: _columns(values) for name, values in zip(names, session.run(names, feeds), strict=True)}
     return returned[names[0]] if len(returned) == 1 else returned
+
+
+def _tensor(values: Any, argument: Any) -> np.ndarray:
+    """Return the values in the type of an argument.
+
+    Raises:
+        ValueError: it takes integers or booleans, and a value is another number or unknown.
+    """
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):
+        tensor = np.ascontiguousarray(given, DTYPES[argument.type])
+    if tensor.dtype.kind in "ib" and not np.array_equal(tensor, given):
+        raise ValueError(f"a value of input {argument.name} is no {argument.type}")
+    return tensor
 
 
 def _columns(values: Any) -> Any:

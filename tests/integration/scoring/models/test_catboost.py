@@ -69,6 +69,11 @@ def test_a_classifier_returns_label_and_probabilities(tmp_path: Path, target: np
     assert_same(model, np.hstack([label, classifier.predict_proba(FRAME)]))
 
 
+def test_the_class_for_any_loss_returns_numbers(tmp_path: Path) -> None:
+    model = catboost.CatBoost(QUIET | {"loss_function": "Logloss"}).fit(FRAME, (CLASS > 0).astype(int))
+    assert_same(served(saved(tmp_path, model))[0], model.predict(FRAME))
+
+
 def test_categories_are_strings_and_integers_in_a_frame(tmp_path: Path) -> None:
     frame = FRAME.assign(tier=np.array(["gold", "silver"])[FRAME["n"] % 2], member=FRAME["c"] > 0)
     example = frame.loc[EXAMPLE.index]

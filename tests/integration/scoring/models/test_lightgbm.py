@@ -96,6 +96,13 @@ def test_without_skops_it_is_a_pickle_and_the_refusal_says_what_to_log(tmp_path:
     assert_same(loaded, model.predict(FRAME))
 
 
+def test_an_estimator_that_stops_early_in_its_predictions_does_so_here(tmp_path: Path) -> None:
+    early = {"pred_early_stop": True, "pred_early_stop_freq": 1, "pred_early_stop_margin": 0.05}
+    model = lightgbm.LGBMClassifier(n_estimators=20, verbose=-1, n_jobs=1, **early).fit(FRAME, CLASS > 0)
+    loaded, _ = served(saved(tmp_path, model, EXAMPLE.iloc[5:10]))
+    assert_same(loaded, model.predict(FRAME))
+
+
 def test_names_and_order_of_inputs_are_checked_when_it_is_loaded(tmp_path: Path) -> None:
     other = EXAMPLE[["a", "c", "n", "gap"]]
     folder = save(partial(mlflow.lightgbm.save_model, trained()), tmp_path, np.ones(20), other)

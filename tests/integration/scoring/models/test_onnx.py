@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper
 from skl2onnx import to_onnx
@@ -20,6 +21,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from scoring.models.failing_rows import predict_rows
 from tests.integration.scoring.models.libraries import (
     CLASS,
     EXAMPLE,
@@ -90,6 +92,22 @@ def test_zipmap_names_the_probabilities_after_the_classes(tmp_path: Path) -> Non
     assert_same(loaded, np.array([[row[name] for name in names] for row in run(model)[1]]), FRAME)
     label, _ = served(folder, {"serving.outputs": "output_label"})
     assert_same(label, run(model)[0], FRAME)
+
+
+@pytest.mark.parametrize("element", [TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL])
+def test_a_row_with_a_value_that_the_graph_does_not_take_fails(tmp_path: Path, element: int) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)]
+    ends = [helper.make_tensor_value_info("x", element, [None, 2])]
+    out = [helper.make_tensor_value_info("y", TensorProto.DOUBLE, [None, 2])]
+    graph = helper.make_graph(nodes, "g", ends, out)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    frame = pd.DataFrame({"a": [0.0, 1.0, 1.0], "b": [1.0, 0.0, 1.0]})
+    loaded, _ = served(saved(tmp_path, model, frame))
+    rows = pa.table({"a": [1.0, None, 0.5, 2.0**40], "b": [0.0, 1.0, 1.0, 1.0]})
+    outputs, failures = predict_rows(loaded, rows)
+    assert outputs["prediction_0"].to_pylist()[:3] == [1.0, None, None]
+    assert failures is not None
+    assert failures.rows.tolist() == [False, True, True, element != TensorProto.INT64]
 
 
 def test_one_input_for_each_column(tmp_path: Path) -> None:

@@ -72,6 +72,20 @@ def test_probabilities_are_named_after_the_classes_and_other_columns_after_the_f
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "names"), [((-1, 0, 1), ("p_-1", "p_0", "p_1")), (("", "b"), ("p_", "p_b")), ((0, 1), ("p_0", "p_1"))]
+)
+def test_columns_of_a_map_have_the_names_of_its_keys(classes: tuple[Any, ...], names: tuple[str, ...]) -> None:
+    by_class = dict.fromkeys(classes, np.array([0.1, 0.4]))
+    assert tuple(column.name for column in described({"p": by_class, "label": [1, 2]}).columns) == (*names, "label")
+    assert tuple(column.name for column in described(by_class).columns) == tuple(map(str, classes))
+
+
+def test_only_predict_returns_labels() -> None:
+    outputs = describe("m/1", ["predict", "transform"], LABELS, (), [np.array(LABELS), np.array([[0.5], [1.5]])], 2)
+    assert outputs.columns == (OutputColumn("label", "string"), OutputColumn("transform", "double"))
+
+
 def test_label_and_probabilities_come_together() -> None:
     returned = [np.array(LABELS), PROBABILITIES]
     outputs = describe("m/1", ["predict", "predict_proba"], LABELS, (), returned, 2)
