@@ -133,8 +133,8 @@ class ModelRefused(ServingError):
     """This model version can't serve; `reason` states the cause and the remedy."""
 
     def __init__(self, model: str, reason: str) -> None:
-        self.reason = reason
-        super().__init__(f"Model version {model} was refused: {reason}")
+        self.reason = " ".join(reason.splitlines())  # names in a model may have several lines
+        super().__init__(f"Model version {model} was refused: {self.reason}")
 
 
 class MissingFeatures(ModelRefused):

@@ -83,7 +83,7 @@ def read_signature(model: str, columns: list[dict[str, object]]) -> Signature:
             "its signature has inputs without names (a tensor). Infer it from a DataFrame with named columns.",
         )
     unusable = [
-        f"{column['name']} ({column.get('type')})" for column in columns if column.get("type") not in ARROW_TYPES
+        f"{column['name']} ({column.get('type')})" for column in columns if str(column.get("type")) not in ARROW_TYPES
     ]
     if unusable:
         raise ModelRefused(

@@ -63,7 +63,11 @@ class ModelFiles(msgspec.Struct, frozen=True):
             ModelRefused: there is no such file below the folder.
         """
         path = self.folder / str(name or "")
-        if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+        try:
+            found = path.resolve().is_relative_to(self.folder.resolve()) and path.is_file()
+        except (OSError, ValueError):  # no file may have such a name
+            found = False
+        if not found:
             raise ModelRefused(str(self.version), f"its model file {str(name or '')!r} is missing: log it again.")
         return path
 
@@ -147,11 +151,17 @@ def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:
 def _read_description(model: str, file: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias")  # a few lines of them could expand to any size
+            return super().compose_node(parent, index)
+
+    if file.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise ModelRefused(model, f"its MLmodel file is larger than {MAX_DESCRIPTION_BYTES} bytes.")
     try:
-        if file.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise ModelRefused(model, f"its MLmodel file is larger than {MAX_DESCRIPTION_BYTES} bytes.")
-        description = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        description = yaml.load(file.read_text(encoding="utf-8"), Loader)  # noqa: S506 - it is a SafeLoader
+    except Exception as error:  # crafted files may raise anything
         raise ModelRefused(model, f"its MLmodel file can't be read ({first_line(error)}).") from None
     flavors = description.get("flavors") if isinstance(description, dict) else None
     if not isinstance(flavors, dict) or not all(each is None or isinstance(each, dict) for each in flavors.values()):
@@ -192,6 +202,6 @@ def _output_column(version: ModelVersion, rules: LoadingRules) -> int | None:
     tag = version.tags.get(OUTPUT_COLUMN_TAG)
     if tag is None:
         return rules.output_column
-    if not tag.isdecimal():
+    if not (tag.isdecimal() and len(tag) < 10):
         raise ModelRefused(str(version), f"its tag {OUTPUT_COLUMN_TAG} is {tag!r}, not a column counted from 0.")
     return int(tag)

@@ -58,10 +58,10 @@ class Flavor(Protocol):
     """A model library. Modules implement it."""
 
     def check(self, files: ModelFiles) -> None:
-        """Check the description and the file's format. Executes no code of the version.
+        """Check the description and the file's format. Neither executes code of the version nor unpacks its file.
 
         Raises:
-            ModelRefused: the format is not allowed, the file can't be read, or contains something that is not allowed.
+            ModelRefused: the format is not allowed, or the file is missing.
         """
 
     def load(self, files: ModelFiles, *, as_array: bool) -> LoadedModel:
@@ -90,7 +90,7 @@ def flavor_of(files: ModelFiles) -> Flavor:
         ModelRefused: it is not supported, or the version includes code.
     """
     loader = files.flavor("python_function").get("loader_module")
-    if loader not in LIBRARIES:
+    if not isinstance(loader, str) or loader not in LIBRARIES:
         known = ", ".join(f"{name}.log_model" for name in LIBRARIES if name != "mlflow.pyfunc.model")
         raise ModelRefused(str(files.version), f"its loader {loader!r} is not supported: log it with {known}.")
     if any(each and each.get("code") for each in files.description["flavors"].values()):

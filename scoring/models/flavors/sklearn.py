@@ -38,8 +38,6 @@ def check(files: ModelFiles) -> None:
             "trust everyone who can write to the registry: such files run code.",
         )
     files.file(_name(files))
-    if format_ == "skops":
-        _trusted_types(files)
 
 
 def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:

@@ -19,8 +19,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.linear_model import ElasticNet
 
 from scoring.errors import ModelRefused
+from scoring.models.flavors.flavor import check_files
 from scoring.models.model import Model, load_model
-from scoring.models.model_files import fetch_model, load_signature
+from scoring.models.model_files import fetch_model, load_signature, read_model_files
 from scoring.models.registry import ModelVersion
 from scoring.settings import SKLEARN_TYPES
 from tests.support.model_folders import VERSION, FolderRegistry, edit, loading_rules
@@ -73,6 +74,8 @@ def test_a_chosen_column_is_a_number_from_0(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
     with pytest.raises(ModelRefused, match="'first', not a column counted from 0"):
         load(folder, ModelVersion("m", 1, {"serving.output_column": "first"}))
+    with pytest.raises(ModelRefused, match="not a column counted from 0"):
+        load(folder, ModelVersion("m", 1, {"serving.output_column": "9" * 5000}))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "cloudpickle"])
@@ -162,7 +165,33 @@ def test_a_model_path_outside_the_model_is_refused(tmp_path: Path) -> None:
     assert "'../elsewhere.skops' is missing" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "a: [", "flavors: 7", "\x00"])
+@pytest.mark.parametrize("value", [["a"], "a\0b", "a" * 5000, "a\nb", 7], ids=["list", "null", "long", "lines", "int"])
+@pytest.mark.parametrize("key", ["loader_module", "model_path", "serialization_format"])
+def test_nonsense_in_a_description_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    flavor = "sklearn" if key == "serialization_format" else "python_function"
+    edit(folder, lambda description: description["flavors"][flavor].update({key: value}))
+    assert str(tmp_path) not in refusal(folder)
+
+
+def test_an_alias_in_a_description_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    levels = (f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}" for level in range(1, 30))
+    file = folder / "MLmodel"
+    file.write_text("\n".join(("a0: &a0 {k: 1}", *levels, file.read_text())))
+    assert "can't be read (it has an alias)" in refusal(folder)
+
+
+def test_a_skops_file_is_not_unpacked_in_the_serving_process(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "model.skops").write_bytes(b"")
+    files = read_model_files(VERSION, folder, loading_rules())
+    check_files(files)
+    with pytest.raises(ModelRefused, match="can't be read as skops"):
+        load_model(files)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: [", "flavors: 7", "a: 2020-99-99", "a: !!timestamp b", "\x00"])
 def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
     (folder / "MLmodel").write_text(content)
@@ -171,7 +200,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_damaged_signature_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
-    for inputs in ("not json", json.dumps({"a": 1}), 7):
+    for inputs in ("not json", json.dumps({"a": 1}), json.dumps([{"name": "b", "type": []}]), 7):
         edit(folder, lambda description, inputs=inputs: description["signature"].update(inputs=inputs))
         refusal(folder)
 
