@@ -151,7 +151,7 @@ def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:
 def _read_description(model: str, file: Path) -> dict[str, Any]:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise ValueError("it has an alias")  # a few lines of them could expand to any size

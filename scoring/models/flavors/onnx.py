@@ -114,7 +114,7 @@ def _tensor(values: Any, argument: Any) -> np.ndarray:
     """
     given = np.asarray(values)
     with np.errstate(invalid="ignore"):
-        tensor = np.ascontiguousarray(given, DTYPES[argument.type])
+        tensor: np.ndarray = np.ascontiguousarray(given, DTYPES[argument.type])
     if tensor.dtype.kind in "ib" and not np.array_equal(tensor, given):
         raise ValueError(f"a value of input {argument.name} is no {argument.type}")
     return tensor
