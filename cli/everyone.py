@@ -1,7 +1,6 @@
 """`model-serving request --everyone`, and the options of `score --everyone`: every entity of the feature store."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +13,8 @@ from cli.stores import open_stores
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-    from scoring.batch.request import RequestCopy
     from scoring.features.model_features import ModelFeatures
+    from scoring.files.location import Location
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EPILOG = """
@@ -37,44 +36,26 @@ def check_time(everyone: bool, as_of: str | None) -> datetime | None:
     """Return the time that the two options give; None without --everyone.
 
     Raises:
-        click.UsageError: it is not a time, or --everyone is missing.
+        SettingsError, click.UsageError: it is not a time, or --everyone is missing.
     """
-    if not everyone:
-        if as_of is not None:
-            raise click.UsageError("--as-of needs --everyone")
-        return None
-    from scoring.batch.everyone import read_as_of
-    from scoring.errors import BatchRequestError
+    if everyone:
+        from scoring.batch.everyone import read_as_of
 
-    try:
         return read_as_of(as_of)
-    except BatchRequestError as error:
-        raise click.UsageError(str(error)) from None
+    if as_of is not None:
+        raise click.UsageError("--as-of needs --everyone")
+    return None
 
 
-def name_of(time: datetime) -> str:
-    """Return the file's name of a request for everyone."""
-    from scoring.batch.everyone import everyone_file
-
-    return everyone_file(time)
-
-
-@contextlib.contextmanager
-def copied_everyone(
-    store: "FeatureStore", features: "ModelFeatures", as_of: datetime, shown: Progress
-) -> "Iterator[RequestCopy]":
-    """Provide a request with everyone in a scratch folder. Raises as `write_everyone`."""
-    from scoring.batch.everyone import write_everyone
-    from scoring.batch.request import RequestCopy
-    from scoring.files.atomic import scratch_folder
-    from scoring.files.location import Location
-    from scoring.files.transfer import content_of
+def list_everyone(
+    store: "FeatureStore", features: "ModelFeatures", time: datetime, folder: "Location", shown: Progress
+) -> "tuple[Location, int]":
+    """Write a request with everyone into a folder. Return the file and its rows. Raises as `write_everyone`."""
+    from scoring.batch.everyone import everyone_file, write_everyone
 
     shown.stage("Listing the entities")
-    with scratch_folder() as scratch:
-        file = scratch / name_of(as_of)
-        write_everyone(store, features, as_of, Location(file))
-        yield RequestCopy(file, file.name, content_of(file, file.name))
+    file = folder / everyone_file(time)
+    return file, write_everyone(store, features, time, file)
 
 
 @click.command(epilog=EPILOG)
@@ -88,13 +69,10 @@ def request(everyone: bool, as_of: str | None, as_json: bool) -> None:
         raise click.UsageError("Give --everyone: other requests are files of yours")
     with progress() as shown:
         settings, registry, store = open_stores(shown)
-        from scoring.batch.everyone import write_everyone
         from scoring.serving import link_registered_version, resolve_version
 
-        shown.stage("Listing the entities")
         features = link_registered_version(registry, store, resolve_version(registry, settings), settings)
-        file = settings.batch_requests / name_of(time)
-        rows = write_everyone(store, features, time, file)
+        file, rows = list_everyone(store, features, time, settings.batch_requests, shown)
     if as_json:
         print_json({"request": str(file), "rows": rows, "as_of": time})
     else:

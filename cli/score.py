@@ -13,7 +13,7 @@ import click
 
 from cli.configuration import setting_option, settings_options
 from cli.display import Progress, json_option, print_json, print_table, progress
-from cli.everyone import check_time, copied_everyone, everyone_options, name_of
+from cli.everyone import check_time, everyone_options, list_everyone
 from cli.stores import load_version, open_stores
 
 if TYPE_CHECKING:
@@ -74,10 +74,9 @@ def score(
     """
     started = time.monotonic()
     at = check_time(everyone, as_of)
-    name = name_of(at) if at else file
-    if name is None or (at and file):
+    if (file is None) == (at is None):
         raise click.UsageError("Give either FILE or --everyone")
-    source, output = None if at else check_request(name), _check_output(name, output)
+    source, output = check_request(file) if file else None, _check_output(file or "everyone.parquet", output)
     with progress() as shown, contextlib.ExitStack() as stack:
         settings, registry, store = open_stores(shown)
         from scoring.files.atomic import scratch_folder
@@ -86,8 +85,10 @@ def score(
         scratch = stack.enter_context(scratch_folder())
         shown.stage("Loading the model")
         serving = load_version(settings, registry, store, version, scratch)
-        copied = copied_everyone(store, serving.features, at, shown) if at else read_request(source)
-        request = stack.enter_context(copied)
+        if at:
+            folder = Location(stack.enter_context(scratch_folder()))
+            source, _ = list_everyone(store, serving.features, at, folder, shown)
+        request = stack.enter_context(read_request(source))
         result = Location(scratch / "result")
         manifest = score_with(settings, store, serving, request, result, shown)
         shown.stage(f"Writing {output}")

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.arrow.timestamps import EARLIEST, LATEST, TIMESTAMP
-from scoring.errors import BatchRequestError, FeatureStoreError
+from scoring.errors import BatchRequestError, FeatureStoreError, SettingsError
 from scoring.features.model_features import ModelFeatures, View
 from scoring.files.location import Location
 from scoring.files.parquet import no_rows, write_tables
@@ -84,14 +84,14 @@ def read_as_of(text: str | None) -> datetime:
     """Return an ISO 8601 time, in UTC unless it has another zone; without one, the latest midnight in UTC.
 
     Raises:
-        BatchRequestError: it is not a time.
+        SettingsError: it is not a time.
     """
     if text is None:
         return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise BatchRequestError("for everyone", f"{text!r} is not a time in ISO 8601, such as 2026-11-30.") from None
+        raise SettingsError("The time", f"{text!r} is not in ISO 8601, as 2026-11-30 is.") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 

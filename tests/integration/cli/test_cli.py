@@ -340,7 +340,7 @@ def test_everyone_is_scored_or_written_as_a_request_in_one_line(
         (["score", "day1.csv", "--everyone"], "Give either FILE or --everyone"),
         (["score", "day1.csv", "--as-of", "2026-11-30"], "--as-of needs --everyone"),
         (["request"], "Give --everyone"),
-        (["request", "--everyone", "--as-of", "soon"], "'soon' is not a time in ISO 8601, such as 2026-11-30"),
+        (["request", "--everyone", "--as-of", "soon"], "The time 'soon' is not in ISO 8601, as 2026-11-30 is."),
     ],
 )
 def test_everyone_needs_a_time_and_no_file(
