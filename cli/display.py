@@ -64,8 +64,8 @@ class Progress:
         """Show how many rows of the stage are done."""
         if self._bar is not None and self._task is not None:
             rate = done / max(time.monotonic() - self._started, 1e-3)
-            text = f"{done:,} of {total:,} rows, {rate:,.0f}/s"
-            self._bar.update(self._task, completed=done, total=total, rows=text)
+            text = f"{done:,} of {total:,} rows, {rate:,.0f}/s, {(total - done) / max(rate, 1e-3):.0f} s left"
+            self._bar.update(self._task, rows=text)
 
 
 @contextlib.contextmanager
@@ -75,12 +75,9 @@ def progress() -> Iterator[Progress]:
         yield Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[rows]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+    columns = SpinnerColumn(), TextColumn("{task.description} {task.fields[rows]}"), TimeElapsedColumn()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Progress(bar)
