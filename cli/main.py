@@ -105,8 +105,9 @@ def _explain(error: Exception) -> int:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise `Stopped` for a stop signal within the block. A closing terminal sends SIGHUP."""
-    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
+    """Raise `Stopped` for a stop signal within the block. A closing terminal sends SIGHUP, which nohup ignores."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS if number not in ignored}
     try:
         yield
     finally:

@@ -169,7 +169,7 @@ def _check_output(file: str, output: str | None) -> str:
     if place.local is not None and file != STANDARD and place.local.exists():
         own = _location(file).local
         if place.local.is_dir() or (own is not None and own.exists() and own.samefile(place.local)):
-            raise click.UsageError(f"OUT would replace {output}: name another file")
+            raise click.UsageError(f"OUT must be another file than {output}")
     return output
 
 

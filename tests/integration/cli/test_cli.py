@@ -118,7 +118,7 @@ def test_versions_have_their_aliases_and_the_reason_why_one_is_refused(
     [
         (["score", "nothing.csv"], "There is no file nothing.csv: see `model-serving score --help`."),
         (["score", "day1.csv", "-o", "out.txt"], "OUT must end in .parquet or .csv, and is out.txt"),
-        (["score", "day1.csv", "-o", "./day1.csv"], "OUT would replace ./day1.csv: name another file"),
+        (["score", "day1.csv", "-o", "./day1.csv"], "OUT must be another file than ./day1.csv"),
         (["score", "day1.csv", "--prot", "1"], "No such option"),
         (["score", "day1.csv", "--set", "prot=1"], "--set prot is not a setting: did you mean port?"),
         (["score", "day1.csv", "--set", "port=x"], "--set port is 'x': it must be an integer"),
