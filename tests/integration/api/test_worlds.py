@@ -17,6 +17,7 @@ from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
+from tests.support.servers import HOST, free_port
 from tests.support.worlds import (
     World,
     build_customer_world,
@@ -72,43 +73,6 @@ def wait_until(condition: Callable[[], bool], client: TestClient[Any], within_s:
 
 def version(client: TestClient[Any]) -> int:
     return client.get("/version").json()["model"]["version"]
-
-
-def test_the_best_driver_is_the_one_with_the_highest_score(driver_api: TestClient[Any]) -> None:
-    ids = [1003, 1001, 9999, 1002]
-    scores = driver_api.post("/scores", json={"request_id": "r", "driver_ids": ids})
-    answer = driver_api.post("/inference", json={"request_id": "r", "driver_ids": ids})
-    assert scores.status_code == answer.status_code == 200
-    rows = scores.json()["scores"]
-    assert [row["driver_id"] for row in rows] == ids
-    assert rows[2] == {"driver_id": 9999, "score": None, "reason": "not_found"}
-    best = max((row for row in rows if row["score"] is not None), key=lambda row: row["score"])
-    assert answer.json() == {
-        "request_id": "r",
-        "prediction": best["driver_id"],
-        "score": best["score"],
-        "model": {"name": "driver_ranker", "version": version(driver_api)},
-        "excluded": [{"driver_id": 9999, "reason": "not_found"}],
-        "error": None,
-    }
-    assert answer.headers["X-Request-Id"] == "r"
-    assert answer.headers["X-Model-Version"] == f"driver_ranker/{version(driver_api)}"
-
-
-def test_a_promoted_version_is_served_without_a_restart_and_a_rollback_too(
-    drivers: World, driver_api: TestClient[Any]
-) -> None:
-    before = version(driver_api)
-    body = {"request_id": "r", "driver_ids": [1001, 1002]}
-    old = driver_api.post("/scores", json=body).json()["scores"]
-    promoted = register_driver_model(drivers, alpha=0.05)
-    wait_until(lambda: version(driver_api) == promoted, driver_api)
-    new = driver_api.post("/scores", json=body).json()
-    assert new["model"]["version"] == promoted
-    assert new["scores"] != old
-    drivers.promote(before)
-    wait_until(lambda: version(driver_api) == before, driver_api)
-    assert driver_api.post("/scores", json=body).json()["scores"] == old
 
 
 def test_a_version_whose_feature_is_missing_leaves_the_old_one_serving(
@@ -222,38 +186,6 @@ def test_a_view_is_served_while_it_is_materialized(drivers: World, tmp_path: Pat
         assert answer.status_code == 200, answer.text
 
 
-def test_a_string_key_two_views_and_a_classifier_are_served_without_a_code_change(customers: World) -> None:
-    with serving(customers.settings_with(**FAST)) as client:
-        ids = ["c-3", "nobody", "c-11"]
-        rows = client.post("/scores", json={"request_id": "r", "customer_ids": ids}).json()["scores"]
-        assert [row["customer_id"] for row in rows] == ids
-        assert rows[1]["reason"] == "not_found"
-        assert all(0 <= row["score"] <= 1 for row in (rows[0], rows[2]))
-        answer = client.post("/inference", json={"request_id": "r", "customer_ids": ids}).json()
-        assert answer["prediction"] == max((rows[0], rows[2]), key=lambda row: row["score"])["customer_id"]
-        assert answer["excluded"] == [{"customer_id": "nobody", "reason": "not_found"}]
-        described = client.get("/openapi.json").json()["components"]["schemas"]["Request"]
-        assert set(described["properties"]) == {"request_id", "customer_ids", "entity_rows"}
-        by_rows = {"request_id": "r", "entity_rows": [{"customer_id": each} for each in ids]}
-        assert client.post("/scores", json=by_rows).json()["scores"] == rows
-
-
-def test_requests_with_two_join_keys_use_entity_rows(payments: World) -> None:
-    with serving(payments.settings_with(**FAST)) as client:
-        entity_rows = [
-            {"customer_id": "c-1", "merchant_id": 2},
-            {"customer_id": "c-1", "merchant_id": 99},
-            {"customer_id": "c-4", "merchant_id": 1},
-        ]
-        body = {"request_id": "r", "entity_rows": entity_rows}
-        rows = client.post("/scores", json=body).json()["scores"]
-        assert [{"customer_id": row["customer_id"], "merchant_id": row["merchant_id"]} for row in rows] == entity_rows
-        answer = client.post("/inference", json=body).json()
-        best = max((rows[0], rows[2]), key=lambda row: row["score"])
-        assert answer["prediction"] == {"customer_id": best["customer_id"], "merchant_id": best["merchant_id"]}
-        assert answer["excluded"] == [{"customer_id": "c-1", "merchant_id": 99, "reason": "not_found"}]
-
-
 @pytest.mark.parametrize(
     ("world", "members"), [("customers", ["`customer_ids`", "`entity_rows`"]), ("payments", ["`merchant_id`"])]
 )
@@ -277,12 +209,19 @@ def test_a_422_names_the_members_and_has_a_request_that_works_like_the_document(
         assert body["application/json"]["example"] == refused["example"]
 
 
-def test_until_the_alias_is_set_ready_gives_the_reason_and_the_process_is_live(drivers: World) -> None:
+def test_ready_names_the_alias_that_is_not_set(drivers: World) -> None:
     with TestClient(create_app(drivers.settings_with(**FAST, SERVING_MODEL_ALIAS="nobody_set_it"))) as client:
         wait_until(lambda: "nobody_set_it" in client.get("/ready").json()["detail"], client)
-        answer = client.post("/inference", json={"request_id": "r", "driver_ids": [1001]})
-        assert answer.status_code == 503
-        assert "/ready" in answer.json()["detail"]  # which has the names that are for operators
-        assert int(answer.headers["Retry-After"]) > 0
-        assert client.get("/version").status_code == 503
-        assert client.get("/live").status_code == 200
+
+
+def test_no_password_in_the_registry_address_is_printed(
+    drivers: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unreachable = {"MLFLOW_TRACKING_URI": f"http://user:a-password@{HOST}:{free_port()}"}
+    with TestClient(create_app(drivers.settings_with(**FAST, **unreachable))) as client:
+        wait_until(lambda: "did not respond" in client.get("/ready").text, client)
+        bodies = [client.get(path).text for path in ("/ready", "/metrics", "/version")]
+        bodies.append(client.post("/inference", json={"request_id": "r", "driver_ids": [1001]}).text)
+    log = "".join([caplog.text, *capfd.readouterr()])
+    assert "did not respond" in log
+    assert "a-password" not in "".join([log, *bodies])
