@@ -43,36 +43,23 @@ def scored_by_version_1(daemon):
     return daemon
 
 
-def test_a_first_version_and_a_new_request_at_the_same_time_lead_to_one_run(daemon):
-    daemon.write_request("day1")
+def request_run(daemon: Daemon, *keys: str, age_s: float = 60) -> dg.DagsterRun:
+    """Write these requests and set the alias on version 1. Return the run that the sensor starts for them."""
+    for key in keys:
+        daemon.write_request(key, age_s)
     daemon.serving.registry.champion = 1
-
-    for _ in range(3):
-        daemon.both()
-    daemon.finish_all()
-    for _ in range(3):
-        daemon.both()
-
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    daemon.tick("new_batch_request")
+    return daemon.runs[-1]
 
 
-def test_a_new_version_scores_the_newest_request_once_and_pins_it(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.serving.registry.champion = 2
-
-    for _ in range(3):
-        daemon.both()
-    daemon.finish_all()
-    daemon.both()
-
-    (run,) = daemon.runs
-    assert daemon.partitions(run) == ["day1"]
-    assert run.run_config == {"ops": {"registered_model_version": {"config": {"version": 2}}}}
-    assert run.tags["serving/model_version"] == "ranker:2"
+def scored(daemon: Daemon) -> list[list[str]]:
+    return [daemon.partitions(run) for run in daemon.runs]
 
 
 def play(daemon: Daemon, steps: str) -> None:
     """Do the steps, in order; `tick` is one of both sensors."""
+    file = daemon.folder / "day1.csv"
+    first = file.read_text(), file.stat().st_mtime_ns
     for step in steps.split(", "):
         action, _, argument = step.partition(" ")
         if action == "promote":
@@ -83,6 +70,11 @@ def play(daemon: Daemon, steps: str) -> None:
             daemon.cursors = dict.fromkeys(daemon.cursors, argument)
         elif action == "fail":
             daemon.fail(daemon.runs[-1])
+        elif action == "change":
+            daemon.write_request("day1", text="driver_id,event_timestamp\n1001,2026-01-01\n")
+        elif action == "restore":
+            file.write_text(first[0])
+            os.utime(file, ns=(first[1], first[1]))  # as cp -p does, the time returns, too
         else:
             {"tick": daemon.both, "finish": daemon.finish_all}[action]()
 
@@ -90,6 +82,7 @@ def play(daemon: Daemon, steps: str) -> None:
 @pytest.mark.parametrize(
     ("steps", "versions"),
     [
+        pytest.param("promote 2, tick, tick, tick, finish, tick", [2], id="a new version"),
         pytest.param("promote 2, promote 3, tick", [3], id="two versions between two ticks"),
         pytest.param("promote 2, tick, promote 3, tick", [2], id="a run is in flight"),
         pytest.param("promote 2, tick, promote 3, tick, finish, tick", [2, 3], id="a run was in flight"),
@@ -114,8 +107,11 @@ def play(daemon: Daemon, steps: str) -> None:
 def test_a_version_is_scored_once_for_each_time_that_the_alias_moves_to_it(scored_by_version_1, steps, versions):
     play(scored_by_version_1, steps)
 
-    scored = [run.tags["serving/model_version"] for run in scored_by_version_1.runs]
-    assert scored == [f"ranker:{version}" for version in versions]
+    runs = scored_by_version_1.runs
+    assert [run.tags["serving/model_version"] for run in runs] == [f"ranker:{version}" for version in versions]
+    pins = [{"ops": {"registered_model_version": {"config": {"version": version}}}} for version in versions]
+    assert [run.run_config for run in runs] == pins
+    assert scored(scored_by_version_1) == [["day1"]] * len(versions)
 
 
 def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs_once(scored_by_version_1):
@@ -137,7 +133,7 @@ def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs
 
 
 @pytest.mark.parametrize("added", [True, False], ids=["partition added by hand", "partition added by the sensor"])
-@pytest.mark.parametrize("first", ["version", "request"])
+@pytest.mark.parametrize("first", ["version", "request", "neither"])
 def test_the_first_request_is_scored_once_by_the_first_version_in_either_order(daemon, first, added):
     if first == "version":
         daemon.serving.registry.champion = 1
@@ -148,11 +144,14 @@ def test_the_first_request_is_scored_once_by_the_first_version_in_either_order(d
     if first == "request":
         assert "1 batch requests wait for a model version (day1)" in daemon.tick("new_batch_request")
         daemon.both()
-        daemon.serving.registry.champion = 1
-    for _ in range(4):
+    daemon.serving.registry.champion = 1
+    for _ in range(3):
+        daemon.both()
+    daemon.finish_all()
+    for _ in range(3):
         daemon.both()
 
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert scored(daemon) == [["day1"]]
 
 
 def test_a_thousand_new_files_are_a_few_runs_and_each_is_requested_once(daemon):
@@ -164,7 +163,9 @@ def test_a_thousand_new_files_are_a_few_runs_and_each_is_requested_once(daemon):
     daemon.tick("new_batch_request")
     assert time.monotonic() - started < 20  # a tick may take 60
 
+    started = time.monotonic()
     assert "No new or changed file" in daemon.tick("new_batch_request")
+    assert time.monotonic() - started < 5
     daemon.cursors.clear()
     assert "1000 new or changed files are being scored" in daemon.tick("new_batch_request")
     started = time.monotonic()
@@ -181,30 +182,17 @@ def test_a_thousand_new_files_are_a_few_runs_and_each_is_requested_once(daemon):
     assert time.monotonic() - started < 2
 
 
-def test_a_file_with_new_content_is_scored_again(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.write_request("day1", text="driver_id,event_timestamp\n1001,2026-01-01\n")
-    for _ in range(3):
-        daemon.both()
-    daemon.finish_all()
-    for _ in range(3):
-        daemon.both()
+@pytest.mark.parametrize(
+    ("steps", "runs"),
+    [
+        pytest.param("change, tick, tick, tick, finish, tick, tick", 1, id="new content"),
+        pytest.param("change, tick, finish, restore, tick", 2, id="the first content again"),
+    ],
+)
+def test_a_file_with_other_content_is_scored_again_once(scored_by_version_1, steps, runs):
+    play(scored_by_version_1, steps)
 
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
-
-
-def test_content_that_returns_after_another_one_is_scored_again(scored_by_version_1):
-    daemon = scored_by_version_1
-    file = daemon.folder / "day1.csv"
-    first = file.read_text(), file.stat().st_mtime_ns
-    daemon.write_request("day1", text="other\n")
-    daemon.both()
-    daemon.finish_all()
-    file.write_text(first[0])
-    os.utime(file, ns=(first[1], first[1]))  # as cp -p does, the time returns, too
-    daemon.both()
-
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+    assert scored(scored_by_version_1) == [["day1"]] * runs
 
 
 def test_a_touched_file_is_neither_scored_again_nor_read_at_every_tick(scored_by_version_1):
@@ -217,7 +205,7 @@ def test_a_touched_file_is_neither_scored_again_nor_read_at_every_tick(scored_by
     (daemon.folder / "day1.csv").chmod(0)  # reading it fails now, except for root
     daemon.write_request("day2")
     daemon.both()
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
+    assert scored(daemon) == [["day2"]]
 
 
 def test_a_file_that_changes_during_its_run_is_scored_after_it(scored_by_version_1):
@@ -246,11 +234,7 @@ def test_removing_a_file_removes_neither_its_partition_nor_its_output(scored_by_
 
 
 def test_the_requests_beside_a_refused_one_are_scored_once_by_their_own_runs(daemon):
-    for key in ("a", "b", "c", "d"):
-        daemon.write_request(key)
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.refuse(daemon.runs[0], "b")
+    daemon.refuse(request_run(daemon, "a", "b", "c", "d"), "b")
     daemon.tick("new_model_version")
 
     assert daemon.tick_after_failure(daemon.runs[0]) is None
@@ -263,11 +247,7 @@ def test_the_requests_beside_a_refused_one_are_scored_once_by_their_own_runs(dae
 
 
 def test_new_requests_go_before_those_between_refused_ones(daemon):
-    for key in ("a", "b", "c", "d", "e"):
-        daemon.write_request(key)
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.refuse(daemon.runs[0], "b", "d")
+    daemon.refuse(request_run(daemon, "a", "b", "c", "d", "e"), "b", "d")
     daemon.tick_after_failure(daemon.runs[0])
     daemon.write_request("new")
     daemon.tick("new_batch_request")
@@ -279,10 +259,7 @@ def test_new_requests_go_before_those_between_refused_ones(daemon):
 
 def test_a_run_that_failed_for_another_reason_is_not_repeated_at_once(scored_by_version_1):
     daemon = scored_by_version_1
-    for key in ("a", "b"):
-        daemon.write_request(key)
-    daemon.tick("new_batch_request")
-    daemon.fail(daemon.runs[0])
+    daemon.fail(request_run(daemon, "a", "b"))
 
     assert daemon.tick_after_failure(daemon.runs[0]) is not None
     for _ in range(3):
@@ -293,17 +270,14 @@ def test_a_run_that_failed_for_another_reason_is_not_repeated_at_once(scored_by_
 def test_a_request_whose_run_failed_at_the_scores_table_is_retried(daemon):
     settings = daemon.serving.settings
     daemon.serving.settings = msgspec.structs.replace(settings, scores_table=Location("scores"))
-    daemon.write_request("a", age_s=9000)
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.plan(daemon.runs[0], "scores_table")
+    daemon.plan(request_run(daemon, "a", age_s=9000), "scores_table")
     daemon.materialize(daemon.runs[0], 1)
     daemon.fail(daemon.runs[0], 100)
 
     daemon.cursors.clear()
     daemon.tick("new_batch_request")
 
-    assert [daemon.partitions(run) for run in daemon.runs] == [["a"], ["a"]]
+    assert scored(daemon) == [["a"], ["a"]]
     daemon.plan(daemon.runs[1], "scores_table")
     daemon.materialize(daemon.runs[1], 1)
     daemon.instance.report_runless_asset_event(dg.AssetMaterialization("scores_table", partition="a"))
@@ -336,7 +310,7 @@ def test_requests_whose_run_failed_are_retried_less_and_less_often_until_they_ar
     daemon.fail(daemon.runs[-1], 3800)  # as more time goes by
     daemon.cursors.clear()
     daemon.tick("new_batch_request")
-    assert [daemon.partitions(run) for run in daemon.runs] == [["a", "b", "c"]] * 4
+    assert scored(daemon) == [["a", "b", "c"]] * 4
     assert "dagster/priority" not in daemon.runs[0].tags
     assert daemon.runs[-1].tags["dagster/priority"] == "-1"  # new ones go first
     daemon.refuse(daemon.runs[-1], "b")
@@ -349,11 +323,7 @@ def test_requests_whose_run_failed_are_retried_less_and_less_often_until_they_ar
 
 def test_after_many_failed_runs_requests_are_retried_alone_and_a_few_at_a_time(daemon):
     keys = [f"r{i}" for i in range(10)]
-    for key in keys:
-        daemon.write_request(key, age_s=9000)
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.fail(daemon.runs[-1], 8000)
+    daemon.fail(request_run(daemon, *keys, age_s=9000), 8000)
     daemon.start("new_batch_request", history.run_request("r0", "r9", "fifth", tags={FAILURES_TAG: "4"}))
     daemon.read(daemon.runs[-1])
     daemon.fail(daemon.runs[-1], 7000)
@@ -384,7 +354,7 @@ def test_two_files_of_one_name_are_refused_once_and_scored_when_one_is_removed(d
     for _ in range(2):
         daemon.tick("new_batch_request")
         daemon.finish_all()
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day2"]]
+    assert scored(daemon) == [["day1"], ["day2"]]
 
     (daemon.folder / "day1.tsv").unlink()
     daemon.tick("new_batch_request")
@@ -403,27 +373,41 @@ def test_a_file_from_the_future_is_named_and_read_when_it_does_not_change(daemon
     for _ in range(2):
         daemon.tick("new_batch_request")
         daemon.finish_all()
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert scored(daemon) == [["day1"]]
     assert "No new or changed file" in daemon.tick("new_batch_request")
 
 
-@pytest.mark.parametrize(("setting", "scored"), [("newest", [["day3"]]), ("all", [["day1", "day2", "day3"]])])
-def test_a_new_version_scores_the_newest_request_or_all_in_one_run(daemon, setting, scored):
-    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=setting)
+def promoted_after_scoring(daemon: Daemon, days: int, rescore: str, removed: str | None = None) -> None:
+    """Score one request per day with version 1, remove one, then request a run with version 2."""
+    for day in range(1, days + 1):
+        daemon.write_request(f"day{day}", 90 - day)
+    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
     daemon.serving.registry.champion = 1
-    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
-        daemon.write_request(key, age_s)
     daemon.both()
     daemon.finish_all()
     daemon.both()
     daemon.runs.clear()
-
+    if removed:
+        (daemon.folder / f"{removed}.csv").unlink()
     daemon.serving.registry.champion = 2
+    daemon.tick("new_model_version")
+
+
+@pytest.mark.parametrize(
+    ("rescore", "removed", "runs"),
+    [
+        ("newest", None, [["day3"]]),
+        ("all", None, [["day1", "day2", "day3"]]),
+        ("all", "day2", [["day1"], ["day3"]]),
+    ],
+)
+def test_a_new_version_scores_the_newest_request_or_all_whose_file_is_still_there(daemon, rescore, removed, runs):
+    promoted_after_scoring(daemon, 3, rescore, removed)
     daemon.both()
     daemon.finish_all()
     daemon.both()
 
-    assert [daemon.partitions(run) for run in daemon.runs] == scored
+    assert scored(daemon) == runs
 
 
 def test_a_refused_newest_request_does_not_prevent_an_older_one_from_being_scored_again(daemon):
@@ -441,33 +425,6 @@ def test_a_refused_newest_request_does_not_prevent_an_older_one_from_being_score
         daemon.both()
 
     assert {key for run in daemon.runs for key in daemon.partitions(run)} == {"day1", "day2"}
-
-
-def test_scoring_all_again_omits_requests_whose_file_was_removed(daemon):
-    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore="all")
-    daemon.serving.registry.champion = 1
-    for age_s, key in ((90, "day1"), (80, "day2"), (70, "day3")):
-        daemon.write_request(key, age_s)
-    daemon.both()
-    daemon.finish_all()
-    daemon.both()
-    daemon.runs.clear()
-    (daemon.folder / "day2.csv").unlink()
-
-    daemon.serving.registry.champion = 2
-    daemon.both()
-
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day3"]]
-
-
-def test_an_idle_tick_is_fast(scored_by_version_1):
-    daemon = scored_by_version_1
-    daemon.both()
-    started = time.monotonic()
-    for _ in range(5):
-        daemon.both()
-
-    assert time.monotonic() - started < 5
 
 
 def test_a_file_that_was_just_written_waits(daemon):
@@ -501,12 +458,12 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_scored(daemon
 
     daemon.write_request("day1")
     daemon.tick("new_batch_request")
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert scored(daemon) == [["day1"]]
 
     daemon.write_request("broken", text="corrected\n")
     daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, batch_requests=Location(daemon.folder))
     daemon.tick("new_batch_request")
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["broken"]]
+    assert scored(daemon) == [["day1"], ["broken"]]
 
 
 def test_a_name_that_is_not_utf8_does_not_stop_the_others(daemon):
@@ -515,7 +472,7 @@ def test_a_name_that_is_not_utf8_does_not_stop_the_others(daemon):
     daemon.write_request("day1")
 
     daemon.tick("new_batch_request")
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert scored(daemon) == [["day1"]]
 
 
 def test_a_file_whose_name_is_not_a_key_is_reported_once_where_the_ui_shows_it(daemon):
@@ -527,7 +484,7 @@ def test_a_file_whose_name_is_not_a_key_is_reported_once_where_the_ui_shows_it(d
         daemon.tick("new_batch_request")
         daemon.finish_all()
 
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day2"]]
+    assert scored(daemon) == [["day2"]]
     observed = daemon.instance.fetch_observations(dg.AssetKey("batch_request"), limit=10).records
     (event,) = [each.asset_observation for each in observed if each.partition_key is None]
     assert event.description.startswith("Ignored: 'day 1.csv'. Rename or convert them: a request's name needs 1 to")
@@ -547,7 +504,7 @@ def test_a_missing_request_folder_is_reported_by_each_tick_and_not_created(daemo
     daemon.folder.mkdir()
     daemon.write_request("day1")
     daemon.both()
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"]]
+    assert scored(daemon) == [["day1"]]
 
 
 def test_a_wrong_setting_fails_the_tick_and_is_named(daemon):
@@ -561,9 +518,7 @@ def test_a_wrong_setting_fails_the_tick_and_is_named(daemon):
 
 
 def test_a_request_is_retried_however_many_other_runs_failed_since(daemon, monkeypatch):
-    daemon.write_request("day1")
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
+    request_run(daemon, "day1")
 
     def others_fail() -> None:
         for _ in range(6):
@@ -579,31 +534,15 @@ def test_a_request_is_retried_however_many_other_runs_failed_since(daemon, monke
 
     daemon.tick("new_batch_request")
 
-    assert [daemon.partitions(run) for run in daemon.runs] == [["day1"], ["day1"]]
+    assert scored(daemon) == [["day1"], ["day1"]]
 
 
 def test_a_canceled_run_is_not_retried(daemon):
-    daemon.write_request("day1")
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.read(daemon.runs[0])
+    daemon.read(request_run(daemon, "day1"))
     daemon.instance.handle_new_event(_ended(daemon.runs[0], dg.DagsterEventType.RUN_CANCELED))
     daemon.both()
     daemon.tick("new_batch_request")
     assert len([run for run in daemon.runs if run.tags["dagster/sensor_name"] == "new_batch_request"]) == 1
-
-
-def promoted_after_scoring(daemon: Daemon, days: int, rescore: str) -> None:
-    """Score one request per day with version 1, then request a run with version 2."""
-    for day in range(1, days + 1):
-        daemon.write_request(f"day{day}", 90 - day)
-    daemon.serving.settings = msgspec.structs.replace(daemon.serving.settings, rescore=rescore)
-    daemon.serving.registry.champion = 1
-    daemon.both()
-    daemon.finish_all()
-    daemon.both()
-    daemon.serving.registry.champion = 2
-    daemon.tick("new_model_version")
 
 
 def test_the_others_of_a_run_for_a_new_version_are_scored_with_the_version_that_the_alias_names_then(daemon):
@@ -666,10 +605,7 @@ def _set_status(daemon: Daemon, run: dg.DagsterRun, status: dg.DagsterRunStatus)
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
 def test_a_request_is_not_scored_twice_however_long_its_run_takes_or_waits(daemon, monkeypatch, status):
-    daemon.write_request("day1")
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.read(daemon.runs[0])
+    daemon.read(request_run(daemon, "day1"))
     _set_status(daemon, daemon.runs[0], status)
     later = time.time() + 30 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
@@ -695,10 +631,7 @@ def test_a_run_that_dagster_refused_to_start_is_not_waited_for(daemon, monkeypat
 
 
 def test_a_run_that_run_monitoring_ends_is_retried(daemon, monkeypatch):
-    daemon.write_request("day1")
-    daemon.serving.registry.champion = 1
-    daemon.tick("new_batch_request")
-    daemon.read(daemon.runs[0])
+    daemon.read(request_run(daemon, "day1"))
     _set_status(daemon, daemon.runs[0], dg.DagsterRunStatus.STARTED)
     longest = yaml.safe_load((ROOT / "serving_assets" / "dagster.yaml").read_text())["run_monitoring"]
     later = time.time() + longest["max_runtime_seconds"] + 100
