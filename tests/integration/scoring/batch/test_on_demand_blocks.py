@@ -1,8 +1,6 @@
 """On-demand features of a request that streams are those that Feast computes of all rows at once."""
 
-import contextlib
 import datetime as dt
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from scoring.batch.join import PointInTimeJoin
 from scoring.batch.on_demand_blocks import CARRIED, ROWS_PER_BLOCK, with_on_demand_features
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.features.feature_service import link_features
-from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.model_features import feast_name
 from scoring.features.on_demand_views import OnDemandViews
 from scoring.imports import inside
-from scoring.settings import Settings
+from tests.support.feature_repository import open_repository, write_definitions
 
 DEFINITIONS = """
 from datetime import timedelta
@@ -112,22 +109,8 @@ def late(inputs: pd.DataFrame) -> pd.DataFrame:
 pandas_mode = FeatureService(name="pandas", features=[stats, frames])
 python_mode = FeatureService(name="python", features=[place, values])
 both = FeatureService(name="both", features=[stats[["rate"]], frames, values[["label", "left"]], place[["city"]]])
-centred_service = FeatureService(name="centred", features=[stats, centred])
-guessed_service = FeatureService(name="guessed", features=[stats, guessed])
-grouped_service = FeatureService(name="grouped", features=[stats, grouped])
-lagged_service = FeatureService(name="lagged", features=[stats, lagged])
-repaired_service = FeatureService(name="repaired", features=[stats, repaired])
-formatted_service = FeatureService(name="formatted", features=[stats, formatted])
-ranked_service = FeatureService(name="ranked", features=[stats, ranked])
-late_service = FeatureService(name="late", features=[stats, late])
-"""
-CONFIGURATION = """
-project: on_demand
-provider: local
-registry: {path: data/registry.db}
-online_store: {type: sqlite, path: data/online.db}
-offline_store: {type: scoring.feast_plugins.offline_store.AsofOfflineStore}
-entity_key_serialization_version: 3
+for view in (centred, guessed, grouped, lagged, repaired, formatted, ranked, late):
+    globals()[f"{view.name}_service"] = FeatureService(name=view.name, features=[stats, view])
 """
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 SHOPS = 3000
@@ -140,9 +123,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "data").mkdir()
-        (folder / "definitions.py").write_text(DEFINITIONS)
-        (folder / "feature_store.yaml").write_text(CONFIGURATION)
+        write_definitions(folder, DEFINITIONS)
         random = np.random.default_rng(5)
         shops = np.arange(SHOPS)
         # The upper half of the shops lacks values; the last third has none in time.
@@ -163,9 +144,7 @@ class World:
         }
         pq.write_table(pa.table(stats), folder / "data" / "stats.parquet", coerce_timestamps="us")
         pq.write_table(pa.table(place), folder / "data" / "place.parquet", coerce_timestamps="us")
-        self.store = open_feature_store(Settings(model_name="m", feature_repo=folder))
-        with contextlib.redirect_stderr(io.StringIO()):
-            apply_definitions(self.store)
+        self.store = open_repository(folder)
 
     def request(self, shops: np.ndarray, unlucky_row: int | None = None) -> Path:
         """A file of entity rows with request-time inputs that have nulls in the second half."""
@@ -250,10 +229,7 @@ def views_of(job: AsofRetrievalJob) -> OnDemandViews:
 
 
 def test_feasts_own_store_answers_the_same(world):
-    (world.folder / "duckdb.yaml").write_text(
-        CONFIGURATION.replace("scoring.feast_plugins.offline_store.AsofOfflineStore", "duckdb")
-    )
-    theirs = open_feature_store(Settings(model_name="m", feature_repo=world.folder, feature_store_yaml="duckdb.yaml"))
+    theirs = open_repository(world.folder, "duckdb", offline="duckdb")
     request = world.request(shops_in_turn())
     numbered = pd.read_parquet(request).assign(row=np.arange(ROWS))
     with inside(world.folder):

@@ -25,11 +25,9 @@ from redis import Redis
 
 from scoring.errors import NotMaterialized
 from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S
-from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.features.materialize import materialize_online_store, read_watermarks
 from scoring.imports import inside
-from scoring.settings import Settings
-from tests.support.feature_repository import SQLITE, open_repository, write_definitions
+from tests.support.feature_repository import ASOF, SQLITE, open_repository, write_definitions
 from tests.support.servers import RedisServer, environment_for_servers
 
 if TYPE_CHECKING:
@@ -69,15 +67,6 @@ plain = FeatureView(
     schema=[Field(name="rate", dtype=Float32), Field(name="orders", dtype=Int64)],
 )
 """
-CONFIGURATION = """
-project: filled
-provider: local
-registry: {{path: data/{name}.db}}
-online_store: {online}
-offline_store: {{type: {offline}}}
-batch_engine: {{type: {engine}}}
-entity_key_serialization_version: 3
-"""
 STORES = ("redis", "sqlite")
 BEFORE = dt.datetime(1960, 1, 1, tzinfo=dt.UTC)
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
@@ -97,8 +86,7 @@ class World:
     """One repository, with Feast's engine and ours, over a store of each kind each."""
 
     def __init__(self, folder: Path, redis: RedisServer) -> None:
-        (folder / "data").mkdir()
-        (folder / "definitions.py").write_text(DEFINITIONS)
+        write_definitions(folder, DEFINITIONS)
         self.folder, self.redis = folder, redis
         self.numbers: list[str] = []
         self.write("every", pa.Table.from_pylist([], EVERY))
@@ -108,21 +96,10 @@ class World:
     def write(self, view: str, rows: pa.Table) -> None:
         pq.write_table(rows, self.folder / "data" / f"{view}.parquet")
 
-    def open(
-        self, name: str, kind: str, engine: str, offline: str = "scoring.feast_plugins.offline_store.AsofOfflineStore"
-    ) -> "FeatureStore":
+    def open(self, name: str, kind: str, engine: str, offline: str = ASOF) -> "FeatureStore":
         """A store with nothing in it, applied."""
-        online = f"{{type: sqlite, path: data/{name}.online.db}}"
-        if kind == "redis":
-            online = f'{{type: redis, connection_string: "{self.address(name)}"}}'
-        text = CONFIGURATION.format(name=name, online=online, engine=engine, offline=offline)
-        (self.folder / f"{name}.yaml").write_text(text)
-        store = open_feature_store(
-            Settings(model_name="m", feature_repo=self.folder, feature_store_yaml=f"{name}.yaml")
-        )
-        with contextlib.redirect_stderr(io.StringIO()):
-            apply_definitions(store)
-        return store
+        online = SQLITE if kind == "sqlite" else f'{{type: redis, connection_string: "{self.address(name)}"}}'
+        return open_repository(self.folder, name, online=online, engine=engine, offline=offline)
 
     def address(self, name: str) -> str:
         if name not in self.numbers:
@@ -136,7 +113,7 @@ class World:
                 client.flushdb()
         else:
             connection = store.provider.online_store._get_conn(store.config)
-            connection.execute("DELETE FROM filled_every")
+            connection.execute("DELETE FROM tests_every")
             connection.commit()
 
     def content(self, name: str, kind: str) -> Any:

@@ -1,7 +1,5 @@
 """The ASOF offline store answers as Feast's duckdb store does, in the request's order, and streams."""
 
-import contextlib
-import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from hypothesis import strategies as st
 from scoring.errors import UnreadableSource
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.feast_plugins.offline_sql import Join
-from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.imports import inside
-from scoring.settings import Settings
+from tests.support.feature_repository import ASOF, open_repository, write_definitions
 
 DEFINITIONS = """
 from datetime import timedelta
@@ -48,16 +45,7 @@ mapped = FeatureService(
               stats[["rate"]].with_name("dropoff").with_join_key_map({"shop_id": "to_shop"})],
 )
 """
-CONFIGURATION = """
-project: offline
-provider: local
-registry: {{path: data/registry.db}}
-online_store: {{type: sqlite, path: data/online.db}}
-offline_store: {{type: {type}}}
-entity_key_serialization_version: 3
-"""
 START = datetime(2026, 1, 1, tzinfo=UTC)
-STORES = {"duckdb": "duckdb", "asof": "scoring.feast_plugins.offline_store.AsofOfflineStore"}
 
 hours = st.integers(0, 9).map(lambda hour: START + timedelta(hours=hour))
 half_hours = st.integers(0, 20).map(lambda half: START + timedelta(minutes=30 * half))
@@ -85,17 +73,10 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.repo = folder
-        (folder / "data").mkdir()
-        (folder / "definitions.py").write_text(DEFINITIONS)
+        write_definitions(folder, DEFINITIONS)
         self.write([(1, START, START, 0.5, 1)], [(1, "ann", START, 1.0, True, "x")])
-        self.stores = {}
-        for name, kind in STORES.items():
-            (folder / f"{name}.yaml").write_text(CONFIGURATION.format(type=kind))
-            configured = Settings(model_name="m", feature_repo=folder, feature_store_yaml=f"{name}.yaml")
-            self.stores[name] = open_feature_store(configured)
-        with contextlib.redirect_stderr(io.StringIO()):
-            apply_definitions(self.stores["asof"])
-        self.stores["duckdb"].refresh_registry()
+        stores = {"asof": ASOF, "duckdb": "duckdb"}
+        self.stores = {name: open_repository(folder, name, offline=kind) for name, kind in stores.items()}
 
     def write(self, stats: list[tuple[Any, ...]], loyalty: list[tuple[Any, ...]]) -> None:
         moment = pa.timestamp("us", "UTC")
@@ -167,7 +148,6 @@ def test_nanosecond_sources_and_naive_times_are_utc(world: World) -> None:
 
 
 def test_a_query_as_entity_rows_keeps_its_order_and_streams(world: World, tmp_path: Path) -> None:
-
     world.write([(shop, START, START, shop / 2, shop) for shop in (1, 2, 3)], [])
     count = 300_000
     shops_asked = [1 + i % 4 for i in range(count)]
