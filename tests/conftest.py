@@ -47,39 +47,33 @@ def pytest_collection() -> Generator[None, object, object]:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """An empty Redis at the session's start; tests share it."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server; tests share it, so each registers models under a name of its own."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 without buckets at the session's start; tests share it."""
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    yield server
-    server.stop()
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL with one empty database at the session's start; tests share it."""
     # Not in pytest's directory: that one is closed to other users, and under root PostgreSQL runs as another.
-    with tempfile.TemporaryDirectory(prefix="serving-tests-postgres-") as directory:
-        server = PostgresServer(Path(directory))
-        server.start()
+    with (
+        tempfile.TemporaryDirectory(prefix="serving-tests-postgres-") as directory,
+        PostgresServer(Path(directory)) as server,
+    ):
         yield server
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 from sklearn.tree._tree import Tree
 
 from tests.support.api_server import ApiServer
-from tests.support.servers import MlflowServer, RedisServer
+from tests.support.servers import MlflowServer, RedisServer, wait_until
 from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
 
 POLL_S = 2.0
@@ -37,8 +37,6 @@ SETTINGS = {
 }
 TAGS = {"feast.feature_service": "driver_ranking"}
 DRIVERS = list(range(1001, 1006))
-# A trial takes 7 s of CPU time, and tests share two cores.
-LOADED_WITHIN_S = 90.0
 
 
 @dataclasses.dataclass
@@ -55,42 +53,21 @@ class RegistryWithWebhooks(MlflowServer):
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server for this module, because a test stops it."""
-    server = RegistryWithWebhooks(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
+    with RegistryWithWebhooks(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, registry: MlflowServer, redis: RedisServer) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory, registry: MlflowServer, redis_server: RedisServer) -> World:
     folder = tmp_path_factory.mktemp("drivers")
-    return build_driver_world(folder, redis=f"{redis.host}:{redis.port}", registry=registry.uri)
+    return build_driver_world(folder, redis=f"{redis_server.connection_string},db=15", registry=registry.uri)
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[ApiServer]:
     server = ApiServer(tmp_path_factory.mktemp("api"), environment=world.environment | SETTINGS)
-    server.starts_within_s = LOADED_WITHIN_S
-    server.start()
-    yield server
-    server.stop()
-
-
-def wait_until(condition: Callable[[], bool], what: str, within_s: float = LOADED_WITHIN_S) -> float:
-    """Wait until the condition holds. Return the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within_s, what
-        time.sleep(0.05)
-    return time.monotonic() - began
+    with server:
+        yield server
 
 
 def served_version(api: ApiServer) -> int:
@@ -100,7 +77,7 @@ def served_version(api: ApiServer) -> int:
 def promote(world: World, api: ApiServer, version: int) -> float:
     """Move the alias. Return the seconds until the API responds with that version."""
     world.promote(version)
-    return wait_until(lambda: served_version(api) == version, f"version {version}: {api.get('/ready').text}")
+    return wait_until(lambda: served_version(api) == version, lambda: f"version {version}: {api.get('/ready').text}")
 
 
 class Load:

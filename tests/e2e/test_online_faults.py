@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api_server import BODY, Answer, ApiServer, Connection
-from tests.support.servers import HOST, RedisServer
+from tests.support.servers import HOST, RedisServer, wait_until
 from tests.support.worlds import World, build_driver_world
 
 # A process that imports Feast, MLflow and scikit-learn takes a minute to start on a busy machine.
@@ -37,10 +37,8 @@ SHARED = {
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis for this module, because its tests stop it."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +46,8 @@ def drivers(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Wor
     return build_driver_world(tmp_path_factory.mktemp("drivers"), redis=f"{redis.host}:{redis.port}")
 
 
-@contextlib.contextmanager
-def serving(folder: Path, world: World, **environment: str) -> Iterator[ApiServer]:
-    server = ApiServer(folder, environment=world.environment | SETTINGS | environment)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
+def serving(folder: Path, world: World, **environment: str) -> ApiServer:
+    return ApiServer(folder, environment=world.environment | SETTINGS | environment)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +55,6 @@ def api(tmp_path_factory: pytest.TempPathFactory, drivers: World) -> Iterator[Ap
     with serving(tmp_path_factory.mktemp("api"), drivers, **SHARED) as server:
         server.key = KEYS[0]
         yield server
-
-
-def wait_until(condition: Callable[[], bool], within_s: float) -> float:
-    """Wait until the condition holds. Return the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within_s
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def threads_of(server: ApiServer) -> int:
@@ -111,7 +94,7 @@ def dump(server: RedisServer) -> None:
 def test_an_outage_of_the_store_costs_one_deadline_and_requests_succeed_again_after_it(
     api: ApiServer, redis: RedisServer, outage: Callable[[RedisServer], contextlib.AbstractContextManager[None]]
 ) -> None:
-    wait_until(lambda: api.ask().status_code == 200, 10)
+    wait_until(lambda: api.ask().status_code == 200, "an answer before the outage", 10)
     threads = threads_of(api)
     with outage(redis):
         took_s = []
@@ -125,13 +108,13 @@ def test_an_outage_of_the_store_costs_one_deadline_and_requests_succeed_again_af
         # The first requests wait for the store.
         assert took_s[0] < DEADLINE_S + 10 * SLACK_S
         assert statistics.median(took_s) < DEADLINE_S + SLACK_S
-        wait_until(lambda: api.get("/ready").status_code == 503, 10)
+        wait_until(lambda: api.get("/ready").status_code == 503, "not ready", 10)
         assert api.get("/live").status_code == 200
         assert "serving_breaker_open 1.0" in api.get("/metrics").text
-    assert wait_until(lambda: api.ask().status_code == 200, 5) < 5
-    wait_until(lambda: api.get("/ready").status_code == 200, 5)
+    wait_until(lambda: api.ask().status_code == 200, "an answer after the outage", 5)
+    wait_until(lambda: api.get("/ready").status_code == 200, "ready again", 5)
     # A poll of the registry runs briefly in its own thread.
-    assert wait_until(lambda: threads_of(api) <= threads, 5) < 5
+    wait_until(lambda: threads_of(api) <= threads, "as few threads as before", 5)
 
 
 def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close_and_leaves_no_temporary_file(
@@ -239,9 +222,7 @@ def test_with_a_store_that_never_responds_the_process_is_up_and_not_ready(tmp_pa
         yaml = (repository / "feature_store.yaml").read_text()
         port = yaml.split(f"{HOST}:")[1].split()[0]
         (repository / "black_hole.yaml").write_text(yaml.replace(f"{HOST}:{port}", f"{HOST}:{hole.getsockname()[1]}"))
-        server = ApiServer(
-            tmp_path, environment=drivers.environment | SETTINGS | {"SERVING_FEATURE_STORE_YAML": "black_hole.yaml"}
-        )
+        server = serving(tmp_path, drivers, SERVING_FEATURE_STORE_YAML="black_hole.yaml")
         server.start(when="/version")
         try:
             began = time.monotonic()
@@ -270,7 +251,7 @@ def test_each_request_is_one_log_line_with_its_problem_and_without_its_body(api:
     wrong = api.ask(b'{"request_id":"mine","driver_ids":["secret-driver"]}')
     right = api.ask(b'{"request_id":"mine-2","driver_ids":[1001]}')
     assert (wrong.status_code, right.status_code) == (422, 200)
-    wait_until(lambda: any(line.get("request_id") == "mine-2" for line in api.log_lines()), 5)
+    wait_until(lambda: any(line.get("request_id") == "mine-2" for line in api.log_lines()), "its line", 5)
     lines = [line for line in api.log_lines() if line.get("instance") == wrong.json()["instance"]]
     assert len(lines) == 1
     assert lines[0]["problem"] == "invalid-request"

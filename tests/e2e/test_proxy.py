@@ -45,11 +45,8 @@ def proxy_of(folder: Path, variables: Mapping[str, str], tls_port: int | None = 
         here = settings.replace("listen 8443", f"listen {HOST}:{tls_port}").replace("/etc/nginx/tls", str(folder))
         moved.write_text(here)
         write_certificate(folder)
-    server.start()
-    try:
+    with server:
         yield server
-    finally:
-        server.stop()
 
 
 class Replica:

@@ -27,23 +27,15 @@ SETTINGS = {"SERVING_DEADLINE_S": "20", "SERVING_MAX_ENTITIES": "10"}
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     world = build_driver_world(tmp_path_factory.mktemp("drivers"))
-    server = ApiServer(tmp_path_factory.mktemp("api"), environment=world.environment | SETTINGS)
-    server.start()
-    yield server
-    server.stop()
+    with ApiServer(tmp_path_factory.mktemp("api"), environment=world.environment | SETTINGS) as server:
+        yield server
 
 
 def test_a_thousand_generated_requests_get_documented_responses(api: ApiServer, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     result = subprocess.run(
         [
-            *(
-                sys.executable,
-                "-m",
-                "schemathesis.cli",
-                "--config-file",
-                str(Path(__file__).parent / "schemathesis.toml"),
-            ),
+            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)),
             *("run", f"{api.url}/openapi.json", "--checks", "all", "--max-examples", "600"),
             *("--report", "json", "--report-json-path", str(report), "--continue-on-failure"),
         ],

@@ -18,10 +18,8 @@ from tests.support.worlds import World, build_driver_world
 @pytest.fixture(scope="session")
 def guarded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis that asks for a password."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"), password=EXAMPLE_VALUES["REDIS_PASSWORD"])
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(tmp_path_factory.mktemp("redis"), password=EXAMPLE_VALUES["REDIS_PASSWORD"]) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

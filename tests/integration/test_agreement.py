@@ -4,7 +4,6 @@ Batch and online give the same score for the same entity at the same time, to th
 """
 
 import datetime as dt
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from scoring.features.feature_store import apply_definitions
 from serving_assets.definitions import definitions
 from serving_assets.resources import Serving
 from tests.support.dagster_instance import new_instance
+from tests.support.servers import wait_until
 from tests.support.worlds import (
     DRIVER_INPUTS,
     World,
@@ -29,8 +29,6 @@ from tests.support.worlds import (
     build_payment_world,
     register_driver_model,
 )
-
-READY_S = 60.0
 
 
 def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -59,10 +57,7 @@ def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[s
 def online(world: World, request: dict[str, Any]) -> list[dict[str, Any]]:
     """What POST /scores answers."""
     with TestClient(create_app(world.settings_with(SERVING_DEADLINE_S="5"))) as client:
-        until = time.monotonic() + READY_S
-        while client.get("/ready").status_code != 200:
-            assert time.monotonic() < until, client.get("/ready").json()
-            time.sleep(0.05)
+        wait_until(lambda: client.get("/ready").status_code == 200, lambda: client.get("/ready").text)
         answer = client.post("/scores", json={"request_id": "1"} | request)
         assert answer.status_code == 200, answer.text
         scores: list[dict[str, Any]] = answer.json()["scores"]

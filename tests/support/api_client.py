@@ -1,6 +1,5 @@
 """A test client of the API on a fake model."""
 
-import time
 from typing import Any
 
 from litestar.testing import TestClient
@@ -8,6 +7,7 @@ from litestar.testing import TestClient
 from api.app import create_app
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader, FakeScorer
+from tests.support.servers import wait_until
 
 
 def api(scorer: FakeScorer | None = None, **fields: Any) -> TestClient[Any]:
@@ -16,8 +16,5 @@ def api(scorer: FakeScorer | None = None, **fields: Any) -> TestClient[Any]:
 
 
 def when_ready(client: TestClient[Any]) -> TestClient[Any]:
-    deadline = time.monotonic() + 10
-    while client.get("/ready").status_code != 200:
-        assert time.monotonic() < deadline, client.get("/ready").text
-        time.sleep(0.005)
+    wait_until(lambda: client.get("/ready").status_code == 200, lambda: client.get("/ready").text, 10, every_s=0.005)
     return client

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import dagster as dg
 import httpx
 
+from tests.support import servers
 from tests.support.servers import Server, answers_http
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,8 +81,5 @@ def wait_for_ticks(instance: dg.DagsterInstance, *sensors: str, more: int = 2, w
 
 
 def wait_until(happened: Callable[[], object], what: str, within_s: float = 180) -> None:
-    """Wait until the condition holds. Raise AssertionError with its name if it does not."""
-    deadline = time.monotonic() + within_s
-    while not happened():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
-        time.sleep(0.5)  # each look reads the instance's database
+    """Wait until the condition holds; each look reads the instance's database."""
+    servers.wait_until(happened, what, within_s, every_s=0.5)

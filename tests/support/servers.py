@@ -1,6 +1,6 @@
 """Real servers for tests: each in its own process, on a free loopback port, with its files in one directory.
 
-Fixtures start and stop them; a test of an outage uses `with server.stopped():`.
+`with RedisServer(directory) as server:` starts and stops one; a test of an outage uses `with server.stopped():`.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -86,6 +87,18 @@ def answers_http(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def wait_until(
+    happened: Callable[[], object], what: str | Callable[[], str], within_s: float = 90, every_s: float = 0.05
+) -> float:
+    """Wait until the condition holds, and return the seconds it took. Raise AssertionError if it does not."""
+    began = time.monotonic()
+    while not happened():
+        if time.monotonic() - began > within_s:
+            raise AssertionError(f"not within {within_s:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(every_s)
+    return time.monotonic() - began
 
 
 @dataclasses.dataclass
@@ -182,6 +195,13 @@ class Server(ABC):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
+from tests.support import servers
 from tests.support.servers import HOST, free_port
 from tests.support.worlds import (
     World,
@@ -64,11 +64,8 @@ def loader(settings: Settings) -> RegistryLoader:
     )
 
 
-def wait_until(condition: Callable[[], bool], client: TestClient[Any], within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, client.get("/ready").json()
-        time.sleep(0.05)
+def wait_until(condition: Callable[[], bool], client: TestClient[Any]) -> None:
+    servers.wait_until(condition, lambda: client.get("/ready").text)
 
 
 def version(client: TestClient[Any]) -> int:

@@ -1,7 +1,6 @@
 """Models of every library and with every kind of output, and one world in which they are served one after the other."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from scoring.predict import Policy
 from scoring.serving import load_serving_model
 from scoring.settings import LIBRARY_TYPES, SKLEARN_TYPES
 from tests.support.graph import Graph, driver_rows, failure
+from tests.support.servers import wait_until
 from tests.support.worlds import DRIVER_INPUTS, build_driver_world
 
-READY_S = 60.0
 # The acc_rate of 1019 is null, which the policy leaves to the model; 1020 lacks another feature, and 9999 is unknown.
 WITHOUT_RATE, INCOMPLETE, UNKNOWN = 1019, 1020, 9999
 KNOWN = [*range(1001, 1020)]
@@ -257,10 +256,12 @@ class Way:
 
     def serves(self, version: int) -> None:
         """Wait until the API serves the version."""
-        until = time.monotonic() + READY_S
-        while self.client.get("/ready").json().get("model", {}).get("version") != version:
-            assert time.monotonic() < until, self.client.get("/ready").json()
-            time.sleep(0.05)
+
+        def ready() -> dict[str, Any]:
+            answer: dict[str, Any] = self.client.get("/ready").json()
+            return answer
+
+        wait_until(lambda: ready().get("model", {}).get("version") == version, lambda: str(ready()))
 
     def scores(self, drivers: list[int]) -> list[dict[str, Any]]:
         """Return the entities in the answer of POST /scores."""
