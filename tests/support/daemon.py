@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData
+from dagster._core.instance.ref import InstanceRef
 
 from scoring.errors import AliasNotSet, RegistryUnreachable
 from scoring.files.location import Location
@@ -17,7 +18,6 @@ from serving_assets.definitions import definitions
 from serving_assets.records.history import partitions_of
 from serving_assets.records.observations import refused_event, seen_event
 from serving_assets.records.requests import list_requests, read_hash
-from tests.support.dagster_instance import new_instance
 
 MODEL = "ranker"
 
@@ -54,7 +54,10 @@ class Daemon:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
         self.serving = FakeServing(folder)
-        self.instance = new_instance(home)
+        # In memory: SQLite files take twice the CPU time, most of it in Dagster's check of their revision.
+        home.mkdir()
+        self.instance = dg.DagsterInstance.ephemeral(str(home))
+        self._ref = InstanceRef.from_dir(str(home))  # a tick in tests needs one, and opens no other instance
         self.repository = definitions.get_repository_def()
         self.cursors: dict[str, str | None] = {}
         self.runs: list[dg.DagsterRun] = []
@@ -68,7 +71,7 @@ class Daemon:
         """Evaluate a sensor once and start the runs that it requests. Return its skip reason."""
         context = dg.build_sensor_context(
             instance=self.instance,
-            instance_ref=self.instance.get_ref(),
+            instance_ref=self._ref,
             cursor=self.cursors.get(name),
             repository_def=self.repository,
             sensor_name=name,
