@@ -1,12 +1,14 @@
 """ONNX, through ONNX Runtime. A file is a graph of the runtime's own operators: data, not code."""
 
 import functools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scoring.errors import ModelRefused
-from scoring.models.flavors.flavor import LoadedModel, reading, require
+from scoring.models.flavors.flavor import ROWS_PER_BLOCK, LoadedModel, reading, require
 from scoring.models.model_files import ModelFiles
 from scoring.models.registry import OUTPUTS_TAG
 
@@ -21,12 +23,17 @@ DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(string)": np.object_,
 }
+# Operators whose results for a row have the same bits with any number of other rows: trees, and what converts values.
+ROW_BY_ROW = {
+    "ArgMax", "ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "Reshape", "TreeEnsemble",
+    "TreeEnsembleClassifier", "TreeEnsembleRegressor", "ZipMap",
+}  # fmt: skip
 
 
 def check(files: ModelFiles) -> None:
     """See `Flavor.check`."""
     require(files, "onnxruntime", "onnx")
-    files.file(files.flavor("onnx").get("data"))
+    _file(files)
 
 
 def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:  # noqa: ARG001 - it takes both
@@ -49,10 +56,12 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:  # noqa: ARG001 -
             )
         functions.append(functools.partial(_run, session, inputs, outputs if name == "predict" else [name]))
     width = inputs[0].shape[1] if len(inputs) == 1 and len(inputs[0].shape) == 2 else 1
+    operators = set(_operators(_file(files).read_bytes()))
     return LoadedModel(
         tuple(functions),
         None,
         [each.name for each in inputs] if len(inputs) > 1 else width if isinstance(width, int) else None,
+        rows_per_block=1 if operators and operators <= ROW_BY_ROW else ROWS_PER_BLOCK,
     )
 
 
@@ -74,10 +83,42 @@ def prepare(raw: Any) -> None:
     """See `Flavor.prepare`. The description has the number of threads."""
 
 
+def _file(files: ModelFiles) -> Path:
+    return files.file(files.flavor("onnx").get("data"))
+
+
+def _operators(content: bytes) -> Iterator[str]:
+    """Yield the names of the operators in a file that the runtime has read: model.graph.node.op_type (onnx.proto3)."""
+    for graph in _members(content, 7):
+        for node in _members(graph, 1):
+            yield from (name.decode() for name in _members(node, 4))
+
+
+def _members(message: bytes, wanted: int) -> Iterator[bytes]:
+    """Yield the values of a member of a Protocol Buffers message that consist of bytes."""
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        result = shift = 0
+        while True:
+            byte = message[place]
+            place, result, shift = place + 1, result | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return result
+
+    while place < len(message):
+        member, kind = divmod(number(), 8)
+        size = number() if kind in {0, 2} else 8 if kind == 1 else 4
+        if kind == 2 and member == wanted:
+            yield message[place : place + size]
+        place += size if kind else 0
+
+
 def _session(files: ModelFiles) -> Any:
     import onnxruntime
 
-    file = files.file(files.flavor("onnx").get("data"))
+    file = _file(files)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised as well

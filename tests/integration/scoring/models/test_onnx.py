@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from scoring.models.failing_rows import predict_rows
+from scoring.models.flavors.flavor import ROWS_PER_BLOCK
 from tests.integration.scoring.models.libraries import (
     CLASS,
     EXAMPLE,
@@ -58,18 +59,21 @@ def saved(folder: Path, model: onnx.ModelProto, frame: pd.DataFrame = EXAMPLE, *
 
 
 @pytest.mark.parametrize(
-    ("estimator", "target"),
+    ("estimator", "target", "rows_per_block"),
     [
-        (RandomForestRegressor(20, max_depth=5, random_state=0), NUMBER),
-        (make_pipeline(StandardScaler(), Ridge()), NUMBER),
-        (Ridge(), np.column_stack([NUMBER, -NUMBER])),
+        (RandomForestRegressor(20, max_depth=5, random_state=0), NUMBER, 1),
+        (make_pipeline(StandardScaler(), Ridge()), NUMBER, ROWS_PER_BLOCK),
+        (Ridge(), np.column_stack([NUMBER, -NUMBER]), ROWS_PER_BLOCK),
     ],
     ids=["forest", "linear", "two targets"],
 )
-def test_a_regressor_predicts_the_same_bits_in_any_batch(tmp_path: Path, estimator: Any, target: np.ndarray) -> None:
+def test_a_regressor_predicts_the_same_bits_in_any_batch(
+    tmp_path: Path, estimator: Any, target: np.ndarray, rows_per_block: int
+) -> None:
     model = converted(estimator.fit(FRAME.to_numpy(), target))
     loaded, report = served(saved(tmp_path, model))
     assert (report.as_array, report.same_in_any_batch) == (True, True)
+    assert loaded.rows_per_block == rows_per_block
     assert_same(loaded, run(model)[0], FRAME)
 
 
