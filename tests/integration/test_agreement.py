@@ -8,18 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
 from litestar.testing import TestClient
 
 from api.app import create_app
 from scoring.features.feature_store import apply_definitions
-from serving_assets.definitions import definitions
-from serving_assets.resources import Serving
-from tests.support.dagster_instance import new_instance
+from tests.support.graph import Graph, failure
 from tests.support.servers import wait_until
 from tests.support.worlds import (
     DRIVER_INPUTS,
@@ -33,25 +27,12 @@ from tests.support.worlds import (
 
 def batch(world: World, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What the whole graph makes of these entity rows as of now."""
-    now = dt.datetime.now(dt.UTC)
-    table = pa.Table.from_pylist([row | {"event_timestamp": now.isoformat()} for row in rows])
-    (folder / "requests").mkdir()
-    pyarrow.csv.write_csv(table, folder / "requests" / "now.csv")
-    environment = world.environment | {
-        "SERVING_BATCH_REQUESTS": str(folder / "requests"),
-        "SERVING_ARTIFACTS": str(folder / "artifacts"),
-    }
-    instance = new_instance(folder / "home")
-    instance.add_dynamic_partitions("batch_requests", ["now"])
-    of_this_world = dg.Definitions(
-        assets=definitions.assets,
-        jobs=definitions.jobs,
-        executor=definitions.executor,
-        resources={"serving": Serving(environment)},
-    )
-    run = of_this_world.resolve_job_def("serve_batch").execute_in_process(instance=instance, partition_key="now")
-    assert run.success
-    return pq.read_table(folder / "artifacts" / "now" / "batch_output.parquet").to_pylist()
+    graph, now = Graph(world, folder), dt.datetime.now(dt.UTC).isoformat()
+    lines = [",".join([*map(str, row.values()), now]) for row in rows]
+    graph.write_request("\n".join([",".join([*rows[0], "event_timestamp"]), *lines]) + "\n")
+    run = graph.run("serve_batch")
+    assert run.success, failure(run)
+    return graph.output()
 
 
 def online(world: World, request: dict[str, Any]) -> list[dict[str, Any]]:

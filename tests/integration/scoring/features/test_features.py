@@ -136,6 +136,7 @@ def read(store: "FeatureStore", features: ModelFeatures, now: dt.datetime = NOW,
 
 def test_order_and_types_are_the_signatures_and_values_pass_the_declared_type(store: "FeatureStore") -> None:
     features = link(store, "both", orders="double", stats__rate="double", city="string", open="long")
+    # The rows of `place` are older than a month, and its time to live of 0 never ends.
     answer = read(store, features, shop_id=[2, 1])
     assert answer.vectors.schema == features.signature.schema
     narrow = [float(pd.Series([rate], dtype="float32")[0]) for rate in (0.2, 0.1)]
@@ -165,9 +166,21 @@ def test_a_link_is_sent_to_other_processes_without_feasts_objects(store: "Featur
     assert b"feast.feature_view" not in pickle.dumps(features)
 
 
-def test_a_time_to_live_of_zero_never_ends(store: "FeatureStore") -> None:
-    features = link(store, "both", city="string")
-    assert read(store, features, shop_id=[1]).reasons.to_pylist() == [None]
+@pytest.mark.parametrize(
+    ("service", "inputs", "error", "says"),
+    [
+        ("both", {"rate": "double"}, ModelRefused, "'rate' is served by several views: name it one of stats__r"),
+        ("both", {"place__rate": "float"}, ModelRefused, "'place__rate' is float, but feature place__rate is declared"),
+        ("both", {"photo": "string"}, ModelRefused, "feature 'photo' has type Bytes, which can't be served"),
+        ("hidden", {"expected": "double"}, ModelRefused, "a feature service that has one feature of 'stats'"),
+        ("unknown", {"rate": "double"}, FeatureServiceNotFound, "'unknown': the registry has both, hidden, on_demand"),
+    ],
+)
+def test_inputs_that_can_not_be_linked_are_refused_by_name(
+    store: "FeatureStore", service: str, inputs: dict[str, str], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        link(store, service, **inputs)
 
 
 def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureStore") -> None:
@@ -177,11 +190,6 @@ def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureS
     ) as caught:
         link(store, "both", age="double", orders="double", income="double")
     assert caught.value.missing == ("age", "income")
-
-
-def test_a_name_that_two_views_share_needs_the_views_name(store: "FeatureStore") -> None:
-    with pytest.raises(ModelRefused, match="'rate' is served by several views: name it one of stats__r"):
-        link(store, "both", rate="double")
 
 
 @pytest.mark.parametrize(
@@ -212,16 +220,6 @@ def test_vectors_are_the_same_with_and_without_a_feature_service(
     day.write_text(f"shop_id,event_timestamp,amount\n3,{NOW},10\n1,{NOW},0.5\n4,{NOW},1\n2,{NOW},\n")
     joins = [PointInTimeJoin(each, features, day) for each, features in ((store, named), (bare, found))]
     assert pa.concat_tables(joins[0].tables()).equals(pa.concat_tables(joins[1].tables()))
-
-
-def test_a_type_that_would_lose_values_is_refused(store: "FeatureStore") -> None:
-    with pytest.raises(ModelRefused, match="'place__rate' is float, but feature place__rate is declared double"):
-        link(store, "both", place__rate="float")
-
-
-def test_an_unknown_service_is_named_with_those_that_there_are(store: "FeatureStore") -> None:
-    with pytest.raises(FeatureServiceNotFound, match="'unknown': the registry has both, hidden, on_demand"):
-        link(store, "unknown", rate="double")
 
 
 def test_a_request_time_input_comes_with_the_request(store: "FeatureStore") -> None:
@@ -255,27 +253,11 @@ def test_a_view_in_python_mode_is_served_and_its_whole_numbers_may_stand_beside_
     assert answer.vectors["twice"].to_pylist() == [2 * orders[0], None]
 
 
-def test_what_an_on_demand_view_asks_of_a_request_is_typed_as_it_declares_it(store: "FeatureStore") -> None:
-    from api.model.request_schema import InvalidRequest, RequestForm
-
-    form = RequestForm("m/1", link(store, "on_demand", expected="double"), max_entities=10)
-    row = '{"request_id": "r", "entity_rows": [{"shop_id": 1, "amount": %s}]}'
-    assert form.decode((row % "2").encode()).entity_rows["amount"] == [2.0]
-    for wrong in ('"abc"', "true", "[1]"):
-        with pytest.raises(InvalidRequest, match=r"Expected `number \| null`"):
-            form.decode((row % wrong).encode())
-
-
 def test_a_view_whose_function_raises_is_no_failure_of_the_store_and_quotes_no_value(store: "FeatureStore") -> None:
     features = link(store, "on_demand", expected="double")
     with pytest.raises(UnusableFeature, match="on-demand feature view 'computed': ValueError") as caught:
         read(store, features, shop_id=[1], amount=[666.0])
     assert "666" not in str(caught.value)
-
-
-def test_an_on_demand_view_over_rows_of_unknown_age_is_refused(store: "FeatureStore") -> None:
-    with pytest.raises(ModelRefused, match="Serve it with a feature service that has one feature of 'stats'"):
-        link(store, "hidden", expected="double")
 
 
 def test_no_entities_give_no_vectors(store: "FeatureStore") -> None:
@@ -294,18 +276,6 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
         link_version(store, untagged, inputs, Settings(model_name="m"))
 
 
-def test_only_features_that_the_model_reads_are_judged_by_their_type(store: "FeatureStore") -> None:
-    assert read(store, link(store, "both", city="string"), shop_id=[1]).reasons.to_pylist() == [None]
-    with pytest.raises(ModelRefused, match="feature 'photo' has type Bytes, which can't be served"):
-        link(store, "both", photo="string")
-
-
-def test_an_input_with_the_name_of_an_output_column_is_refused(store: "FeatureStore") -> None:
-    settings = Settings(model_name="m", feature_service="both", request_inputs=("reason",))
-    with pytest.raises(ModelRefused, match=r"^Model version m/1 was refused: its input 'reason' has the name"):
-        link_version(store, ModelVersion("m", 1), signature(orders="double", reason="double"), settings)
-
-
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -314,12 +284,19 @@ def test_an_input_with_the_name_of_an_output_column_is_refused(store: "FeatureSt
         ({"orders": True}, "True for its input 'orders', which is double"),
         ({"visits": 1.5}, "1.5 for its input 'visits', which is int64"),
         ({"visits": -0.5}, "-0.5 for its input 'visits', which is int64"),
+        ({}, r"^Model version m/1 was refused: its input 'reason' has the name"),
     ],
 )
-def test_impute_values_must_fit_the_inputs(store: "FeatureStore", values: dict[str, Any], says: str) -> None:
-    settings = Settings(model_name="m", missing_features="impute", impute_values=values, feature_service="both")
+def test_impute_values_must_fit_the_inputs_and_no_input_has_the_name_of_an_output_column(
+    store: "FeatureStore", values: dict[str, Any], says: str
+) -> None:
+    inputs = signature(orders="double", visits="long") if values else signature(orders="double", reason="double")
+    settings = Settings(
+        model_name="m", missing_features="impute", impute_values=values, feature_service="both",
+        request_inputs=() if values else ("reason",),
+    )  # fmt: skip
     with pytest.raises(ModelRefused, match=says):
-        link_version(store, ModelVersion("m", 1), signature(orders="double", visits="long"), settings)
+        link_version(store, ModelVersion("m", 1), inputs, settings)
 
 
 def test_the_definitions_hash_covers_the_content_and_no_timestamps(store: "FeatureStore", tmp_path: Path) -> None:

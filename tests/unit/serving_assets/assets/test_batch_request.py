@@ -10,7 +10,6 @@ from serving_assets.definitions import definitions
 from serving_assets.records.observations import last_seen, seen_event
 from serving_assets.records.requests import list_requests
 from serving_assets.resources import Serving
-from tests.support.dagster_instance import new_instance
 
 
 def test_observing_lists_new_files_but_does_not_count_as_scoring_them(tmp_path, capfd):
@@ -19,7 +18,7 @@ def test_observing_lists_new_files_but_does_not_count_as_scoring_them(tmp_path, 
     for name in ("day1.csv", "day2.csv"):
         (requests / name).write_text(name)
         os.utime(requests / name, (0, 0))
-    instance = new_instance(tmp_path / "home")
+    instance = dg.DagsterInstance.ephemeral()
     scored = list_requests(Location(requests))[0]
     instance.report_runless_asset_event(seen_event(scored, "0" * 64))
     before = last_seen(instance)
