@@ -49,12 +49,8 @@ def test_the_settings_are_documented_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(("field", "variable"), variable_names().items())
-def test_each_setting_has_its_default(field: str, variable: str) -> None:
+def test_each_setting_has_its_default_and_its_docstring(field: str, variable: str) -> None:
     assert documented_settings()[variable] == default_as_documented(field)
-
-
-@pytest.mark.parametrize(("field", "variable"), variable_names().items())
-def test_each_setting_has_its_docstring(field: str, variable: str) -> None:
     section = SETTINGS_PAGE.split(f"### `{variable}`\n")[1].split("\n### ")[0]
     assert docstrings()[field] in " ".join(section.split())
 

@@ -209,7 +209,6 @@ LINEAR = ("ElasticNet", "Ridge", "BayesianRidge", "LinearRegression", "HuberRegr
 
 
 @pytest.mark.parametrize("name", LINEAR)
-@settings(deadline=None)  # the first example fits the model
 @given(rows=st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(-1000, 1000)), min_size=1, max_size=40))
 def test_a_linear_model_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
     estimator = fitted(name)
@@ -225,7 +224,7 @@ FORESTS = {
 
 
 @pytest.mark.parametrize("name", FORESTS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.lists(st.tuples(st.floats(-1e30, 1e30), st.integers(-1000, 1000)), min_size=1, max_size=40))
 def test_a_forest_without_its_checks_predicts_the_same_bits(name: str, rows: list[tuple[float, int]]) -> None:
     assert is_forest(fitted(name))

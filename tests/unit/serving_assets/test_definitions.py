@@ -46,16 +46,10 @@ def test_the_code_location_can_be_loaded():
 
 
 @pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
-def test_no_configured_instance_sends_telemetry(place):
+def test_each_configured_instance_sends_no_telemetry_and_ends_runs_whose_process_is_lost(place):
     described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
 
     assert (described["telemetry"], described["nux"]) == ({"enabled": False}, {"enabled": False})
-
-
-@pytest.mark.parametrize("place", ["serving_assets", "demo", "deploy"])
-def test_every_configured_instance_ends_runs_whose_process_is_lost(place):
-    described = yaml.safe_load((ROOT / place / "dagster.yaml").read_text())
-
     assert described["run_monitoring"]["enabled"]
     assert described["run_monitoring"]["max_runtime_seconds"] == 6 * 3600
 

@@ -240,7 +240,7 @@ def test_a_parquet_file_that_was_cut_anywhere_is_refused(job, tmp_path, share):
         job.join(request, Location(tmp_path))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
 def test_a_damaged_parquet_file_with_checksums_is_refused_or_read_right(job, tmp_path, place, value):
     request = write_request(tmp_path / "day1.parquet", 2000)

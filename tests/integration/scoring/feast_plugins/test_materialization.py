@@ -175,7 +175,7 @@ rows_of_every = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(loads=st.lists(st.lists(rows_of_every, min_size=1, max_size=10), min_size=1, max_size=2))
 def test_both_stores_hold_the_same_bytes_after_either_engine(
     world: World, filled: dict[tuple[str, str], "FeatureStore"], loads: list[list[dict[str, Any]]]

@@ -162,7 +162,7 @@ place_rows = st.fixed_dictionaries(
 loyalty_rows = st.fixed_dictionaries({"shop_id": shops, "buyer": st.sampled_from("abc"), "bought": numbers})
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stats=st.lists(stats_rows, min_size=1, max_size=6), place=st.lists(place_rows, min_size=1, max_size=6),
     loyalty=st.lists(loyalty_rows, min_size=1, max_size=6),
@@ -396,7 +396,6 @@ def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisS
     assert read.columns["stats:rate"].to_pylist() == [0.5, None]
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300), min_size=FEW, max_size=40),
     same_length=st.booleans(),

@@ -128,7 +128,7 @@ def test_a_problem_has_the_reasons_if_every_entity_is_excluded(client: TestClien
     assert scores.json()["scores"] == [{"driver_id": -1, "score": None, "reason": "not_found"}]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ids=st.lists(st.integers(-50, 1000), min_size=1, max_size=20), data=st.data())
 def test_the_prediction_has_the_highest_score_and_the_order_of_entities_changes_no_score(
     client: TestClient[Any], ids: list[int], data: st.DataObject
@@ -147,7 +147,7 @@ def test_the_prediction_has_the_highest_score_and_the_order_of_entities_changes_
         assert answer.status_code == 422
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(body=st.binary(max_size=200))
 def test_no_body_causes_an_internal_error(client: TestClient[Any], body: bytes) -> None:
     assert client.post("/inference", content=body, headers=JSON).status_code in {200, 400, 422}

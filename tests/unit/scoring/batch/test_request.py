@@ -90,7 +90,7 @@ WAYS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.datetimes(dt.datetime(1990, 1, 1), dt.datetime(2050, 1, 1), timezones=ZONES), WAYS), min_size=1
@@ -302,7 +302,7 @@ def test_a_quotation_mark_too_few_never_loses_a_row(
         read_file(file)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 40))
 def test_quotes_are_followed_through_a_file_of_many_chunks(
     tmp_path_factory: pytest.TempPathFactory, offset: int

@@ -114,7 +114,7 @@ def test_a_file_that_grows_while_it_is_fetched_is_refused(tmp_path: Path) -> Non
         fetch(StillWritten(tmp_path / "a.csv"), tmp_path / "copy")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pieces=st.lists(st.binary(max_size=100) | st.integers(0, 3 << 20).map(bytes), max_size=6), pause=st.booleans())
 def test_a_file_is_hashed_while_it_is_written_as_it_is_afterwards(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], pause: bool

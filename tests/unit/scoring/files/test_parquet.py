@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, ROWS), max_size=12))
 def test_the_pieces_in_which_rows_come_change_no_byte(
     whole: bytes, tmp_path_factory: pytest.TempPathFactory, cuts: list[int]

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring.arrow.signature import ModelInput, Signature
@@ -43,7 +43,6 @@ def vectors_of(b: list[float], a: list[float] | None = None) -> pa.Table:
     return pa.table([a, b, [0.0] * len(b)], SIGNATURE.schema)
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_exactly_the_failing_rows_have_no_prediction(bad: list[bool]) -> None:
     estimator = Raising()
