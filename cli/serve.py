@@ -83,14 +83,15 @@ def _with_project(given: dict[str, str]) -> dict[str, str]:
 
 def _absolute(given: dict[str, str], settings: "Settings", home: Path) -> dict[str, str]:
     """Return the environment of servers with another working directory."""
+    from scoring.files.location import Location
     from scoring.settings import variable_names
 
-    variables, paths = (
-        variable_names(),
-        {"feature_repo": settings.feature_repo, "api_keys_file": settings.api_keys_file},
-    )
-    paths |= {"batch_requests": settings.batch_requests.local, "artifacts": settings.artifacts.local}
-    found = {variables[field]: str(path.absolute()) for field, path in paths.items() if path is not None}
+    variables, found = variable_names(), {}
+    for field, variable in variables.items():
+        value = getattr(settings, field)
+        path = value.local if isinstance(value, Location) else value
+        if isinstance(path, Path):
+            found[variable] = str(path.absolute())
     for field in ("mlflow_tracking_uri", "mlflow_registry_uri"):
         uri = getattr(settings, field)
         if uri and uri.startswith("sqlite:///"):

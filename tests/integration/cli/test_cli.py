@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.main import main
+from cli.serve import _absolute
+from scoring.settings import Settings, variable_names
 from tests.support.compose import ROOT
 from tests.support.forks import FORKS
 from tests.support.servers import answers_http, free_port
@@ -290,6 +292,18 @@ def test_the_api_is_served_on_the_given_port(world: World, tmp_path: Path) -> No
     refused = in_process("serve", "--host", "192.0.2.1", "--port", "1", "--set", "allow_anonymous=true", cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.startswith("api: can't listen on 192.0.2.1:1 (")
+
+
+def test_servers_get_absolute_paths_because_their_working_directory_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {name for name, hint in Settings.__annotations__.items() if "Path" in str(hint) or "Location" in str(hint)}
+    given = {variable_names()[name]: name for name in names}
+    found = _absolute(given, Settings.from_environment(given | {"SERVING_MODEL_NAME": "churn"}), tmp_path / "home")
+    assert {variable: found[variable] for variable in given} == {
+        variable: str(tmp_path / name) for variable, name in given.items()
+    }
 
 
 @pytest.mark.timeout(300)
