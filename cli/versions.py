@@ -37,7 +37,8 @@ def versions(as_json: bool) -> None:
         found = registry.versions(settings.model_name)
         aliases = registry.aliases(settings.model_name)
         rows: list[dict[str, Any]] = []
-        for place, version in enumerate(found):
+        for version in found:
+            shown.stage(f"Reading version {version.version}")
             rows.append(
                 {
                     "version": version.version,
@@ -47,18 +48,17 @@ def versions(as_json: bool) -> None:
                     "refused": _refusal(settings, registry, store, version),
                 }
             )
-            shown.rows(place + 1, len(found))
     if as_json:
         print_json({"model": settings.model_name, "alias": settings.model_alias, "versions": rows})
         return
     print_table(
-        [settings.model_name, "aliases", "created", "serves"],
+        [settings.model_name, "aliases", "created", "can serve"],
         [
             (
                 each["version"],
                 ", ".join(each["aliases"]),
                 f"{each['created']:%Y-%m-%d %H:%M}",
-                each["refused"] or ("yes" if each["serving"] else "could"),
+                each["refused"] or "yes",
             )
             for each in rows
         ],
