@@ -125,7 +125,7 @@ class VersionNotFound(RegistryError):
 
     def __init__(self, model: str, version: int) -> None:
         super().__init__(
-            f"Registered model {model!r} has no version {version}: pin one that exists, or none to follow the alias."
+            f"Registered model {model!r} has no version {version}: name one that exists, or none to follow the alias."
         )
 
 
