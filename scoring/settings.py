@@ -289,7 +289,8 @@ def _parse(variable: str, text: str, hint: Any) -> Any:
             return msgspec.json.decode(text, type=plain)
         return msgspec.convert(text, plain, strict=False, dec_hook=_own_type)
     except msgspec.MsgspecError as error:
-        value = "invalid" if Secret in (plain, *typing.get_args(plain)) else repr(without_secrets(text))
+        secret = plain == dict[str, str] or Secret in (plain, *typing.get_args(plain))  # SERVING_SPARK_CONF has keys
+        value = "invalid" if secret else repr(without_secrets(text))
         raise SettingsError(variable, f"is {value}: it must be {_allowed(plain)} ({error}).") from None
 
 

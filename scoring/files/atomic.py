@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SCRATCH_PREFIX = "scratch-"
+# How often a part is created again because another writer removed it or its folder.
+ATTEMPTS = 100
 SYNC_BYTES, SYNC_EVERY_S = 8 << 20, 0.05
 
 
@@ -127,7 +129,7 @@ def remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
 def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
     """Create a part. Return its handle and path, and whether its folder was created for it."""
     made = False
-    while True:
+    for _ in range(ATTEMPTS):
         made |= not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another writer removed its part, and the folder with it
@@ -135,6 +137,7 @@ def _new_part(folder: Path, prefix: str) -> tuple[int, Path, bool]:
             handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
             if _lock(handle, Path(name)):
                 return handle, Path(name), made
+    raise FileNotFoundError(errno.ENOENT, "no file can be created in this folder", str(folder))
 
 
 def _new_scratch(root: Path) -> tuple[int, Path]:

@@ -89,6 +89,14 @@ def test_every_field_has_its_own_variable() -> None:
     assert len(set(names.values())) == len(names)
 
 
+def test_an_invalid_spark_configuration_is_not_quoted_because_it_may_have_secrets() -> None:
+    with pytest.raises(SettingsError, match=r"^SERVING_SPARK_CONF is invalid: it must be a JSON object") as caught:
+        Settings.from_environment(
+            MINIMAL | {"SERVING_SPARK_CONF": '{"spark.hadoop.fs.s3a.secret.key": "hunter2", "spark.executor.cores": 2}'}
+        )
+    assert "hunter2" not in str(caught.value)
+
+
 def test_settings_show_no_secret_when_they_are_printed() -> None:
     settings = Settings(
         model_name="m",

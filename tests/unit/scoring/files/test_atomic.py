@@ -30,6 +30,15 @@ def test_a_file_that_is_synced_while_it_grows_comes_out_whole(tmp_path: Path) ->
     assert (tmp_path / "a").read_bytes().endswith(b"the rest")
 
 
+def test_a_folder_that_exists_and_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**_: object) -> None:  # as in /proc and in folders that an automounter provides
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tempfile, "mkstemp", missing)
+    with pytest.raises(FileNotFoundError, match="no file can be created in this folder"), whole_file(tmp_path / "a"):
+        pass
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     destination = tmp_path / "out.txt"
     destination.write_text("old")
