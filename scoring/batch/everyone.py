@@ -54,8 +54,6 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
     folder = destination.parent
     if folder.local is not None and not folder.local.is_dir():  # writing would create a misspelled one
         raise BatchRequestError(str(folder), "there is no such folder: create it, or set SERVING_BATCH_REQUESTS.")
-    if not EARLIEST <= as_of < LATEST:
-        raise BatchRequestError(str(destination), f"{as_of.isoformat()} is out of range.")
     schema = pa.schema(keys | {EVENT_TIMESTAMP: TIMESTAMP})
     time = pa.scalar(as_of, TIMESTAMP)
 
@@ -84,7 +82,7 @@ def read_as_of(text: str | None) -> datetime:
     """Return an ISO 8601 time, in UTC unless it has another zone; without one, the latest midnight in UTC.
 
     Raises:
-        SettingsError: it is not a time.
+        SettingsError: it is not a time, has fractions of a second, which the file's name lacks, or is out of range.
     """
     if text is None:
         return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -92,7 +90,11 @@ def read_as_of(text: str | None) -> datetime:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise SettingsError("The time", f"{text!r} is not in ISO 8601, as 2026-11-30 is.") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    if time.microsecond or not EARLIEST <= time < LATEST:
+        problem = f"{text!r} must be from {EARLIEST:%Y} until {LATEST:%Y}, without fractions of a second."
+        raise SettingsError("The time", problem)
+    return time
 
 
 def _entities(

@@ -203,3 +203,6 @@ def test_a_request_for_everyone_is_named_by_its_time() -> None:
     assert len(everyone_file(read_as_of(None))) == len("everyone-2026-11-30.parquet")
     with pytest.raises(SettingsError, match="The time 'yesterday' is not in ISO 8601"):
         read_as_of("yesterday")
+    for time in ("2026-11-30T00:00:00.5", "1500-01-01", "0001-01-01T00:00+14:00"):
+        with pytest.raises(SettingsError, match=r"must be from 1678 until 2262, without fractions of a second\.$"):
+            read_as_of(time)
