@@ -180,10 +180,14 @@ class ScoresTable:
             except TableNotFoundError:
                 self._check_empty()
                 return
-        columns, version = self._table.metadata().partition_columns, self._table.protocol().min_writer_version
+        metadata, version = self._table.metadata(), self._table.protocol().min_writer_version
+        columns = metadata.partition_columns
         if columns != [COLUMN] or version > WRITER_VERSION:
             found = f"partition columns {columns} and writer version {version}, not {[COLUMN]} and {WRITER_VERSION}"
             problem = f"names a Delta table of other software, {self.place}, with {found}: name a table of its own."
+            raise SettingsError(VARIABLE, problem)
+        if metadata.configuration.get("delta.appendOnly") == "true":
+            problem = f"names a Delta table, {self.place}, whose property delta.appendOnly keeps old rows: unset it."
             raise SettingsError(VARIABLE, problem)
 
     def _check_empty(self) -> None:

@@ -170,6 +170,11 @@ def test_other_files_and_tables_of_other_software_are_refused(local, tmp_path):
         SettingsError, match=r"a Delta table of other software, .*, with partition columns \[\] and writer"
     ):
         ScoresTable(local).write("day1", source)
+    append_only = Location(tmp_path / "append_only")
+    ScoresTable(append_only).write("day1", source)
+    table_at(append_only).alter.set_table_properties({"delta.appendOnly": "true"})
+    with pytest.raises(SettingsError, match=r"whose property delta\.appendOnly keeps old rows: unset it\.$"):
+        ScoresTable(append_only).write("day1", source)
     with pytest.raises(StorageError, match=r"^Writing the Delta table .*Path does not exist") as caught:
         ScoresTable(source / "manifest.json").write("day1", source)
     assert "\n" not in str(caught.value)
