@@ -38,10 +38,11 @@ def init(force: bool) -> None:
             elif defaults[field] is None:
                 raise click.UsageError(f"Give the {text.rstrip('.').lower()} with {name}")
     variables = variable_names()
-    Settings.from_environment({variables[field]: value for field, value in values.items()})
+    Settings.from_environment({variables[field]: value for field, value in values.items() if field in variables})
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
     try:
         with whole_file(FILE) as part:
-            part.write_text(HEADER + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+            part.write_text(HEADER + "".join(lines), "utf-8")
     except OSError as error:
         raise StorageError("writing", str(FILE), error) from None
     click.echo(f"{FILE} is written. Next: model-serving check")

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -43,16 +44,11 @@ for each in (score, request, compare, versions, check, promote, rollback, serve,
     commands.add_command(each)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal that asks to stop. Raised in the main thread, so that unfinished files are removed."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
-
-
 def run() -> NoReturn:
     """Run the subcommand of the process's arguments, and end the process."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it is closed: the next file that is opened would get its number
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
     warnings.showwarning = _ignore_warning  # a filter would not last, because SQLAlchemy and MLflow set their own
     code = main()
     sys.stderr.flush()
@@ -65,14 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Every error is printed as one line. The environment variable MODEL_SERVING_TRACEBACK=1 adds a traceback.
     """
+    signals: list[int] = []
     try:
-        with _stoppable():
+        with _stoppable(signals):
             given = None if arguments is None else list(arguments)
             code = commands.main(given, "model-serving", standalone_mode=False)
             sys.stdout.flush()
         return int(code or 0)
-    except Exception as error:
-        return _explain(error)
+    except SystemExit:  # click ends a process that nobody reads from
+        return _explain(BrokenPipeError())
+    except Exception as error:  # for a signal in DuckDB, it is a DuckDB error
+        return 128 + signals[0] if signals else _explain(error)
 
 
 def _explain(error: Exception) -> int:
@@ -83,7 +82,7 @@ def _explain(error: Exception) -> int:
             click.echo(error.format_message())
             return USAGE
         case click.Abort():
-            return 128 + error.__cause__.number if isinstance(error.__cause__, Stopped) else FAILURE
+            return FAILURE
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush it at the end
             return 128 + signal.SIGPIPE
@@ -104,19 +103,23 @@ def _explain(error: Exception) -> int:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Raise `Stopped` for a stop signal within the block. A closing terminal sends SIGHUP, which nohup ignores."""
+def _stoppable(signals: list[int]) -> Iterator[None]:
+    """Append a stop signal to the list and raise KeyboardInterrupt, so that unfinished files are removed.
+
+    A closing terminal sends SIGHUP, which nohup ignores.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS if number not in ignored}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number not in ignored}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise Stopped(number)
 
 
 def _ignore_warning(*_: object, **__: object) -> None:

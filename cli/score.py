@@ -166,10 +166,13 @@ def _check_output(file: str, output: str | None) -> str:
     place = _location(output)
     if Path(place.name).suffix not in OUTPUT_SUFFIXES:
         raise click.UsageError(f"OUT must end in {' or '.join(OUTPUT_SUFFIXES)}, and is {output}")
-    if place.local is not None and file != STANDARD and place.local.exists():
-        own = _location(file).local
-        if place.local.is_dir() or (own is not None and own.exists() and own.samefile(place.local)):
-            raise click.UsageError(f"OUT must be another file than {output}")
+    own = _location(file)
+    same = file != STANDARD and place == own
+    if place.local is not None and place.local.exists():
+        same |= not place.local.is_file()
+        same |= own.local is not None and own.local.exists() and own.local.samefile(place.local)
+    if same:
+        raise click.UsageError(f"OUT must be another file than {output}")
     return output
 
 

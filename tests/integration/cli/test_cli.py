@@ -1,5 +1,6 @@
 """The command `model-serving`, mostly in this process: a process of its own imports Feast and MLflow for seconds."""
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +19,7 @@ import pytest
 
 from cli.main import main
 from cli.serve import _absolute
+from scoring.errors import StorageError
 from scoring.settings import Settings, variable_names
 from tests.support.compose import ROOT
 from tests.support.forks import FORKS
@@ -121,6 +124,8 @@ def test_versions_have_their_aliases_and_the_reason_why_one_is_refused(
         (["score", "nothing.csv"], "There is no file nothing.csv: see `model-serving score --help`."),
         (["score", "day1.csv", "-o", "out.txt"], "OUT must end in .parquet or .csv, and is out.txt"),
         (["score", "day1.csv", "-o", "./day1.csv"], "OUT must be another file than ./day1.csv"),
+        (["score", "day1.csv", "-o", "fifo.csv"], "OUT must be another file than fifo.csv"),
+        (["score", "s3://a/b.csv", "-o", "s3://a/b.csv"], "OUT must be another file than s3://a/b.csv"),
         (["score", "day1.csv", "--prot", "1"], "No such option"),
         (["score", "day1.csv", "--set", "prot=1"], "--set prot is not a setting: did you mean port?"),
         (["score", "day1.csv", "--set", "port=x"], "--set port is 'x': it must be an integer"),
@@ -131,6 +136,7 @@ def test_versions_have_their_aliases_and_the_reason_why_one_is_refused(
 def test_a_wrong_argument_is_refused_in_one_line(
     arguments: list[str], problem: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    os.mkfifo("fifo.csv")
     assert main(arguments) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -207,6 +213,25 @@ def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: 
     assert sorted(each.name for each in tmp_path.iterdir()) == ["day1.csv", "fifo", "out.csv", "serving.toml", "tmp"]
 
 
+@pytest.mark.usefixtures("world", "capfd")
+@pytest.mark.parametrize("code", [128 + signal.SIGTERM, 128 + signal.SIGPIPE])
+def test_a_signal_within_a_library_and_a_closed_pipe_have_their_exit_codes(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_stores(_: object) -> None:
+        if code == 128 + signal.SIGPIPE:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:  # as DuckDB does
+            raise StorageError("joining", "x", "Query interrupted") from None
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # click replaces them
+    monkeypatch.setattr("cli.versions.open_stores", open_stores)
+    assert main(["versions"]) == code
+
+
 @pytest.mark.usefixtures("world")
 def test_two_versions_are_compared_row_by_row(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "1", "2", "day1.csv"]) == 0
@@ -268,6 +293,9 @@ def test_the_settings_are_written_once(
     assert not (tmp_path / "serving.toml").exists()
     capfd.readouterr()
     assert main(["init", "--model", 'a "quoted" name', "--features", "f", "--set", "port=7000"]) == 0
+    others = shlex.join([str(COMMAND), "init", "--force", "--model", "🚕", "--set", "dagster_home=home"])
+    assert subprocess.run(f"{others} >&-", shell=True, env=ENVIRONMENT, check=False).returncode == 0  # noqa: S602
+    assert tomllib.loads(Path("serving.toml").read_text("utf-8")) == {"model_name": "🚕", "dagster_home": "home"}
     assert main(["init", "--model", "another"]) == 2
     assert "serving.toml exists" in capfd.readouterr().err
     assert main(["rollback"]) == 1
