@@ -87,6 +87,8 @@ def find(version: int | None, shown: Progress) -> list[Finding]:
     attempt("online store", lambda serving, store: _online_store(serving, store, settings), serving, store)
     attempt("requests", lambda: _requests(settings.batch_requests))
     attempt("results", lambda: _results(settings.artifacts))
+    if settings.scores_table is not None:
+        attempt("scores table", _scores_table, settings.scores_table)
     return findings
 
 
@@ -184,3 +186,9 @@ def _results(folder: "Location") -> tuple[str, None]:
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise StorageError("writing to", str(folder), f"{existing} is not a folder that this user can write to")
     return f"{folder} can be written", None
+
+
+def _scores_table(place: "Location") -> tuple[str, None]:
+    from scoring.batch.scores_table import ScoresTable
+
+    return f"{place}: {'a table' if ScoresTable(place).check() else 'the first result creates a table there'}", None

@@ -43,6 +43,7 @@ def init(force: bool) -> None:
     try:
         with whole_file(FILE) as part:
             part.write_text(HEADER + "".join(lines), "utf-8")
+        FILE.chmod(0o600)  # it may have keys and passwords
     except OSError as error:
         raise StorageError("writing", str(FILE), error) from None
     click.echo(f"{FILE} is written. Next: model-serving check")

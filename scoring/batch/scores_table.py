@@ -89,21 +89,32 @@ class ScoresTable:
             StorageError: the result can't be read or the table can't be written, or other writers committed at each
                 attempt. The table is unchanged.
         """
-        from deltalake.exceptions import DeltaError
-
         with _reading(folder):
             manifest = read_manifest(folder / OUTPUT_NAME)
         while True:
-            try:
+            with self._accessing("writing"):
                 version, committed = self._replace(request, folder, manifest)
-            except (DeltaError, OSError) as error:
-                raise StorageError("writing the Delta table", str(self.place), in_one_line(error)) from error
             # Of two runs over one request, the one that commits last may have read the older result.
             written = manifest
             with _reading(folder):
                 manifest = read_manifest(folder / OUTPUT_NAME)
             if manifest.batch_output == written.batch_output:
                 return Written(version, committed, manifest)
+
+    def check(self) -> bool:
+        """Return whether there is a table, and raise like `write` unless results may be written there."""
+        with self._accessing("reading"):
+            self._refresh()
+        return self._table is not None
+
+    @contextlib.contextmanager
+    def _accessing(self, doing: str) -> Iterator[None]:
+        from deltalake.exceptions import DeltaError
+
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            raise StorageError(f"{doing} the Delta table", str(self.place), in_one_line(error)) from error
 
     def _replace(self, request: str, folder: Location, manifest: Manifest) -> tuple[int, bool]:
         """Return a version that has the manifest's rows, and whether this call has committed them."""
@@ -221,6 +232,10 @@ class ScoresTable:
                 types = [json.loads(each.type.to_json()) for each in (other, field)]
                 problem = f"its type is {types[0]} in {self.place}, and {types[1]} in the result: write one type in all"
                 raise BatchRequestError(request, f"{problem} requests, or set {VARIABLE} to another table.", field.name)
+        for field in fields:
+            if not field.nullable and field.name not in {*stored.names, COLUMN}:
+                problem = f"{self.place} has it as NOT NULL, and the result lacks it: drop the constraint."
+                raise BatchRequestError(request, problem, column=field.name)
         return Schema(fields)
 
     def _write_files(

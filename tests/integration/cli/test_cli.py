@@ -273,9 +273,11 @@ def test_everything_that_serves_is_checked(tmp_path: Path, capfd: pytest.Capture
     assert [(each["check"], each["status"]) for each in json.loads(capfd.readouterr().out)] == [
         (name, "ok") for name in names
     ]
-    assert main(["check", "--version", "3"]) == 1
+    assert main(["check", "--version", "3", "--set", f"scores_table={Path(__file__).parent}"]) == 1
     lines = capfd.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "failed", "skipped", "skipped", "warning", "ok"]
+    statuses = ["ok", "ok", "failed", "skipped", "skipped", "warning", "ok", "failed"]
+    assert [line.split()[0] for line in lines] == statuses
+    assert "is not a Delta table: name a new folder" in lines[-1]
     assert "does not serve its inputs a, b, c" in lines[2]
     assert main(["check", "--features", "nowhere", "--set", "artifacts=day1.csv/folder"]) == 1
     lines = capfd.readouterr().out.splitlines()
@@ -296,6 +298,7 @@ def test_the_settings_are_written_once(
     others = shlex.join([str(COMMAND), "init", "--force", "--model", "🚕", "--set", "dagster_home=home"])
     assert subprocess.run(f"{others} >&-", shell=True, env=ENVIRONMENT, check=False).returncode == 0  # noqa: S602
     assert tomllib.loads(Path("serving.toml").read_text("utf-8")) == {"model_name": "🚕", "dagster_home": "home"}
+    assert Path("serving.toml").stat().st_mode & 0o077 == 0
     assert main(["init", "--model", "another"]) == 2
     assert "serving.toml exists" in capfd.readouterr().err
     assert main(["rollback"]) == 1

@@ -171,10 +171,17 @@ def test_other_files_and_tables_of_other_software_are_refused(local, tmp_path):
     ):
         ScoresTable(local).write("day1", source)
     append_only = Location(tmp_path / "append_only")
+    assert not ScoresTable(append_only).check()
     ScoresTable(append_only).write("day1", source)
+    assert ScoresTable(append_only).check()
     table_at(append_only).alter.set_table_properties({"delta.appendOnly": "true"})
     with pytest.raises(SettingsError, match=r"whose property delta\.appendOnly keeps old rows: unset it\.$"):
-        ScoresTable(append_only).write("day1", source)
+        ScoresTable(append_only).check()
+    strict = Location(tmp_path / "strict")
+    columns = pa.schema([pa.field("paid", pa.int64(), nullable=False), pa.field("batch_request", pa.string())])
+    DeltaTable.create(str(strict), columns, partition_by=["batch_request"])
+    with pytest.raises(BatchRequestError, match=r"column 'paid': .* has it as NOT NULL, and the result lacks it"):
+        ScoresTable(strict).write("day1", source)
     with pytest.raises(StorageError, match=r"^Writing the Delta table .*Path does not exist") as caught:
         ScoresTable(source / "manifest.json").write("day1", source)
     assert "\n" not in str(caught.value)
