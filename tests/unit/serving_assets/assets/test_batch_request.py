@@ -18,7 +18,7 @@ def test_observing_lists_new_files_but_does_not_count_as_scoring_them(tmp_path, 
     for name in ("day1.csv", "day2.csv"):
         (requests / name).write_text(name)
         os.utime(requests / name, (0, 0))
-    instance = dg.DagsterInstance.ephemeral()
+    instance = dg.DagsterInstance.ephemeral(str(tmp_path / "instance"))  # or else it leaks a folder
     scored = list_requests(Location(requests))[0]
     instance.report_runless_asset_event(seen_event(scored, "0" * 64))
     before = last_seen(instance)
