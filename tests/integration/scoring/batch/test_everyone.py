@@ -82,8 +82,8 @@ class Everyone:
         self.store = open_repository(folder)
 
     def write(self, *sources: list[tuple[Any, ...]]) -> None:
-        moment = pa.timestamp("us", "UTC")
-        types = {"shop": pa.int64(), "buyer": pa.string(), "at": moment, "v": pa.float64()}
+        time = pa.timestamp("us", "UTC")
+        types = {"shop": pa.int64(), "buyer": pa.string(), "at": time, "v": pa.float64()}
         for name, rows in zip(("visits", "orders", "shops"), sources, strict=True):
             columns = list(zip(*rows, strict=True)) if rows else [[]] * len(types)
             arrays = [pa.array(list(column), kind) for column, kind in zip(columns, types.values(), strict=True)]

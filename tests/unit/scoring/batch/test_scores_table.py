@@ -118,9 +118,9 @@ def test_values_of_types_that_delta_does_not_have_are_stored_without_loss(local,
     ScoresTable(local).write("day1", result(tmp_path / "1", 2, **own))
 
     rows = table_at(local).to_pyarrow_table().sort_by("id").to_pylist()
-    moment = dt.datetime(1970, 1, 1, 0, 0, 0, 1, dt.UTC)
+    stamp = dt.datetime(1970, 1, 1, 0, 0, 0, 1, dt.UTC)
     assert [(row["labels"], int(row["large"]), row["time"], row["list"]) for row in rows] == [
-        ("x", 1, moment, [255]),
+        ("x", 1, stamp, [255]),
         ("y", 2**64 - 1, None, None),
     ]
     assert "empty" not in rows[0]
