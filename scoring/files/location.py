@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scoring.errors import StorageError
+from scoring.errors import StillWritten, StorageError
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
     from pyarrow.fs import FileSystem, S3FileSystem
 
+ATTEMPTS = 10  # to read a file that other processes keep replacing
 ALLOWED = "a folder, file:///folder or s3://bucket/prefix"
 # pyarrow tries three times. REQUEST_TIMEOUT_S limits the time without data.
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 10
@@ -132,9 +133,19 @@ class Location:
             return s3().open_input_file(self._bucket_path)
 
     def read_bytes(self) -> bytes:
-        """Return all bytes of a small file. Raises like `open`."""
-        with self.open() as file, storage_errors("reading", self):
-            return bytes(file.read())
+        """Return all bytes of a small file, those of one version even if another process replaces the file meanwhile.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: it can't be read; StillWritten if it kept changing.
+        """
+        for _ in range(ATTEMPTS):
+            with self.open() as file, storage_errors("reading", self):
+                content = bytes(file.read())
+                # In S3, opening asks for the size, and reading asks for as many bytes of what is there by then.
+                if self._path is not None or str(file.metadata()["ETag"], "ascii") == self.stamp():
+                    return content
+        raise StillWritten(str(self))
 
     def exists(self) -> bool:
         """Return whether the file exists. Raises StorageError if the store does not respond."""

@@ -15,12 +15,11 @@ import msgspec
 
 from scoring.errors import StillWritten, StorageError
 from scoring.files.atomic import scratch_folder, whole_file
-from scoring.files.location import Location, s3, storage_errors
+from scoring.files.location import ATTEMPTS, Location, s3, storage_errors
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
 
-ATTEMPTS = 10
 CHUNK_BYTES = 1 << 24  # in S3, each chunk is a separate request
 HASHED_BYTES, HASHED_EVERY_S = 1 << 20, 0.02
 TICK_NS = 20_000_000  # twice the longest tick of Linux

@@ -40,9 +40,13 @@ class Team:
         self.world = World(stack.places.folder, environment, dt.datetime.now(dt.UTC))
 
     def read(self, key: str) -> bytes:
-        """Return an object of the bucket."""
-        with self.bucket.open_input_file(f"serving/{key}") as file:
-            return bytes(file.read())
+        """Return an object of the bucket, of one version even if it is replaced meanwhile."""
+        while True:
+            with self.bucket.open_input_file(f"serving/{key}") as file:
+                content, version = bytes(file.read()), file.metadata()["ETag"]
+            with self.bucket.open_input_file(f"serving/{key}") as file:
+                if file.metadata()["ETag"] == version:
+                    return content
 
     def objects(self) -> dict[str, bytes]:
         """Return everything that batch has written."""

@@ -101,6 +101,22 @@ def test_a_file_of_several_parts_is_complete(bucket, tmp_path):
     assert (found.size, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
+def test_a_file_that_is_replaced_by_a_longer_one_while_it_is_read_is_of_one_version(bucket, tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "new").write_text("the new content")
+    put(tmp_path / "old", bucket / "manifest.json")
+    opened = Location.open
+
+    def open_and_replace(place: Location):
+        file = opened(place)  # knows the size now
+        put(tmp_path / "new", bucket / "manifest.json")
+        return file
+
+    monkeypatch.setattr(Location, "open", open_and_replace)
+
+    assert (bucket / "manifest.json").read_bytes() == b"the new content"
+
+
 def test_a_writer_that_fails_or_is_interrupted_publishes_nothing(bucket, tmp_path):
     (tmp_path / "old").write_text("old")
     put(tmp_path / "old", bucket / "out.txt")
