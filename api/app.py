@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -14,9 +14,8 @@ from litestar.static_files import create_static_files_router
 
 from api.errors import MethodNotAllowed, RouteNotFound
 from api.http.access import keys_from
-from api.http.endpoint import ANSWERS, ScoringEndpoint
+from api.http.endpoint import ScoringEndpoint
 from api.http.observability import ObservabilityMiddleware
-from api.http.problems import problem_for, to_litestar
 from api.http.routes import STATIC, Description, Health, page_file
 from api.http.webhooks import mlflow_webhook
 from api.inference.batcher import MicroBatcher
@@ -24,6 +23,11 @@ from api.model.alias_follower import AliasFollower
 from api.model.loading import Loader, RegistryLoader
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
+from api.protocols.answers import AnswerForm
+from api.protocols.json_format import JsonFormat
+from api.protocols.problems import problem_of, problem_response, to_litestar
+from api.protocols.scoring import Scoring
+from api.protocols.wire_format import WireFormat
 from api.telemetry.metrics import Metrics, ServingState
 from api.telemetry.request_context import RequestLog
 from api.telemetry.tracing import tracing_to
@@ -78,12 +82,13 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
 
     def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         if isinstance(error, NotFoundException):
-            error = RouteNotFound(_routes(app))
+            error = RouteNotFound(_routes(app, formats))
         elif isinstance(error, MethodNotAllowedException):
             headers = {name.lower(): value for name, value in (error.headers or {}).items()}
             error = MethodNotAllowed(headers.get("allow", ""))
-        return to_litestar(problem_for(error, request.scope))
+        return to_litestar(problem_response(*problem_of(error, request.scope)))
 
+    formats = wire_formats(settings)
     parts = {
         "settings": settings,
         "slot": slot,
@@ -110,16 +115,27 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         request_max_body_size=settings.max_body_bytes,
     )
     request_log = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    endpoint = ScoringEndpoint(app.asgi_handler, settings, keys, slot, probe.breaker, batcher, metrics)
-    routes = frozenset((*ANSWERS, *(route.path for route in app.routes)))
+    scoring = Scoring(slot, probe.breaker, batcher, metrics, settings.deadline_s)
+    endpoint = ScoringEndpoint(app.asgi_handler, formats, settings, keys, scoring)
+    routes = frozenset((*formats, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)
     return app
 
 
-def _routes(app: Litestar) -> list[str]:
+def wire_formats(settings: Settings) -> dict[str, WireFormat]:
+    """Return path → wire format of all scoring routes. A segment `{name}` of a path is a parameter."""
+    return {
+        "/inference": JsonFormat(AnswerForm.inference, settings),
+        "/scores": JsonFormat(AnswerForm.scores, settings),
+    }
+
+
+def _routes(app: Litestar, formats: Iterable[str]) -> list[str]:
     """Return `METHOD path` of each route, without the static files of Swagger UI."""
-    methods = {path: {"POST"} for path in ANSWERS} | {route.path: route.methods for route in app.routes}
-    return [f"{method} {path}" for path in sorted(methods) if "{" not in path for method in methods[path] - IMPLIED]
+    methods = {path: {"POST"} for path in formats} | {route.path: route.methods for route in app.routes}
+    return [
+        f"{method} {path}" for path in sorted(methods) if "/static" not in path for method in methods[path] - IMPLIED
+    ]
 
 
 def _provide(part: object) -> Provide:

@@ -7,7 +7,9 @@ ServingError (scoring.errors)
 │   ├── MethodNotAllowed     the path does not accept this method
 │   ├── KeyNeeded            no API key, or an unknown one
 │   ├── NotSigned            a webhook delivery without a valid, recent signature
-│   ├── NotJson              the content type is not JSON
+│   ├── InvalidHeader        a header of the request has an unusable value
+│   ├── UnsupportedMediaType the body's media type is not one that the path accepts
+│   │   └── NotJson          the path accepts only JSON
 │   ├── BodyEncoded          the body is compressed
 │   ├── BodyTooLarge         the body is larger than allowed
 │   ├── BodyTooSlow          the body did not arrive in time
@@ -72,11 +74,27 @@ class NotSigned(RequestError):
         super().__init__("The delivery has no valid, recent signature.")
 
 
-class NotJson(RequestError):
-    """The body is not declared as JSON."""
+class InvalidHeader(RequestError):
+    """A header of the request has an unusable value; `problem` says why, without quoting it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"The header {name} can't be used: {problem}.")
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not declared as one of the media types in `accepted`."""
+
+    def __init__(self, accepted: Sequence[str]) -> None:
+        super().__init__(
+            f"The body's media type is not supported: send the header Content-Type: {' or '.join(accepted)}."
+        )
+
+
+class NotJson(UnsupportedMediaType):
+    """The body is not declared as JSON, the only media type that the path accepts."""
 
     def __init__(self) -> None:
-        super().__init__("The body must be JSON: send the header Content-Type: application/json.")
+        RequestError.__init__(self, "The body must be JSON: send the header Content-Type: application/json.")
 
 
 class BodyEncoded(RequestError):

@@ -1,1 +1,1 @@
-"""Routes, bodies, problems and the server. The only package that knows HTTP."""
+"""Connections, routes, access and the server. Knows no wire format's bodies except those of its own routes."""

@@ -5,44 +5,31 @@ a response (litestar 2.25).
 """
 
 import asyncio
-import urllib.parse
-from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 from litestar.types import Receive, Scope, Send
 
 from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeRequested
-
-Headers = Mapping[bytes, bytes]
-"""Header name in lower case → value; the first one if a name is repeated."""
+from api.protocols.response import Headers, Response
 
 BODY_COMPLETE = "serving_body_complete"
 """Key in the ASGI state of a request whose whole body has arrived, so that reading it needs no timer."""
 
 
-class Response(NamedTuple):
-    """A complete response."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    """Names in lower case, values in visible ASCII. `send_response` adds Content-Length."""
-    body: bytes
-
-
 class BodyReader:
     """Reads request bodies within limits of size and time."""
 
-    def __init__(self, max_bytes: int, timeout_s: float) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
-    async def read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+    async def read(self, scope: Scope, headers: Headers, receive: Receive, max_bytes: int) -> bytes:
         """Return the body of a request.
 
         Args:
             scope: the request.
             headers: its headers, from `headers_of`.
             receive: receives its ASGI messages.
+            max_bytes: maximum size of the body.
 
         Raises:
             BodyTooLarge: the body or its Content-Length exceeds the limit.
@@ -51,21 +38,21 @@ class BodyReader:
             UpgradeRequested: the client wants to switch to another protocol.
         """
         announced = headers.get(b"content-length")
-        if announced is not None and announced.isdigit() and int(announced) > self._max_bytes:
-            raise BodyTooLarge(self._max_bytes)
+        if announced is not None and announced.isdigit() and int(announced) > max_bytes:
+            raise BodyTooLarge(max_bytes)
         if BODY_COMPLETE in scope["state"]:
-            body = await self._receive_all(receive)
+            body = await self._receive_all(receive, max_bytes)
         else:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    body = await self._receive_all(receive)
+                    body = await self._receive_all(receive, max_bytes)
             except TimeoutError:
                 raise BodyTooSlow(self._timeout_s) from None
         if not body and b"upgrade" in headers:
             raise UpgradeRequested  # httptools treated the body as data of the other protocol (0.9)
         return body
 
-    async def _receive_all(self, receive: Receive) -> bytes:
+    async def _receive_all(self, receive: Receive, max_bytes: int) -> bytes:
         pieces, length, complete = [], 0, False
         while not complete:
             message = await receive()
@@ -73,8 +60,8 @@ class BodyReader:
                 raise ClientLeft
             pieces.append(message["body"])
             length += len(pieces[-1])
-            if length > self._max_bytes:
-                raise BodyTooLarge(self._max_bytes)
+            if length > max_bytes:
+                raise BodyTooLarge(max_bytes)
             complete = not message.get("more_body")
         return b"".join(pieces)
 
@@ -91,11 +78,3 @@ async def send_response(send: Send, response: Response) -> None:
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": False})
-
-
-def header_value(text: str) -> bytes:
-    """Return `text` as a header value: percent-encoded, except for visible ASCII and the spaces between words."""
-    stripped = text.strip() == text
-    if stripped and text.isascii() and text.isprintable() and "%" not in text:
-        return text.encode()  # quote() returns the same and takes ten times as long
-    return urllib.parse.quote(text, safe="!\"#$&'()*+,/:;<=>?@[\\]^`{|} " if stripped else "/").encode()

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.http.answers import Model, answer_form
-from api.http.problems import MEDIA_TYPE, Problem
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.request_schema import RequestForm
+from api.protocols.answers import Model, answer_form
+from api.protocols.problems import MEDIA_TYPE, Problem
 from scoring.models.outputs import Outputs
 from scoring.settings import Settings
 

@@ -8,9 +8,9 @@ import msgspec
 from litestar import MediaType, Response
 from msgspec import Meta
 
-from api.http.problems import not_ready, to_litestar
 from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
+from api.protocols.problems import not_ready, to_litestar
 from scoring.online.empty_views import empty_views_problem
 from scoring.settings import Settings
 

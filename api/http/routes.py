@@ -13,12 +13,13 @@ from litestar.handlers import BaseRouteHandler
 from prometheus_client.exposition import generate_latest
 
 from api.http.access import Keys
-from api.http.answers import model_of
-from api.http.messages import header_value, headers_of
+from api.http.messages import headers_of
 from api.http.openapi import Live, Version, describe
 from api.http.readiness import readiness, readiness_response
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
+from api.protocols.answers import model_of
+from api.protocols.response import header_value
 from api.telemetry.metrics import Metrics
 from scoring.models.outputs import ONE_NUMBER
 from scoring.settings import Settings

@@ -70,12 +70,12 @@ class Deliveries:
 
 def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None]) -> HTTPRouteHandler:
     """Make the route for deliveries, which calls `wake` for those about the registered model of the settings."""
-    deliveries, bodies = Deliveries(secret), BodyReader(settings.max_body_bytes, settings.body_timeout_s)
+    deliveries, bodies = Deliveries(secret), BodyReader(settings.body_timeout_s)
 
     @post(PATH, status_code=204)
     async def webhook(request: Request[Any, Any, Any]) -> None:
         """Poll the alias now."""
-        body = await bodies.read(request.scope, headers_of(request.scope), request.receive)
+        body = await bodies.read(request.scope, headers_of(request.scope), request.receive, settings.max_body_bytes)
         if not deliveries.is_new(request.headers, body):
             return
         try:

@@ -104,6 +104,7 @@ class RequestForm:
         self._expected = f"Expected members: `{REQUEST_ID}`, and {keys_member}{rows_member}."
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
+        self._column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
         self.body_type = self._body_type(max_entities)
         self._decoder = msgspec.json.Decoder(self.body_type)
 
@@ -132,9 +133,48 @@ class RequestForm:
             name: [getattr(row, field) for row in request.entity_rows]
             for name, field in zip(self.columns, _field_names(len(self.columns)), strict=True)
         }
-        for name in self._integers:
-            entity_rows[name] = [value if value is None else int(value) for value in entity_rows[name]]
-        return EntityRequest(request.request_id, entity_rows, len(request.entity_rows))
+        return EntityRequest(request.request_id, self._integral(entity_rows), len(request.entity_rows))
+
+    def from_columns(self, request_id: str, columns: Mapping[str, list[Any]], max_rows: int) -> EntityRequest:
+        """Make a request from columns, as other formats than JSON have them. The same values are valid as in JSON.
+
+        Args:
+            request_id: its id.
+            columns: column → its values (n_rows,) as Python objects; None is a null.
+            max_rows: maximum number of rows.
+
+        Raises:
+            InvalidRequest: a column is missing or unknown, columns differ in length, there are no or too many rows, or
+                a value does not fit its column. Rows are counted from 0.
+        """
+        for name in columns:
+            if name not in self.columns:
+                raise self.invalid_columns(f"Unknown column {name[:50]!r}")
+        for name in self.columns:
+            if name not in columns:
+                raise self.invalid_columns(f"Missing column {name!r}")
+        first, rows = next((name, len(values)) for name, values in columns.items())
+        for name, values in columns.items():
+            if len(values) != rows:
+                problem = f"Column {name!r} has {len(values)} values, and {first!r} has {rows}"
+                raise self.invalid_columns(problem)
+        if not 0 < rows <= max_rows:
+            raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {rows}")
+        entity_rows = {}
+        for name, type_ in self._column_types.items():
+            try:
+                entity_rows[name] = msgspec.convert(columns[name], type_)
+            except msgspec.ValidationError as error:
+                row = re.search(r"`\$\[(\d+)\]`$", str(error))
+                at = f", row {row[1]}" if row else ""
+                problem = _sentence(error).partition(" - at ")[0]
+                raise self.invalid_columns(f"Column {name!r}{at}: {problem}") from None
+        return EntityRequest(request_id, self._integral(entity_rows), rows)
+
+    def invalid_columns(self, problem: str) -> InvalidRequest:
+        """Make the error for a request in columns with this problem, which names the expected columns."""
+        columns = ", ".join(f"`{name}`" for name in self.columns)
+        return InvalidRequest(problem, f"Expected columns: {columns}.", self.example())
 
     def invalid(self, problem: str) -> InvalidRequest:
         """Make the error for a request with this problem, which names the expected members and a valid request."""
@@ -181,6 +221,11 @@ class RequestForm:
             members = [members[0], ("keys", keys | UnsetType, UNSET), (ENTITY_ROWS, rows | UnsetType, UNSET)]
             rename = {"keys": f"{self._listed_key.name}s"}
         return msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
+
+    def _integral(self, entity_rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for name in self._integers:
+            entity_rows[name] = [value if value is None else int(value) for value in entity_rows[name]]
+        return entity_rows
 
     def _check_duplicates(self, body: bytes, strings: int | None = None) -> None:
         # msgspec keeps the last of two members of one name. Each string has two quotes, so a body with exactly the

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.http.problems import NOT_FOUND, TYPE_PREFIX
+from api.protocols.problems import NOT_FOUND, TYPE_PREFIX
 from tests.support import compose, stand_ins
 from tests.support.api_server import Answer, Connection
 from tests.support.certificates import write_certificate

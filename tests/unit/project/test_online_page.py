@@ -5,11 +5,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.app import create_app
-from api.http.endpoint import ANSWERS
-from api.http.problems import KINDS
+from api.app import create_app, wire_formats
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
+from api.protocols.problems import KINDS
 from api.telemetry.metrics import PREFIX, Metrics, ServingState
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader
@@ -19,8 +18,9 @@ PAGE = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
 
 
 def test_every_route_is_documented() -> None:
-    app = create_app(Settings(model_name="m"), FakeLoader())
-    paths = {*ANSWERS, *(route.path for route in app.routes)}
+    settings = Settings(model_name="m")
+    app = create_app(settings, FakeLoader())
+    paths = {*wire_formats(settings), *(route.path for route in app.routes)}
     documented = set(re.findall(r"`(?:GET|POST) (/[a-z]*)`|`(/openapi\.json)`", PAGE))
     assert {path for path in paths if not path.startswith("/static")} == {"".join(each) for each in documented}
 

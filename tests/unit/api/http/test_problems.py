@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from api.http.problems import KINDS, TYPE_PREFIX
+from api.protocols.problems import KINDS, TYPE_PREFIX
 
 NGINX = Path(__file__).resolve().parents[4] / "deploy" / "nginx" / "nginx.conf"
 

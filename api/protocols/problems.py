@@ -17,6 +17,7 @@ from api.errors import (
     BodyTooSlow,
     ClientLeft,
     DeadlineExceeded,
+    InvalidHeader,
     InvalidHost,
     InvalidRequest,
     KeyNeeded,
@@ -30,9 +31,10 @@ from api.errors import (
     Overloaded,
     RouteNotFound,
     StoreUnavailable,
+    UnsupportedMediaType,
     UpgradeRequested,
 )
-from api.http.messages import Response, header_value
+from api.protocols.response import Response
 from api.telemetry.request_context import RequestContext
 from scoring.errors import (
     FeaturesRejected,
@@ -73,10 +75,12 @@ BY_ERROR: dict[type[Exception], Kind] = {
     BodyTooLarge: BODY_TOO_LARGE,
     BodyTooSlow: Kind("body-too-slow", 408, "Body too slow"),
     NotJson: Kind("not-json", 415, "Body not declared as JSON"),
+    UnsupportedMediaType: Kind("unsupported-media-type", 415, "Unsupported media type"),
     BodyEncoded: Kind("body-encoded", 415, "Body compressed"),
     MalformedBody: Kind("malformed-body", 400, "Malformed JSON"),
     ClientLeft: BAD_REQUEST,
     InvalidHost: BAD_REQUEST,
+    InvalidHeader: BAD_REQUEST,
     UpgradeRequested: BAD_REQUEST,
     RouteNotFound: NOT_FOUND,
     MethodNotAllowed: Kind("method-not-allowed", 405, "Method not allowed"),
@@ -95,7 +99,8 @@ BY_ERROR: dict[type[Exception], Kind] = {
 }
 KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), NOT_READY, INTERNAL)))
 TYPES = sorted({TYPE_PREFIX + kind.name for kind in KINDS})
-HEADERS = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
+CONTENT_TYPE = (b"content-type", MEDIA_TYPE.encode())
+NO_STORE = (b"cache-control", b"no-store")
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -113,19 +118,14 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     example: Annotated[Any, Meta(description="A valid request, if the body was not one.")] = None
 
 
-def problem_for(error: Exception, scope: Scope) -> Response:
-    """Return the response for an error that a request led to. Failures of the server also get a log line of their own.
+def problem_of(error: Exception, scope: Scope) -> tuple[Problem, list[tuple[bytes, bytes]]]:
+    """Return what the client may know of an error that its request led to, and the headers of any such response.
 
-    Each problem has a unique `instance`, which the log has, too. No body contains feature values, a stack trace or a
-    message that was not written for clients.
+    Each problem has a unique `instance`, which the log has, too. Failures of the server also get a log line of their
+    own. No problem contains feature values, a stack trace or a message that was not written for clients.
     """
     kind, context = _kind(error), RequestContext.of(scope)
     context.problem, context.instance = kind.name, _new_instance()
-    headers = _headers(kind, error)
-    if context.request_id is not None:
-        headers.append((b"x-request-id", header_value(context.request_id)))
-    if context.model:
-        headers.append((b"x-model-version", header_value(context.model)))
     _log(kind, error, instance=context.instance, path=scope["path"])
     problem = Problem(
         TYPE_PREFIX + kind.name,
@@ -137,14 +137,19 @@ def problem_for(error: Exception, scope: Scope) -> Response:
         request_id=context.request_id,
         example=error.example if isinstance(error, InvalidRequest) else None,
     )
-    return Response(kind.status, headers, msgspec.json.encode(problem))
+    return problem, _headers(kind, error)
+
+
+def problem_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+    """Return the response of `application/problem+json`."""
+    return Response(problem.status, [CONTENT_TYPE, *headers], msgspec.json.encode(problem))
 
 
 def not_ready(detail: str, state: msgspec.Struct) -> Response:
     """Return the 503 response of /ready: a problem that also has the members of `state`."""
     problem = Problem(TYPE_PREFIX + NOT_READY.name, NOT_READY.title, NOT_READY.status, detail, _new_instance())
     members = msgspec.to_builtins(problem) | msgspec.to_builtins(state)
-    return Response(NOT_READY.status, [*HEADERS, (b"retry-after", b"1")], msgspec.json.encode(members))
+    return Response(NOT_READY.status, [CONTENT_TYPE, NO_STORE, (b"retry-after", b"1")], msgspec.json.encode(members))
 
 
 def to_litestar(response: Response) -> litestar.Response[bytes]:
@@ -171,7 +176,7 @@ def _kind(error: Exception) -> Kind:
 
 
 def _headers(kind: Kind, error: Exception) -> list[tuple[bytes, bytes]]:
-    headers = [*HEADERS]
+    headers = [NO_STORE]
     if kind.status == 503:
         headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_s", 1)))
     match error:

@@ -1,0 +1,50 @@
+"""The JSON of POST /inference and POST /scores."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from api.errors import NotJson
+from api.model.model_slot import Served
+from api.model.request_schema import EntityRequest
+from api.model.scorer import RowScores
+from api.protocols.answers import AnswerForm, answer_form
+from api.protocols.problems import Problem, problem_response
+from api.protocols.response import Headers, Response, media_type
+from api.protocols.scoring import Scoring
+from api.protocols.wire_format import Call
+from scoring.settings import Settings
+
+MakeAnswer = Callable[[AnswerForm, Served, EntityRequest, RowScores], msgspec.Struct]
+
+JSON = b"application/json"
+JSON_HEADER = (b"content-type", JSON)
+
+
+class JsonFormat:
+    """A `WireFormat` for JSON objects."""
+
+    def __init__(self, make_answer: MakeAnswer, settings: Settings) -> None:
+        """Create the format of the path whose bodies `make_answer` returns."""
+        self._make_answer = make_answer
+        self._policy = settings.missing_features
+        self._max_body_bytes = settings.max_body_bytes
+
+    def max_body_bytes(self, headers: Headers) -> int:
+        """See `WireFormat.max_body_bytes`."""
+        if media_type(headers) != JSON:
+            raise NotJson
+        return self._max_body_bytes
+
+    async def respond(self, call: Call, scoring: Scoring) -> Response:
+        """See `WireFormat.respond`."""
+        served = scoring.current(call.context)
+        request = served.form.decode(call.body)
+        scores = await scoring.score(served, request, call.context)
+        form = answer_form(served.form, self._policy, served.scorer.outputs)
+        answer = self._make_answer(form, served, request, scores)
+        return Response(200, [JSON_HEADER], msgspec.json.encode(answer))
+
+    def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+        """See `WireFormat.problem`."""
+        return problem_response(problem, headers)

@@ -1,0 +1,80 @@
+"""The scoring that all wire formats share: circuit breaker, micro-batching, deadline and metrics."""
+
+import time
+
+from api.errors import DeadlineExceeded, Overloaded
+from api.inference.batcher import MicroBatcher
+from api.inference.micro_batch import PendingRequest
+from api.model.model_slot import ModelSlot, Served
+from api.model.request_schema import EntityRequest
+from api.model.scorer import RowScores
+from api.model.store_health import NO_ANSWER, Breaker
+from api.telemetry.metrics import Metrics
+from api.telemetry.request_context import RequestContext
+from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
+
+
+class Scoring:
+    """Scores requests with the version that serves now."""
+
+    def __init__(
+        self, slot: ModelSlot, breaker: Breaker, batcher: MicroBatcher, metrics: Metrics, deadline_s: float
+    ) -> None:
+        self._slot = slot
+        self._breaker = breaker
+        self._batcher = batcher
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+
+    def check_load(self) -> None:
+        """Raise Overloaded if too many requests are unfinished."""
+        if self._batcher.full:
+            raise Overloaded
+
+    def current(self, context: RequestContext) -> Served:
+        """Return what serves now, and record it. Called once per request, so that a swap has no effect on it.
+
+        Raises:
+            NoModel: no version is loaded yet.
+        """
+        served = self._slot.current()
+        context.model = str(served.scorer.version)
+        return served
+
+    async def score(self, served: Served, request: EntityRequest, context: RequestContext) -> RowScores:
+        """Score the entities of a request, and record in `context` what is known about it.
+
+        Raises:
+            InvalidRequest, FeaturesRejected: the request can't be answered.
+            Unavailable, FeatureStoreError: it can't be answered now.
+            PredictionFailed: the model failed.
+        """
+        context.request_id = request.request_id
+        self._breaker.check()
+        pending = context.pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
+        try:
+            scores = await self._batcher.score(pending, self._deadline_s)
+        except TimeoutError:
+            if pending.in_store:
+                self._blame_store(pending, NO_ANSWER)
+            raise DeadlineExceeded(self._deadline_s) from None
+        except EntityRowsError as error:
+            raise served.form.invalid(str(error).removesuffix(".")) from None
+        except UnusableFeature:
+            raise
+        except FeatureStoreError as error:
+            self._blame_store(pending, error.public, str(error))
+            raise
+        finally:
+            self._metrics.worked_on(pending, time.time())
+        if pending.batch is not None and not pending.batch.answered:
+            pending.batch.answered = True
+            self._breaker.answered()
+        self._metrics.scored(scores)
+        return scores
+
+    def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
+        """Report a failure of the store: once per batch, however many requests it fails."""
+        if pending.batch is not None and not pending.batch.blamed:
+            pending.batch.blamed = True
+            self._breaker.failed(problem, reason)

@@ -1,0 +1,65 @@
+"""The interface of a wire format to the endpoint."""
+
+import uuid
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from api.errors import InvalidHeader
+from api.protocols.problems import Problem
+from api.protocols.response import Headers, Response
+from api.protocols.scoring import Scoring
+from api.telemetry.request_context import RequestContext
+
+LONGEST_REQUEST_ID = 128
+
+
+class Call(NamedTuple):
+    """A scoring request whose body has arrived."""
+
+    parameters: Mapping[str, str]
+    """Parameters of the path, decoded."""
+    headers: Headers
+    body: bytes
+    context: RequestContext
+
+
+class WireFormat(Protocol):
+    """Reads the requests to one path and writes their responses. Used on the event loop.
+
+    The endpoint has checked the host, the method and the API key before, and adds the headers X-Request-Id and
+    X-Model-Version to each response.
+    """
+
+    def max_body_bytes(self, headers: Headers) -> int:
+        """Return the maximum size of a body with these headers. Called before the body is read.
+
+        Raises:
+            UnsupportedMediaType: the body's media type is not one of this format.
+        """
+
+    async def respond(self, call: Call, scoring: Scoring) -> Response:
+        """Score a request and return the 200 response.
+
+        Raises:
+            Exception: any error of the request, or of scoring, which `problem` puts into a response.
+        """
+
+    def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+        """Return the response for a problem in this format's own form.
+
+        Args:
+            problem: what the client may know of it.
+            headers: of any response with this problem; the content type is not among them.
+        """
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the id of a request that has none in its body: the header X-Request-Id, or else a new one.
+
+    Raises:
+        InvalidHeader: it is longer than LONGEST_REQUEST_ID.
+    """
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    if len(given) > LONGEST_REQUEST_ID:
+        raise InvalidHeader("X-Request-Id", f"it has more than {LONGEST_REQUEST_ID} characters")
+    return given or str(uuid.uuid4())
