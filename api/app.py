@@ -91,6 +91,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
     formats = wire_formats(settings)
     parts = {
         "settings": settings,
+        "formats": formats,
         "slot": slot,
         "probe": probe,
         "metrics": metrics,

@@ -1,6 +1,7 @@
 """The routes besides scoring: health, metrics, the current version, and the API's description."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,12 +92,13 @@ class Description(Controller):
         settings: NamedDependency[Settings],
         slot: NamedDependency[ModelSlot],
         keys: NamedDependency[Keys],
+        formats: NamedDependency[Mapping[str, Any]],  # Litestar can't check a protocol
     ) -> Response[bytes]:
         """Return the OpenAPI document of the current model. Its example has real entity keys for callers with a key."""
         form = slot.served.form if slot.served else None
         admitted = keys.admit(headers_of(request.scope).get(b"authorization"))
         outputs = slot.served.scorer.outputs if slot.served else ONE_NUMBER
-        document = describe(settings, form, outputs, keys_required=keys.required, real_example=admitted)
+        document = describe(settings, formats, form, outputs, keys_required=keys.required, real_example=admitted)
         return _json(document, {"Cache-Control": "no-store"})
 
 

@@ -1,6 +1,7 @@
 """The JSON of POST /inference and POST /scores."""
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -9,6 +10,7 @@ from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest
 from api.model.scorer import RowScores
 from api.protocols.answers import AnswerForm, answer_form
+from api.protocols.operation import Bodies, Operation
 from api.protocols.problems import Problem, problem_response
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -29,6 +31,7 @@ class JsonFormat:
         self._make_answer = make_answer
         self._policy = settings.missing_features
         self._max_body_bytes = settings.max_body_bytes
+        self._max_entities = settings.max_entities
 
     def max_body_bytes(self, headers: Headers) -> int:
         """See `WireFormat.max_body_bytes`."""
@@ -48,3 +51,28 @@ class JsonFormat:
     def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
         """See `WireFormat.problem`."""
         return problem_response(problem, headers)
+
+    def operation(self, path: str, bodies: Bodies) -> Operation:
+        """Describe POST to `path` for the OpenAPI document."""
+        summary, answer = {
+            "/inference": ("The best of the requested entities", bodies.answers.inference_answer),
+            "/scores": ("One score per entity, in request order", bodies.answers.scores_answer),
+        }[path]
+        request = {"application/json": self._request(bodies)}
+        scored = {"application/json": {"schema": bodies.schema(answer)}}
+        return Operation(path.strip("/"), "scoring", summary, request, scored, bodies.problem)
+
+    def _request(self, bodies: Bodies) -> dict[str, Any]:
+        if bodies.form is not None:
+            schema = bodies.schema(bodies.form.body_type)
+            bodies.form.complete(bodies.schemas["Request"])
+            return {"schema": schema, "example": bodies.example}
+        schema = {
+            "type": "object",
+            "properties": {"request_id": {"type": "string", "minLength": 1, "maxLength": 128}},
+            "required": ["request_id"],
+            "additionalProperties": {"type": "array", "minItems": 1, "maxItems": self._max_entities},
+            "description": "No model serves yet. Its join keys will determine the second member: `entity_rows`, a list "
+            "of objects with keys and request inputs, or `<key>s`, a list of keys.",
+        }
+        return {"schema": schema}
