@@ -2,7 +2,7 @@
 # Recipes are for a POSIX /bin/sh. docs/development.md lists the targets.
 
 # pip reads these from the environment, uv does not. A mirror, certificate or timeout that is set for pip applies to both.
-UV_TARGETS = .venv/.runtime .venv/.dev lock bench
+UV_TARGETS = .venv/.runtime .venv/.dev .venv/.clients lock bench
 ifdef PIP_INDEX_URL
 $(UV_TARGETS): export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
@@ -42,7 +42,7 @@ demo: .venv/.runtime ## train, register and serve the example in batch and onlin
 demo-promote: .venv/.runtime ## train and promote another model version while the demo is up
 	@.venv/bin/python -m demo.promote
 
-test: .venv/.dev ## run all tests against real servers, two files at a time; ARGS="-n 0 -k redis" selects some
+test: .venv/.dev .venv/.clients ## run all tests against real servers, two files at a time; ARGS="-n 0 -k redis" selects some
 	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 image-test: .venv/.dev ## build both images and run them against real servers; requires root, buildah and debootstrap
@@ -80,6 +80,8 @@ lock: .venv/bin/uv ## pin the dependencies of pyproject.toml into requirements/;
 	$(LOCK) pyproject.toml --extra batch --extra spark -c requirements/dev.txt -o requirements/spark.txt
 	@$(MAKE) --no-print-directory $(EXTRAS:%=requirements/%.txt)
 	@$(MAKE) --no-print-directory $(foreach peer,bentoml fastapi mlserver,benchmarks/peers/$(peer)/requirements.txt)
+	$(LOCK) tests/clients/requirements.in -c benchmarks/peers/shared.txt --override tests/clients/overrides.txt \
+		-o tests/clients/requirements.txt
 
 # Installed beside another lock: an extra of pyproject.toml without the project's own dependencies.
 .PHONY: $(EXTRAS:%=requirements/%.txt)
@@ -117,6 +119,14 @@ clean: ## remove the demo's state and all caches; keeps .venv
 # The command `model-serving`, from this folder. uv contains the build backend, so that nothing is downloaded.
 .venv/bin/model-serving: .venv/bin/uv pyproject.toml
 	@.venv/bin/uv pip install --python .venv/bin/python --quiet --offline --no-deps --editable .
+	@touch $@
+
+# Clients of other projects, which the tests call the API with. Feast's requirements conflict with theirs. sync installs
+# the listed packages without resolving: see tests/clients/overrides.txt.
+.venv/.clients: .venv/bin/uv tests/clients/requirements.txt
+	@echo 'Installing the clients of the tests into .venv/clients (once; 330 MB) ...' >&2
+	@.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv/clients
+	@.venv/bin/uv pip sync --quiet --python .venv/clients/bin/python --require-hashes tests/clients/requirements.txt
 	@touch $@
 
 # Two stamps: the demo does not wait for packages that only tests and checks need.
