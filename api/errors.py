@@ -15,8 +15,8 @@ ServingError (scoring.errors)
 │   ├── BodyTooSlow          the body did not arrive in time
 │   ├── ClientLeft           the client closed the connection before the body was complete
 │   ├── UpgradeRequested     the client wants to switch to another protocol
-│   ├── MalformedBody        the body is not valid JSON
-│   ├── InvalidRequest       the body is valid JSON, but not a request for this model
+│   ├── MalformedBody        the body is not valid JSON, or not valid in its media type
+│   ├── InvalidRequest       the body is valid, but not a request for this model
 │   ├── NotRanked            the model has no number by which entities could be ranked
 │   └── NothingScored        every entity was excluded
 └── Unavailable              the same request may succeed later
@@ -133,14 +133,14 @@ class UpgradeRequested(RequestError):
 
 
 class MalformedBody(RequestError):
-    """The body is not valid JSON; `problem` says why, without quoting it."""
+    """The body is not valid in its `form`, for example JSON; `problem` says why, without quoting it."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"The body is not valid JSON: {problem}.")
+    def __init__(self, problem: str, form: str = "JSON") -> None:
+        super().__init__(f"The body is not valid {form}: {problem}.")
 
 
 class InvalidRequest(RequestError):
-    """The body is valid JSON, but not a request for the current model version; `example` is a valid request."""
+    """The body is valid, but not a request for the current model version; `example` is a valid request."""
 
     def __init__(self, problem: str, expected: str, example: dict[str, Any]) -> None:
         self.example = example

@@ -3,7 +3,7 @@
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -135,24 +135,26 @@ class RequestForm:
         }
         return EntityRequest(request.request_id, self._integral(entity_rows), len(request.entity_rows))
 
-    def from_columns(self, request_id: str, columns: Mapping[str, list[Any]], max_rows: int) -> EntityRequest:
+    def from_columns(
+        self,
+        request_id: str,
+        columns: Mapping[str, list[Any]],
+        max_rows: int,
+        place: Callable[[int], str] = "row {}".format,
+    ) -> EntityRequest:
         """Make a request from columns, as other formats than JSON have them. The same values are valid as in JSON.
 
         Args:
             request_id: its id.
             columns: column → its values (n_rows,) as Python objects; None is a null.
             max_rows: maximum number of rows.
+            place: returns the description of a row, counted from 0, for errors.
 
         Raises:
             InvalidRequest: a column is missing or unknown, columns differ in length, there are no or too many rows, or
-                a value does not fit its column. Rows are counted from 0.
+                a value does not fit its column.
         """
-        for name in columns:
-            if name not in self.columns:
-                raise self.invalid_columns(f"Unknown column {name[:50]!r}")
-        for name in self.columns:
-            if name not in columns:
-                raise self.invalid_columns(f"Missing column {name!r}")
+        self.check_columns(list(columns))
         first, rows = next((name, len(values)) for name, values in columns.items())
         for name, values in columns.items():
             if len(values) != rows:
@@ -166,10 +168,21 @@ class RequestForm:
                 entity_rows[name] = msgspec.convert(columns[name], type_)
             except msgspec.ValidationError as error:
                 row = re.search(r"`\$\[(\d+)\]`$", str(error))
-                at = f", row {row[1]}" if row else ""
+                at = f", {place(int(row[1]))}" if row else ""
                 problem = _sentence(error).partition(" - at ")[0]
                 raise self.invalid_columns(f"Column {name!r}{at}: {problem}") from None
         return EntityRequest(request_id, self._integral(entity_rows), rows)
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raise InvalidRequest unless these are the names of a request's columns, in any order."""
+        for place, name in enumerate(names):
+            if name not in self.columns:
+                raise self.invalid_columns(f"Unknown column {name[:50]!r}")
+            if name in names[:place]:
+                raise self.invalid_columns(f"Duplicate column {name!r}")
+        for name in self.columns:
+            if name not in names:
+                raise self.invalid_columns(f"Missing column {name!r}")
 
     def invalid_columns(self, problem: str) -> InvalidRequest:
         """Make the error for a request in columns with this problem, which names the expected columns."""

@@ -77,7 +77,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     NotJson: Kind("not-json", 415, "Body not declared as JSON"),
     UnsupportedMediaType: Kind("unsupported-media-type", 415, "Unsupported media type"),
     BodyEncoded: Kind("body-encoded", 415, "Body compressed"),
-    MalformedBody: Kind("malformed-body", 400, "Malformed JSON"),
+    MalformedBody: Kind("malformed-body", 400, "Malformed body"),
     ClientLeft: BAD_REQUEST,
     InvalidHost: BAD_REQUEST,
     InvalidHeader: BAD_REQUEST,

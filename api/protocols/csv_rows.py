@@ -1,0 +1,70 @@
+"""Reads requests in CSV (RFC 4180): a header line, then one line per entity."""
+
+import csv
+import io
+from typing import Any
+
+import msgspec
+
+from api.errors import MalformedBody
+from api.model.request_schema import EntityRequest, RequestForm
+
+
+def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
+    """Decode a request in CSV. The columns may have any order. An empty cell is null.
+
+    The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
+    capitals, as Python writes them.
+
+    Raises:
+        MalformedBody: the body is not CSV in UTF-8.
+        InvalidRequest: the columns, the number of cells in a line, or a value does not fit. It names the line.
+    """
+    try:
+        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"byte {error.start} is not UTF-8", "CSV") from None
+    rows, lines = [], []
+    try:
+        names = next(reader, [])
+        form.check_columns(names)
+        line = reader.line_num + 1
+        for row in reader:
+            rows.append(row)
+            lines.append(line)
+            if len(rows) > max_rows and row:
+                raise form.invalid_columns(f"Expected 1 to {max_rows} rows, got more")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise MalformedBody(f"line {reader.line_num}: {error}", "CSV") from None
+    while rows and not rows[-1]:  # empty lines at the end
+        rows.pop()
+    for row, line in zip(rows, lines, strict=False):
+        if len(row) != len(names):
+            raise form.invalid_columns(f"Line {line} has {len(row)} cells, and the header has {len(names)}")
+    columns = {
+        name: _values(cells, takes_strings=_takes_strings(form, name))
+        for name, cells in zip(names, zip(*rows, strict=True) if rows else [[] for _ in names], strict=True)
+    }
+    return form.from_columns(request_id, columns, max_rows, lambda row: f"line {lines[row]}")
+
+
+def _takes_strings(form: RequestForm, name: str) -> bool:
+    try:
+        msgspec.convert("a", form.columns[name][0])
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _values(cells: Any, *, takes_strings: bool) -> list[Any]:
+    return [None if not cell else cell if takes_strings else _scalar(cell) for cell in cells]
+
+
+def _scalar(cell: str) -> Any:
+    """Return the number or boolean of a cell, or the cell itself, which no column but one of strings accepts."""
+    try:
+        value = msgspec.json.decode(cell.lower() if cell in {"True", "False"} else cell)
+    except (msgspec.DecodeError, RecursionError):
+        return cell
+    return value if isinstance(value, int | float) else cell
