@@ -10,7 +10,7 @@ from msgspec import Meta
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.request_schema import RequestForm
 from api.protocols.answers import Model, answer_form
-from api.protocols.operation import Bodies, Content
+from api.protocols.operation import Bodies, Operation
 from api.protocols.wire_format import WireFormat
 from scoring.models.outputs import Outputs
 from scoring.settings import Settings
@@ -34,6 +34,14 @@ PROBLEM_DESCRIPTIONS = {
     500: "The model failed on this request, or an internal error occurred.",
     503: "No model serves yet, too many requests wait, the feature store failed, or there was no response in time.",
 }
+SCORED = {
+    "X-Request-Id": {
+        "schema": {"type": "string"},
+        "description": "The request's own id, percent-encoded outside visible ASCII.",
+    },
+    "X-Model-Version": {"schema": {"type": "string"}, "description": "`name/version` of the model that answered."},
+}
+RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before another attempt."}}
 KEY_SCHEMES = {"key": {"type": "http", "scheme": "bearer", "description": "One of SERVING_API_KEYS."}}
 
 
@@ -71,81 +79,63 @@ def describe(
         real_example: whether the example may have entity keys from the online store.
     """
     bodies = Bodies(form, answer_form(form, settings.missing_features, outputs), real_example=real_example)
-    paths = {
-        path: {"post": _scoring(path, wire_format, bodies, keys_required=keys_required)}
+    operations = {
+        path: wire_format.operation(path, bodies)
         for path, wire_format in formats.items()
         if hasattr(wire_format, "operation")
+    } | _health(bodies)
+    paths = {
+        path: {"post" if own.request else "get": _operation(path, own, keys_required=keys_required)}
+        for path, own in operations.items()
     }
-    paths |= {path: {"get": operation} for path, operation in _health(bodies).items()}
-    tags = dict.fromkeys(tag for item in paths.values() for operation in item.values() for tag in operation["tags"])
     return {
         "openapi": "3.1.0",
         "info": {"title": "Model serving", "version": API_VERSION, "description": ABOUT},
         "servers": [{"url": "./"}],
-        "tags": [{"name": tag} for tag in tags],
+        "tags": [{"name": tag} for tag in dict.fromkeys(own.tag for own in operations.values())],
         "paths": paths,
         "components": {"schemas": bodies.schemas, **({"securitySchemes": KEY_SCHEMES} if keys_required else {})},
     }
 
 
-def _scoring(path: str, wire_format: Any, bodies: Bodies, *, keys_required: bool) -> dict[str, Any]:
-    """Describe POST to the path of a wire format."""
-    own = wire_format.operation(path, bodies)
-    headers = {
-        "X-Request-Id": _header("string", "The request's own id, percent-encoded outside visible ASCII."),
-        "X-Model-Version": _header("string", "`name/version` of the model that answered."),
-    }
-    statuses = (401, *own.statuses) if keys_required else own.statuses
-    operation = _operation(own.tag, own.name, own.summary, own.answer, statuses, own.problem, headers)
-    if parameters := re.findall(r"{(\w+)}", path):
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
-        ]
-    if keys_required:
-        operation["security"] = [{name: []} for name in KEY_SCHEMES]
-    return operation | {"requestBody": {"required": True, "content": own.request}}
+def _health(bodies: Bodies) -> dict[str, Operation]:
+    """Return path → its operation."""
 
-
-def _health(bodies: Bodies) -> dict[str, dict[str, Any]]:
-    """Return path → the operation of GET."""
-
-    def operation(
-        name: str, summary: str, answer: type[msgspec.Struct], statuses: tuple[int, ...] = ()
-    ) -> dict[str, Any]:
+    def operation(name: str, summary: str, answer: type[msgspec.Struct], statuses: tuple[int, ...] = ()) -> Operation:
         content = {"application/json": {"schema": bodies.schema(answer)}}
-        return _operation("health", name, summary, content, statuses, bodies.problem)
+        return Operation(name, "health", summary, content, bodies.problem, statuses)
 
     plain = {"text/plain": {"schema": {"type": "string"}}}
     return {
         "/live": operation("live", "The process is up", Live),
         "/ready": operation("ready", "Model and feature store are usable", Readiness, (503,)),
         "/version": operation("version", "What serves now", Version, (503,)),
-        "/metrics": _operation("health", "metrics", "Prometheus metrics", plain, (), {}),
+        "/metrics": Operation("metrics", "health", "Prometheus metrics", plain, bodies.problem),
     }
 
 
-def _operation(
-    tag: str,
-    name: str,
-    summary: str,
-    answer: Content,
-    statuses: tuple[int, ...],
-    problem: Content,
-    headers: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Describe an operation by its 200 response and its problems."""
-    retry = {"Retry-After": _header("integer", "Seconds to wait before another attempt.")}
-    responses: dict[str, Any] = {
-        "200": {"description": f"{summary}.", **({"headers": headers} if headers else {}), "content": answer}
-    }
-    for status in statuses:
+def _operation(path: str, own: Operation, *, keys_required: bool) -> dict[str, Any]:
+    """Return the OpenAPI Operation Object."""
+    scores = own.request is not None
+    success = {"description": f"{own.summary}.", "content": own.answer, **({"headers": SCORED} if scores else {})}
+    responses: dict[str, Any] = {"200": success}
+    for status in (401, *own.statuses) if scores and keys_required else own.statuses:
         responses[str(status)] = {
             "description": PROBLEM_DESCRIPTIONS[status],
-            **({"headers": retry} if status == 503 else {}),
-            "content": problem,
+            **({"headers": RETRY} if status == 503 else {}),
+            "content": own.problem,
         }
-    return {"tags": [tag], "operationId": name, "summary": summary, "responses": responses}
-
-
-def _header(kind: str, description: str) -> dict[str, Any]:
-    return {"schema": {"type": kind}, "description": description}
+    operation: dict[str, Any] = {
+        "tags": [own.tag],
+        "operationId": own.name,
+        "summary": own.summary,
+        "responses": responses,
+    }
+    if names := re.findall(r"{(\w+)}", path):
+        schema = {"type": "string", "minLength": 1}
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    if scores:
+        operation["requestBody"] = {"required": True, "content": own.request}
+        if keys_required:
+            operation["security"] = [{name: []} for name in KEY_SCHEMES]
+    return operation

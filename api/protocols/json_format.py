@@ -10,7 +10,7 @@ from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest
 from api.model.scorer import RowScores
 from api.protocols.answers import AnswerForm, answer_form
-from api.protocols.operation import Bodies, Operation
+from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation
 from api.protocols.problems import Problem, problem_response
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -60,7 +60,7 @@ class JsonFormat:
         }[path]
         request = {"application/json": self._request(bodies)}
         scored = {"application/json": {"schema": bodies.schema(answer)}}
-        return Operation(path.strip("/"), "scoring", summary, request, scored, bodies.problem)
+        return Operation(path.strip("/"), "scoring", summary, scored, bodies.problem, BODY_PROBLEMS, request)
 
     def _request(self, bodies: Bodies) -> dict[str, Any]:
         if bodies.form is not None:

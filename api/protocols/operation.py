@@ -49,9 +49,10 @@ class Operation(NamedTuple):
     """Its `operationId`, from which generated clients take the names of functions."""
     tag: str
     summary: str
-    request: Content
     answer: Content
     """The bodies of its 200 responses. JSON comes first, because generated clients decode only one media type."""
     problem: Content
-    statuses: tuple[int, ...] = BODY_PROBLEMS
+    statuses: tuple[int, ...] = ()
     """Statuses of its problems, besides 401."""
+    request: Content | None = None
+    """The bodies of its requests; None for GET. An operation with a body scores."""

@@ -492,27 +492,6 @@ def test_options_returns_the_allowed_methods(client: TestClient[Any], path: str)
     assert (answer.status_code, answer.content, answer.headers["Allow"]) == (204, b"", "POST, OPTIONS")
 
 
-def test_the_document_describes_every_route_and_the_request_body(client: TestClient[Any]) -> None:
-    document = client.get("/openapi.json").json()
-    described = {(path, method) for path, item in document["paths"].items() for method in item}
-    routes = {
-        (route.path, method.lower())
-        for route in client.app.routes
-        for method in route.methods - {"OPTIONS", "HEAD"}
-        if not route.path.startswith("/static")
-    }
-    scoring = {("/inference", "post"), ("/scores", "post")}
-    assert described == (routes | scoring) - {("/", "get"), ("/openapi.json", "get")}
-    request = document["components"]["schemas"]["Request"]
-    assert request["properties"]["driver_ids"]["items"] == {
-        "type": "integer",
-        "minimum": -(2**63),
-        "maximum": 2**63 - 1,
-    }
-    body = document["paths"]["/inference"]["post"]["requestBody"]["content"]["application/json"]
-    assert client.post("/inference", json=body["example"]).status_code == 200
-
-
 def test_the_first_of_two_headers_with_one_name_is_used() -> None:
     sent = [(b"a", b"first"), (b"b", b"only"), (b"a", b"second")]
     assert headers_of({"headers": sent}) == {b"a": b"first", b"b": b"only"}  # type: ignore[typeddict-item]
