@@ -19,10 +19,14 @@ from scoring.features.model_features import ModelFeatures
 
 REQUEST_ID = "request_id"
 ENTITY_ROWS = "entity_rows"
+TOP = "top"
+# Members of a request that are not columns.
+MEMBERS = {REQUEST_ID, ENTITY_ROWS, TOP}
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=128, description="Echoed in the answer and in X-Request-Id.")]
+Top = Annotated[int, Meta(ge=1, description="How many of the best entities `/inference` lists; `/scores` ignores it.")]
 String = Annotated[str, Meta(max_length=4096)]
 KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -46,12 +50,17 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
     pa.timestamp("ns"): (Timestamp, "2026-01-31T12:00:00Z"),
     pa.timestamp("us", "UTC"): (Timestamp, "2026-01-31T12:00:00Z"),
 }
+# Types whose values are strings in JSON.
+QUOTED = {pa.string(), pa.timestamp("ns"), pa.timestamp("us", "UTC")}
 # The type of an input that an on-demand feature view reads from the request with another declared type.
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
 # msgspec's words for what `Int64 | Integral64` accepts.
 INTEGER_MESSAGES = {"`float` that's a multiple of 1.0": "`int`", "`int | float": "`int"}
 # Python's names of types in msgspec's messages → those of JSON Schema.
 JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "datetime": "date and time"}
+
+
+Columns = Mapping[str, list[Any]]
 
 
 class EntityRequest(msgspec.Struct, frozen=True):
@@ -61,13 +70,16 @@ class EntityRequest(msgspec.Struct, frozen=True):
     entity_rows: dict[str, list[Any]]
     """Join keys and request inputs: column → n_rows values, in request order."""
     rows: int
+    top: int | None = None
+    """How many of the best entities to list; None for no list."""
 
 
 class RequestForm:
     """The JSON form of the requests for one model version, and their decoder.
 
-    Every model accepts `{"request_id": .., "entity_rows": [{"<key>": .., ..}, ..]}`. One with a single join key and no
-    request inputs also accepts `{"request_id": .., "<key>s": [..]}`.
+    Every model accepts `{"request_id": .., "entity_rows": [{"<column>": .., ..}, ..]}`. The columns may also be members
+    of the request: `"<column>s": [..]` with one value per entity, or `"<column>": ..` with one value for all. At least
+    one of them is a list. A member whose name is taken by another column or member does not exist.
     """
 
     def __init__(
@@ -94,14 +106,22 @@ class RequestForm:
         self._key_names = {key.name for key in self.keys}
         self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
         self._integers -= self._key_names
-        listed = len(self.columns) == len(self.keys) == 1 and f"{self.keys[0].name}s" != ENTITY_ROWS
-        self._listed_key = self.keys[0] if listed else None
-        """The join key whose values may come as a list; None if an entity row needs more than one key."""
+        taken = MEMBERS | self.columns.keys()
+        self._lists = {name: f"{name}s" for name in self.columns if f"{name}s" not in taken}
+        """Column → the member that lists its values."""
+        self._singles = [name for name in self.columns if name not in MEMBERS and len(self.columns) > 1]
+        """Columns with a member of their own name, for one value for all entities."""
+        if not self._lists or not self.columns.keys() <= {*self._lists, *self._singles}:
+            self._lists, self._singles = {}, []
+        self._listed_key = self.keys[0] if self._lists and not self._singles else None
+        """The only column, if its values may be a list."""
+        # Fields of the decoded request.
+        self._list_fields = list(zip(self._lists, _field_names("list", len(self._lists)), strict=True))
+        self._single_fields = list(zip(self._singles, _field_names("single", len(self._singles)), strict=True))
+        self._quoted = [name for name, dtype in features.request_columns.items() if dtype in QUOTED]
         self.stored_keys: EntityRows | None = None
         """Join keys of entities in the online store, for `example`; None if none are known."""
-        rows_member = f"`{ENTITY_ROWS}` (a list of objects with {', '.join(f'`{name}`' for name in self.columns)})"
-        keys_member = f"either `{self._listed_key.name}s` (a list of keys) or " if self._listed_key else ""
-        self._expected = f"Expected members: `{REQUEST_ID}`, and {keys_member}{rows_member}."
+        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: `{TOP}`."
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self._column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
@@ -120,20 +140,31 @@ class RequestForm:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             check_is_json(body)
             raise self.invalid(_sentence(error)) from None
-        if self._listed_key:
-            keys, rows = request.keys, request.entity_rows
-            if (keys is UNSET) == (rows is UNSET):
-                found, and_ = ("neither", "nor") if rows is UNSET else ("both", "and")
-                raise self.invalid(f"Object contains {found} `{self._listed_key.name}s` {and_} `{ENTITY_ROWS}`")
-            if rows is UNSET:
-                self._check_duplicates(body, strings=3 + (len(keys) if self._listed_key.dtype == "string" else 0))
-                return EntityRequest(request.request_id, {self._listed_key.name: keys}, len(keys))
-        self._check_duplicates(body)
-        entity_rows = {
-            name: [getattr(row, field) for row in request.entity_rows]
-            for name, field in zip(self.columns, _field_names(len(self.columns)), strict=True)
+        top = None if request.top is UNSET else request.top
+        if self._listed_key and request.list_0 is not UNSET and request.entity_rows is UNSET:
+            keys = request.list_0
+            strings = 3 + (top is not None) + (len(keys) if self._listed_key.dtype == "string" else 0)
+            self._check_duplicates(body, strings)
+            return EntityRequest(request.request_id, {self._listed_key.name: keys}, len(keys), top)
+        lists = {name: given for name, field in self._list_fields if (given := getattr(request, field)) is not UNSET}
+        singles = {
+            name: given for name, field in self._single_fields if (given := getattr(request, field)) is not UNSET
         }
-        return EntityRequest(request.request_id, self._integral(entity_rows), len(request.entity_rows))
+        if request.entity_rows is not UNSET:
+            if lists or singles:
+                raise self.invalid(self._problem_of_members(lists, singles, rows_given=True))
+            self._check_duplicates(body)
+            rows = request.entity_rows
+            fields = zip(self.columns, _field_names("column", len(self.columns)), strict=True)
+            entity_rows = {name: [getattr(row, field) for row in rows] for name, field in fields}
+            return EntityRequest(request.request_id, self._integral(entity_rows), len(rows), top)
+        number = len(next(iter(lists.values()), ()))
+        entity_rows = lists | {name: [value] * number for name, value in singles.items()}
+        members = len(lists) + len(singles)
+        if not members == len(entity_rows) == len(self.columns) or set(map(len, lists.values())) != {number}:
+            raise self.invalid(self._problem_of_members(lists, singles, rows_given=False))
+        self._check_duplicates(body, strings=2 + members + (top is not None) + self._count_strings(lists, singles))
+        return EntityRequest(request.request_id, self._integral(entity_rows), number, top)
 
     def from_columns(
         self,
@@ -203,42 +234,117 @@ class RequestForm:
         keys = self.stored_keys if real else None
         if keys is None:
             keys = {key.name: KEY_EXAMPLES[key.dtype] for key in self.keys}
-        if self._listed_key:
-            return {REQUEST_ID: "uuid-1", f"{self._listed_key.name}s": list(keys[self._listed_key.name])}
-        rows = zip(*keys.values(), strict=True) if keys else [()]
-        entities = [dict(zip(keys, row, strict=True)) | inputs for row in rows]
+            keys |= {name: [values[0]] * len(values) for name, values in list(keys.items())[:-1]}  # a context
+        columns = {name: list(values) for name, values in keys.items()}
+        rows = max(map(len, columns.values()), default=1)
+        columns |= {name: [value] * rows for name, value in inputs.items()}
+        lists = {name for name, values in columns.items() if name not in self._singles or len(set(values)) > 1}
+        lists = lists or {next(iter(self._lists), "")}
+        if lists <= self._lists.keys():
+            given = [
+                (self._lists[name], columns[name]) if name in lists else (name, columns[name][0])
+                for name in self.columns
+            ]
+            return {REQUEST_ID: "uuid-1", **dict(given)}
+        entities = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return {REQUEST_ID: "uuid-1", ENTITY_ROWS: entities}
 
     def complete(self, schema: dict[str, Any]) -> None:
-        """Add what msgspec can't express to its JSON Schema of `body_type`: exactly one of two members."""
+        """Add what msgspec can't express to its JSON Schema of `body_type`: which members exclude or need each other.
+
+        That lists have the same length can't be expressed.
+        """
+        if not self._lists:
+            return
+        lists, rows = [{"required": [name]} for name in self._lists.values()], {"required": [ENTITY_ROWS]}
         if self._listed_key:
-            schema["oneOf"] = [{"required": [f"{self._listed_key.name}s"]}, {"required": [ENTITY_ROWS]}]
+            schema["oneOf"] = [*lists, rows]
+            return
+        members = {"anyOf": [*lists, *({"required": [name]} for name in self._singles)]}
+        each = [{"oneOf": [{"required": [member]} for member in self._members_of(name)]} for name in self.columns]
+        schema["oneOf"] = [rows | {"not": members}, {"allOf": [*each, {"anyOf": lists}], "not": rows}]
+
+    def _members_of(self, column: str) -> list[str]:
+        """Return the members that may have this column."""
+        return [
+            *([column] if column in self._singles else []),
+            *([self._lists[column]] if column in self._lists else []),
+        ]
+
+    def _describe_columns(self) -> str:
+        rows = f"`{ENTITY_ROWS}` (a list of objects with {', '.join(f'`{name}`' for name in self.columns)})"
+        if not self._lists:
+            return rows
+        if self._listed_key:
+            return f"either `{self._listed_key.name}s` (a list of keys) or {rows}"
+        columns = []
+        for name in self.columns:
+            columns.append(" or ".join(f"`{member}`" for member in self._members_of(name)))
+            if name not in self._lists:
+                columns[-1] += f" (no list, because `{name}s` is another member)"
+        return f"either {', '.join(columns)} (one value for all entities, or a list; at least one list) or {rows}"
+
+    def _problem_of_members(self, lists: Columns, singles: Mapping[str, Any], *, rows_given: bool) -> str:
+        """Return what is wrong with a request that has these columns as members: its first problem."""
+        for name in self.columns:
+            if name in lists and name in singles:
+                return f"Object contains both `{name}` and `{self._lists[name]}`"
+        given = [*singles, *(self._lists[name] for name in lists)]
+        if rows_given:
+            return f"Object contains both `{given[0]}` and `{ENTITY_ROWS}`"
+        listing = ", ".join(f"`{name}`" for name in self._lists.values())
+        if not given:
+            return f"Object contains neither {listing} nor `{ENTITY_ROWS}`"
+        for name in self.columns:
+            if name not in lists and name not in singles:
+                return f"Object contains no {' or '.join(f'`{member}`' for member in self._members_of(name))}"
+        if not lists:
+            return f"Object contains no list ({listing})"
+        sizes = {self._lists[name]: len(values) for name, values in lists.items()}
+        first, other = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+        return f"`{first}` has {sizes[first]} values, and `{other}` has {sizes[other]}"
 
     def _body_type(self, max_entities: int) -> type[msgspec.Struct]:
-        # Field names are generated and mapped by `rename`, because a key need not be a Python identifier.
-        fields = _field_names(len(self.columns))
+        # Field names are generated and mapped by `rename`, because a column need not be a Python identifier.
+        fields = _field_names("column", len(self.columns))
+        types = {name: type_ for name, (type_, _) in self.columns.items()}
         row = msgspec.defstruct(
             "EntityRow",
-            [(field, type_) for field, (type_, _) in zip(fields, self.columns.values(), strict=True)],
-            rename=dict(zip(fields, self.columns, strict=True)),
+            list(zip(fields, types.values(), strict=True)),
+            rename=dict(zip(fields, types, strict=True)),
             forbid_unknown_fields=True,
             frozen=True,
         )
         size = Meta(min_length=1, max_length=max_entities)
         rows: Any = Annotated[list[row], size]  # type: ignore[valid-type]  # made here
         members: list[Any] = [(REQUEST_ID, RequestId), (ENTITY_ROWS, rows)]
-        rename = {}
-        if self._listed_key:
-            key_type: Any = KEY_TYPES[self._listed_key.dtype]
-            keys: Any = Annotated[list[key_type], size]
-            members = [members[0], ("keys", keys | UnsetType, UNSET), (ENTITY_ROWS, rows | UnsetType, UNSET)]
-            rename = {"keys": f"{self._listed_key.name}s"}
+        if self._lists:
+            members = [
+                members[0],
+                *((field, types[name] | UnsetType, UNSET) for name, field in self._single_fields),
+                *(
+                    (field, Annotated[self._column_types[name], size] | UnsetType, UNSET)
+                    for name, field in self._list_fields
+                ),
+                (ENTITY_ROWS, rows | UnsetType, UNSET),
+            ]
+        rename = {field: self._lists[name] for name, field in self._list_fields}
+        rename |= {field: name for name, field in self._single_fields}
+        members.append((TOP, Top | UnsetType, UNSET))
         return msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
 
     def _integral(self, entity_rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name in self._integers:
             entity_rows[name] = [value if value is None else int(value) for value in entity_rows[name]]
         return entity_rows
+
+    def _count_strings(self, lists: Columns, singles: Mapping[str, Any]) -> int:
+        """Return how many strings in JSON the values of a request are; 0 for a column of any type."""
+        count = 0
+        for name in self._quoted:
+            values = lists[name] if name in lists else [singles[name]]
+            count += len(values) - (0 if name in self._key_names else values.count(None))
+        return count
 
     def _check_duplicates(self, body: bytes, strings: int | None = None) -> None:
         # msgspec keeps the last of two members of one name. Each string has two quotes, so a body with exactly the
@@ -273,13 +379,13 @@ def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapp
     """
     if form is None:
         return [("key", int | str)], {"key": "<key>"}
-    fields = _field_names(len(form.keys))
+    fields = _field_names("column", len(form.keys))
     types = [(field, KEY_TYPES[key.dtype]) for field, key in zip(fields, form.keys, strict=True)]
     return types, dict(zip(fields, (key.name for key in form.keys), strict=True))
 
 
-def _field_names(number: int) -> Sequence[str]:
-    return [f"column_{place}" for place in range(number)]
+def _field_names(what: str, number: int) -> Sequence[str]:
+    return [f"{what}_{place}" for place in range(number)]
 
 
 def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,7 @@ import functools
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import NothingScored, NotRanked
 from api.model.model_slot import Served
@@ -60,9 +60,14 @@ class AnswerForm:
         self.entity_score = msgspec.defstruct(
             "EntityScore", [*keys, of_entity, ("reason", Reason | None)], rename=names, frozen=True
         )
+        self.ranked = msgspec.defstruct(
+            "Ranked", [*keys, (of_entity[0], rank_type if outputs.single else self._values)], rename=names, frozen=True
+        )
         excluded: Any = list[self.excluded]  # type: ignore[name-defined]  # created dynamically
+        ranked: Any = list[self.ranked]  # type: ignore[name-defined]  # created dynamically
         imputed = Annotated[excluded, Meta(description="Entities scored with imputed features, and why.")]
         choice = Meta(description="The entity with the highest score; ties go to the first in the request.")
+        best = Meta(description="The best entities in order, as many as the request's `top` or all with a score.")
         self.inference_answer = msgspec.defstruct(
             "Inference",
             [
@@ -74,6 +79,7 @@ class AnswerForm:
                 ("excluded", Annotated[excluded, Meta(description="Entities without a score, and why.")]),
                 *([("imputed", imputed)] if self._imputes else []),
                 ("error", type(None)),
+                ("top", Annotated[ranked, best] | UnsetType, UNSET),
             ],
             frozen=True,
         )
@@ -109,8 +115,9 @@ class AnswerForm:
         choice = keys[0][best] if len(keys) == 1 else self.entity(*(column[best] for column in keys))
         outputs = [] if self._outputs.single else [self._values(*(column[best] for column in scores.outputs))]
         imputed = self._imputed(keys, scores.reasons)
+        top = UNSET if request.top is None else self._top(request.top, values, keys, scores.outputs)
         return self.inference_answer(
-            request.request_id, choice, highest, *outputs, model_of(served), excluded, *imputed, None
+            request.request_id, choice, highest, *outputs, model_of(served), excluded, *imputed, None, top
         )
 
     def scores(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
@@ -123,6 +130,17 @@ class AnswerForm:
             values = [None if row[0] is None else self._values(*row) for row in rows_of_values]
         rows = list(map(self.entity_score, *keys, values, reasons))
         return self.scores_answer(request.request_id, model_of(served), rows, *self._imputed(keys, scores.reasons))
+
+    def _top(
+        self, count: int, ranks: list[Any], keys: list[list[Any]], outputs: list[list[Any]]
+    ) -> list[msgspec.Struct]:
+        """Return the entities with the highest ranks in order; ties are in request order."""
+        scored = [place for place, rank in enumerate(ranks) if rank is not None]
+        best = sorted(scored, key=ranks.__getitem__, reverse=True)[:count]
+        columns = [[column[place] for place in best] for column in (*keys, *outputs)]
+        if not self._outputs.single:
+            columns[len(keys) :] = [list(map(self._values, *columns[len(keys) :]))]
+        return list(map(self.ranked, *columns))
 
     def _imputed(self, keys: list[list[Any]], reasons: list[str | None]) -> list[list[msgspec.Struct]]:
         """Return the members that the policy `impute` adds: one, or none under another policy."""

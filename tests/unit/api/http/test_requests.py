@@ -29,6 +29,8 @@ from tests.support.fakes import FakeScorer, features
 CORPUS = sorted((Path(__file__).resolve().parents[4] / "tests" / "corpus").glob("[0-9]*/*"))
 JSON = {"Content-Type": "application/json"}
 KEY = "0123456789abcdef"
+LISTS = " (one value for all entities, or a list; at least one list) or "
+TWO_NAMES, INPUT_NAMES = "`customer_id`, `merchant_id`", "`driver_id`, `amount`"
 TWO_KEYS = (JoinKey("customer_id", "string"), JoinKey("merchant_id", "int32"))
 
 
@@ -194,11 +196,17 @@ def test_a_single_key_may_come_as_a_list_or_in_entity_rows(client: TestClient[An
     ("keys", "inputs", "listed", "members"),
     [
         ((), {}, "either `driver_ids` (a list of keys) or ", "`driver_id`"),
-        (TWO_KEYS, {}, "", "`customer_id`, `merchant_id`"),
-        ((), {"amount": pa.int32()}, "", "`driver_id`, `amount`"),
+        (TWO_KEYS, {}, f"either `customer_id` or `customer_ids`, `merchant_id` or `merchant_ids`{LISTS}", TWO_NAMES),
+        ((), {"amount": pa.int32()}, f"either `driver_id` or `driver_ids`, `amount` or `amounts`{LISTS}", INPUT_NAMES),
         ((JoinKey("entity_row", "int64"),), {}, "", "`entity_row`"),
+        (
+            (JoinKey("a", "int64"), JoinKey("as", "string")),
+            {},
+            f"either `a` (no list, because `as` is another member), `as` or `ass`{LISTS}",
+            "`a`, `as`",
+        ),
     ],
-    ids=["one key", "two keys", "request input", "key that makes entity_rows"],
+    ids=["one key", "two keys", "request input", "key that makes entity_rows", "key that is the list of another"],
 )
 def test_a_422_names_the_expected_members_and_has_a_request_that_works(
     keys: tuple[JoinKey, ...], inputs: dict[str, pa.DataType], listed: str, members: str
@@ -210,7 +218,7 @@ def test_a_422_names_the_expected_members_and_has_a_request_that_works(
         for body in ({"keys": [1]}, {"request_id": "r"}, {"request_id": "", "entity_rows": [{}]}, [], 1):
             problem = assert_problem(client.post("/inference", json=body), 422)
             expected = f"`request_id`, and {listed}`entity_rows` (a list of objects with {members})"
-            assert problem["detail"].endswith(f". Expected members: {expected}.")
+            assert problem["detail"].endswith(f". Expected members: {expected}. Optional: `top`.")
             assert client.post("/inference", json=problem["example"]).status_code == 200
         document = client.get("/openapi.json").json()
         body = document["paths"]["/inference"]["post"]["requestBody"]["content"]["application/json"]
@@ -234,14 +242,10 @@ def test_only_callers_with_an_api_key_see_real_values_in_the_example(inputs: dic
         problem = client.post("/scores", json={}, headers=authorized).json()
         assert problem["example"] == example(authorized)
         at = "2026-01-31T12:00:00Z"
-        if inputs:
-            real, made_up = [
-                [{"driver_id": key, "amount": amount, "at": at} for key in keys]
-                for keys, amount in (((71, 72), 12.25), ((1001, 1002), 0.5))
-            ]
-            assert (example(authorized)["entity_rows"], example({})["entity_rows"]) == (real, made_up)
-        else:
-            assert (example(authorized)["driver_ids"], example({})["driver_ids"]) == ([71, 72], [1001, 1002])
+        more = {"amount": 12.25, "at": at}, {"amount": 0.5, "at": at}
+        real, made_up = more if inputs else ({}, {})
+        assert example(authorized) == {"request_id": "uuid-1", "driver_ids": [71, 72]} | real
+        assert example({}) == {"request_id": "uuid-1", "driver_ids": [1001, 1002]} | made_up
 
 
 @pytest.mark.parametrize("dtype", [pa.int32(), pa.int64()])

@@ -1,18 +1,28 @@
-"""Requests in columns, as other formats than JSON have them."""
+"""The forms of a request: entity rows, columns as members, and columns as other formats than JSON have them."""
 
+import json
+from typing import Any
+
+import jsonschema_rs
+import msgspec
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.errors import InvalidRequest
 from api.model.request_schema import RequestForm
 from scoring.feast_plugins.join_keys import JoinKey
 from tests.support.fakes import features
 
+KEYS = (JoinKey("customer_id", "string"), JoinKey("merchant_id", "int32"))
+CONTEXT = {"customer_id": "a", "merchant_ids": [1, 2], "amount": None}
+ROWS = [{"customer_id": "a", "merchant_id": 1, "amount": 1}]
+
 
 @pytest.fixture
 def form() -> RequestForm:
-    keys = (JoinKey("customer_id", "string"), JoinKey("merchant_id", "int32"))
-    return RequestForm("m/1", features(*keys, request_inputs={"amount": pa.float64()}), 3)
+    return RequestForm("m/1", features(*KEYS, request_inputs={"amount": pa.float64()}), 3)
 
 
 def test_columns_have_the_values_of_the_same_request_in_json(form: RequestForm) -> None:
@@ -56,3 +66,124 @@ def test_an_invalid_column_is_named_with_its_row(form: RequestForm, columns: dic
 
     expected = "Expected columns: `customer_id`, `merchant_id`, `amount`."
     assert str(refused.value) == f"{problem}. {expected}"
+
+
+@given(
+    rows=st.integers(1, 3),
+    lists=st.sets(st.sampled_from(["customer_id", "merchant_id", "amount", "at", "any"]), min_size=1),
+    top=st.none() | st.integers(1, 5),
+    data=st.data(),
+)
+def test_columns_as_members_are_the_same_request_as_entity_rows(
+    rows: int, lists: set[str], top: int | None, data: st.DataObject
+) -> None:
+    values = {
+        "customer_id": st.text('aé"\\', min_size=1),
+        "merchant_id": st.integers(-(2**31), 2**31 - 1),
+        "amount": st.none() | st.integers(0, 3) | st.just(2.0),
+        "at": st.none() | st.just("2026-01-31T12:00:00Z"),
+        "any": st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text("x'\""),
+    }
+    inputs: dict[str, Any] = {"amount": pa.int64(), "at": pa.timestamp("ns"), "any": None}
+    form = RequestForm("m/1", features(*KEYS, request_inputs=inputs), 3)
+    columns = {
+        name: data.draw(st.lists(each, min_size=rows, max_size=rows)) if name in lists else [data.draw(each)] * rows
+        for name, each in values.items()
+    }
+    request: dict[str, Any] = {"request_id": "r"} | ({} if top is None else {"top": top})
+    members = {
+        f"{name}s" if name in lists else name: each if name in lists else each[0] for name, each in columns.items()
+    }
+    by_row = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    decoded = form.decode(json.dumps(request | members).encode())
+
+    assert decoded == form.decode(json.dumps(request | {"entity_rows": by_row}).encode())
+    assert (decoded.rows, decoded.top) == (rows, top)
+    assert fits_schema(form, request | members)
+    assert fits_schema(form, request | {"entity_rows": by_row})
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ({}, "Object contains neither `customer_ids`, `merchant_ids`, `amounts` nor `entity_rows`"),
+        ({"customer_id": "a", "merchant_id": 1, "amount": 1}, "Object contains no list (`customer_ids`, "),
+        ({"customer_ids": ["a"], "amount": None}, "Object contains no `merchant_id` or `merchant_ids`"),
+        (CONTEXT | {"amounts": [1]}, "Object contains both `amount` and `amounts`"),
+        (CONTEXT | {"entity_rows": [{}]}, "Object missing required field `customer_id` - at `$.entity_rows[0]`"),
+        (CONTEXT | {"entity_rows": ROWS}, "Object contains both `customer_id` and `entity_rows`"),
+        ({"amount": 1, "entity_rows": ROWS}, "Object contains both `amount` and `entity_rows`"),
+        (CONTEXT | {"merchant_ids": []}, "Expected `array` of length >= 1 - at `$.merchant_ids`"),
+        (CONTEXT | {"merchant_ids": [1] * 4}, "Expected `array` of length <= 3 - at `$.merchant_ids`"),
+        (CONTEXT | {"merchant_ids": [1, None]}, "Expected `integer`, got `null` - at `$.merchant_ids[1]`"),
+        (CONTEXT | {"merchant_ids": 1}, "Expected `array`, got `integer` - at `$.merchant_ids`"),
+        (CONTEXT | {"customer_id": ["a"]}, "Expected `string`, got `array` - at `$.customer_id`"),
+        (CONTEXT | {"customer_id": ""}, "Expected `string` of length >= 1 - at `$.customer_id`"),
+        (CONTEXT | {"more": 1}, "Object contains unknown field `more`"),
+        (CONTEXT | {"top": "1"}, "Expected `integer`, got `string` - at `$.top`"),
+    ],
+)
+def test_a_wrong_member_is_named_and_the_schema_refuses_it_too(
+    form: RequestForm, members: dict[str, Any], problem: str
+) -> None:
+    request = {"request_id": "r"} | members
+    with pytest.raises(InvalidRequest) as refused:
+        form.decode(json.dumps(request).encode())
+
+    assert str(refused.value).startswith(problem)
+    assert not fits_schema(form, request)
+
+
+def test_lists_have_the_same_length(form: RequestForm) -> None:
+    body = {"request_id": "r", "customer_ids": ["a", "b"], "merchant_ids": [1, 2, 3], "amount": 1}
+    with pytest.raises(InvalidRequest, match=r"^`customer_ids` has 2 values, and `merchant_ids` has 3\. Expected"):
+        form.decode(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("twice", ['"amount": 1', '"customer_id": "a"', '"top": 1', '"merchant_ids": [1]'])
+def test_a_duplicate_member_is_refused(form: RequestForm, twice: str) -> None:
+    body = f'{{"request_id": "r", "customer_id": "a", "merchant_ids": [1], "amount": 2, "top": 1, {twice}}}'
+    with pytest.raises(InvalidRequest, match=r"^Duplicate JSON member "):
+        form.decode(body.encode())
+
+
+@pytest.mark.parametrize(
+    ("keys", "accepted", "refused"),
+    [
+        (("top", "int64"), {"tops": [1]}, {"top": 1}),
+        (("request_id", "string"), {"request_ids": ["a"]}, {}),
+        (("entity_row", "int64"), {"entity_row": 1}, {"entity_rows": [1]}),
+    ],
+)
+def test_a_column_with_the_name_of_a_member_has_only_the_other_form(
+    keys: tuple[str, Any], accepted: dict[str, Any], refused: dict[str, Any]
+) -> None:
+    form = RequestForm("m/1", features(JoinKey(*keys), JoinKey("item_id", "int64")), 3)
+    column = keys[0]
+
+    assert form.decode(json.dumps({"request_id": "r", "item_ids": [7]} | accepted).encode()).entity_rows == {
+        "item_id": [7],
+        column: next(iter(accepted.values())) if isinstance(next(iter(accepted.values())), list) else [1],
+    }
+    assert form.decode(json.dumps(form.example()).encode()).rows == 2
+    with pytest.raises(InvalidRequest):
+        form.decode(json.dumps({"request_id": "r", "item_ids": [7]} | refused).encode())
+
+
+def test_without_a_possible_list_there_are_only_entity_rows() -> None:
+    form = RequestForm("m/1", features(JoinKey("entity_row", "int64"), JoinKey("request_id", "int64")), 3)
+
+    assert form.decode(b'{"request_id": "r", "request_ids": [1], "entity_row": 1}').rows == 1
+
+    form = RequestForm("m/1", features(JoinKey("entity_row", "int64")), 3)
+
+    with pytest.raises(InvalidRequest, match=r"^Object contains unknown field `entity_row`\. "):
+        form.decode(b'{"request_id": "r", "entity_row": 1}')
+
+
+def fits_schema(form: RequestForm, request: dict[str, Any]) -> bool:
+    """Return whether the schema in the OpenAPI document accepts a request."""
+    _, schemas = msgspec.json.schema_components([form.body_type], ref_template="#/$defs/{name}")
+    form.complete(schemas["Request"])
+    return jsonschema_rs.is_valid({"$ref": "#/$defs/Request", "$defs": schemas}, request)
