@@ -1,6 +1,7 @@
 """The JSON request schema of one model version, derived from its join keys and request inputs."""
 
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,6 +107,7 @@ class RequestForm:
         self._key_names = {key.name for key in self.keys}
         self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
         self._integers -= self._key_names
+        self._unbounded = {name for name, dtype in features.request_columns.items() if dtype in {pa.float64(), None}}
         taken = MEMBERS | self.columns.keys()
         self._lists = {name: f"{name}s" for name in self.columns if f"{name}s" not in taken}
         """Column → the member that lists its values."""
@@ -139,7 +141,7 @@ class RequestForm:
             request: Any = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             check_is_json(body)
-            raise self.invalid(_sentence(error)) from None
+            raise self.invalid(sentence(error)) from None
         top = None if request.top is UNSET else request.top
         if self._listed_key and request.list_0 is not UNSET and request.entity_rows is UNSET:
             keys = request.list_0
@@ -193,15 +195,18 @@ class RequestForm:
                 raise self.invalid_columns(problem)
         if not 0 < rows <= max_rows:
             raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {rows}")
-        entity_rows = {}
+        entity_rows: dict[str, list[Any]] = {}
         for name, type_ in self._column_types.items():
             try:
                 entity_rows[name] = msgspec.convert(columns[name], type_)
             except msgspec.ValidationError as error:
-                row = re.search(r"`\$\[(\d+)\]`$", str(error))
-                at = f", {place(int(row[1]))}" if row else ""
-                problem = _sentence(error).partition(" - at ")[0]
+                index = re.search(r"`\$\[(\d+)\]`$", str(error))
+                at = f", {place(int(index[1]))}" if index else ""
+                problem = sentence(error).partition(" - at ")[0]
                 raise self.invalid_columns(f"Column {name!r}{at}: {problem}") from None
+            for row, value in enumerate(entity_rows[name] if name in self._unbounded else ()):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise self.invalid_columns(f"Column {name!r}, {place(row)}: Expected a finite number")
         return EntityRequest(request_id, self._integral(entity_rows), rows)
 
     def check_columns(self, names: Sequence[str]) -> None:
@@ -351,10 +356,8 @@ class RequestForm:
         # quotes of the `strings` that were decoded has no duplicate; any other body is decoded again, slowly.
         if strings is not None and body.count(b'"') == 2 * strings:
             return
-        try:
-            json.loads(body, object_pairs_hook=_without_duplicates)
-        except _DuplicateMember as duplicate:
-            raise self.invalid(f"Duplicate JSON member {duplicate.name[:50]!r}") from None
+        if (name := first_duplicate(body)) is not None:
+            raise self.invalid(f"Duplicate JSON member {name[:50]!r}")
 
 
 def check_is_json(body: bytes) -> None:
@@ -370,6 +373,15 @@ def check_is_json(body: bytes) -> None:
         raise MalformedBody("it is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise MalformedBody(str(error).removeprefix("JSON is malformed: ")) from None
+
+
+def first_duplicate(body: bytes) -> str | None:
+    """Return a name that an object in a JSON body has twice; None if there is none. msgspec keeps the last of both."""
+    try:
+        json.loads(body, object_pairs_hook=_without_duplicates, parse_int=str)  # int refuses 5000 digits
+    except _DuplicateMember as duplicate:
+        return duplicate.name
+    return None
 
 
 def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapping[str, str]]:
@@ -410,7 +422,8 @@ def _key_column(key: JoinKey) -> tuple[Any, Any]:
     return KEY_TYPES[key.dtype], KEY_EXAMPLES[key.dtype][0]
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return msgspec's message on a body or value that does not fit its type, in JSON's words."""
     problem, *place = str(error).partition(" - at ")
     for old, new in INTEGER_MESSAGES.items():
         problem = problem.replace(old, new)

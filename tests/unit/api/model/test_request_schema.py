@@ -58,6 +58,13 @@ def test_columns_have_the_values_of_the_same_request_in_json(form: RequestForm) 
             {"customer_id": ["a"], "merchant_id": [2**31], "amount": [1]},
             "Column 'merchant_id', row 0: Expected `integer` <= 2147483647",
         ),
+        *(
+            (
+                {"customer_id": ["a", "b"], "merchant_id": [1, 2], "amount": [1, value]},
+                "Column 'amount', row 1: Expected a finite number",
+            )
+            for value in (float("nan"), float("-inf"))
+        ),
     ],
 )
 def test_an_invalid_column_is_named_with_its_row(form: RequestForm, columns: dict[str, list], problem: str) -> None:
