@@ -25,6 +25,7 @@ from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.protocols.answers import AnswerForm
 from api.protocols.json_format import JsonFormat
+from api.protocols.mlflow_format import MlflowFormat
 from api.protocols.problems import problem_of, problem_response, to_litestar
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import WireFormat
@@ -128,6 +129,7 @@ def wire_formats(settings: Settings) -> dict[str, WireFormat]:
     return {
         "/inference": JsonFormat(AnswerForm.inference, settings),
         "/scores": JsonFormat(AnswerForm.scores, settings),
+        "/invocations": MlflowFormat(settings),
     }
 
 

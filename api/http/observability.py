@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
 # Load balancers and Prometheus poll these, so they are logged at debug only.
-MACHINE_ROUTES = frozenset(("/live", "/ready", "/metrics"))
+MACHINE_ROUTES = frozenset(("/live", "/ready", "/ping", "/health", "/metrics"))
 UNKNOWN = "other"
 
 

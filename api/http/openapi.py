@@ -57,6 +57,7 @@ class Version(msgspec.Struct, frozen=True):
     model: Model
     feature_service: FeatureServiceName
     definitions: Annotated[str, Meta(description="Hash of the feature definitions.")]
+    mlflow: Annotated[str, Meta(description="Version of the installed MLflow, of which the API speaks the protocol.")]
 
 
 def describe(
@@ -106,9 +107,12 @@ def _health(bodies: Bodies) -> dict[str, Operation]:
         return Operation(name, "health", summary, content, bodies.problem, statuses)
 
     plain = {"text/plain": {"schema": {"type": "string"}}}
+    blank: dict[str, Any] = {"application/json": {}}  # a line break, as in MLflow's protocol
+    pings = {f"/{name}": Operation(name, "health", "`/ready` is 200", blank, {}, ()) for name in ("ping", "health")}
     return {
         "/live": operation("live", "The process is up", Live),
         "/ready": operation("ready", "Model and feature store are usable", Readiness, (503,)),
+        **pings,
         "/version": operation("version", "What serves now", Version, (503,)),
         "/metrics": Operation("metrics", "health", "Prometheus metrics", plain, bodies.problem),
     }

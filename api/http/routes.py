@@ -1,7 +1,9 @@
 """The routes besides scoring: health, metrics, the current version, and the API's description."""
 
+import functools
 import threading
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +32,7 @@ STATIC = Path(__file__).parent / "static"
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
+_version_of = functools.cache(metadata.version)
 PAGE_FILES = frozenset(str(file.relative_to(STATIC)) for file in STATIC.rglob("*"))
 
 
@@ -63,11 +66,25 @@ class Health(Controller):
         """Return 200 while the model and the feature store are usable and the process is not stopping."""
         return readiness_response(*readiness(settings, slot, probe, stopping))
 
+    @get(["/ping", "/health"])
+    async def ping(
+        self,
+        settings: NamedDependency[Settings],
+        slot: NamedDependency[ModelSlot],
+        probe: NamedDependency[StoreProbe],
+        stopping: NamedDependency[threading.Event],
+    ) -> Response[bytes]:
+        """Return 200 if `/ready` does, otherwise 404: statuses and body are those of MLflow's scoring server."""
+        _, problem = readiness(settings, slot, probe, stopping)
+        status = 200 if problem is None else 404
+        return Response(b"\n", status_code=status, media_type=MediaType.JSON, headers=self.no_store)
+
     @get("/version")
     async def version(self, slot: NamedDependency[ModelSlot]) -> Response[bytes]:
-        """Return the model version, feature service and feature definitions that serve now."""
+        """Return the model version, feature service and feature definitions that serve now, and MLflow's version."""
         served = slot.current()
-        body = Version(model_of(served), served.scorer.features.service, served.target.definitions)
+        mlflow = _version_of("mlflow")
+        body = Version(model_of(served), served.scorer.features.service, served.target.definitions, mlflow)
         return _json(body, {**self.no_store, "X-Model-Version": header_value(str(served.scorer.version)).decode()})
 
     @get("/metrics")

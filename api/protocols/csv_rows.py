@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,14 +12,27 @@ from api.model.request_schema import EntityRequest, RequestForm
 
 
 def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
-    """Decode a request in CSV. The columns may have any order. An empty cell is null.
-
-    The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
-    capitals, as Python writes them.
+    """Decode a request in CSV. See `read_csv`.
 
     Raises:
         MalformedBody: the body is not CSV in UTF-8.
         InvalidRequest: the columns, the number of cells in a line, or a value does not fit. It names the line.
+    """
+    columns, place = read_csv(form, body, max_rows)
+    return form.from_columns(request_id, columns, max_rows, place)
+
+
+def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, list[Any]], Callable[[int], str]]:
+    """Read the columns, which may have any order. An empty cell is null.
+
+    The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
+    capitals, as Python writes them. Columns without a name have no meaning: pandas writes its index so.
+
+    Returns the columns and the description of a row, for `RequestForm.from_columns`.
+
+    Raises:
+        MalformedBody: the body is not CSV in UTF-8.
+        InvalidRequest: the names of the columns or the number of cells in a line do not fit.
     """
     try:
         reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
@@ -27,7 +41,7 @@ def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -
     rows, lines = [], []
     try:
         names = next(reader, [])
-        form.check_columns(names)
+        form.check_columns([name for name in names if name])
         line = reader.line_num + 1
         for row in reader:
             rows.append(row)
@@ -45,8 +59,9 @@ def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -
     columns = {
         name: _values(cells, takes_strings=_takes_strings(form, name))
         for name, cells in zip(names, zip(*rows, strict=True) if rows else [[] for _ in names], strict=True)
+        if name
     }
-    return form.from_columns(request_id, columns, max_rows, lambda row: f"line {lines[row]}")
+    return columns, lambda row: f"line {lines[row]}"
 
 
 def _takes_strings(form: RequestForm, name: str) -> bool:

@@ -1,9 +1,11 @@
 """Responses of the API to valid and invalid requests, with a fake model."""
 
 import datetime as dt
+import json
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,8 @@ def test_unknown_paths_and_methods_are_problems_that_name_what_exists(client: Te
     for path in ("/nothing", "/inferences", "/static/swagger-ui/nothing.js", "/webhooks/mlflow"):
         problem = assert_problem(client.get(path), 404)
         assert problem["detail"] == (
-            "No route has this path. The routes are GET /, POST /inference, GET /live, GET /metrics, "
-            "GET /openapi.json, GET /ready, POST /scores, GET /version."
+            "No route has this path. The routes are GET /, GET /health, POST /inference, POST /invocations, "
+            "GET /live, GET /metrics, GET /openapi.json, GET /ping, GET /ready, POST /scores, GET /version."
         )
     for method, path, allowed in (("GET", "/inference", {"POST"}), ("DELETE", "/live", {"GET"})):
         response = client.request(method, path)
@@ -393,8 +395,11 @@ def test_a_label_is_a_score_of_its_own_type(kind: OutputType, value: Any, writte
 
 def test_the_members_of_all_other_responses_in_order(client: TestClient[Any]) -> None:
     assert client.get("/live").content == b'{"live":true}'
-    version = b'{"model":{"name":"ranker","version":1},"feature_service":"service","definitions":"definitions"}'
-    assert client.get("/version").content == version
+    version = client.get("/version").content
+    assert version.startswith(
+        b'{"model":{"name":"ranker","version":1},"feature_service":"service","definitions":"definitions","mlflow":"'
+    )
+    assert json.loads(version)["mlflow"] == metadata.version("mlflow")
     members = {name: value for name, value in client.get("/ready").json().items() if not name.endswith("_s")}
     assert list(members) == ["ready", "alias", "model", "registry", "refused", "feature_store"]
     model = [("name", "ranker"), ("version", 1), ("feature_service", "service"), ("unproven", None)]

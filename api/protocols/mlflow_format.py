@@ -1,0 +1,176 @@
+"""The protocol of MLflow's scoring server: POST /invocations."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from api.errors import UnsupportedMediaType
+from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
+from api.model.scorer import RowScores
+from api.protocols.csv_rows import read_csv
+from api.protocols.problems import Problem
+from api.protocols.response import Headers, Response, media_type
+from api.protocols.scoring import Scoring
+from api.protocols.wire_format import Call, request_id_of
+from scoring.models.outputs import Outputs
+from scoring.settings import Settings
+
+JSON, CSV = b"application/json", b"text/csv"
+ACCEPTED = ("application/json", "text/csv; charset=utf-8")
+CHARSET = re.compile(rb";\s*charset\s*=\s*\"?([^;\"\s]*)", re.IGNORECASE)
+UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
+MEMBERS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+EXACTLY_ONE = f"Expected exactly one of the members {', '.join(f'`{name}`' for name in MEMBERS)}"
+# The tokens NaN outside strings. MLflow's client sends them for pandas' missing values, although JSON has none.
+NAN = re.compile(rb'("(?:[^"\\]|\\.)*")|\bNaN\b')
+# The statuses and error codes of MLflow's own server (3.17) for those of problems. Others keep their status.
+STATUSES = {422: 400}
+ERROR_CODES = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
+# From 2**53 on, a double represents several integers.
+EXACT = 2.0**53
+
+Columns = dict[str, list[Any]]
+
+
+class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A frame as pandas' `to_json(orient="split")` writes it. The index has no meaning here."""
+
+    data: list[list[Any]]
+    columns: list[str] | None = None
+    index: Any = None
+
+
+class Invocation(msgspec.Struct, frozen=True):
+    """A JSON body. As in MLflow, other members have no meaning."""
+
+    dataframe_split: Split | UnsetType = UNSET
+    dataframe_records: list[dict[str, Any]] | UnsetType = UNSET
+    instances: list[Any] | UnsetType = UNSET
+    inputs: list[Any] | dict[str, list[Any]] | UnsetType = UNSET
+    params: Any = None
+
+
+INVOCATIONS = msgspec.json.Decoder(Invocation)
+
+
+class MlflowFormat:
+    """A `WireFormat` for frames of join keys and request inputs, in any order of columns."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_entities = settings.max_entities
+
+    def max_body_bytes(self, headers: Headers) -> int:
+        """See `WireFormat.max_body_bytes`."""
+        charset = CHARSET.search(headers.get(b"content-type", b""))
+        if media_type(headers) not in {JSON, CSV} or (charset and charset[1].lower() not in UTF_8):
+            raise UnsupportedMediaType(ACCEPTED)
+        return self._max_body_bytes
+
+    async def respond(self, call: Call, scoring: Scoring) -> Response:
+        """See `WireFormat.respond`."""
+        call.context.request_id = request_id = request_id_of(call.headers)
+        served = scoring.current(call.context)
+        if media_type(call.headers) == CSV:
+            columns, place = read_csv(served.form, call.body, self._max_entities)
+        else:
+            columns, place = _read_json(served.form, call.body), "row {}".format
+        columns = _whole_keys(columns, served.form)
+        request = served.form.from_columns(request_id, columns, self._max_entities, place)
+        scores = await scoring.score(served, request, call.context)
+        answer = {"predictions": _predictions(served.scorer.outputs, scores), "reasons": scores.reasons}
+        return Response(200, [(b"content-type", JSON)], msgspec.json.encode(answer))
+
+    def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+        """See `WireFormat.problem`. The members are MLflow's, and the problem's instance."""
+        status = STATUSES.get(problem.status, problem.status)
+        code = ERROR_CODES.get(status, "BAD_REQUEST")
+        body = {"error_code": code, "message": problem.detail, "instance": problem.instance}
+        return Response(status, [(b"content-type", JSON), *headers], msgspec.json.encode(body))
+
+
+def _predictions(outputs: Outputs, scores: RowScores) -> list[Any]:
+    """Return one value for each row, or an object if there are several outputs; null for a row without them."""
+    if outputs.single:
+        return scores.outputs[0]
+    names = [column.name for column in outputs.columns]
+    rows = zip(*scores.outputs, strict=True)
+    return [None if row[0] is None else dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _read_json(form: RequestForm, body: bytes) -> Columns:
+    """Decode the columns of a JSON body.
+
+    Raises:
+        MalformedBody: it is not JSON.
+        InvalidRequest: it has another form.
+    """
+    if b"NaN" in body:
+        body = NAN.sub(lambda found: found[1] or b"null", body)
+    try:
+        body.decode()  # msgspec does not look into members that have no meaning
+        invocation = INVOCATIONS.decode(body)
+        duplicate = first_duplicate(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        check_is_json(body)
+        raise form.invalid_columns(sentence(error)) from None
+    if duplicate is not None:
+        raise form.invalid_columns(f"Duplicate JSON member {duplicate[:50]!r}")
+    if invocation.params:
+        raise form.invalid_columns("Models are called without `params`: omit them")
+    given = [member for member in MEMBERS if getattr(invocation, member) is not UNSET]
+    if len(given) != 1:
+        raise form.invalid_columns(f"{EXACTLY_ONE}, got {' and '.join(given) or 'none'}")
+    frame: Any = getattr(invocation, given[0])
+    if isinstance(frame, Split):
+        return _from_rows(frame.data, list(form.columns) if frame.columns is None else frame.columns, form)
+    if isinstance(frame, dict):
+        return frame
+    if frame and isinstance(frame[0], dict):
+        return _from_records(frame, form)
+    return _from_rows(frame, list(form.columns), form)
+
+
+def _from_rows(rows: Sequence[Any], names: Sequence[str], form: RequestForm) -> Columns:
+    """Turn rows of one value for each name into columns. If there is only one, rows need not be lists."""
+    form.check_columns(names)
+    if len(names) == 1 and not any(isinstance(row, list) for row in rows):
+        return {names[0]: list(rows)}
+    for number, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise form.invalid_columns(f"Row {number} is not a list of values")
+        if len(row) != len(names):
+            raise form.invalid_columns(f"Row {number} has {len(row)} values for {len(names)} columns")
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _from_records(records: Sequence[Any], form: RequestForm) -> Columns:
+    """Turn objects into columns. All have the members of the first."""
+    names = records[0].keys()
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise form.invalid_columns(f"Row {number} is not an object")
+        if record.keys() != names:
+            name = min(record.keys() ^ names)
+            problem = f"has no {name[:50]!r}" if name in names else f"has {name[:50]!r}, which row 0 has not"
+            raise form.invalid_columns(f"Row {number} {problem}")
+    return {name: [record[name] for record in records] for name in names}
+
+
+def _whole_keys(columns: Columns, form: RequestForm) -> Columns:
+    """Make integers of the floats in columns of integer keys: pandas and NumPy turn integers to floats.
+
+    Floats with a fraction, or that several integers round to, stay and are refused.
+    """
+    for key in form.keys:
+        values = columns.get(key.name, [])
+        if key.dtype != "string" and any(type(value) is float for value in values):
+            columns[key.name] = [int(each) if type(each) is float and _exact(each) else each for each in values]
+    return columns
+
+
+def _exact(value: float) -> bool:
+    return value.is_integer() and abs(value) < EXACT
