@@ -262,12 +262,12 @@ class RequestForm:
         if not self._lists:
             return
         lists, rows = [{"required": [name]} for name in self._lists.values()], {"required": [ENTITY_ROWS]}
-        if self._listed_key:
-            schema["oneOf"] = [*lists, rows]
-            return
-        members = {"anyOf": [*lists, *({"required": [name]} for name in self._singles)]}
-        each = [{"oneOf": [{"required": [member]} for member in self._members_of(name)]} for name in self.columns]
-        schema["oneOf"] = [rows | {"not": members}, {"allOf": [*each, {"anyOf": lists}], "not": rows}]
+        choices: list[dict[str, Any]] = [*lists, rows]
+        if not self._listed_key:
+            members = {"anyOf": [*lists, *({"required": [name]} for name in self._singles)]}
+            each = [{"oneOf": [{"required": [member]} for member in self._members_of(name)]} for name in self.columns]
+            choices = [rows | {"not": members}, {"allOf": [*each, {"anyOf": lists}], "not": rows}]
+        schema["allOf"] = [{"oneOf": choices}]  # generators of clients make no class of a schema with oneOf itself
 
     def _members_of(self, column: str) -> list[str]:
         """Return the members that may have this column."""
