@@ -30,6 +30,7 @@ from api.protocols.problems import problem_of, problem_response, to_litestar
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import WireFormat
 from api.telemetry.metrics import Metrics, ServingState
+from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestLog
 from api.telemetry.tracing import tracing_to
 from scoring.models.registry import MlflowRegistry
@@ -37,6 +38,8 @@ from scoring.settings import Settings
 
 # Methods that need no mention: each route has them.
 IMPLIED = {"HEAD", "OPTIONS"}
+# Time at the end of the process to write the rest of the prediction log.
+LOG_FLUSH_S = 5.0
 
 
 def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
@@ -57,6 +60,9 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
     batcher = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
+    prediction_log = PredictionLog(settings) if settings.prediction_log is not None else None
+    if prediction_log is not None:
+        metrics.read_at_each_scrape(prediction_log)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
     webhooks = []
@@ -66,6 +72,8 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         batcher.start()
+        if prediction_log is not None:
+            prediction_log.start()
         tasks = [
             asyncio.create_task(follower.run(), name="alias-follower"),
             asyncio.create_task(probe.run(lambda: slot.served.scorer if slot.served else None), name="store-probe"),
@@ -78,6 +86,8 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
             await asyncio.gather(*tasks, return_exceptions=True)
             for each in (batcher, probe, follower):
                 each.stop()
+            if prediction_log is not None:
+                await asyncio.to_thread(prediction_log.stop, LOG_FLUSH_S)
             if tracing is not None:
                 await asyncio.to_thread(tracing.stop)
 
@@ -117,7 +127,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         request_max_body_size=settings.max_body_bytes,
     )
     request_log = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    scoring = Scoring(slot, probe.breaker, batcher, metrics, settings.deadline_s)
+    scoring = Scoring(slot, probe.breaker, batcher, metrics, settings.deadline_s, prediction_log)
     endpoint = ScoringEndpoint(app.asgi_handler, formats, settings, keys, scoring)
     routes = frozenset((*formats, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)

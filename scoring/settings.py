@@ -219,6 +219,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_model_errors: bool = True
     """`false` omits the messages of a model's exceptions from the log: they may quote feature values."""
 
+    prediction_log: Location | None = None
+    """Folder, or `s3://bucket/prefix`, for the prediction log: Parquet files with a row for each entity of a scoring
+    request (docs/monitoring.md). If not set, nothing is logged."""
+
+    prediction_log_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """Seconds after which rows of the prediction log are in a file. As many may be lost if the process is killed."""
+
+    prediction_log_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
+    """Rows of the prediction log after which a file is written before that time. Three times as many may wait in memory
+    while files can't be written. Further rows are dropped and counted."""
+
+    prediction_log_sample: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Fraction of the requests in the prediction log, chosen by request id."""
+
     log_level: LogLevel = "info"
     """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""
 

@@ -22,7 +22,7 @@ GAVE_UP: RequestResult = TimeoutError()
 class PendingRequest:
     """A request that waits for its scores. Times are `time.perf_counter` in seconds."""
 
-    __slots__ = ("batch", "entity_rows", "queued_at", "result", "rows", "scorer")
+    __slots__ = ("batch", "entity_rows", "queued_at", "result", "rows", "scorer", "start")
 
     def __init__(self, scorer: Scorer, entity_rows: EntityRows, rows: int) -> None:
         """Create a waiting request.
@@ -38,6 +38,8 @@ class PendingRequest:
         self.queued_at = time.perf_counter()
         self.batch: MicroBatch | None = None
         """Its micro-batch; None until that starts."""
+        self.start = 0
+        """The place of its first row in the micro-batch."""
         self.result: asyncio.Future[RowScores] | None = None
         """The future that its caller awaits; None without a caller."""
 
@@ -69,18 +71,24 @@ class PendingRequest:
 class MicroBatch:
     """One lookup and one prediction for requests to one version. Created and run in a worker thread."""
 
-    __slots__ = ("answered", "blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at")
+    __slots__ = (
+        "answered", "as_of", "blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at"
+    )  # fmt: skip
 
     def __init__(self, requests: Sequence[PendingRequest]) -> None:
         self.requests = requests
         self.online: OnlineVectors | None = None
         self.answered = self.blamed = self.counted = False
         """Whether its success or failure was reported to the circuit breaker, and its end to the metrics: once each."""
+        self.as_of = datetime.now(UTC)
+        """The time as of which features are read."""
         self.started_at = time.perf_counter()
         self.looked_up_at: float | None = None
         self.predicted_at: float | None = None
+        start = 0
         for request in requests:
-            request.batch = self
+            request.batch, request.start = self, start
+            start += request.rows
 
     def run(self, looked_up: Callable[[], None] = lambda: None) -> list[RequestResult]:
         """Return the result of each request, in order. If the batch fails, each request is tried alone.
@@ -93,7 +101,7 @@ class MicroBatch:
         scorer = self.requests[0].scorer
         entity_rows = _merged(self.requests)
         try:
-            online = self.online = scorer.look_up(entity_rows, datetime.now(UTC))
+            online = self.online = scorer.look_up(entity_rows, self.as_of)
         except BaseException as error:  # the callers get it
             # If the store itself fails, a retry per request would only make each of them wait for it again.
             store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)

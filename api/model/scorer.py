@@ -12,6 +12,7 @@ from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
+from scoring.monitoring.prediction_log import feast_log_schema
 from scoring.online.empty_views import EmptyViews
 from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
 from scoring.online.stored_keys import stored_keys
@@ -83,6 +84,9 @@ class Scorer(Protocol):
 
     def stored_keys(self) -> EntityRows | None:
         """Return join keys of entities in the online store, for an example; None if none are known. Raises nothing."""
+
+    def log_schema(self) -> pa.Schema:
+        """Return the columns of the prediction log that Feast defines (`feast_log_schema`)."""
 
     def check_store(self) -> None:
         """Look up one entity, which need not exist.
@@ -174,6 +178,10 @@ class OnlineScorer:
     def stored_keys(self) -> EntityRows | None:
         """See `Scorer.stored_keys`."""
         return stored_keys(self._store, self._lookup, self.features)
+
+    def log_schema(self) -> pa.Schema:
+        """See `Scorer.log_schema`."""
+        return feast_log_schema(self._store, self.features)
 
     def check_store(self) -> None:
         """See `Scorer.check_store`."""

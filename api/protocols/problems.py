@@ -124,7 +124,7 @@ def problem_of(error: Exception, scope: Scope) -> tuple[Problem, list[tuple[byte
     Each problem has a unique `instance`, which the log has, too. Failures of the server also get a log line of their
     own. No problem contains feature values, a stack trace or a message that was not written for clients.
     """
-    kind, context = _kind(error), RequestContext.of(scope)
+    kind, context = kind_of(error), RequestContext.of(scope)
     context.problem, context.instance = kind.name, _new_instance()
     _log(kind, error, instance=context.instance, path=scope["path"])
     problem = Problem(
@@ -163,7 +163,8 @@ def _new_instance() -> str:
     return f"urn:uuid:{uuid.uuid4()}"
 
 
-def _kind(error: Exception) -> Kind:
+def kind_of(error: Exception) -> Kind:
+    """Return the kind of problem that an error is for the client."""
     for each in type(error).__mro__:
         if each in BY_ERROR:
             return BY_ERROR[each]

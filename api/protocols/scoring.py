@@ -9,18 +9,30 @@ from api.model.model_slot import ModelSlot, Served
 from api.model.request_schema import EntityRequest
 from api.model.scorer import RowScores
 from api.model.store_health import NO_ANSWER, Breaker
+from api.protocols.problems import kind_of
 from api.telemetry.metrics import Metrics
+from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestContext
 from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
+
+CANCELLED = "cancelled"
+"""In the prediction log: the process ended before the request was answered."""
 
 
 class Scoring:
     """Scores requests with the version that serves now."""
 
     def __init__(
-        self, slot: ModelSlot, breaker: Breaker, batcher: MicroBatcher, metrics: Metrics, deadline_s: float
+        self,
+        slot: ModelSlot,
+        breaker: Breaker,
+        batcher: MicroBatcher,
+        metrics: Metrics,
+        deadline_s: float,
+        prediction_log: PredictionLog | None = None,
     ) -> None:
         self._slot = slot
+        self._prediction_log = prediction_log
         self._breaker = breaker
         self._batcher = batcher
         self._metrics = metrics
@@ -50,8 +62,21 @@ class Scoring:
             PredictionFailed: the model failed.
         """
         context.request_id = request.request_id
+        pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
+        scores = problem = None
+        try:
+            scores = await self._score(served, pending, context)
+        except BaseException as error:
+            problem = kind_of(error).name if isinstance(error, Exception) else CANCELLED
+            raise
+        finally:
+            if self._prediction_log is not None:
+                self._prediction_log.add(served, request.request_id, pending, scores, problem)
+        return scores
+
+    async def _score(self, served: Served, pending: PendingRequest, context: RequestContext) -> RowScores:
         self._breaker.check()
-        pending = context.pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
+        context.pending = pending
         try:
             scores = await self._batcher.score(pending, self._deadline_s)
         except TimeoutError:

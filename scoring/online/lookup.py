@@ -29,6 +29,9 @@ class OnlineVectors(msgspec.Struct, frozen=True):
     """string (n_rows,): `not_found`, `stale` or `null_feature`; null if the vector is complete."""
     oldest_s: float | None = None
     """Event time of the oldest row that was found, in seconds since 1970; None if none was found."""
+    read: StoreRead | None = None
+    """What was read, and the on-demand features computed from it, before times to live were applied; None if the rows
+    are only a part of those that were read."""
 
 
 class Lookup(msgspec.Struct, frozen=True):
@@ -97,7 +100,10 @@ def read_online_vectors(
     }
     vectors = features.vectors(columns | from_request, unusable)
     return OnlineVectors(
-        vectors, missing_reasons(vectors, absent, unusable), float(oldest_s) if oldest_s < np.inf else None
+        vectors,
+        missing_reasons(vectors, absent, unusable),
+        float(oldest_s) if oldest_s < np.inf else None,
+        StoreRead(read.event_s, columns),
     )
 
 

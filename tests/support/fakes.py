@@ -94,6 +94,11 @@ class FakeScorer:
     def stored_keys(self) -> EntityRows | None:
         return self.keys
 
+    def log_schema(self) -> pa.Schema:
+        keys = [(key.name, key.arrow_type) for key in self.features.join_keys]
+        times = [("__log_timestamp", pa.timestamp("us", "UTC")), ("__log_date", pa.date32())]
+        return pa.schema([*keys, *times, ("__request_id", pa.string())])
+
     def check_store(self) -> None:
         if self.store_error is not None:
             raise self.store_error

@@ -1,0 +1,249 @@
+"""Writes the prediction log (`scoring.monitoring.prediction_log`) off the request path, in a thread of its own.
+
+A request adds one small record. The thread makes rows of the records several times a second, and a file of the rows
+after SERVING_PREDICTION_LOG_SECONDS or SERVING_PREDICTION_LOG_ROWS. If files can't be written, rows wait in memory, up
+to a bound. What exceeds it is dropped, counted and reported in the log: no request waits or fails.
+"""
+
+import threading
+import time
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.inference.micro_batch import MicroBatch, PendingRequest
+from api.model.model_slot import Served
+from api.model.scorer import RowScores
+from scoring.errors import ServingError, first_line
+from scoring.files.transfer import publishing
+from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema
+from scoring.online.reading import StoreRead
+from scoring.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "serving_prediction_log_"
+# Between two conversions of records to rows. Shorter ones hold the interpreter's lock for less time each.
+CONVERT_EVERY_S = 0.25
+# Records wait for the next conversion only, unless that fails to keep up.
+MAX_RECORDED_ROWS = 50_000
+# Rows that wait while files can't be written, in files.
+FILES_IN_MEMORY = 3
+LONGEST_PAUSE_S = 30.0
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What the log keeps of a request until its rows are made."""
+
+    served: Served
+    request_id: str
+    pending: PendingRequest
+    scores: RowScores | None
+    problem: str | None
+    latency_ms: float
+    ended_at: float
+    """Seconds since 1970."""
+
+
+class PredictionLog(Collector):
+    """The log of one process. `add` is called on the event loop; it is also a collector of its metrics."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Write nothing yet. `settings.prediction_log` is set."""
+        assert settings.prediction_log is not None  # noqa: S101 - for the type checker
+        self._folder = settings.prediction_log
+        self._seconds = settings.prediction_log_seconds
+        self._file_rows = settings.prediction_log_rows
+        self._sampled = int(settings.prediction_log_sample * 2**32)
+        self._role = settings.model_alias
+        self._records: deque[Record] = deque()
+        self._recorded = 0
+        """Rows that were added. Written by the event loop only."""
+        self._converted = 0
+        """Rows of the records that were taken from the queue. This and all below is written by the thread only."""
+        self._current: tuple[Served, LogSchema] | None = None
+        self._tables: list[tuple[LogSchema, pa.Table]] = []
+        self._rows_in_memory = 0
+        self._written = self._dropped = self._refused = 0
+        self._problem: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, within_s: float) -> None:
+        """Write what is there, and stop the thread. Blocking."""
+        self._stop.set()
+        self._thread.join(within_s)
+
+    def add(
+        self, served: Served, request_id: str, pending: PendingRequest, scores: RowScores | None, problem: str | None
+    ) -> None:
+        """Log a request that has ended, unless it is not in the sample."""
+        if zlib.crc32(request_id.encode("utf-8", "replace")) >= self._sampled:
+            return
+        if self._recorded - self._converted > MAX_RECORDED_ROWS:
+            self._refused += pending.rows
+            return
+        self._recorded += pending.rows
+        latency_ms = (time.perf_counter() - pending.queued_at) * 1e3
+        self._records.append(Record(served, request_id, pending, scores, problem, latency_ms, time.time()))
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        rows = CounterMetricFamily(PREFIX + "rows", "Rows of the prediction log, by their end.", labels=("result",))
+        rows.add_metric(("written",), self._written)
+        rows.add_metric(("dropped",), self._dropped + self._refused)
+        yield rows
+        waiting = self._recorded - self._converted + self._rows_in_memory
+        yield GaugeMetricFamily(PREFIX + "waiting_rows", "Rows of the prediction log in memory.", waiting)
+
+    def _run(self) -> None:
+        oldest, next_try, pause_s = None, 0.0, 1.0
+        while True:
+            stopping = self._stop.wait(CONVERT_EVERY_S)
+            self._convert()
+            now = time.monotonic()
+            oldest = None if not self._rows_in_memory else oldest or now
+            due = oldest is not None and (self._rows_in_memory >= self._file_rows or now - oldest >= self._seconds)
+            if self._rows_in_memory and (stopping or (due and now >= next_try)):
+                if self._write():
+                    oldest, pause_s, next_try = None, 1.0, 0.0
+                else:
+                    next_try, pause_s = now + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+                    self._make_room()
+            if stopping:
+                self._drop(self._rows_in_memory)
+                return
+
+    def _convert(self) -> None:
+        """Make rows of the records."""
+        records = [self._records.popleft() for _ in range(len(self._records))]
+        groups: dict[int, list[Record]] = {}
+        for record in records:
+            groups.setdefault(id(record.served), []).append(record)
+        for group in groups.values():
+            rows = sum(record.pending.rows for record in group)
+            try:
+                schema = self._schema(group[0].served)
+                table = schema.table(_batches(group))
+            except Exception as error:  # the thread must survive any error
+                self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
+                self._dropped += rows
+            else:
+                self._tables.append((schema, table))
+                self._rows_in_memory += rows
+            self._converted += rows
+
+    def _schema(self, served: Served) -> LogSchema:
+        if self._current is None or self._current[0] is not served:
+            scorer = served.scorer
+            schema = LogSchema(
+                scorer.version,
+                scorer.features,
+                scorer.outputs,
+                scorer.log_schema(),
+                role=self._role,
+                definitions=served.target.definitions,
+            )
+            self._current = served, schema
+        return self._current[1]
+
+    def _write(self) -> bool:
+        """Write all rows, one file for each version and day. Return whether that succeeded."""
+        try:
+            while self._tables:
+                schema = self._tables[0][0]
+                tables = [table for each, table in self._tables if each is schema]
+                rows = pa.concat_tables(tables)
+                for day in pc.unique(rows[LOG_DATE]).to_pylist():
+                    self._write_file(rows.filter(pc.equal(rows[LOG_DATE], day)), day)
+                self._tables = [(each, table) for each, table in self._tables if each is not schema]
+                self._rows_in_memory -= rows.num_rows
+                self._written += rows.num_rows
+        except (ServingError, OSError, pa.ArrowException) as error:
+            self._report(first_line(str(error)))
+            return False
+        self._report(None)
+        return True
+
+    def _write_file(self, rows: pa.Table, day: date) -> None:
+        model = f"{rows['model_name'][0].as_py()}-{rows['model_version'][0].as_py()}"
+        place = self._folder / f"date={day}" / f"{model}-{uuid.uuid4().hex}.parquet"
+        with publishing(place) as part:
+            pq.write_table(rows, part, compression="zstd")
+
+    def _make_room(self) -> None:
+        """Drop the oldest rows beyond the bound."""
+        while self._rows_in_memory > FILES_IN_MEMORY * self._file_rows:
+            _, table = self._tables.pop(0)
+            self._dropped += table.num_rows
+            self._rows_in_memory -= table.num_rows
+
+    def _drop(self, rows: int) -> None:
+        self._dropped += rows
+        self._rows_in_memory -= rows
+        if rows:
+            log.error("prediction_log_dropped", rows=rows, reason=self._problem)
+
+    def _report(self, problem: str | None) -> None:
+        """Log a change of state."""
+        if problem is not None and self._problem is None:
+            log.error("prediction_log_failed", reason=problem, dropped=self._dropped)
+        elif problem is None and self._problem is not None:
+            log.info("prediction_log_recovered", dropped=self._dropped)
+        self._problem = problem
+
+
+def _batches(records: list[Record]) -> list[LoggedBatch]:
+    """Return the records by the micro-batches that they were looked up in."""
+    by_batch: dict[int, list[Record]] = {}
+    for record in records:
+        by_batch.setdefault(id(record.pending.batch or record), []).append(record)
+    return [_batch(group) for group in by_batch.values()]
+
+
+def _batch(records: list[Record]) -> LoggedBatch:
+    batch = records[0].pending.batch
+    requests = [
+        LoggedRequest(
+            record.request_id,
+            record.pending.entity_rows,
+            record.pending.rows,
+            None if record.scores is None else record.scores.outputs,
+            None if record.scores is None else record.scores.reasons,
+            record.latency_ms,
+            record.problem,
+        )
+        for record in sorted(records, key=lambda record: record.pending.start)
+    ]
+    as_of = datetime.fromtimestamp(records[0].ended_at, UTC) if batch is None else batch.as_of
+    return LoggedBatch(requests, as_of, _read(records, batch))
+
+
+def _read(records: list[Record], batch: MicroBatch | None) -> StoreRead | None:
+    """Return what was read for these requests, sorted by their places in the micro-batch."""
+    if batch is None or batch.online is None or batch.online.read is None:
+        return None
+    read = batch.online.read
+    pieces = sorted((record.pending.start, record.pending.rows) for record in records)
+    if sum(rows for _, rows in pieces) == len(batch.online.reasons):
+        return read
+    places = np.concatenate([np.arange(start, start + rows) for start, rows in pieces])
+    return StoreRead(
+        {view: event_s[places] for view, event_s in read.event_s.items()},
+        {name: column.take(pa.array(places)) for name, column in read.columns.items()},
+    )

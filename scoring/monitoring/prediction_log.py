@@ -1,0 +1,225 @@
+"""The rows of the prediction log: what was served to whom, from which feature values, by which version.
+
+A row describes one entity of a scoring request. Its feature columns are Feast's own logging schema of the feature
+service (feast.feature_logging, 0.67):
+
+- each join key, and each request field of an on-demand view
+- `<view>__<feature>`, its event time `…__timestamp` and its status `…__status`, for each feature of the service. The
+  value is null where the row was past its time to live. Features that the model does not use are not read: they are
+  null, with the status 0.
+- `__log_timestamp`, the time as of which features were read; `__log_date`; `__request_id`
+
+These columns follow, named as in a batch output where that has them:
+
+- the request inputs of the model
+- the outputs, `reason`, `model_name`, `model_version`
+- `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions),
+  `__latency_ms` (from the decoded request to its scores), `__problem` (if the request was not answered with scores)
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
+from scoring.models.outputs import Outputs
+from scoring.models.registry import ModelVersion
+from scoring.online.reading import StoreRead
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+# feast.protos.feast.serving.ServingService_pb2.FieldStatus
+NOT_READ, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 0, 1, 2, 3, 4
+EVENT_TIME = pa.timestamp("s", "UTC")
+LOG_TIMESTAMP, LOG_DATE, REQUEST_ID = "__log_timestamp", "__log_date", "__request_id"
+ROLE, DEFINITIONS, LATENCY_MS, PROBLEM = "__role", "__definitions", "__latency_ms", "__problem"
+
+
+class LoggedRequest(msgspec.Struct, frozen=True):
+    """A request, or a part of one, in the log."""
+
+    request_id: str
+    entity_rows: Mapping[str, Sequence[Any]]
+    """Request column → values (rows,)."""
+    rows: int
+    outputs: Sequence[Sequence[Any]] | None
+    """(n_outputs, rows). None if the request failed."""
+    reasons: Sequence[str | None] | None
+    """(rows,). None if the request failed."""
+    latency_ms: float
+    problem: str | None = None
+
+
+class LoggedBatch(msgspec.Struct, frozen=True):
+    """Requests whose features were read together, in the order of their rows."""
+
+    requests: Sequence[LoggedRequest]
+    as_of: datetime
+    """The time as of which features were read."""
+    read: StoreRead | None
+    """What was read for the rows of these requests. None if it failed."""
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return sum(request.rows for request in self.requests)
+
+
+class LogSchema:
+    """The columns of the log for one version with one role."""
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        features: ModelFeatures,
+        outputs: Outputs,
+        feast_schema: pa.Schema,
+        *,
+        role: str,
+        definitions: str,
+    ) -> None:
+        """Define the columns; `feast_schema` comes from `feast_log_schema`."""
+        self.feast_schema = feast_schema
+        self._features = features
+        self._constants = {
+            "model_name": pa.scalar(version.name),
+            "model_version": pa.scalar(version.version, pa.int64()),
+            ROLE: pa.scalar(role),
+            DEFINITIONS: pa.scalar(definitions),
+        }
+        self._outputs = outputs
+        own = [(name, dtype) for name, dtype in features.request_columns.items() if dtype is not None]
+        own += [(field.name, field.type) for field in outputs.schema]
+        own += [("reason", pa.string()), *((name, value.type) for name, value in self._constants.items())]
+        own += [(LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
+        known = set(feast_schema.names)
+        self.schema = pa.schema([*feast_schema, *(pa.field(*each) for each in own if each[0] not in known)])
+
+    def table(self, batches: Sequence[LoggedBatch]) -> pa.Table:
+        """Return the rows of some batches, with `schema`, in their order."""
+        requests = [request for batch in batches for request in batch.requests]
+        counts = [request.rows for request in requests]
+        rows = sum(counts)
+        columns = self._of_views(batches)
+        for name, dtype in self._features.request_columns.items():
+            if dtype is not None:
+                values = [value for request in requests for value in request.entity_rows[name]]
+                columns[name] = pa.array(values, dtype)
+        as_of = np.array([batch.as_of.astimezone(UTC).replace(tzinfo=None) for batch in batches], "datetime64[us]")
+        times = np.repeat(as_of, [batch.rows for batch in batches])
+        columns[LOG_TIMESTAMP] = pa.array(times).cast(pa.timestamp("us", "UTC"))
+        columns[LOG_DATE] = pa.array(times.astype("datetime64[D]"))
+        columns[REQUEST_ID] = _repeated([request.request_id for request in requests], counts, pa.string())
+        for place, field in enumerate(self._outputs.schema):
+            outputs = [
+                value
+                for request in requests
+                for value in (
+                    itertools.repeat(None, request.rows) if request.outputs is None else request.outputs[place]
+                )
+            ]
+            columns[field.name] = pa.array(outputs, field.type)
+        reasons = [reason for request in requests for reason in request.reasons or itertools.repeat(None, request.rows)]
+        columns["reason"] = pa.array(reasons, pa.string())
+        columns |= {name: pa.repeat(value, rows) for name, value in self._constants.items()}
+        columns[LATENCY_MS] = _repeated([request.latency_ms for request in requests], counts, pa.float64())
+        columns[PROBLEM] = _repeated([request.problem for request in requests], counts, pa.string())
+        return pa.Table.from_arrays(
+            [_typed(field, columns.get(field.name), rows) for field in self.schema], schema=self.schema
+        )
+
+    def feast_rows(self, table: pa.Table) -> pa.Table:
+        """Return only the columns of Feast's logging schema."""
+        return table.select(self.feast_schema.names)
+
+    def _of_views(self, batches: Sequence[LoggedBatch]) -> dict[str, Any]:
+        """Return values, event times and statuses of the features that were read."""
+        columns: dict[str, Any] = {}
+        counts = [batch.rows for batch in batches]
+        now_s = np.repeat([batch.as_of.timestamp() for batch in batches], counts)
+        read = np.repeat([batch.read is not None for batch in batches], counts)
+        states = {view.name: _state(view, batches, read, now_s) for view in self._features.views}
+        for feature in self._features.features:
+            name = feast_name(feature.column)
+            values = pa.chunked_array([_values(batch, feature) for batch in batches], feature.dtype)
+            status = np.where(values.is_null(), NULL_VALUE, PRESENT)
+            for view in feature.views:
+                status = np.where(states[view][1] != PRESENT, states[view][1], status)
+            columns[name] = pc.if_else(pa.array(status == PRESENT), values, pa.scalar(None, feature.dtype))
+            columns[f"{name}__status"] = pa.array(status, pa.int32())
+            if not feature.on_demand:
+                columns[f"{name}__timestamp"] = states[feature.views[0]][0]
+        return columns
+
+
+def feast_log_schema(store: "FeatureStore", features: ModelFeatures) -> pa.Schema:
+    """Return Feast's logging schema of a model's feature service, or the same columns of its inputs without one.
+
+    A feature whose type Feast's schema can't have leaves only the model's own features in it.
+    """
+    from feast import FeatureService
+    from feast.feature_logging import FeatureServiceLoggingSource
+
+    if isinstance(features.feast.service, FeatureService):
+        source = FeatureServiceLoggingSource(features.feast.service, store.project)
+        try:
+            return source.get_schema(_CachedRegistry(store.registry))  # type: ignore[arg-type]  # it reads views only
+        except KeyError:  # the type
+            pass
+    columns: dict[str, pa.DataType] = {key.name: key.arrow_type for key in features.join_keys}
+    for feature in features.features:
+        name = feast_name(feature.column)
+        columns |= {name: feature.dtype, f"{name}__timestamp": EVENT_TIME, f"{name}__status": pa.int32()}
+    columns |= {LOG_TIMESTAMP: pa.timestamp("us", "UTC"), LOG_DATE: pa.date32(), REQUEST_ID: pa.string()}
+    return pa.schema(list(columns.items()))
+
+
+class _CachedRegistry:
+    """A Feast registry that answers from its cache: the file of frozen definitions does not exist any more."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._registry, name)
+        return lambda *arguments, allow_cache=True: method(*arguments, allow_cache=True)  # noqa: ARG005
+
+
+def _state(
+    view: View, batches: Sequence[LoggedBatch], read: np.ndarray, now_s: np.ndarray
+) -> tuple[pa.Array, np.ndarray]:
+    """Return the event times of a view's rows, and their statuses regardless of values, int (n_rows,)."""
+    event_s = np.concatenate(
+        [np.zeros(batch.rows) if batch.read is None else batch.read.event_s[view.name] for batch in batches]
+    )
+    found = event_s != 0
+    status = np.where(found, PRESENT, np.where(read, NOT_FOUND, NOT_READ))
+    if view.ttl_s is not None:
+        status[found & (event_s + view.ttl_s < now_s)] = OUTSIDE_MAX_AGE
+    return pa.array(event_s.astype(np.int64), mask=~found).cast(EVENT_TIME), status
+
+
+def _values(batch: LoggedBatch, feature: Feature) -> pa.Array:
+    if batch.read is None:
+        return pa.nulls(batch.rows, feature.dtype)
+    values = batch.read.columns[feature.column]
+    return values if values.type == feature.dtype else values.cast(feature.dtype, safe=False)
+
+
+def _repeated(values: Sequence[Any], counts: Sequence[int], dtype: pa.DataType) -> pa.Array:
+    return pa.array(values, dtype).take(pa.array(np.repeat(np.arange(len(values)), counts)))
+
+
+def _typed(field: pa.Field, column: Any, rows: int) -> Any:
+    """Return a column in the type of its field. One that was not read is null, with the status NOT_READ."""
+    if column is None:
+        status = field.name.endswith("__status")
+        return pa.repeat(pa.scalar(NOT_READ, field.type), rows) if status else pa.nulls(rows, field.type)
+    return column if column.type == field.type else column.cast(field.type, safe=False)
