@@ -230,8 +230,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of the prediction log after which a file is written before that time. Three times as many may wait in memory
     while files can't be written. Further rows are dropped and counted."""
 
-    prediction_log_sample: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Fraction of the requests in the prediction log, chosen by request id."""
+    prediction_log_sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Fraction of the requests in the prediction log, chosen by request id: 0 for none."""
 
     log_level: LogLevel = "info"
     """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""

@@ -203,7 +203,7 @@ def test_each_service_gets_only_the_secrets_that_it_needs() -> None:
         "code-location": s3 | stores | {"DAGSTER_DB_PASSWORD"},
         "webserver": {"DAGSTER_DB_PASSWORD"},
         "daemon": {"DAGSTER_DB_PASSWORD"},
-        "api": stores | {"SERVING_API_KEYS", "SERVING_WEBHOOK_SECRET"},
+        "api": s3 | stores | {"SERVING_API_KEYS", "SERVING_WEBHOOK_SECRET"},
         "proxy": set(),
         "prometheus": set(),
         "grafana": {"GRAFANA_ADMIN_PASSWORD"},

@@ -10,6 +10,8 @@ from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.protocols.problems import KINDS
 from api.telemetry.metrics import PREFIX, Metrics, ServingState
+from api.telemetry.prediction_log import PredictionLog
+from scoring.files.location import Location
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader
 
@@ -30,6 +32,7 @@ def test_exactly_the_exported_metrics_are_documented() -> None:
 
     metrics = Metrics()
     metrics.read_at_each_scrape(ServingState(ModelSlot(), StoreProbe().breaker))
+    metrics.read_at_each_scrape(PredictionLog(Settings(model_name="m", prediction_log=Location(ROOT))))
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {
         family.name + ("_total" if family.type == "counter" else "")
