@@ -17,8 +17,10 @@ from pathlib import Path
 
 from benchmarks.paths import PEERS, ROOT, VAR
 
-DISTRIBUTION = {"bentoml": "bentoml", "fastapi": "fastapi", "mlserver": "mlserver"}
-"""Peer → its package."""
+OURS, OURS_BATCH = "ours", "ours-batch"
+OUR_REQUIREMENTS = {OURS: "api.txt", OURS_BATCH: "batch.txt"}
+DISTRIBUTION = {"bentoml": "bentoml", "fastapi": "fastapi", "mlserver": "mlserver", OURS: "mlflow"}
+"""Peer → its package. MLflow's own server runs in our environment, which has the package."""
 SHARED = ("feast", "scikit-learn", "pandas", "numpy", "redis", "hiredis")
 """Packages that must have the same version as ours, so that all peers do the same work."""
 _SHOW = "import sys,json;from importlib.metadata import version as v;print(json.dumps({n:v(n) for n in sys.argv[1:]}))"
@@ -34,8 +36,6 @@ class WrongVersion(RuntimeError):
         )
 
 
-OURS, OURS_BATCH = "ours", "ours-batch"
-OUR_REQUIREMENTS = {OURS: "api.txt", OURS_BATCH: "batch.txt"}
 MODEL_LIBRARIES = dict.fromkeys((OURS, OURS_BATCH, "bentoml"), ("xgboost", "lightgbm", "onnx"))
 """Environment → the extras that it also has, from the same locks."""
 
@@ -89,7 +89,7 @@ def check_versions(peer: str) -> dict[str, str]:
 
 
 def _pinned(peer: str, package: str) -> str:
-    text = (PEERS / peer / "requirements.txt").read_text()
+    text = requirements_of(peer)[0].read_text()
     match = re.search(rf"^{package}==(\S+)", text, re.MULTILINE)
     if match is None:
         raise WrongVersion(peer, package, "without a pin", "a pinned version")

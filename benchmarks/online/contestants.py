@@ -174,6 +174,35 @@ class MlServer(Peer):
         return (outputs["prediction"][0], outputs["score"][0]) if outputs["prediction"] else None
 
 
+class Invocations(Contestant):
+    """A server that speaks MLflow's scoring protocol. Its answers have no ids: the best one is named by its place."""
+
+    path = "/invocations"
+    ready_path = "/ping"
+    template = '{"inputs":{"driver_id":[IDS]}}'
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        if status != 200:
+            raise UnexpectedAnswer(self.name, status, answer)
+        scores = [(score, -place) for place, score in enumerate(json.loads(answer)["predictions"]) if score is not None]
+        return (-max(scores)[1], max(scores)[0]) if scores else None
+
+
+class OursInvocations(Invocations, Ours):
+    """The product's POST /invocations."""
+
+
+class MlflowServe(Invocations, Peer):
+    """MLflow's own scoring server. The product's environment has what it needs."""
+
+    name = "mlflow-serve"
+    peer = OURS
+
+    @property
+    def code(self) -> Path:
+        return PEERS / "mlflow_serve"
+
+
 class Constant(Contestant):
     """A typed Litestar route that answers a constant: the cost of HTTP and JSON without any other work."""
 
@@ -184,3 +213,5 @@ class Constant(Contestant):
 
 
 ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlBatching, MlServer, FastApi, Constant)
+OF_PROTOCOL: dict[str, tuple[type[Contestant], ...]] = {"MLflow's protocol": (OursInvocations, MlflowServe)}
+"""Protocol → those that are compared in it. ALL have their own forms of requests."""

@@ -43,7 +43,7 @@ def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:
     Returns peer → package → version.
     """
     peers = dict.fromkeys(kind.peer for kind in kinds if issubclass(kind, Peer))
-    for peer in (OURS, *peers):
+    for peer in dict.fromkeys((OURS, *peers)):
         build(peer)
     return {peer: check_versions(peer) for peer in peers}
 

@@ -21,6 +21,8 @@ class Workload(msgspec.Struct, frozen=True):
     connections: int
     model: str = "elasticnet"
     store: str = "redis"
+    protocol: str | None = None
+    """A key of OF_PROTOCOL; None if each server has its own."""
 
 
 class Round(msgspec.Struct, frozen=True):

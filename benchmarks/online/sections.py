@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, BentoMl, Constant, Ours
+from benchmarks.online.contestants import ALL, OF_PROTOCOL, BentoMl, Constant, Ours
 from benchmarks.online.fleet import fleet
 from benchmarks.online.rounds import Round, Workload, measure
 from benchmarks.results import Result, code_version, now, this_machine
@@ -28,6 +28,7 @@ WORKLOADS = {
     "online-5-onnx": Workload(5, 16, model="onnx"),
     "online-5-classes": Workload(5, 16, model="classes"),
     "online-5-sqlite": Workload(5, 16, store="sqlite"),
+    "online-5-mlflow": Workload(5, 16, protocol="MLflow's protocol"),
 }
 FIRST = ("redis", "elasticnet")
 # Models of which only BentoML is measured beside the product.
@@ -48,20 +49,26 @@ SERVER_NAMES = {
     "bentoml-batching": "BentoML, adaptive batching",
     "mlserver": "MLServer",
     "fastapi": "FastAPI",
+    "mlflow-serve": "MLflow's server",
     "constant": "constant route (floor)",
 }
-HEAD = ("server", "requests/s", "x BentoML", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
+# The peer that rates are compared with, if it was measured.
+BASES = ("bentoml", "mlflow-serve")
+HEAD = ("server", "requests/s", "x {base}", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
 
 
 def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> Iterator[Result]:
     """Run these sections with all or only the named servers. Servers keep running until store or model changes."""
     chosen = [(name, WORKLOADS[name]) for name in WORKLOADS if name in sections]
-    for (store, model), group in itertools.groupby(chosen, lambda each: (each[1].store, each[1].model)):
+    same_servers = itertools.groupby(chosen, lambda each: (each[1].store, each[1].model, each[1].protocol))
+    for (store, model, protocol), group in same_servers:
         machine = this_machine()
         # The constant route uses neither model nor store, so it runs only with the first ones.
         possible = [kind for kind in ALL if kind is not Constant or (store, model) == FIRST]
         if model in WITH_BENTOML:
             possible = [Ours, BentoMl]
+        if protocol is not None:
+            possible = list(OF_PROTOCOL[protocol])
         kinds = [kind for kind in possible if not servers or kind.name in servers]
         with fleet(store, model, kinds) as started:
             for name, workload in group:
@@ -82,14 +89,17 @@ def title(section: str) -> str:
     """The heading of a section."""
     load = WORKLOADS[section]
     connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
-    return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}"
+    protocol = f", {load.protocol}" if load.protocol else ""
+    return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}{protocol}"
 
 
 def as_table(result: Result) -> str:
     """Return one table row per server: medians over the rounds, with the spread of the figures that vary most."""
     rounds = by_server(result.rows)
-    base = median(rounds["bentoml"], "requests_s") if "bentoml" in rounds else None
-    return table(HEAD, (_row(server, each, base) for server, each in rounds.items())) + _failures(rounds)
+    name = next((name for name in BASES if name in rounds), BASES[0])
+    base = median(rounds[name], "requests_s") if name in rounds else None
+    head = [each.format(base=SERVER_NAMES[name]) for each in HEAD]
+    return table(head, (_row(server, each, base) for server, each in rounds.items())) + _failures(rounds)
 
 
 def by_server(rows: Iterable[dict[str, Any]]) -> dict[str, list[Round]]:

@@ -1,12 +1,19 @@
 """Clients that people already have, on the real API and its SQLite stores. Each gets the bits of POST /scores."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx
+import pandas
 import pytest
 
 from tests.support.api_server import ApiServer
@@ -94,3 +101,65 @@ def test_a_client_generated_from_the_document_gets_scores_and_typed_problems(
     name, status, example, type_, unexpected = json.loads(errors)
     assert (name, status, set(example)) == ("Problem", 422, {"request_id", "driver_ids"})
     assert (type_, unexpected) == ("urn:model-serving:problem:key-needed", 404)
+
+
+class AddsTheKey(BaseHTTPRequestHandler):
+    """A proxy for clients that can't send a key."""
+
+    protocol_version = "HTTP/1.1"
+    server_behind: ClassVar[ApiServer]
+
+    def do_GET(self) -> None:
+        self._pass_on(self.server_behind.get(self.path))
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._pass_on(self.server_behind.ask(body, self.path, **{"Content-Type": self.headers["Content-Type"]}))
+
+    def _pass_on(self, response: httpx.Response) -> None:
+        self.send_response(response.status_code)
+        for name in ("Content-Type", "Content-Length"):
+            self.send_header(name, response.headers[name])
+        self.end_headers()
+        self.wfile.write(response.content)
+
+
+@pytest.fixture
+def proxy(server: ApiServer) -> Iterator[int]:
+    """The port of a proxy that adds the key."""
+    handler = type("Handler", (AddsTheKey,), {"server_behind": server})
+    with ThreadingHTTPServer((server.host, 0), handler) as listening:
+        threading.Thread(target=listening.serve_forever).start()
+        yield listening.server_port
+        listening.shutdown()
+
+
+def test_mlflows_client_and_requests_with_pandas_get_the_scores(
+    server: ApiServer, proxy: int, scores: dict[int, float | None]
+) -> None:
+    code = for_server(code_blocks("clients.md", "MLflow")["python"], server)
+    documented: dict[str, Any] = {}
+    exec(code.replace('"localhost", 8172', f'"{server.host}", {proxy}'), documented)  # noqa: S102 - our own
+    expected = [scores[driver] for driver in documented["rows"]["driver_id"]]
+    assert documented["answer"] == {"predictions": expected, "reasons": [None, None, "not_found"]}
+    assert documented["predictions"].replace(math.nan, None).tolist() == expected
+    assert documented["reasons"] == [None, None, "not_found"]
+
+    client = documented["client"]
+    frame = pandas.DataFrame({"driver_id": [*DRIVERS, UNKNOWN_DRIVER]})
+    floats = frame.astype("float64")  # as after a join with missing rows
+    for data in (frame, floats, frame.to_numpy(), floats.to_numpy(), frame["driver_id"].tolist()):
+        assert client.invoke(data)["predictions"] == list(scores.values())
+    in_csv = server.ask(frame.to_csv().encode(), "/invocations", **{"Content-Type": "text/csv"})
+    assert in_csv.json()["predictions"] == list(scores.values())
+    assert json.loads(client.get_version())["mlflow"] == metadata.version("mlflow")
+
+
+def test_mlflows_client_sees_errors_as_its_own(server: ApiServer, proxy: int) -> None:
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+
+    frame = pandas.DataFrame({"driver_id": ["a"]})
+    with pytest.raises(Exception, match=r"Invocation failed \(error code 400, response: .*\"BAD_REQUEST\".*instance"):
+        ScoringServerClient(server.host, proxy).invoke(frame)
+    with pytest.raises(Exception, match=r"Invocation failed \(error code 401, response: .*\"UNAUTHENTICATED\""):
+        ScoringServerClient(server.host, server.port).invoke(frame)

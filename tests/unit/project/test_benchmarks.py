@@ -1,5 +1,6 @@
 """The statistics of the benchmarks, and the versions of their peers."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -8,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.environments import DISTRIBUTION, SHARED
-from benchmarks.online.contestants import ALL, Contestant
+from benchmarks.environments import DISTRIBUTION, SHARED, requirements_of
+from benchmarks.online.contestants import ALL, OF_PROTOCOL, Contestant
 from benchmarks.online.rounds import Round
 from benchmarks.page import SECTIONS, title_of, write_page
-from benchmarks.paths import PEERS, ROOT
+from benchmarks.paths import ROOT
 from benchmarks.processes import cpu_s
 from benchmarks.results import Result, read, save, this_machine
 from benchmarks.targets import targets
@@ -52,7 +53,7 @@ def online_5() -> Result:
 
 @pytest.mark.parametrize("peer", DISTRIBUTION)
 def test_a_peer_is_pinned_to_what_it_shares_with_us(peer):
-    ours, theirs = pins(ROOT / "requirements" / "all.txt"), pins(PEERS / peer / "requirements.txt")
+    ours, theirs = pins(ROOT / "requirements" / "all.txt"), pins(requirements_of(peer)[0])
     assert {name: theirs[name] for name in SHARED} == {name: ours[name] for name in SHARED}
     assert DISTRIBUTION[peer] in theirs
 
@@ -81,7 +82,7 @@ def test_the_page_shows_what_was_measured_and_names_what_was_not(tmp_path, onlin
 
 
 def test_a_request_body_asks_for_exactly_these_drivers():
-    for kind in ALL:
+    for kind in itertools.chain(ALL, *OF_PROTOCOL.values()):
         contestant: Contestant = kind(Path("/nowhere"))
         body = contestant.body([1001, 1002]).decode()
         assert "[1001,1002]" in body
