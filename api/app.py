@@ -27,6 +27,7 @@ from api.protocols.answers import AnswerForm
 from api.protocols.json_format import JsonFormat
 from api.protocols.mlflow_format import MlflowFormat
 from api.protocols.problems import problem_of, problem_response, to_litestar
+from api.protocols.scores_format import ScoresFormat
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import WireFormat
 from api.telemetry.metrics import Metrics, ServingState
@@ -138,7 +139,7 @@ def wire_formats(settings: Settings) -> dict[str, WireFormat]:
     """Return path → wire format of all scoring routes. A segment `{name}` of a path is a parameter."""
     return {
         "/inference": JsonFormat(AnswerForm.inference, settings),
-        "/scores": JsonFormat(AnswerForm.scores, settings),
+        "/scores": ScoresFormat(settings),
         "/invocations": MlflowFormat(settings),
     }
 

@@ -10,10 +10,11 @@ ServingError (scoring.errors)
 │   ├── InvalidHeader        a header of the request has an unusable value
 │   ├── UnsupportedMediaType the body's media type is not one that the path accepts
 │   │   └── NotJson          the path accepts only JSON
+│   ├── NotAcceptable        the path answers in none of the media types that the client accepts
 │   ├── BodyEncoded          the body is compressed
 │   ├── BodyTooLarge         the body is larger than allowed
 │   ├── BodyTooSlow          the body did not arrive in time
-│   ├── ClientLeft           the client closed the connection before the body was complete
+│   ├── ClientLeft           the client closed the connection
 │   ├── UpgradeRequested     the client wants to switch to another protocol
 │   ├── MalformedBody        the body is not valid JSON, or not valid in its media type
 │   ├── InvalidRequest       the body is valid, but not a request for this model
@@ -97,6 +98,13 @@ class NotJson(UnsupportedMediaType):
         RequestError.__init__(self, "The body must be JSON: send the header Content-Type: application/json.")
 
 
+class NotAcceptable(RequestError):
+    """The header Accept excludes all the media types in `offered`."""
+
+    def __init__(self, offered: Sequence[str]) -> None:
+        super().__init__(f"The header Accept admits none of the media types of the response: {', '.join(offered)}.")
+
+
 class BodyEncoded(RequestError):
     """The body is compressed, or encoded in another way."""
 
@@ -105,10 +113,10 @@ class BodyEncoded(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is larger than allowed."""
+    """The body is larger than allowed; `when` says at which stage, if not as it was sent."""
 
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"The body is larger than {max_bytes} bytes.")
+    def __init__(self, max_bytes: int, when: str = "") -> None:
+        super().__init__(f"The body is larger than {max_bytes} bytes{when and ' '}{when}.")
 
 
 class BodyTooSlow(RequestError):
@@ -119,10 +127,10 @@ class BodyTooSlow(RequestError):
 
 
 class ClientLeft(RequestError):
-    """The client closed the connection before the body was complete, so nobody reads the response."""
+    """The client closed the connection, so nobody reads the response."""
 
     def __init__(self) -> None:
-        super().__init__("The connection was closed before the body was complete.")
+        super().__init__("The client closed the connection.")
 
 
 class UpgradeRequested(RequestError):

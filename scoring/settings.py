@@ -188,8 +188,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_entities: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     """Maximum number of entities per request."""
 
+    max_bulk_entities: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    """Maximum number of rows of an Arrow stream or Parquet file sent to `POST /scores`. More than
+    `SERVING_MAX_ENTITIES` rows are scored in blocks."""
+
+    bulk_deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    """Seconds that a request of more than `SERVING_MAX_ENTITIES` entities may take, from the arrival of its body to the
+    response. `SERVING_DEADLINE_S` applies to each of its blocks."""
+
     max_body_bytes: Annotated[int, Meta(ge=64)] = 1_048_576
-    """Maximum size of a request body, in bytes."""
+    """Maximum size of a request body, in bytes. Arrow streams and Parquet files may have 32 times as many, as sent and
+    decompressed."""
 
     body_timeout_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
     """Seconds that a request's body may take to arrive."""

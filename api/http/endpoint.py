@@ -5,6 +5,7 @@ request and response objects that parse all headers. Its router and its layers o
 of the remaining time (litestar 2.25, docs/adr/009).
 """
 
+import contextlib
 import functools
 import string
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from api.telemetry.request_context import RequestContext
 from scoring.settings import Settings
 
 METHODS = "POST, OPTIONS"
+USUAL = contextlib.nullcontext()
+"""The context of a request that is not one of the few large ones."""
 # The characters of a valid Host, as in Litestar's own check (2.25).
 HOST_CHARACTERS = f"{string.ascii_letters}{string.digits}!$&'()*+,;=-._~:[]@%".encode()
 
@@ -53,6 +56,7 @@ class ScoringEndpoint:
         self._keys = keys
         self._scoring = scoring
         self._bodies = BodyReader(settings.body_timeout_s)
+        self._max_body_bytes = settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -96,8 +100,9 @@ class ScoringEndpoint:
         max_bytes = wire_format.max_body_bytes(headers)
         if headers.get(b"content-encoding", b"").strip().lower() not in {b"", b"identity"}:
             raise BodyEncoded
-        body = await self._bodies.read(scope, headers, receive, max_bytes)
-        return await wire_format.respond(Call(parameters, headers, body, context), self._scoring)
+        with self._scoring.bulk(context) if max_bytes > self._max_body_bytes else USUAL:
+            body = await self._bodies.read(scope, headers, receive, max_bytes)
+            return await wire_format.respond(Call(parameters, headers, body, context, receive), self._scoring)
 
     def _template(self, path: str) -> tuple[str, dict[str, str]]:
         """Return the template of a path and its parameters, or the path itself if it matches no template."""

@@ -25,6 +25,7 @@ A 503 has a `Retry-After` in seconds."""
 PROBLEM_DESCRIPTIONS = {
     400: "The body can't be decoded, or the request is malformed.",
     401: "The API key is missing or unknown.",
+    406: "The header Accept excludes all media types of the response.",
     408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
     413: "The body is larger than SERVING_MAX_BODY_BYTES.",
     415: "The body has another media type, or it is compressed.",

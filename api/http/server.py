@@ -53,7 +53,7 @@ class DrainingServer(uvicorn.Server):
 
 def server_of(app: Any, settings: Settings, stopping: threading.Event) -> DrainingServer:
     """Make the server of one application, not running yet."""
-    longest_s = settings.body_timeout_s + settings.deadline_s
+    longest_s = settings.body_timeout_s + max(settings.deadline_s, settings.bulk_deadline_s)
     config = uvicorn.Config(
         app,
         loop="uvloop",

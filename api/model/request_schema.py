@@ -127,7 +127,8 @@ class RequestForm:
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self._column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
-        self.body_type = self._body_type(max_entities)
+        row_type, self.body_type = self._types(max_entities)
+        self._row_decoder = msgspec.json.Decoder(row_type)
         self._decoder = msgspec.json.Decoder(self.body_type)
 
     def decode(self, body: bytes) -> EntityRequest:
@@ -157,9 +158,7 @@ class RequestForm:
                 raise self.invalid(self._problem_of_members(lists, singles, rows_given=True))
             self._check_duplicates(body)
             rows = request.entity_rows
-            fields = zip(self.columns, _field_names("column", len(self.columns)), strict=True)
-            entity_rows = {name: [getattr(row, field) for row in rows] for name, field in fields}
-            return EntityRequest(request.request_id, self._integral(entity_rows), len(rows), top)
+            return EntityRequest(request.request_id, self._columns_of(rows), len(rows), top)
         number = len(next(iter(lists.values()), ()))
         entity_rows = lists | {name: [value] * number for name, value in singles.items()}
         members = len(lists) + len(singles)
@@ -167,6 +166,30 @@ class RequestForm:
             raise self.invalid(self._problem_of_members(lists, singles, rows_given=False))
         self._check_duplicates(body, strings=2 + members + (top is not None) + self._count_strings(lists, singles))
         return EntityRequest(request.request_id, self._integral(entity_rows), number, top)
+
+    def decode_lines(self, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
+        """Decode a request in NDJSON: each line is an entity row, as in `entity_rows`. Empty lines are ignored.
+
+        Raises:
+            MalformedBody: a line is not JSON in UTF-8.
+            InvalidRequest: a line has a wrong, missing, unknown or duplicate member, or there are no or too many rows.
+        """
+        rows: list[Any] = []
+        for number, line in enumerate(body.split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(self._row_decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                check_is_json(line, f"line {number}: ")
+                raise self.invalid_columns(f"Line {number}: {sentence(error)}") from None
+            if (name := first_duplicate(line)) is not None:
+                raise self.invalid_columns(f"Line {number}: Duplicate JSON member {name[:50]!r}")
+            if len(rows) > max_rows:
+                break
+        if not 0 < len(rows) <= max_rows:
+            raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {'more' if rows else 0}")
+        return EntityRequest(request_id, self._columns_of(rows), len(rows))
 
     def from_columns(
         self,
@@ -309,7 +332,8 @@ class RequestForm:
         first, other = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
         return f"`{first}` has {sizes[first]} values, and `{other}` has {sizes[other]}"
 
-    def _body_type(self, max_entities: int) -> type[msgspec.Struct]:
+    def _types(self, max_entities: int) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
+        """Return the types of an entity row and of a body."""
         # Field names are generated and mapped by `rename`, because a column need not be a Python identifier.
         fields = _field_names("column", len(self.columns))
         types = {name: type_ for name, (type_, _) in self.columns.items()}
@@ -336,7 +360,11 @@ class RequestForm:
         rename = {field: self._lists[name] for name, field in self._list_fields}
         rename |= {field: name for name, field in self._single_fields}
         members.append((TOP, Top | UnsetType, UNSET))
-        return msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
+        return row, msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
+
+    def _columns_of(self, rows: Sequence[Any]) -> dict[str, list[Any]]:
+        fields = zip(self.columns, _field_names("column", len(self.columns)), strict=True)
+        return self._integral({name: [getattr(row, field) for row in rows] for name, field in fields})
 
     def _integral(self, entity_rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name in self._integers:
@@ -360,19 +388,19 @@ class RequestForm:
             raise self.invalid(f"Duplicate JSON member {name[:50]!r}")
 
 
-def check_is_json(body: bytes) -> None:
-    """Raise MalformedBody unless `body` is one JSON value in UTF-8."""
+def check_is_json(body: bytes, place: str = "") -> None:
+    """Raise MalformedBody unless `body` is one JSON value in UTF-8. In errors, `place` says which part it is."""
     if not body:
         raise MalformedBody("it is empty")
     try:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"byte {error.start} is not UTF-8") from None
+        raise MalformedBody(f"{place}byte {error.start} is not UTF-8") from None
     except RecursionError:
-        raise MalformedBody("it is nested too deeply") from None
+        raise MalformedBody(f"{place}it is nested too deeply") from None
     except msgspec.DecodeError as error:
-        raise MalformedBody(str(error).removeprefix("JSON is malformed: ")) from None
+        raise MalformedBody(place + str(error).removeprefix("JSON is malformed: ")) from None
 
 
 def first_duplicate(body: bytes) -> str | None:

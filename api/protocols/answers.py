@@ -125,11 +125,17 @@ class AnswerForm:
         keys, reasons, values = served.form.key_columns(request), scores.reasons, scores.outputs[0]
         if self._imputes:  # the reasons of entities with a score are in `imputed`
             reasons = [None if value is not None else reason for value, reason in zip(values, reasons, strict=True)]
-        if not self._outputs.single:
-            rows_of_values = zip(*scores.outputs, strict=True)
-            values = [None if row[0] is None else self._values(*row) for row in rows_of_values]
-        rows = list(map(self.entity_score, *keys, values, reasons))
+        rows = self.entity_scores(keys, scores.outputs, reasons)
         return self.scores_answer(request.request_id, model_of(served), rows, *self._imputed(keys, scores.reasons))
+
+    def entity_scores(
+        self, keys: list[list[Any]], outputs: list[list[Any]], reasons: list[str | None]
+    ) -> list[msgspec.Struct]:
+        """Return the outputs of each entity. The arguments are columns, in request order."""
+        values = outputs[0]
+        if not self._outputs.single:
+            values = [None if row[0] is None else self._values(*row) for row in zip(*outputs, strict=True)]
+        return list(map(self.entity_score, *keys, values, reasons))
 
     def _top(
         self, count: int, ranks: list[Any], keys: list[list[Any]], outputs: list[list[Any]]

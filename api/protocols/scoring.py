@@ -1,6 +1,8 @@
 """The scoring that all wire formats share: circuit breaker, micro-batching, deadline and metrics."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from api.errors import DeadlineExceeded, Overloaded
 from api.inference.batcher import MicroBatcher
@@ -17,6 +19,8 @@ from scoring.errors import EntityRowsError, FeatureStoreError, UnusableFeature
 
 CANCELLED = "cancelled"
 """In the prediction log: the process ended before the request was answered."""
+# Each may hold its body, its decoded table and its answer in memory.
+MAX_BULK_REQUESTS = 2
 
 
 class Scoring:
@@ -37,11 +41,36 @@ class Scoring:
         self._batcher = batcher
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._bulk = 0
 
     def check_load(self) -> None:
         """Raise Overloaded if too many requests are unfinished."""
         if self._batcher.full:
             raise Overloaded
+
+    @property
+    def full(self) -> bool:
+        """Whether `score` would raise Overloaded now."""
+        return self._batcher.full
+
+    @contextlib.contextmanager
+    def bulk(self, context: RequestContext) -> Iterator[None]:
+        """Count a request with a large body or many entities, once.
+
+        Raises:
+            Overloaded: MAX_BULK_REQUESTS others are unfinished.
+        """
+        if context.bulk:
+            yield
+            return
+        if self._bulk >= MAX_BULK_REQUESTS:
+            raise Overloaded
+        context.bulk = True
+        self._bulk += 1
+        try:
+            yield
+        finally:
+            self._bulk -= 1
 
     def current(self, context: RequestContext) -> Served:
         """Return what serves now, and record it. Called once per request, so that a swap has no effect on it.

@@ -1,8 +1,8 @@
 """The interface of a wire format to the endpoint."""
 
 import uuid
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from api.errors import InvalidHeader
 from api.protocols.problems import Problem
@@ -21,6 +21,8 @@ class Call(NamedTuple):
     headers: Headers
     body: bytes
     context: RequestContext
+    left: Callable[[], Awaitable[Any]]
+    """Returns once the client has closed the connection."""
 
 
 class WireFormat(Protocol):
@@ -33,8 +35,11 @@ class WireFormat(Protocol):
     def max_body_bytes(self, headers: Headers) -> int:
         """Return the maximum size of a body with these headers. Called before the body is read.
 
+        Only few requests with a limit above SERVING_MAX_BODY_BYTES are admitted at once (`Scoring.bulk`).
+
         Raises:
             UnsupportedMediaType: the body's media type is not one of this format.
+            NotAcceptable: no media type of the response is accepted.
         """
 
     async def respond(self, call: Call, scoring: Scoring) -> Response:

@@ -29,6 +29,8 @@ class RequestContext(msgspec.Struct):
     problem: str | None = None
     instance: str | None = None
     pending: "PendingRequest | None" = None
+    bulk: bool = False
+    """Whether it is one of the few requests with a large body or many entities."""
 
     @classmethod
     def start(cls, scope: Scope) -> None:

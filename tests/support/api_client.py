@@ -10,9 +10,9 @@ from tests.support.fakes import FakeLoader, FakeScorer
 from tests.support.servers import wait_until
 
 
-def api(scorer: FakeScorer | None = None, **fields: Any) -> TestClient[Any]:
+def api(scorer: FakeScorer | None = None, *, loader: FakeLoader | None = None, **fields: Any) -> TestClient[Any]:
     given_settings = Settings(model_name="ranker", poll_interval_s=0.1, **{"deadline_s": 5.0, **fields})
-    return TestClient(create_app(given_settings, FakeLoader(scorer)), raise_server_exceptions=False)
+    return TestClient(create_app(given_settings, loader or FakeLoader(scorer)), raise_server_exceptions=False)
 
 
 def when_ready(client: TestClient[Any]) -> TestClient[Any]:

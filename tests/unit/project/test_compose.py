@@ -228,9 +228,11 @@ def test_batch_and_online_get_the_same_model_and_features() -> None:
 
 def test_the_grace_period_covers_the_longest_request() -> None:
     settings = Settings.from_environment(services()["api"]["environment"])
-    (longest_deadline_s,) = re.findall(r"proxy_read_timeout (\d+)s;", (DEPLOY / "nginx" / "nginx.conf").read_text())
-    assert f"may take, less than {longest_deadline_s}: the proxy waits no longer" in EXAMPLE_FILE.read_text()
-    needed_s = settings.drain_s + settings.body_timeout_s + float(longest_deadline_s) + 5
+    proxy = (DEPLOY / "nginx" / "nginx.conf").read_text()
+    longest_deadline_s, longest_bulk_s = map(float, re.findall(r"proxy_read_timeout (\d+)s;", proxy))
+    assert f"may take, less than {longest_deadline_s:g}: the proxy waits no longer" in EXAMPLE_FILE.read_text()
+    assert settings.bulk_deadline_s < longest_bulk_s
+    needed_s = settings.drain_s + settings.body_timeout_s + longest_bulk_s + 5
     assert float(services()["api"]["stop_grace_period"].removesuffix("s")) > needed_s
 
 

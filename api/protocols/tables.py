@@ -1,0 +1,178 @@
+"""Tables of entities and scores: requests as Arrow streams and Parquet files, answers also as CSV."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from api.errors import MalformedBody
+from api.model.model_slot import Served
+from api.model.request_schema import EntityRequest, RequestForm
+from api.model.scorer import RowScores
+from api.protocols.table_limits import Unreadable, check_pages, check_stream, read_footer
+from scoring.arrow.text import STRINGS, plain_strings
+from scoring.arrow.timestamps import to_timestamps
+from scoring.errors import ServingError
+
+ARROW, PARQUET, CSV = b"application/vnd.apache.arrow.stream", b"application/vnd.apache.parquet", b"text/csv"
+FORMS = {ARROW: "Arrow IPC", PARQUET: "Parquet"}
+"""Media types of the requests that `decode_table` reads, and their names in errors."""
+# No request input is longer, in UTF-8.
+MAX_STRING_BYTES = 4 * 4096
+PLAIN: tuple[Callable[[pa.DataType], bool], ...] = (
+    pa.types.is_null,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_string,
+    *STRINGS,
+    pa.types.is_timestamp,
+    pa.types.is_date,
+)
+
+
+def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
+    """Decode a request's table. Its values are checked by `block_of`. Blocking: for a worker thread.
+
+    Args:
+        media: one of FORMS.
+        form: the request schema.
+        body: the encoded table.
+        max_rows: maximum number of rows.
+        max_bytes: maximum size of the decompressed table.
+
+    Raises:
+        MalformedBody: the body is not such a table, or not one that can be decoded in bounded memory.
+        BodyTooLarge: the decompressed table is too large.
+        InvalidRequest: a column is missing, unknown or has another type than a scalar, or the number of rows is wrong.
+    """
+    try:
+        table = (_read_stream if media == ARROW else _read_parquet)(form, body, max_rows, max_bytes)
+        table.validate(full=True)  # otherwise a malformed table can crash the process
+        _check_dictionaries(form, table)
+    except ServingError:
+        raise
+    except Unreadable as error:
+        raise MalformedBody(str(error), FORMS[media]) from None
+    except Exception:  # pyarrow raises many types for malformed bodies, and its messages quote them
+        raise MalformedBody("it can't be decoded", FORMS[media]) from None
+    return table
+
+
+def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:  # noqa: ARG001 - as below
+    check_stream(body)
+    batches, rows = [], 0
+    with pa.ipc.open_stream(pa.BufferReader(body)) as stream:
+        _check_schema(form, stream.schema)
+        for batch in stream:
+            batches.append(batch)
+            rows += batch.num_rows
+            if rows > max_rows:
+                break
+        _check_rows(form, rows, max_rows)
+        return pa.Table.from_batches(batches, stream.schema)
+
+
+def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
+    footer = read_footer(body)
+    _check_schema(form, footer.schema.to_arrow_schema())
+    _check_rows(form, sum(footer.row_group(place).num_rows for place in range(footer.num_row_groups)), max_rows)
+    check_pages(body, footer, max_bytes)
+    # As dictionaries, strings take no more memory than their pages, even if each row has the same long one.
+    columns = [footer.schema.column(place) for place in range(footer.num_columns)]
+    strings = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(
+        pa.BufferReader(body), read_dictionary=strings, pre_buffer=False, coerce_int96_timestamp_unit="us"
+    ) as file:
+        return file.read(use_threads=False)
+
+
+def _check_schema(form: RequestForm, schema: pa.Schema) -> None:
+    form.check_columns(schema.names)
+    for field in schema:
+        kind = field.type
+        allowed = any(plain(kind) for plain in PLAIN) or (pa.types.is_decimal(kind) and kind.scale == 0)
+        if pa.types.is_dictionary(kind):
+            allowed = any(holds(kind.value_type) for holds in (pa.types.is_string, *STRINGS))
+        if not allowed or b"ARROW:extension:name" in (field.metadata or {}):
+            raise form.invalid_columns(f"Column {field.name!r} has the unsupported type {str(field.type)[:50]}")
+
+
+def _check_rows(form: RequestForm, rows: int, max_rows: int) -> None:
+    if not 0 < rows <= max_rows:
+        raise form.invalid_columns(f"Expected 1 to {max_rows} rows, got {f'more than {max_rows}' if rows else 0}")
+
+
+def _check_dictionaries(form: RequestForm, table: pa.Table) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            if (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > MAX_STRING_BYTES:
+                raise form.invalid_columns(f"Column {name!r} has a string of more than {MAX_STRING_BYTES} bytes")
+
+
+def block_of(form: RequestForm, request_id: str, table: pa.Table, start: int, rows: int) -> EntityRequest:
+    """Return the request for some rows of a table, which are counted from 0 in errors.
+
+    Raises:
+        InvalidRequest: a value does not fit its column.
+    """
+    columns = {
+        name: _values(form, name, column.slice(start, rows))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return form.from_columns(request_id, columns, rows, lambda row: f"row {start + row}")
+
+
+def _values(form: RequestForm, name: str, column: pa.ChunkedArray) -> list[Any]:
+    kind = column.type
+    try:
+        if pa.types.is_decimal(kind):
+            column = pc.cast(pc.cast(column, pa.decimal128(38, 0)), pa.int64())
+        elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            column = to_timestamps(column)
+        else:
+            column = plain_strings(column)
+    except (pa.ArrowException, ValueError, OverflowError):
+        needed = "64-bit integers" if pa.types.is_decimal(kind) else "dates and times between 1678 and 2261"
+        raise form.invalid_columns(f"Column {name!r}: {needed} are needed") from None
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_floating(kind):
+        return [None if value is None or math.isnan(value) else value for value in values]
+    return values
+
+
+class TableAnswer:
+    """Collects the scores of a request's blocks as a table with the columns and types of a batch output."""
+
+    def __init__(self, media: bytes, served: Served, request_id: str) -> None:
+        """Begin an answer in ARROW, PARQUET or CSV."""
+        self._media = media
+        self._form = served.form
+        version = served.scorer.version
+        fields = [*((key.name, key.arrow_type) for key in served.form.keys), *served.scorer.outputs.schema]
+        about = {"request_id": request_id, "model_name": version.name, "model_version": str(version.version)}
+        self._schema = pa.schema([*fields, ("reason", pa.string())], metadata=about)
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, request: EntityRequest, scores: RowScores) -> None:
+        """Append the scores of a block."""
+        columns = [*self._form.key_columns(request), *scores.outputs, scores.reasons]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+
+    def finish(self) -> bytes:
+        """Return the encoded table. Blocking, and the interpreter is free meanwhile."""
+        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
+        sink = pa.BufferOutputStream()
+        if self._media == PARQUET:
+            pq.write_table(table, sink)
+        elif self._media == CSV:
+            pa.csv.write_csv(table, sink)
+        else:
+            with pa.ipc.new_stream(sink, self._schema) as stream:
+                stream.write_table(table)
+        return bytes(sink.getvalue())
