@@ -23,17 +23,22 @@ Every error is an RFC 9457 problem (`application/problem+json`) with an `instanc
 A 503 has a `Retry-After` in seconds."""
 
 PROBLEM_DESCRIPTIONS = {
-    400: "The body can't be decoded, or the request is malformed.",
+    400: "The request is malformed, for example because its body can't be decoded.",
+    404: "The path names another model or version than the one that serves.",
     401: "The API key is missing or unknown.",
     406: "The header Accept excludes all media types of the response.",
     408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
     413: "The body is larger than SERVING_MAX_BODY_BYTES.",
     415: "The body has another media type, or it is compressed.",
     422: "The body can be decoded, but is not a request for this model (a wrong type, a missing, unknown or duplicate "
-    "member, too many entities): `example` is then a valid request. Or no entity could be scored: `excluded` has the "
-    "reasons.",
+    "member, too many entities). Or no entity could be scored.",
     500: "The model failed on this request, or an internal error occurred.",
     503: "No model serves yet, too many requests wait, the feature store failed, or there was no response in time.",
+}
+TAGS = {
+    "scoring": "The API's own JSON",
+    "mlflow": "The protocol of MLflow's scoring server",
+    "health": "For operators and load balancers",
 }
 SCORED = {
     "X-Request-Id": {
@@ -94,7 +99,7 @@ def describe(
         "openapi": "3.1.0",
         "info": {"title": "Model serving", "version": API_VERSION, "description": ABOUT},
         "servers": [{"url": "./"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(own.tag for own in operations.values())],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {"schemas": bodies.schemas, **({"securitySchemes": KEY_SCHEMES} if keys_required else {})},
     }
@@ -109,7 +114,7 @@ def _health(bodies: Bodies) -> dict[str, Operation]:
 
     plain = {"text/plain": {"schema": {"type": "string"}}}
     blank: dict[str, Any] = {"application/json": {}}  # a line break, as in MLflow's protocol
-    pings = {f"/{name}": Operation(name, "health", "`/ready` is 200", blank, {}, ()) for name in ("ping", "health")}
+    pings = {f"/{name}": Operation(name, "mlflow", "`/ready` is 200", blank, {}) for name in ("ping", "health")}
     return {
         "/live": operation("live", "The process is up", Live),
         "/ready": operation("ready", "Model and feature store are usable", Readiness, (503,)),

@@ -256,8 +256,8 @@ class RequestForm:
         """Return the values of each join key, in request order."""
         return [request.entity_rows[key.name] for key in self.keys]
 
-    def example(self, *, real: bool = True) -> dict[str, Any]:
-        """Make a valid request. Its values are made up unless `real`, or if no real ones are known."""
+    def example_columns(self, *, real: bool = True) -> dict[str, list[Any]]:
+        """Make the columns of a valid request. Values are made up unless `real`, or if no real ones are known."""
         inputs = self._example_inputs if real else self._made_up_inputs
         keys = self.stored_keys if real else None
         if keys is None:
@@ -265,7 +265,11 @@ class RequestForm:
             keys |= {name: [values[0]] * len(values) for name, values in list(keys.items())[:-1]}  # a context
         columns = {name: list(values) for name, values in keys.items()}
         rows = max(map(len, columns.values()), default=1)
-        columns |= {name: [value] * rows for name, value in inputs.items()}
+        return columns | {name: [value] * rows for name, value in inputs.items()}
+
+    def example(self, *, real: bool = True) -> dict[str, Any]:
+        """Make a valid request in JSON from `example_columns`."""
+        columns = self.example_columns(real=real)
         lists = {name for name, values in columns.items() if name not in self._singles or len(set(values)) > 1}
         lists = lists or {next(iter(self._lists), "")}
         if lists <= self._lists.keys():

@@ -50,9 +50,9 @@ class AnswerForm:
         self._outputs = outputs
         self._values = _values_type(outputs)
         rank_type: Any = float if outputs.rank_by is None else TYPES[outputs.columns[outputs.rank_by].type]
-        of_entity = ("outputs", self._values | None)
-        if outputs.single:
-            of_entity = ("score", TYPES[outputs.columns[0].type] | None)
+        self.prediction: Any = TYPES[outputs.columns[0].type] if outputs.single else self._values
+        """The type of an entity's score, or of its outputs if there are several."""
+        of_entity = ("score" if outputs.single else "outputs", self.prediction | None)
         keys, names = entity_fields(form)
         only = keys[0][1] if len(keys) == 1 else None
         self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)

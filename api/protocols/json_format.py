@@ -64,9 +64,7 @@ class JsonFormat:
 
     def _request(self, bodies: Bodies) -> dict[str, Any]:
         if bodies.form is not None:
-            schema = bodies.schema(bodies.form.body_type)
-            bodies.form.complete(bodies.schemas["Request"])
-            return {"schema": schema, "example": bodies.example}
+            return {"schema": bodies.schema(bodies.form.body_type), "example": bodies.example}
         schema = {
             "type": "object",
             "properties": {"request_id": {"type": "string", "minLength": 1, "maxLength": 128}},

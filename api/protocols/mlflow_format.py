@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import UnsupportedMediaType
 from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
 from api.model.scorer import RowScores
+from api.protocols.answers import Reason
 from api.protocols.csv_rows import read_csv
+from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -33,12 +35,14 @@ ERROR_CODES = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_
 EXACT = 2.0**53
 
 Columns = dict[str, list[Any]]
+Cell = Annotated[Any, Meta(description="The value of a join key or request input; null if it is unknown.")]
+Row = Annotated[Any, Meta(description="A row: an object, a list in the order of the columns, or the only cell.")]
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frame as pandas' `to_json(orient="split")` writes it. The index has no meaning here."""
 
-    data: list[list[Any]]
+    data: list[list[Cell]]
     columns: list[str] | None = None
     index: Any = None
 
@@ -48,9 +52,17 @@ class Invocation(msgspec.Struct, frozen=True):
 
     dataframe_split: Split | UnsetType = UNSET
     dataframe_records: list[dict[str, Any]] | UnsetType = UNSET
-    instances: list[Any] | UnsetType = UNSET
-    inputs: list[Any] | dict[str, list[Any]] | UnsetType = UNSET
+    instances: list[Row] | UnsetType = UNSET
+    inputs: list[Row] | dict[str, list[Cell]] | UnsetType = UNSET
     params: Any = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error in MLflow's form."""
+
+    error_code: str
+    message: str
+    instance: Annotated[str, Meta(description="Identifies this occurrence, also in the log.")]
 
 
 INVOCATIONS = msgspec.json.Decoder(Invocation)
@@ -88,8 +100,32 @@ class MlflowFormat:
         """See `WireFormat.problem`. The members are MLflow's, and the problem's instance."""
         status = STATUSES.get(problem.status, problem.status)
         code = ERROR_CODES.get(status, "BAD_REQUEST")
-        body = {"error_code": code, "message": problem.detail, "instance": problem.instance}
+        body = Failure(code, problem.detail, problem.instance)
         return Response(status, [(b"content-type", JSON), *headers], msgspec.json.encode(body))
+
+    def operation(self, _path: str, bodies: Bodies) -> Operation:
+        """See `WireFormat.operation`."""
+        frame: dict[str, Any] = {"schema": bodies.schema(Invocation)}
+        bodies.schemas["Invocation"]["allOf"] = [{"oneOf": [{"required": [name]} for name in MEMBERS]}]
+        cells = {"schema": {"type": "string", "format": "binary"}}
+        if bodies.form is not None:
+            columns = bodies.example_columns
+            rows = list(zip(*columns.values(), strict=True))
+            frame["example"] = {"dataframe_split": {"columns": list(columns), "data": rows}}
+        prediction: Any = bodies.answers.prediction
+        answer = msgspec.defstruct(
+            "Predictions",
+            [("predictions", list[prediction | None]), ("reasons", list[Reason | None])],
+        )
+        return Operation(
+            "invocations",
+            "mlflow",
+            "One prediction and reason per row of a frame",
+            {"application/json": {"schema": bodies.schema(answer)}},
+            {"application/json": {"schema": bodies.schema(Failure)}},
+            tuple(status for status in BODY_PROBLEMS if status not in STATUSES),
+            {"application/json": frame, "text/csv": cells},
+        )
 
 
 def _predictions(outputs: Outputs, scores: RowScores) -> list[Any]:

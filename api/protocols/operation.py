@@ -28,17 +28,22 @@ class Bodies:
         """
         self.form = form
         self.answers = answers
-        self.example = None if form is None else form.example(real=real_example)
-        """A valid request in JSON; None before the first model is loaded."""
         self.schemas: dict[str, dict[str, Any]] = {}
         """Name → schema: the document's `components.schemas`."""
         self.problem: Content = {MEDIA_TYPE: {"schema": self.schema(Problem)}}
         self.schema(answers.excluded)  # Problem refers to it by name
+        if form is not None:
+            self.schema(form.body_type)
+            form.complete(self.schemas["Request"])
+            self.example = form.example(real=real_example)
+            """A valid request in JSON, if there is a model."""
+            self.example_columns = form.example_columns(real=real_example)
+            """The same as columns, in the order of `form.columns`."""
 
     def schema(self, type_: Any) -> dict[str, Any]:
         """Return the schema of a type. The Structs in it become references to `schemas`."""
         [schema], components = msgspec.json.schema_components((type_,), ref_template=REF)
-        self.schemas |= components
+        self.schemas = components | self.schemas
         return schema
 
 

@@ -64,7 +64,11 @@ def test_each_documented_example_gets_scores(scorer: FakeScorer) -> None:
                 assert operation["security"] == [{"key": []}]
                 assert "401" in operation["responses"]
                 example = operation["requestBody"]["content"]["application/json"]["example"]
-                response = client.post(path, json=example, headers={"Authorization": "Bearer 0123456789abcdef"})
+                response = client.post(
+                    path.format(name="ranker", version=1),
+                    json=example,
+                    headers={"Authorization": "Bearer 0123456789abcdef"},
+                )
                 assert response.status_code == 200, response.text
 
 
