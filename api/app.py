@@ -16,6 +16,7 @@ from api.errors import MethodNotAllowed, RouteNotFound
 from api.http.access import keys_from
 from api.http.endpoint import ScoringEndpoint
 from api.http.observability import ObservabilityMiddleware
+from api.http.open_inference import OpenInferenceRoutes, has_path
 from api.http.routes import STATIC, Description, Health, page_file
 from api.http.webhooks import mlflow_webhook
 from api.inference.batcher import MicroBatcher
@@ -26,6 +27,7 @@ from api.model.store_health import StoreProbe
 from api.protocols.answers import AnswerForm
 from api.protocols.json_format import JsonFormat
 from api.protocols.mlflow_format import MlflowFormat
+from api.protocols.open_inference import OpenInference, error_response
 from api.protocols.problems import problem_of, problem_response, to_litestar
 from api.protocols.scores_format import ScoresFormat
 from api.protocols.scoring import Scoring
@@ -98,7 +100,8 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         elif isinstance(error, MethodNotAllowedException):
             headers = {name.lower(): value for name, value in (error.headers or {}).items()}
             error = MethodNotAllowed(headers.get("allow", ""))
-        return to_litestar(problem_response(*problem_of(error, request.scope)))
+        respond = error_response if has_path(request.scope["path"]) else problem_response
+        return to_litestar(respond(*problem_of(error, request.scope)))
 
     formats = wire_formats(settings)
     parts = {
@@ -115,6 +118,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         route_handlers=[
             Health,
             Description,
+            OpenInferenceRoutes,
             *webhooks,
             create_static_files_router(
                 path="/static", directories=[STATIC], include_in_schema=False, guards=[page_file]
@@ -137,16 +141,19 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
 
 def wire_formats(settings: Settings) -> dict[str, WireFormat]:
     """Return path → wire format of all scoring routes. A segment `{name}` of a path is a parameter."""
+    open_inference = OpenInference(settings)
     return {
         "/inference": JsonFormat(AnswerForm.inference, settings),
         "/scores": ScoresFormat(settings),
         "/invocations": MlflowFormat(settings),
+        "/v2/models/{name}/infer": open_inference,
+        "/v2/models/{name}/versions/{version}/infer": open_inference,
     }
 
 
 def _routes(app: Litestar, formats: Iterable[str]) -> list[str]:
     """Return `METHOD path` of each route, without the static files of Swagger UI."""
-    methods = {path: {"POST"} for path in formats} | {route.path: route.methods for route in app.routes}
+    methods = {path: {"POST"} for path in formats} | {route.path_format: route.methods for route in app.routes}
     return [
         f"{method} {path}" for path in sorted(methods) if "/static" not in path for method in methods[path] - IMPLIED
     ]

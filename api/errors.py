@@ -4,6 +4,7 @@ ServingError (scoring.errors)
 ├── RequestError             the client must change the request
 │   ├── InvalidHost          the header Host has characters that no host name has
 │   ├── RouteNotFound        no route has this path
+│   ├── ModelNotServed       the path names another model or version than the one that serves
 │   ├── MethodNotAllowed     the path does not accept this method
 │   ├── KeyNeeded            no API key, or an unknown one
 │   ├── NotSigned            a webhook delivery without a valid, recent signature
@@ -22,6 +23,7 @@ ServingError (scoring.errors)
 │   └── NothingScored        every entity was excluded
 └── Unavailable              the same request may succeed later
     ├── NoModel              no model version is loaded yet
+    ├── NotReady             the model or the feature store is not usable, or the process is stopping
     ├── Overloaded           too many requests are unfinished
     ├── StoreUnavailable     the feature store failed several times in a row
     └── DeadlineExceeded     the response took too long
@@ -51,6 +53,13 @@ class RouteNotFound(RequestError):
 
     def __init__(self, routes: Sequence[str]) -> None:
         super().__init__(f"No route has this path. The routes are {', '.join(routes)}.")
+
+
+class ModelNotServed(RequestError):
+    """The path names the model or version `given`, and `served` is the only one."""
+
+    def __init__(self, given: str, served: str) -> None:
+        super().__init__(f"{given[:100]!r} is not served here. The model and version that serve are {served!r}.")
 
 
 class MethodNotAllowed(RequestError):
@@ -187,6 +196,10 @@ class NoModel(Unavailable):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"No model version serves yet: {reason}")
+
+
+class NotReady(Unavailable):
+    """The process should get no requests now; the message says why."""
 
 
 class Overloaded(Unavailable):

@@ -413,6 +413,8 @@ def first_duplicate(body: bytes) -> str | None:
         json.loads(body, object_pairs_hook=_without_duplicates, parse_int=str)  # int refuses 5000 digits
     except _DuplicateMember as duplicate:
         return duplicate.name
+    except RecursionError:
+        raise MalformedBody("it is nested too deeply") from None
     return None
 
 

@@ -23,11 +23,13 @@ from api.errors import (
     KeyNeeded,
     MalformedBody,
     MethodNotAllowed,
+    ModelNotServed,
     NoModel,
     NotAcceptable,
     NothingScored,
     NotJson,
     NotRanked,
+    NotReady,
     NotSigned,
     Overloaded,
     RouteNotFound,
@@ -85,6 +87,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     InvalidHeader: BAD_REQUEST,
     UpgradeRequested: BAD_REQUEST,
     RouteNotFound: NOT_FOUND,
+    ModelNotServed: Kind("model-not-served", 404, "Model not served"),
     MethodNotAllowed: Kind("method-not-allowed", 405, "Method not allowed"),
     InvalidRequest: Kind("invalid-request", 422, "Invalid request"),
     NotRanked: Kind("not-ranked", 422, "No output to rank by"),
@@ -92,6 +95,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     FeaturesRejected: Kind("features-rejected", 422, "Features missing"),
     # /ready gives the reason, with names that are for operators only.
     NoModel: Kind("no-model", 503, "No model serves yet", "No model version serves yet: see /ready for the reason."),
+    NotReady: NOT_READY,
     Overloaded: Kind("overloaded", 503, "Too many requests"),
     DeadlineExceeded: Kind("deadline-exceeded", 503, "Deadline exceeded"),
     StoreUnavailable: STORE_FAILED,
@@ -99,7 +103,7 @@ BY_ERROR: dict[type[Exception], Kind] = {
     UnusableFeature: Kind("unusable-feature", 500, "Unusable feature value", SEE_LOG),
     PredictionFailed: Kind("prediction-failed", 500, "Prediction failed", "The model failed on this request."),
 }
-KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), NOT_READY, INTERNAL)))
+KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), INTERNAL)))
 TYPES = sorted({TYPE_PREFIX + kind.name for kind in KINDS})
 CONTENT_TYPE = (b"content-type", MEDIA_TYPE.encode())
 NO_STORE = (b"cache-control", b"no-store")

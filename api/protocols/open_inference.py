@@ -1,0 +1,233 @@
+"""The Open Inference Protocol V2 over REST, with the binary tensor data extension: POST /v2/models/{name}/infer.
+
+Specification: https://github.com/kserve/open-inference-protocol (specification/protocol) and, for binary data,
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from api.errors import InvalidHeader, ModelNotServed, UnsupportedMediaType
+from api.model.model_slot import Served
+from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
+from api.model.scorer import RowScores
+from api.protocols.json_format import JSON, JSON_HEADER
+from api.protocols.problems import Problem
+from api.protocols.response import Headers, Response, media_type
+from api.protocols.scoring import Scoring
+from api.protocols.tensors import INPUTS, OUTPUTS, InputTensor, InvalidTensor, OutputTensor, encode
+from api.protocols.wire_format import LONGEST_REQUEST_ID, Call, request_id_of
+from scoring.models.outputs import OutputType
+from scoring.settings import Settings
+
+EXTENSIONS = ("binary_tensor_data",)
+BINARY = b"application/octet-stream"
+JSON_LENGTH = b"inference-header-content-length"
+REASON = "reason"
+
+
+class RequestedParameters(msgspec.Struct, frozen=True):
+    """The parameters of a requested output that change its form. Others are ignored."""
+
+    binary_data: bool | None = None
+    classification: Any = None
+    shared_memory_region: Any = None
+
+
+class RequestedOutput(msgspec.Struct, frozen=True):
+    """An output that the response should have."""
+
+    name: str
+    parameters: RequestedParameters | None = None
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """The parameters of a request that have a meaning here. Others are ignored."""
+
+    binary_data_output: bool = False
+
+
+class InferenceRequest(msgspec.Struct, frozen=True):
+    """The JSON of a request. Other members are ignored, because KServe's client sends `model_name`."""
+
+    inputs: list[InputTensor]
+    id: Annotated[str, Meta(max_length=LONGEST_REQUEST_ID)] | None = None
+    parameters: Parameters | None = None
+    outputs: list[RequestedOutput] | None = None
+
+
+class InferenceResponse(msgspec.Struct, frozen=True):
+    """The JSON of a response."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[OutputTensor]
+
+
+class TensorMetadata(msgspec.Struct, frozen=True):
+    """One input or output of the model."""
+
+    name: str
+    datatype: str
+    shape: tuple[int] = (-1,)
+
+
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """The model that serves."""
+
+    name: str
+    versions: tuple[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OpenInference:
+    """A `WireFormat` for inference requests: one input tensor per join key and request input."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_entities = settings.max_entities
+        self._decoder = msgspec.json.Decoder(InferenceRequest)
+
+    def max_body_bytes(self, headers: Headers) -> int:
+        """See `WireFormat.max_body_bytes`. tritonclient declares no media type."""
+        if media_type(headers) not in {b"", JSON, BINARY}:
+            raise UnsupportedMediaType([JSON.decode(), BINARY.decode()])
+        return self._max_body_bytes
+
+    async def respond(self, call: Call, scoring: Scoring) -> Response:
+        """See `WireFormat.respond`."""
+        served = scoring.current(call.context)
+        check_served(served, call.parameters)
+        size = _json_size(call.headers, len(call.body))
+        form, kinds = served.form, _output_types(served)
+        try:
+            infer = self._decode(call.body[:size], form)
+            wanted = _wanted(infer, kinds)
+            form.check_columns([tensor.name for tensor in infer.inputs])
+            columns = _columns(infer.inputs, call.body[size:])
+        except InvalidTensor as error:
+            raise form.invalid_columns(str(error)) from None
+        request = form.from_columns(infer.id or request_id_of(call.headers), columns, self._max_entities)
+        scores = await scoring.score(served, request, call.context)
+        return _response(served, request.request_id, kinds, wanted, scores)
+
+    def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+        """See `WireFormat.problem`."""
+        return error_response(problem, headers)
+
+    def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:
+        try:
+            infer = self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            check_is_json(body)
+            raise form.invalid_columns(sentence(error)) from None
+        if (name := first_duplicate(body)) is not None:
+            raise form.invalid_columns(f"Duplicate JSON member {name[:50]!r}")
+        return infer
+
+
+def error_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
+    """Return the protocol's error, whose media type KServe's client compares. `instance` is also in the log."""
+    return Response(
+        problem.status,
+        [JSON_HEADER, *headers],
+        msgspec.json.encode({"error": problem.detail, "instance": problem.instance}),
+    )
+
+
+def check_served(served: Served, parameters: Mapping[str, str]) -> None:
+    """Raise ModelNotServed unless the path's parameters `name` and `version`, if it has one, are what serves."""
+    version = served.scorer.version
+    given = "/".join(parameters[name] for name in ("name", "version") if name in parameters)
+    if given != (str(version) if "version" in parameters else version.name):
+        raise ModelNotServed(given, str(version))
+
+
+def metadata(served: Served) -> ModelMetadata:
+    """Return the metadata of the model that serves."""
+    version, columns = served.scorer.version, served.scorer.features.request_columns
+    return ModelMetadata(
+        version.name,
+        (str(version.version),),
+        "mlflow",
+        [TensorMetadata(name, INPUTS.get(dtype, "BYTES")) for name, dtype in columns.items()],
+        [TensorMetadata(name, OUTPUTS[kind][0]) for name, kind in _output_types(served).items()],
+    )
+
+
+def _json_size(headers: Headers, body_size: int) -> int:
+    """Return the size of the JSON at the beginning of a body: all of it, unless a header says otherwise."""
+    given = headers.get(JSON_LENGTH)
+    if given is None:
+        return body_size
+    if not given.isdigit() or len(given) > 18 or int(given) > body_size:
+        problem = "it is not the size of the JSON at the beginning of the body"
+        raise InvalidHeader("Inference-Header-Content-Length", problem)
+    return int(given)
+
+
+def _output_types(served: Served) -> dict[str, OutputType]:
+    """Return the name and type of each output tensor: the model's outputs, as in a file, and the reason."""
+    outputs = served.scorer.outputs
+    types = zip(outputs.names, (column.type for column in outputs.columns), strict=True)
+    return {**dict(types), REASON: "string"}
+
+
+def _wanted(infer: InferenceRequest, kinds: Mapping[str, OutputType]) -> dict[str, bool]:
+    """Return the names of the outputs that a request wants, and whether as binary data."""
+    default = infer.parameters is not None and infer.parameters.binary_data_output
+    if not infer.outputs:
+        return dict.fromkeys(kinds, default)
+    wanted: dict[str, bool] = {}
+    for output in infer.outputs:
+        if output.name not in kinds:
+            raise InvalidTensor(output.name, f"The model's outputs are {', '.join(kinds)}")
+        if output.name in wanted:
+            raise InvalidTensor(output.name, "It is requested twice")
+        parameters = output.parameters or RequestedParameters()
+        if parameters.classification is not None or parameters.shared_memory_region is not None:
+            raise InvalidTensor(output.name, "The extensions for classification and shared memory are not supported")
+        wanted[output.name] = default if parameters.binary_data is None else parameters.binary_data
+    return wanted
+
+
+def _columns(inputs: list[InputTensor], binary: bytes) -> dict[str, list[Any]]:
+    """Return input name → its values. `binary` is the binary data of all of them, in their order."""
+    columns: dict[str, list[Any]] = {}
+    at = 0
+    for tensor in inputs:
+        data, size = None, tensor.binary_size
+        if size is not None:
+            if not 0 <= size <= len(binary) - at:
+                problem = f"Its binary_data_size is {size}, and the body has {len(binary) - at} bytes for it"
+                raise InvalidTensor(tensor.name, f"{problem} (see the header Inference-Header-Content-Length)")
+            data = binary[at : at + size]
+            at += size
+        columns[tensor.name] = tensor.values(data)
+    if at != len(binary):
+        last = inputs[-1].name if inputs else ""
+        raise InvalidTensor(last, f"{len(binary) - at} bytes follow the binary data of the last tensor")
+    return columns
+
+
+def _response(
+    served: Served, request_id: str, kinds: Mapping[str, OutputType], wanted: Mapping[str, bool], scores: RowScores
+) -> Response:
+    values = dict(zip(kinds, [*scores.outputs, scores.reasons], strict=True))
+    tensors, pieces = [], []
+    for name, binary in wanted.items():
+        tensor, data = encode(name, kinds[name], values[name], binary=binary)
+        tensors.append(tensor)
+        pieces.append(data)
+    version = served.scorer.version
+    body = msgspec.json.encode(InferenceResponse(version.name, str(version.version), request_id, tensors))
+    if not any(wanted.values()):
+        return Response(200, [JSON_HEADER], body)
+    headers = [(b"content-type", BINARY), (JSON_LENGTH, b"%d" % len(body))]
+    return Response(200, headers, b"".join([body, *pieces]))
