@@ -19,11 +19,13 @@ import pytest
 
 from tests.support.api_server import ApiServer
 from tests.support.documentation import code_blocks
+from tests.support.foreign_clients import run_script
 from tests.support.worlds import build_driver_world, register_driver_model
 
 KEY = "0123456789abcdef"
 DRIVERS = [1001, 1002, 1003, 1004, 1005]
 UNKNOWN_DRIVER = 9999
+KEY_NEEDED = "An API key is required: send it in the header Authorization: Bearer <key>."
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def scores(server: ApiServer) -> dict[int, float | None]:
 
 def for_server(code: str, server: ApiServer) -> str:
     """Return an example of docs/clients.md with the server's address and key."""
-    return code.replace("http://localhost:8172", server.url).replace("<key>", KEY)
+    return code.replace("localhost:8172", f"{server.host}:{server.port}").replace("<key>", KEY)
 
 
 def test_the_json_of_inference_has_the_best_of_the_scores(server: ApiServer, scores: dict[int, float | None]) -> None:
@@ -169,3 +171,118 @@ def test_mlflows_client_sees_errors_as_its_own(server: ApiServer, proxy: int) ->
         ScoringServerClient(server.host, proxy).invoke(frame)
     with pytest.raises(Exception, match=r"Invocation failed \(error code 401, response: .*\"UNAUTHENTICATED\""):
         ScoringServerClient(server.host, server.port).invoke(frame)
+
+
+TRITON_AND_KSERVE = """
+import json, sys
+from tritonclient.http import InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+found = {"triton": [predictions.tolist(), [each.decode() for each in reasons]]}
+headers = {"Authorization": "Bearer <key>"}
+drivers.set_data_from_numpy(np.array([1001, 1002, 9999]), binary_data=False)
+outputs = [InferRequestedOutput(name, binary_data=False) for name in ("reason", "prediction")]
+result = client.infer("driver_ranker", [drivers], headers=headers, outputs=outputs, request_id="r-1", model_version="2")
+found["triton_json"] = [result.as_numpy("prediction").tolist(), result.as_numpy("reason").tolist()]
+found["ids"] = [result.get_response()["id"]]
+found["ready"] = [
+    client.is_server_live(),
+    client.is_server_ready(),
+    *(client.is_model_ready(*each) for each in [("driver_ranker",), ("driver_ranker", "2")]),
+    *(client.is_model_ready(*each) for each in [("other",), ("driver_ranker", "1")]),
+]
+found["server"] = client.get_server_metadata()["extensions"]
+found["model"] = client.get_model_metadata("driver_ranker")
+found["errors"] = []
+other = InferInput("other", [1], "INT64")
+other.set_data_from_numpy(np.array([1]))
+refused = [("driver_ranker", other, headers), ("other", drivers, headers), ("driver_ranker", drivers, {})]
+for name, tensor, sent in refused:
+    try:
+        client.infer(name, [tensor], headers=sent)
+    except InferenceServerException as error:
+        found["errors"].append([error.status(), error.message()])
+KSERVE
+found["kserve"] = [predictions.tolist(), reasons.tolist()]
+
+
+async def others():
+    base, client = sys.argv[1], InferenceRESTClient(RESTConfig(protocol="v2"))
+    found["kserve_ready"] = [
+        await client.is_server_live(base), await client.is_server_ready(base),
+        await client.is_model_ready(base, "driver_ranker"), await client.is_model_ready(base, "other"),
+    ]
+    in_json = InferInput("driver_id", [3], "INT64", data=[1001, 1002, 9999])
+    wanted = InferRequest("driver_ranker", [in_json], parameters={"binary_data_output": True}, request_id="r-2")
+    response = await client.infer(base, wanted, "driver_ranker", {"Authorization": "Bearer <key>"})
+    found["kserve_binary"] = [response.outputs[0].as_numpy().tolist(), response.outputs[1].as_numpy().tolist()]
+    found["ids"].append(response.id)
+    try:
+        await client.infer(base, request, "driver_ranker")
+    except Exception as error:
+        found["kserve_error"] = [type(error).__name__, error.response.status_code, str(error)]
+
+
+asyncio.run(others())
+print(json.dumps(found))
+"""
+
+
+MLSERVER = """
+import json
+from mlserver.codecs import StringCodec
+from mlserver.types import InferenceRequest, MetadataModelResponse, RequestInput
+
+answer = InferenceResponse.model_validate_json(response.content)
+base, headers = str(response.request.url).removesuffix("/infer"), {"Authorization": "Bearer <key>"}
+tensor = RequestInput(name="driver_id", shape=[1], datatype="INT64", data=[1001])
+chosen = InferenceRequest(id="r-3", inputs=[tensor], outputs=[{"name": "reason"}])
+reason = httpx.post(f"{base}/infer", json=chosen.model_dump(exclude_none=True), headers=headers).json()
+print(json.dumps({
+    "mlserver": [scores["prediction"].tolist(), scores["reason"].tolist()],
+    "version": answer.model_version,
+    "reason": [StringCodec.decode_output(each) for each in InferenceResponse.model_validate(reason).outputs],
+    "metadata": MetadataModelResponse.model_validate(httpx.get(base).json()).model_dump(exclude_none=True),
+    "error": httpx.post(f"{base}/infer", content="[]", headers=headers).json()["error"],
+}))
+"""
+
+
+def of(scores: dict[int, float | None]) -> list[list[Any]]:
+    """Return the outputs for the drivers of the examples, as the clients read them."""
+    return [[scores[1001], scores[1002], None], ["", "", "not_found"]]
+
+
+def known(outputs: list[list[Any]]) -> list[list[Any]]:
+    """Return outputs with None in place of NaN, which is not equal to itself."""
+    return [[None if value != value else value for value in values] for values in outputs]  # noqa: PLR0124
+
+
+def test_the_clients_of_triton_and_kserve(server: ApiServer, scores: dict[int, float | None]) -> None:
+    triton, kserve = (code_blocks("clients.md", name)["python"] for name in ("Triton", "KServe"))
+    found = run_script(for_server(triton + TRITON_AND_KSERVE.replace("KSERVE", kserve), server), server.url)
+    for client in ("triton", "triton_json", "kserve", "kserve_binary"):
+        assert known(found[client]) == of(scores), client
+    assert found["ids"] == ["r-1", "r-2"]
+    assert found["ready"] == [True, True, True, True, False, False]
+    assert found["kserve_ready"] == [True, True, True, False]
+    assert found["server"] == ["binary_tensor_data"]
+    assert found["model"].items() >= {"name": "driver_ranker", "versions": ["2"]}.items()
+    assert [each["name"] for each in found["model"]["outputs"]] == ["prediction", "reason"]
+    assert found["errors"] == [
+        ["422", "Unknown column 'other'. Expected columns: `driver_id`."],
+        ["404", "'other' is not served here. The model and version that serve are 'driver_ranker/2'."],
+        ["401", KEY_NEEDED],
+    ]
+    kind, status, message = found["kserve_error"]
+    assert (kind, status) == ("HTTPStatusError", 401)
+    assert message.startswith(KEY_NEEDED)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="MLServer 1.7 is for Python up to 3.12")
+def test_the_types_and_codecs_of_mlserver(server: ApiServer, scores: dict[int, float | None]) -> None:
+    found = run_script(for_server(code_blocks("clients.md", "MLServer")["python"] + MLSERVER, server))
+    assert known(found["mlserver"]) == of(scores)
+    assert (found["version"], found["reason"]) == ("2", [[""]])
+    assert found["metadata"]["inputs"] == [{"name": "driver_id", "datatype": "INT64", "shape": [-1]}]
+    assert found["error"].startswith("Expected `object`, got `array`")

@@ -12,6 +12,7 @@ from api.protocols.problems import KINDS
 from api.telemetry.metrics import PREFIX, Metrics, ServingState
 from api.telemetry.prediction_log import PredictionLog
 from scoring.files.location import Location
+from scoring.secret import Secret
 from scoring.settings import Settings
 from tests.support.fakes import FakeLoader
 
@@ -20,10 +21,10 @@ PAGE = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
 
 
 def test_every_route_is_documented() -> None:
-    settings = Settings(model_name="m")
+    settings = Settings(model_name="m", webhook_secret=Secret("0123456789abcdef"))
     app = create_app(settings, FakeLoader())
-    paths = {*wire_formats(settings), *(route.path for route in app.routes)}
-    documented = set(re.findall(r"`(?:GET|POST) (/[a-z]*)`|`(/openapi\.json)`", PAGE))
+    paths = {*wire_formats(settings), *(route.path_format for route in app.routes)}
+    documented = set(re.findall(r"`(?:GET|POST) (/[a-z0-9/{}]*)`|`(/openapi\.json)`", PAGE))
     assert {path for path in paths if not path.startswith("/static")} == {"".join(each) for each in documented}
 
 

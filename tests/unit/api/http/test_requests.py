@@ -104,10 +104,9 @@ def test_a_body_beyond_the_limit_is_refused_with_or_without_a_content_length() -
 def test_unknown_paths_and_methods_are_problems_that_name_what_exists(client: TestClient[Any]) -> None:
     for path in ("/nothing", "/inferences", "/static/swagger-ui/nothing.js", "/webhooks/mlflow"):
         problem = assert_problem(client.get(path), 404)
-        assert problem["detail"] == (
-            "No route has this path. The routes are GET /, GET /health, POST /inference, POST /invocations, "
-            "GET /live, GET /metrics, GET /openapi.json, GET /ping, GET /ready, POST /scores, GET /version."
-        )
+        routes = problem["detail"].removeprefix("No route has this path. The routes are ").removesuffix(".").split(", ")
+        assert {"POST /inference", "POST /scores", "GET /ready", "GET /v2/models/{name}"} < set(routes)
+        assert not any("/static" in route for route in routes)
     for method, path, allowed in (("GET", "/inference", {"POST"}), ("DELETE", "/live", {"GET"})):
         response = client.request(method, path)
         assert all(name in assert_problem(response, 405)["detail"] for name in allowed)
