@@ -12,7 +12,14 @@ from api.http.openapi import API_VERSION
 from api.http.readiness import readiness
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.protocols.open_inference import EXTENSIONS, check_served, metadata
+from api.protocols.open_inference import (
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    check_served,
+    metadata,
+)
 from scoring.settings import Settings
 
 ROOT = "/v2"
@@ -32,12 +39,12 @@ class OpenInferenceRoutes(Controller):
     @get("/")
     async def server(self) -> Response[bytes]:
         """Describe the server."""
-        return _json({"name": "model-serving", "version": API_VERSION, "extensions": EXTENSIONS})
+        return _json(ServerMetadata("model-serving", API_VERSION))
 
     @get("/health/live")
     async def live(self) -> Response[bytes]:
         """Respond while the process is up."""
-        return _json({"live": True})
+        return _json(ServerLive())
 
     @get("/health/ready")
     async def ready(
@@ -49,7 +56,7 @@ class OpenInferenceRoutes(Controller):
     ) -> Response[bytes]:
         """Return 200 exactly when GET /ready does."""
         _check_ready(settings, slot, probe, stopping)
-        return _json({"ready": True})
+        return _json(ServerReady())
 
     @get([f"{path}/ready" for path in MODEL])
     async def model_ready(
@@ -64,7 +71,7 @@ class OpenInferenceRoutes(Controller):
         served = slot.current()
         check_served(served, request.path_params)
         _check_ready(settings, slot, probe, stopping)
-        return _json({"name": served.scorer.version.name, "ready": True})
+        return _json(ModelReady(served.scorer.version.name))
 
     @get(MODEL)
     async def model(self, request: Request[Any, Any, Any], slot: NamedDependency[ModelSlot]) -> Response[bytes]:
@@ -80,5 +87,5 @@ def _check_ready(settings: Settings, slot: ModelSlot, probe: StoreProbe, stoppin
         raise NotReady(problem)
 
 
-def _json(body: Any) -> Response[bytes]:
+def _json(body: msgspec.Struct) -> Response[bytes]:
     return Response(msgspec.json.encode(body), media_type=MediaType.JSON, headers={"Cache-Control": "no-store"})

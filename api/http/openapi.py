@@ -10,6 +10,7 @@ from msgspec import Meta
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.request_schema import RequestForm
 from api.protocols.answers import Model, answer_form
+from api.protocols.open_inference import get_operations
 from api.protocols.operation import Bodies, Operation
 from api.protocols.wire_format import WireFormat
 from scoring.models.outputs import Outputs
@@ -90,7 +91,7 @@ def describe(
         path: wire_format.operation(path, bodies)
         for path, wire_format in formats.items()
         if hasattr(wire_format, "operation")
-    } | _health(bodies)
+    } | {**_health(bodies), **get_operations(bodies)}
     paths = {
         path: {"post" if own.request else "get": _operation(path, own, keys_required=keys_required)}
         for path, own in operations.items()

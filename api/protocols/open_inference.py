@@ -15,6 +15,7 @@ from api.model.model_slot import Served
 from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
 from api.model.scorer import RowScores
 from api.protocols.json_format import JSON, JSON_HEADER
+from api.protocols.operation import Bodies, Content, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -23,7 +24,6 @@ from api.protocols.wire_format import LONGEST_REQUEST_ID, Call, request_id_of
 from scoring.models.outputs import OutputType
 from scoring.settings import Settings
 
-EXTENSIONS = ("binary_tensor_data",)
 BINARY = b"application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
 REASON = "reason"
@@ -68,19 +68,53 @@ class InferenceResponse(msgspec.Struct, frozen=True):
     outputs: list[OutputTensor]
 
 
+class InferenceError(msgspec.Struct, frozen=True):
+    """An error of any route of the protocol."""
+
+    error: str
+    instance: Annotated[str, Meta(description="Identifies this occurrence, also in the log.")]
+
+
+class ServerMetadata(msgspec.Struct, frozen=True):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...] = ("binary_tensor_data",)
+
+
+class ServerLive(msgspec.Struct, frozen=True):
+    """The process is up."""
+
+    live: bool = True
+
+
+class ServerReady(msgspec.Struct, frozen=True):
+    """Model and feature store are usable."""
+
+    ready: bool = True
+
+
+class ModelReady(msgspec.Struct, frozen=True):
+    """The model serves, and the feature store is usable."""
+
+    name: str
+    ready: bool = True
+
+
 class TensorMetadata(msgspec.Struct, frozen=True):
     """One input or output of the model."""
 
     name: str
     datatype: str
-    shape: tuple[int] = (-1,)
+    shape: tuple[int, ...] = (-1,)
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
     """The model that serves."""
 
     name: str
-    versions: tuple[str]
+    versions: tuple[str, ...]
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -133,12 +167,27 @@ class OpenInference:
 
 
 def error_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
-    """Return the protocol's error, whose media type KServe's client compares. `instance` is also in the log."""
-    return Response(
-        problem.status,
-        [JSON_HEADER, *headers],
-        msgspec.json.encode({"error": problem.detail, "instance": problem.instance}),
-    )
+    """Return the protocol's error. KServe's client reads it only if the media type is exactly `application/json`."""
+    error = InferenceError(problem.detail, problem.instance)
+    return Response(problem.status, [JSON_HEADER, *headers], msgspec.json.encode(error))
+
+
+def get_operations(bodies: Bodies) -> dict[str, Operation]:
+    """Return path → operation of the protocol's health and metadata, for the OpenAPI document."""
+    error: Content = {JSON.decode(): {"schema": bodies.schema(InferenceError)}}
+    found: dict[str, Operation] = {}
+
+    def add(path: str, name: str, summary: str, answer: type[msgspec.Struct], statuses: tuple[int, ...] = ()) -> None:
+        content = {JSON.decode(): {"schema": bodies.schema(answer)}}
+        found[f"/v2{path}"] = Operation(f"v2_{name}", "open inference protocol", summary, content, error, statuses)
+
+    add("", "server", "The server", ServerMetadata)
+    add("/health/live", "live", "The process is up", ServerLive)
+    add("/health/ready", "ready", "Model and feature store are usable", ServerReady, (503,))
+    for path, name in (("/models/{name}", "model"), ("/models/{name}/versions/{version}", "model_version")):
+        add(path, name, "The model's inputs and outputs", ModelMetadata, (404, 503))
+        add(f"{path}/ready", f"{name}_ready", "The model is usable", ModelReady, (404, 503))
+    return found
 
 
 def check_served(served: Served, parameters: Mapping[str, str]) -> None:

@@ -239,7 +239,7 @@ def test_each_type_of_output_in_json_and_in_binary(
         (request(data=["NaN", 1], datatype="FP64"), "Expected `number | null`, got `string` - at `$[0]`"),
         (request(data=[1, True]), "Expected `integer | null`, got `boolean`"),
         (request(data=[1, 300], datatype="INT8"), "Expected `integer` <= 127 - at `$[1]`"),
-        (request(data=[1, 1e39], datatype="FP32"), "Tensor 'driver_id': Expected finite numbers of FP32"),
+        (request(data=[1, 1e39], datatype="FP32"), "Column 'driver_id', row 0: Expected `integer`, got `number`"),
         (request(data=[1, None]), "Column 'driver_id', row 1: Expected `integer`, got `null`"),
         (request(data=[1.0, 2.0], datatype="FP64"), "Column 'driver_id', row 0: Expected `integer`, got `number`"),
         (request(data=["1", "2"], datatype="BYTES"), "Column 'driver_id', row 0: Expected `integer`, got `string`"),
@@ -274,7 +274,6 @@ def test_each_invalid_request_in_json_is_refused_with_a_message_that_names_the_p
         ("INT64", [2], b"0" * 17, 16, "1 bytes follow the binary data of the last tensor"),
         ("INT64", [2**62], b"0" * 16, 16, "Expected 36893488147419103232 bytes by its shape"),
         ("BOOL", [2], b"\0\2", 2, "Expected bytes 0 or 1 of BOOL"),
-        ("FP32", [1], struct.pack("<f", float("inf")), 4, "Expected finite numbers of FP32"),
         *(
             ("BYTES", shape, data, len(data), "each with its length in four bytes before it")
             for shape, data in (
