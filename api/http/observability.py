@@ -16,16 +16,9 @@ log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
 # Load balancers and Prometheus poll these, so they are logged at debug only.
-HEALTH_ROUTES = (
-    "/live",
-    "/ready",
-    "/ping",
-    "/health",
-    "/v2/health/live",
-    "/v2/health/ready",
-    "/v2/models/{name}/ready",
-)
-MACHINE_ROUTES = frozenset(("/metrics", *HEALTH_ROUTES))
+MACHINE_ROUTES = frozenset(("/live", "/ready", "/ping", "/health", "/metrics")) | {
+    *("/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready")
+}
 UNKNOWN = "other"
 
 
