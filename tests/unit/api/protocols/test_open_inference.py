@@ -1,5 +1,6 @@
 """The Open Inference Protocol: tensors in JSON and in binary, and its routes with a fake model."""
 
+import asyncio
 import contextlib
 import json
 import struct
@@ -70,7 +71,8 @@ def decoded(body: bytes, json_size: int | None = None) -> EntityRequest:
     """Return the request in a body."""
     headers = {} if json_size is None else {b"inference-header-content-length": b"%d" % json_size}
     recorder = Recorder()
-    answer = FORMAT.respond(Call({"name": "ranker"}, headers, body, RequestContext()), recorder)  # type: ignore[arg-type]
+    call = Call({"name": "ranker"}, headers, body, RequestContext(), asyncio.Event().wait)
+    answer = FORMAT.respond(call, recorder)  # type: ignore[arg-type]
     with pytest.raises(StopIteration) as stop:
         answer.send(None)
     assert stop.value.value.status == 200
