@@ -57,6 +57,9 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
     if sections:
         failed = sum(each.failed for servers in sections.values() for each in servers["ours"])
         yield Target("Online: requests without a 200 response, all sections", "0", str(failed), failed == 0)
+    if "online-5-bulk" in sections:
+        beside, without = (_median(sections["online-5-bulk"], server, "p99_ms") for server in ("ours-bulk", "ours"))
+        yield _at_most("p99 beside a client that sends 100,000 ids at a time, x without it", 2, beside / without)
     if "online-5-alone" in sections:
         yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
 

@@ -36,6 +36,7 @@ TABLE_BODIES = 32
 # Entities that one micro-batch scores of a larger request. Small requests that arrive meanwhile wait for it.
 BLOCK_ROWS = 250
 PAUSE_S = 0.005
+ANY = b"*/*"
 
 
 class Answer(Protocol):
@@ -104,6 +105,8 @@ class ScoresFormat(JsonFormat):
 
     def max_body_bytes(self, headers: Headers) -> int:
         """See `WireFormat.max_body_bytes`."""
+        if _is_plain_json(headers):
+            return self._max_body_bytes
         media = media_type(headers)
         if media not in MEDIA_TYPES:
             raise UnsupportedMediaType(NAMES)
@@ -115,6 +118,8 @@ class ScoresFormat(JsonFormat):
 
     async def respond(self, call: Call, scoring: Scoring) -> Response:
         """See `WireFormat.respond`."""
+        if _is_plain_json(call.headers):
+            return await super().respond(call, scoring)
         own = media_type(call.headers)
         wanted = _wanted(call.headers, own)
         if own == wanted == JSON:
@@ -186,6 +191,11 @@ class ScoresFormat(JsonFormat):
         return described._replace(
             request=(described.request or {}) | other, answer=described.answer | other, statuses=statuses
         )
+
+
+def _is_plain_json(headers: Headers) -> bool:
+    """Return whether headers ask for JSON in return for JSON, as most clients write them: without any parsing."""
+    return headers.get(b"content-type") == JSON and headers.get(b"accept", ANY) == ANY
 
 
 def _wanted(headers: Headers, own: bytes) -> bytes:

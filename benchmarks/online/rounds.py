@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from benchmarks.online.bulk import bulk_client
 from benchmarks.online.contestants import Contestant
 from benchmarks.online.fleet import Fleet
 from benchmarks.online.world import DRIVERS
@@ -23,6 +24,8 @@ class Workload(msgspec.Struct, frozen=True):
     store: str = "redis"
     protocol: str | None = None
     """A key of OF_PROTOCOL; None if each server has its own."""
+    bulk: bool = False
+    """Whether each round is repeated beside a client that sends large tables."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -50,6 +53,10 @@ def measure(fleet: Fleet, workload: Workload, rounds: int, seconds: float) -> It
         turn = number % len(fleet.contestants)
         for contestant in fleet.contestants[turn:] + fleet.contestants[:turn]:
             yield _one(fleet, contestant, workload, seconds, seed=number + 1)
+            if workload.bulk:
+                with bulk_client(contestant, DRIVERS):
+                    beside = _one(fleet, contestant, workload, seconds, seed=number + 1)
+                yield msgspec.structs.replace(beside, server=f"{contestant.name}-bulk")
 
 
 def _one(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: float, seed: int) -> Round:

@@ -28,6 +28,7 @@ WORKLOADS = {
     "online-5-onnx": Workload(5, 16, model="onnx"),
     "online-5-classes": Workload(5, 16, model="classes"),
     "online-5-sqlite": Workload(5, 16, store="sqlite"),
+    "online-5-bulk": Workload(5, 16, bulk=True),
     "online-5-mlflow": Workload(5, 16, protocol="MLflow's protocol"),
 }
 FIRST = ("redis", "elasticnet")
@@ -45,6 +46,7 @@ MODEL_NAMES = {
 STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite"}
 SERVER_NAMES = {
     "ours": "**model-serving**",
+    "ours-bulk": "**model-serving**, beside a client that sends 100,000 ids at a time",
     "bentoml": "BentoML",
     "bentoml-batching": "BentoML, adaptive batching",
     "mlserver": "MLServer",
@@ -60,11 +62,15 @@ HEAD = ("server", "requests/s", "x {base}", "p50 ms", "p99 ms", "CPU µs/request
 def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> Iterator[Result]:
     """Run these sections with all or only the named servers. Servers keep running until store or model changes."""
     chosen = [(name, WORKLOADS[name]) for name in WORKLOADS if name in sections]
-    same_servers = itertools.groupby(chosen, lambda each: (each[1].store, each[1].model, each[1].protocol))
-    for (store, model, protocol), group in same_servers:
+    same_servers = itertools.groupby(
+        chosen, lambda each: (each[1].store, each[1].model, each[1].protocol, each[1].bulk)
+    )
+    for (store, model, protocol, bulk), group in same_servers:
         machine = this_machine()
         # The constant route uses neither model nor store, so it runs only with the first ones.
         possible = [kind for kind in ALL if kind is not Constant or (store, model) == FIRST]
+        if bulk:
+            possible = [Ours]
         if model in WITH_BENTOML:
             possible = [Ours, BentoMl]
         if protocol is not None:
@@ -89,7 +95,7 @@ def title(section: str) -> str:
     """The heading of a section."""
     load = WORKLOADS[section]
     connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
-    protocol = f", {load.protocol}" if load.protocol else ""
+    protocol = f", {load.protocol}" if load.protocol else ", beside large tables" if load.bulk else ""
     return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}{protocol}"
 
 

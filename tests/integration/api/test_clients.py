@@ -1,5 +1,6 @@
 """Clients that people already have, on the real API and its SQLite stores. Each gets the bits of POST /scores."""
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pandas
+import pyarrow as pa
 import pytest
 
 from tests.support.api_server import ApiServer
@@ -286,3 +288,60 @@ def test_the_types_and_codecs_of_mlserver(server: ApiServer, scores: dict[int, f
     assert (found["version"], found["reason"]) == ("2", [[""]])
     assert found["metadata"]["inputs"] == [{"name": "driver_id", "datatype": "INT64", "shape": [-1]}]
     assert found["error"].startswith("Expected `object`, got `array`")
+
+
+ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
+
+
+def send_table(server: ApiServer, body: bytes, media: str, accept: str) -> httpx.Response:
+    response = server.ask(body, "/scores", **{"Content-Type": media, "Accept": accept})
+    assert response.status_code == 200, response.text
+    return response
+
+
+def arrow_stream(drivers: list[int]) -> bytes:
+    table, sink = pa.table({"driver_id": drivers}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def test_the_documented_arrow_client_gets_the_scores(server: ApiServer, scores: dict[int, float | None]) -> None:
+    names: dict[str, Any] = {}
+    exec(for_server(code_blocks("clients.md", "Tables")["python"], server), names)  # noqa: S102 - our own page
+    assert names["table"].to_pydict() == {
+        "driver_id": [1001, 1002, UNKNOWN_DRIVER],
+        "prediction": [scores[1001], scores[1002], None],
+        "reason": [None, None, "not_found"],
+    }
+
+
+def test_pandas_gets_the_scores_as_parquet_csv_and_lines(server: ApiServer, scores: dict[int, float | None]) -> None:
+    entities = pandas.DataFrame({"driver_id": [*scores]})
+    requests = {
+        PARQUET: entities.to_parquet(),
+        "text/csv": entities.to_csv(index=False).encode(),
+        "application/x-ndjson": entities.to_json(orient="records", lines=True).encode(),
+    }
+    for media, body in requests.items():
+        parquet = pandas.read_parquet(io.BytesIO(send_table(server, body, media, PARQUET).content))
+        csv = pandas.read_csv(io.BytesIO(send_table(server, body, media, "text/csv").content))
+        lines = pandas.read_json(
+            io.BytesIO(send_table(server, body, media, "application/jsonl").content), lines=True, precise_float=True
+        )
+        for answer in (parquet, csv, lines.rename(columns={"score": "prediction"})):
+            found = {int(row.driver_id): row.prediction for row in answer.itertuples()}
+            assert {driver: None if math.isnan(score) else score for driver, score in found.items()} == scores
+            assert answer["reason"].tolist()[-1] == "not_found"
+
+
+def test_a_large_table_equals_json_in_parts(server: ApiServer) -> None:
+    drivers = [1001 + place % 25 for place in range(20_000)]  # some of them are unknown
+    expected = []
+    for start in range(0, len(drivers), 1000):
+        body = json.dumps({"request_id": "r", "driver_ids": drivers[start : start + 1000]}).encode()
+        expected += [(row["score"], row["reason"]) for row in server.ask(body, "/scores").json()["scores"]]
+    answer = send_table(server, arrow_stream(drivers), ARROW, ARROW)
+    table = pa.ipc.open_stream(answer.content).read_all()
+    assert table["driver_id"].to_pylist() == drivers
+    assert list(zip(table["prediction"].to_pylist(), table["reason"].to_pylist(), strict=True)) == expected
