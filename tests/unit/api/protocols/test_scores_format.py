@@ -1,5 +1,6 @@
 """POST /scores answers the same in every format, and refuses every table that it can't read."""
 
+import asyncio
 import csv
 import datetime as dt
 import io
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
 
+from api.app import create_app
 from api.protocols import scores_format
 from api.protocols.response import negotiate
 from api.protocols.scores_format import MEDIA_TYPES, NDJSON
@@ -26,6 +28,7 @@ from api.protocols.table_limits import MAX_PARTS
 from api.protocols.tables import ARROW, CSV, PARQUET
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.models.outputs import OutputColumn, Outputs
+from scoring.settings import Settings
 from tests.support.api_client import api, when_ready
 from tests.support.fakes import FakeLoader, FakeScorer, features
 
@@ -416,3 +419,37 @@ def test_a_large_request_ends_at_its_deadline() -> None:
     with api(FakeScorer(function=slow), bulk_deadline_s=0.2) as client:
         response = post(when_ready(client), ARROW, STREAM)
     assert (response.status_code, response.json()["detail"]) == (503, "There was no response within 0.2 s.")
+
+
+def test_a_client_that_leaves_stops_its_request() -> None:
+    blocks: list[int] = []
+
+    def counted(entity_rows: Any) -> list[tuple[Any, str | None]]:
+        blocks.append(1)
+        return [(0.0, None)] * len(entity_rows["driver_id"])
+
+    async def leave() -> int:
+        app = create_app(Settings(model_name="ranker", deadline_s=5.0), FakeLoader(FakeScorer(function=counted)))
+        messages: list[Any] = []
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        async def post_and_leave() -> int:
+            received = iter([{"type": "http.request", "body": STREAM}, {"type": "http.disconnect"}])
+
+            async def receive() -> Any:
+                return next(received)
+
+            headers = [(b"content-type", ARROW)]
+            scope = {"type": "http", "method": "POST", "path": "/scores", "headers": headers, "state": {}}
+            await app.asgi_handler(scope, receive, send)  # type: ignore[arg-type]
+            return int(messages[-2]["status"])
+
+        async with app.lifespan():
+            while (status := await post_and_leave()) == 503:
+                await asyncio.sleep(0.02)
+        return status
+
+    assert asyncio.run(leave()) == 400
+    assert len(blocks) <= 1
