@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from scoring.arrow.timestamps import TIMESTAMP, to_timestamps
 from scoring.errors import EntityRowsError
-from scoring.feast_plugins.join_keys import Keys
+from scoring.feast_plugins.join_keys import NO_ENTITY, Keys
 from scoring.features.model_features import Feature
 
+EntityRows = Mapping[str, Sequence[Any]]
 RUNNING_VIEW = "running the function of an on-demand feature view"
 
 
@@ -22,6 +23,13 @@ class StoreRead(msgspec.Struct, frozen=True):
     """View → event time of its row in seconds since 1970, float64 (n,); 0 if there is no row."""
     columns: dict[str, pa.Array]
     """`view:feature` → its values (n,), of the declared type; null means unknown."""
+
+    def take(self, places: np.ndarray) -> "StoreRead":
+        """Return the features of the rows at these places."""
+        return StoreRead(
+            {view: event_s[places] for view, event_s in self.event_s.items()},
+            {name: column.take(pa.array(places)) for name, column in self.columns.items()},
+        )
 
 
 class StoreReader(Protocol):
@@ -52,6 +60,25 @@ class ViewColumns(msgspec.Struct, frozen=True):
     """Feast's FeatureView."""
     keys: Keys
     features: tuple[Feature, ...]
+
+
+def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, np.ndarray | None]:
+    """Return the distinct entities of n entity rows, and the place of each row's entity among them, int (n,).
+
+    The places are None if no entity repeats, as in most requests.
+    """
+    names = [key.name for _, key in keys]
+    if names == [NO_ENTITY]:
+        return {NO_ENTITY: [""]}, np.zeros(len(next(iter(entity_rows.values()))), np.int64)
+    columns = [entity_rows[name] for name in names]
+    rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    places = dict.fromkeys(rows)
+    if len(places) == len(rows):
+        return entity_rows, None
+    distinct = list(places)
+    places = dict(zip(distinct, range(len(distinct)), strict=True))
+    columns = [distinct] if len(columns) == 1 else list(map(list, zip(*distinct, strict=True)))
+    return dict(zip(names, columns, strict=True)), np.fromiter(map(places.__getitem__, rows), np.int64, len(rows))
 
 
 def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: pa.DataType) -> pa.Array:

@@ -1,6 +1,6 @@
 """Reads many entities from Feast's Redis online store with pipelined commands.
 
-`RedisReader` sends one command per entity and kind of entity, up to KEYS_AT_ONCE before it reads replies, over
+`RedisReader` sends one command per distinct entity of each kind, up to KEYS_AT_ONCE before it reads replies, over
 redis-py's connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
 long; a server-side script takes Redis twice the time (docs/adr/007).
 """
@@ -27,7 +27,7 @@ from scoring.errors import READING, FeatureStoreError, UnusableFeature
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_timestamps, decode_values
-from scoring.online.reading import StoreRead, ViewColumns
+from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -103,19 +103,27 @@ class RedisReader:
         event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for hashes in self._hashes:
-            keys = entity_keys(hashes.keys, entity_rows, behind=self._project)
-            parts: list[StoreRead] = []
-            for start in range(0, len(keys), KEYS_AT_ONCE):
-                parts += self._fetch(hashes, keys[start : start + KEYS_AT_ONCE])
-            if len(parts) == 1:
-                event_s |= parts[0].event_s
-                columns |= parts[0].columns
-                continue
-            for view in hashes.views:
-                event_s[view.name] = np.concatenate([part.event_s[view.name] for part in parts])
-            for feature in hashes.features:
-                columns[feature.column] = pa.concat_arrays([part.columns[feature.column] for part in parts])
+            entities, places = distinct_entities(hashes.keys, entity_rows)
+            read = self._read(hashes, entity_keys(hashes.keys, entities, behind=self._project))
+            if places is not None:
+                read = read.take(places)
+            event_s |= read.event_s
+            columns |= read.columns
         return StoreRead(event_s, columns)
+
+    def _read(self, hashes: _Hashes, keys: Sequence[bytes]) -> StoreRead:
+        parts: list[StoreRead] = []
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            parts += self._fetch(hashes, keys[start : start + KEYS_AT_ONCE])
+        if len(parts) == 1:
+            return parts[0]
+        return StoreRead(
+            {view.name: np.concatenate([part.event_s[view.name] for part in parts]) for view in hashes.views},
+            {
+                feature.column: pa.concat_arrays([part.columns[feature.column] for part in parts])
+                for feature in hashes.features
+            },
+        )
 
     def _fetch(self, hashes: _Hashes, keys: Sequence[bytes]) -> list[StoreRead]:
         pieces = [keys[start : start + KEYS_PER_PIECE] for start in range(0, len(keys), KEYS_PER_PIECE)]

@@ -13,7 +13,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.value_decoder import decode_values
-from scoring.online.reading import StoreRead, ViewColumns
+from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -43,25 +43,30 @@ class SqliteReader:
         event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for view, table in self._views:
-            event_s[view.name] = self._read_view(view, table, entity_keys(view.keys, entity_rows), columns)
+            entities, places = distinct_entities(view.keys, entity_rows)
+            read = self._read_view(view, table, entity_keys(view.keys, entities))
+            if places is not None:
+                read = read.take(places)
+            event_s |= read.event_s
+            columns |= read.columns
         return StoreRead(event_s, columns)
 
-    def _read_view(
-        self, view: ViewColumns, table: str, keys: Sequence[bytes], columns: dict[str, pa.Array]
-    ) -> np.ndarray:
+    def _read_view(self, view: ViewColumns, table: str, keys: list[bytes]) -> StoreRead:
         values: dict[tuple[bytes, str], bytes] = {}
         stored: dict[bytes, int] = {}
         names = [feature.name for feature in view.features]
-        wanted = list(dict.fromkeys(keys))
-        for key, name, value, event_ts in self._values(table, names, wanted):
+        for key, name, value, event_ts in self._values(table, names, keys):
             values[key, name] = value
             # The features of a row are written together, unless a feature was added to the view later.
             stored[key] = min(event_ts, stored.get(key, event_ts))
-        stored |= dict(self._event_times(table, [key for key in wanted if key not in stored]))
-        for name, feature in zip(names, view.features, strict=True):
-            columns[feature.column] = decode_values([values.get((key, name)) for key in keys], feature.dtype)
-        event_s = {event_ts: _utc_seconds(event_ts) for event_ts in set(stored.values())}
-        return np.fromiter((event_s[stored[key]] if key in stored else 0.0 for key in keys), np.float64, len(keys))
+        stored |= dict(self._event_times(table, [key for key in keys if key not in stored]))
+        columns = {
+            feature.column: decode_values([values.get((key, name)) for key in keys], feature.dtype)
+            for name, feature in zip(names, view.features, strict=True)
+        }
+        seconds = {event_ts: _utc_seconds(event_ts) for event_ts in set(stored.values())}
+        event_s = [seconds[stored[key]] if key in stored else 0.0 for key in keys]
+        return StoreRead({view.name: np.array(event_s)}, columns)
 
     def _values(self, table: str, names: list[str], keys: list[bytes]) -> Iterator[tuple[bytes, str, bytes, int]]:
         for some in _slices(keys):

@@ -239,6 +239,15 @@ def test_views_of_one_entity_share_one_round_trip(world: World, redis: Redis) ->
     assert after["total_reads_processed"] - before["total_reads_processed"] == 2, "all in one, and INFO"
 
 
+@on_redis
+def test_an_entity_that_repeats_is_read_once(world: World, redis: Redis) -> None:
+    reader = world.reader(world.link("rate", "bought"))
+    before = redis.info("commandstats")
+    read = reader.read({"shop_id": [7] * 900, "buyer": ["a", "b", "c"] * 300})
+    calls = redis.info("commandstats")["cmdstat_hmget"]["calls"] - before["cmdstat_hmget"]["calls"]
+    assert (calls, len(read.columns["stats:rate"]), len(read.columns["loyalty:bought"])) == (1 + 3, 900, 900)
+
+
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.lists(st.binary(max_size=9), min_size=1))
 def test_commands_are_packed_as_the_client_library_packs_them(keys: list[bytes], fields: list[bytes]) -> None:
     theirs = (b"".join(Connection().pack_command("HMGET", key, *fields)) for key in keys)
