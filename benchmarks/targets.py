@@ -35,7 +35,8 @@ def targets(results: Mapping[str, Result]) -> Iterator[Target]:
 
 
 def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
-    least_of = {"online-5": 20, "online-100": 20, "online-5-forest": 10, "online-5-sqlite": 5}
+    least_of = {"online-5": 20, "online-100": 20, "online-1000-candidates": 20}
+    least_of |= {"online-5-forest": 10, "online-5-sqlite": 5}
     for section, least in (least_of | dict.fromkeys(map("online-5-{}".format, online.WITH_BENTOML), 15)).items():
         if section in sections:
             ours, bentoml = (_median(sections[section], server, "requests_s") for server in ("ours", "bentoml"))
@@ -60,6 +61,9 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
     if "online-5-bulk" in sections:
         beside, without = (_median(sections["online-5-bulk"], server, "p99_ms") for server in ("ours-bulk", "ours"))
         yield _at_most("p99 beside a client that sends 100,000 ids at a time, x without it", 2, beside / without)
+    if "online-1000-candidates" in sections:
+        name, servers = online.title("online-1000-candidates"), sections["online-1000-candidates"]
+        yield _at_most(f"{name}: p99, ms", 15, _median(servers, "ours", "p99_ms"))
     if "online-5-alone" in sections:
         yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
 

@@ -16,7 +16,13 @@ from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
 from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
 from scoring.models.outputs import Outputs
-from scoring.models.registry import FEATURE_SERVICE_TAG, REQUEST_INPUTS_TAG, ModelVersion, Registry
+from scoring.models.registry import (
+    FEATURE_SERVICE_TAG,
+    OVERRIDABLE_TAG,
+    REQUEST_INPUTS_TAG,
+    ModelVersion,
+    Registry,
+)
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,18 +89,18 @@ def link_version(
 
     Raises:
         ModelRefused: neither names one of the registry's feature services, an input is not served, an input has the
-            name of an output column, or an impute value does not fit its input.
+            name of an output column, an impute value does not fit its input, or an overridable input is not a feature
+            that only the model reads.
         FeatureStoreError: the Feast registry can't be read or lacks the service.
     """
     service = version.tags.get(FEATURE_SERVICE_TAG) or settings.feature_service or None
-    tag = version.tags.get(REQUEST_INPUTS_TAG)
-    request_inputs = (
-        settings.request_inputs if tag is None else tuple(name.strip() for name in tag.split(",") if name.strip())
-    )
+    request_inputs = _names_in(version.tags.get(REQUEST_INPUTS_TAG), settings.request_inputs)
+    overridable = _names_in(version.tags.get(OVERRIDABLE_TAG), settings.overridable_features)
     _check_impute_values(version, signature, settings)
     features = link_features(store, str(version), service, signature, request_inputs)
     _check_names(version, features)
-    return features
+    _check_overridable(version, features, overridable)
+    return msgspec.structs.replace(features, overridable=overridable)
 
 
 def check_online(version: ModelVersion, features: ModelFeatures) -> None:
@@ -128,6 +134,28 @@ def _check_names(version: ModelVersion, features: ModelFeatures) -> None:
         if name in computed:
             remedy = f"rename it in the model, for example to the name of its view and feature, view__{name}."
         raise ModelRefused(str(version), f"its {what} {name!r} has the name of {taken}: {remedy}")
+
+
+def _names_in(tag: str | None, setting: tuple[str, ...]) -> tuple[str, ...]:
+    return setting if tag is None else tuple(name.strip() for name in tag.split(",") if name.strip())
+
+
+def _check_overridable(version: ModelVersion, features: ModelFeatures, overridable: Sequence[str]) -> None:
+    columns = {feature.input: feature.column for feature in features.features}
+    sources = [
+        f"{source.name_to_use()}:{field.name}"
+        for view in features.feast.on_demand_views
+        for source in view.source_feature_view_projections.values()
+        for field in source.features
+    ]
+    for name in overridable:
+        problem = f"its tag {OVERRIDABLE_TAG}, or else SERVING_OVERRIDABLE_FEATURES, names {name!r}, which "
+        if name not in columns:
+            names = ", ".join(columns) or "none"
+            raise ModelRefused(str(version), f"{problem}is not an input that a feature fills ({names}).")
+        if columns[name] in sources:
+            problem += "an on-demand view reads: what the view computes from it would not change."
+            raise ModelRefused(str(version), problem)
 
 
 def check_output_names(version: ModelVersion, features: ModelFeatures, outputs: Outputs) -> None:

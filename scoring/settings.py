@@ -102,6 +102,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Model inputs that come with the request instead of from the feature store, for versions without the tag
     `serving.request_inputs`. Comma-separated."""
 
+    overridable_features: tuple[str, ...] = ()
+    """Model inputs from the feature store whose values an online request may override, for versions without the tag
+    `serving.overridable`. Comma-separated."""
+
     output_column: Annotated[int, Meta(ge=0)] | None = None
     """Column of the model's output that is the prediction, counted from 0, if the output has several columns
     (predict_proba). For versions without the tag `serving.output_column`."""

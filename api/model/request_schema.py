@@ -21,8 +21,9 @@ from scoring.features.model_features import ModelFeatures
 REQUEST_ID = "request_id"
 ENTITY_ROWS = "entity_rows"
 TOP = "top"
+OVERRIDES = "overrides"
 # Members of a request that are not columns.
-MEMBERS = {REQUEST_ID, ENTITY_ROWS, TOP}
+MEMBERS = {REQUEST_ID, ENTITY_ROWS, TOP, OVERRIDES}
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}
 
@@ -69,7 +70,8 @@ class EntityRequest(msgspec.Struct, frozen=True):
 
     request_id: str
     entity_rows: dict[str, list[Any]]
-    """Join keys and request inputs: column → n_rows values, in request order."""
+    """Join keys and request inputs: column → n_rows values, in request order. Also each overridable input; None where
+    it is not overridden."""
     rows: int
     top: int | None = None
     """How many of the best entities to list; None for no list."""
@@ -81,6 +83,8 @@ class RequestForm:
     Every model accepts `{"request_id": .., "entity_rows": [{"<column>": .., ..}, ..]}`. The columns may also be members
     of the request: `"<column>s": [..]` with one value per entity, or `"<column>": ..` with one value for all. At least
     one of them is a list. A member whose name is taken by another column or member does not exist.
+
+    `"overrides": {"<feature>": ..}` in a request or in one of its entity rows overrides overridable features.
     """
 
     def __init__(
@@ -107,7 +111,13 @@ class RequestForm:
         self._key_names = {key.name for key in self.keys}
         self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
         self._integers -= self._key_names
+        types = {column.name: column.dtype for column in features.signature.inputs}
+        self._overridable = {name: INPUT_TYPES[types[name]][0] for name in features.overridable}
+        self._integers |= {name for name in features.overridable if types[name] in {pa.int32(), pa.int64()}}
         self._unbounded = {name for name, dtype in features.request_columns.items() if dtype in {pa.float64(), None}}
+        self._unbounded |= {name for name in features.overridable if types[name] == pa.float64()}
+        if self._overridable and OVERRIDES in self.columns:
+            raise ModelRefused(model, f"{OVERRIDES!r} is the name of a column of its requests: rename that.")
         taken = MEMBERS | self.columns.keys()
         self._lists = {name: f"{name}s" for name in self.columns if f"{name}s" not in taken}
         """Column → the member that lists its values."""
@@ -123,10 +133,14 @@ class RequestForm:
         self._quoted = [name for name, dtype in features.request_columns.items() if dtype in QUOTED]
         self.stored_keys: EntityRows | None = None
         """Join keys of entities in the online store, for `example`; None if none are known."""
-        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: `{TOP}`."
+        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: `{TOP}`"
+        if self._overridable:
+            self._expected += f", `{OVERRIDES}` (an object with {_listing(self._overridable)})"
+        self._expected += "."
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self._column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
+        self._column_types |= {name: list[type_ | None] for name, type_ in self._overridable.items()}  # type: ignore[valid-type]
         row_type, self.body_type = self._types(max_entities)
         self._row_decoder = msgspec.json.Decoder(row_type)
         self._decoder = msgspec.json.Decoder(self.body_type)
@@ -144,10 +158,10 @@ class RequestForm:
             check_is_json(body)
             raise self.invalid(sentence(error)) from None
         top = None if request.top is UNSET else request.top
-        if self._listed_key and request.list_0 is not UNSET and request.entity_rows is UNSET:
+        if self._listed_key and not self._overridable and request.list_0 is not UNSET and request.entity_rows is UNSET:
             keys = request.list_0
-            strings = 3 + (top is not None) + (len(keys) if self._listed_key.dtype == "string" else 0)
-            self._check_duplicates(body, strings)
+            strings_of_keys = len(keys) if self._listed_key.dtype == "string" else 0
+            self._check_duplicates(body, strings=3 + (top is not None) + strings_of_keys)
             return EntityRequest(request.request_id, {self._listed_key.name: keys}, len(keys), top)
         lists = {name: given for name, field in self._list_fields if (given := getattr(request, field)) is not UNSET}
         singles = {
@@ -158,13 +172,17 @@ class RequestForm:
                 raise self.invalid(self._problem_of_members(lists, singles, rows_given=True))
             self._check_duplicates(body)
             rows = request.entity_rows
-            return EntityRequest(request.request_id, self._columns_of(rows), len(rows), top)
+            return EntityRequest(request.request_id, self._columns_of(rows, request), len(rows), top)
         number = len(next(iter(lists.values()), ()))
         entity_rows = lists | {name: [value] * number for name, value in singles.items()}
         members = len(lists) + len(singles)
         if not members == len(entity_rows) == len(self.columns) or set(map(len, lists.values())) != {number}:
             raise self.invalid(self._problem_of_members(lists, singles, rows_given=False))
-        self._check_duplicates(body, strings=2 + members + (top is not None) + self._count_strings(lists, singles))
+        strings: int | None = 2 + members + (top is not None) + self._count_strings(lists, singles)
+        if self._overridable:
+            entity_rows |= self._overridden(request, number)
+            strings = strings if request.overrides is UNSET else None
+        self._check_duplicates(body, strings)
         return EntityRequest(request.request_id, self._integral(entity_rows), number, top)
 
     def decode_lines(self, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
@@ -202,7 +220,8 @@ class RequestForm:
 
         Args:
             request_id: its id.
-            columns: column → its values (n_rows,) as Python objects; None is a null.
+            columns: column → its values (n_rows,) as Python objects; None is a null. Columns of overridable inputs are
+                optional; null is not overridden.
             max_rows: maximum number of rows.
             place: returns the description of a row, counted from 0, for errors.
 
@@ -221,7 +240,7 @@ class RequestForm:
         entity_rows: dict[str, list[Any]] = {}
         for name, type_ in self._column_types.items():
             try:
-                entity_rows[name] = msgspec.convert(columns[name], type_)
+                entity_rows[name] = msgspec.convert(columns.get(name, [None] * rows), type_)
             except msgspec.ValidationError as error:
                 index = re.search(r"`\$\[(\d+)\]`$", str(error))
                 at = f", {place(int(index[1]))}" if index else ""
@@ -235,7 +254,7 @@ class RequestForm:
     def check_columns(self, names: Sequence[str]) -> None:
         """Raise InvalidRequest unless these are the names of a request's columns, in any order."""
         for place, name in enumerate(names):
-            if name not in self.columns:
+            if name not in self._column_types:
                 raise self.invalid_columns(f"Unknown column {name[:50]!r}")
             if name in names[:place]:
                 raise self.invalid_columns(f"Duplicate column {name!r}")
@@ -245,12 +264,19 @@ class RequestForm:
 
     def invalid_columns(self, problem: str) -> InvalidRequest:
         """Make the error for a request in columns with this problem, which names the expected columns."""
-        columns = ", ".join(f"`{name}`" for name in self.columns)
-        return InvalidRequest(problem, f"Expected columns: {columns}.", self.example())
+        expected = f"Expected columns: {_listing(self.columns)}."
+        if self._overridable:
+            expected += f" Optional: {_listing(self._overridable)}."
+        return InvalidRequest(problem, expected, self.example())
 
     def invalid(self, problem: str) -> InvalidRequest:
         """Make the error for a request with this problem, which names the expected members and a valid request."""
         return InvalidRequest(problem, self._expected, self.example())
+
+    def overrides(self, request: EntityRequest) -> list[str]:
+        """Return the features that a request overrides."""
+        rows = request.entity_rows
+        return [name for name in self._overridable if any(value is not None for value in rows[name])]
 
     def key_columns(self, request: EntityRequest) -> list[list[Any]]:
         """Return the values of each join key, in request order."""
@@ -304,7 +330,7 @@ class RequestForm:
         ]
 
     def _describe_columns(self) -> str:
-        rows = f"`{ENTITY_ROWS}` (a list of objects with {', '.join(f'`{name}`' for name in self.columns)})"
+        rows = f"`{ENTITY_ROWS}` (a list of objects with {_listing(self.columns)})"
         if not self._lists:
             return rows
         if self._listed_key:
@@ -324,7 +350,7 @@ class RequestForm:
         given = [*singles, *(self._lists[name] for name in lists)]
         if rows_given:
             return f"Object contains both `{given[0]}` and `{ENTITY_ROWS}`"
-        listing = ", ".join(f"`{name}`" for name in self._lists.values())
+        listing = _listing(self._lists.values())
         if not given:
             return f"Object contains neither {listing} nor `{ENTITY_ROWS}`"
         for name in self.columns:
@@ -341,9 +367,10 @@ class RequestForm:
         # Field names are generated and mapped by `rename`, because a column need not be a Python identifier.
         fields = _field_names("column", len(self.columns))
         types = {name: type_ for name, (type_, _) in self.columns.items()}
+        overrides = self._overrides_member()
         row = msgspec.defstruct(
             "EntityRow",
-            list(zip(fields, types.values(), strict=True)),
+            [*zip(fields, types.values(), strict=True), *overrides],
             rename=dict(zip(fields, types, strict=True)),
             forbid_unknown_fields=True,
             frozen=True,
@@ -363,12 +390,38 @@ class RequestForm:
             ]
         rename = {field: self._lists[name] for name, field in self._list_fields}
         rename |= {field: name for name, field in self._single_fields}
-        members.append((TOP, Top | UnsetType, UNSET))
+        members += [(TOP, Top | UnsetType, UNSET), *overrides]
         return row, msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
 
-    def _columns_of(self, rows: Sequence[Any]) -> dict[str, list[Any]]:
+    def _columns_of(self, rows: Sequence[Any], request: Any = None) -> dict[str, list[Any]]:
         fields = zip(self.columns, _field_names("column", len(self.columns)), strict=True)
-        return self._integral({name: [getattr(row, field) for row in rows] for name, field in fields})
+        columns = {name: [getattr(row, field) for row in rows] for name, field in fields}
+        return self._integral(columns | self._overridden(request, len(rows), rows))
+
+    def _overrides_member(self) -> list[tuple[str, Any, Any]]:
+        if not self._overridable:
+            return []
+        fields = _field_names("override", len(self._overridable))
+        type_: Any = msgspec.defstruct(
+            "Overrides",
+            [
+                (field, type_ | UnsetType, UNSET)
+                for field, type_ in zip(fields, self._overridable.values(), strict=True)
+            ],
+            rename=dict(zip(fields, self._overridable, strict=True)),
+            forbid_unknown_fields=True,
+            frozen=True,
+        )
+        return [(OVERRIDES, type_ | UnsetType, UNSET)]
+
+    def _overridden(self, request: Any, number: int, rows: Sequence[Any] = ()) -> dict[str, list[Any]]:
+        """Return the column of each overridable input. The value of an entity row precedes that of the request."""
+        columns = {}
+        for name, field in zip(self._overridable, _field_names("override", len(self._overridable)), strict=True):
+            value = None if request is None else _override(request, field)
+            own = [_override(row, field) for row in rows] or [None] * number
+            columns[name] = [value if each is None else each for each in own]
+        return columns
 
     def _integral(self, entity_rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name in self._integers:
@@ -432,6 +485,16 @@ def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapp
 
 def _field_names(what: str, number: int) -> Sequence[str]:
     return [f"{what}_{place}" for place in range(number)]
+
+
+def _override(request: Any, field: str) -> Any:
+    """Return the value that a request, or an entity row, has in place of a feature; None without one."""
+    value = UNSET if request.overrides is UNSET else getattr(request.overrides, field)
+    return None if value is UNSET else value
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:

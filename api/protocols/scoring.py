@@ -91,6 +91,7 @@ class Scoring:
             PredictionFailed: the model failed.
         """
         context.request_id = request.request_id
+        context.overrides = served.form.overrides(request)
         pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
         scores = problem = None
         try:

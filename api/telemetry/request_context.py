@@ -6,6 +6,7 @@ of one iteration of the event loop are written together, which saves a system ca
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -31,6 +32,8 @@ class RequestContext(msgspec.Struct):
     pending: "PendingRequest | None" = None
     bulk: bool = False
     """Whether it is one of the few requests with a large body or many entities."""
+    overrides: Sequence[str] = ()
+    """Features that the request overrides for at least one entity."""
 
     @classmethod
     def start(cls, scope: Scope) -> None:
@@ -49,6 +52,8 @@ class RequestContext(msgspec.Struct):
             facts["request_id"] = self.request_id
         if self.model:
             facts["model"] = self.model
+        if self.overrides:
+            facts["overrides"] = self.overrides
         if self.problem is not None:
             facts["problem"] = self.problem
             facts["instance"] = self.instance

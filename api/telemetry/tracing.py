@@ -58,6 +58,7 @@ class Tracing:
                 "http.response.status_code": status,
                 "serving.model": context.model,
                 "serving.request_id": context.request_id or "",
+                **({"serving.overrides": context.overrides} if context.overrides else {}),
             },
         )
         if status >= 500:

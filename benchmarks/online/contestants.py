@@ -59,7 +59,7 @@ class Contestant(Server):
 
     def body(self, ids: list[int]) -> bytes:
         """Return the request body for these drivers."""
-        template = self.template.replace("COUNT", str(len(ids)))
+        template = self.template.replace("COUNT", str(len(ids))).replace("CONTEXT", str(ids[-1]))
         return template.replace("IDS", ",".join(map(str, ids))).encode()
 
     def choice(self, status: int, answer: bytes) -> Choice:
@@ -149,6 +149,26 @@ class BentoMlRegistry(BentoMl):
 
     def own_environment(self) -> dict[str, str]:
         return super().own_environment() | {"BENCH_MODEL": self.environment["BENCH_REGISTERED_MODEL"]}
+
+
+CANDIDATES = '{"request_id":"r","user_id":CONTEXT,"item_ids":[IDS]}'
+
+
+class OursRanking(Ours):
+    """The product, ranking items for a user."""
+
+    template = CANDIDATES
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        choice: Any = super().choice(status, answer)  # its prediction has both keys
+        return choice and (choice[0]["item_id"], choice[1])
+
+
+class BentoMlRanking(BentoMl):
+    """BentoML, ranking items for a user."""
+
+    service = "ItemRanker"
+    template = CANDIDATES
 
 
 class MlServer(Peer):

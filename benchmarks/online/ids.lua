@@ -1,5 +1,6 @@
 -- Load for wrk: POST a template, each time with other ids.
--- wrk ... -- TEMPLATE COUNT FIRST LAST SEED; IDS in the template is replaced by the ids, without brackets.
+-- wrk ... -- TEMPLATE COUNT FIRST LAST SEED; IDS in the template is replaced by the ids, without brackets, and
+-- CONTEXT by one more id.
 local bodies, at = {}, 0
 
 function init(arguments)
@@ -18,7 +19,7 @@ function init(arguments)
         ids[#ids + 1] = id
       end
     end
-    local body = template:gsub("IDS", table.concat(ids, ","))
+    local body = template:gsub("IDS", table.concat(ids, ",")):gsub("CONTEXT", math.random(first, last))
     bodies[number] = wrk.format(nil, nil, nil, body)
   end
 end

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, OF_PROTOCOL, BentoMl, Constant, Ours
+from benchmarks.online.contestants import ALL, OF_PROTOCOL, BentoMl, BentoMlRanking, Constant, Ours, OursRanking
 from benchmarks.online.fleet import fleet
 from benchmarks.online.rounds import Round, Workload, measure
 from benchmarks.results import Result, code_version, now, this_machine
@@ -30,6 +30,7 @@ WORKLOADS = {
     "online-5-sqlite": Workload(5, 16, store="sqlite"),
     "online-5-bulk": Workload(5, 16, bulk=True),
     "online-5-mlflow": Workload(5, 16, protocol="MLflow's protocol"),
+    "online-1000-candidates": Workload(1000, 1, store="ranking"),
 }
 FIRST = ("redis", "elasticnet")
 # Models of which only BentoML is measured beside the product.
@@ -43,7 +44,7 @@ MODEL_NAMES = {
     "onnx": "RandomForest(100) in ONNX",
     "classes": "probabilities of RandomForest(100), 3 classes",
 }
-STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite"}
+STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite", "ranking": "a view of the user and one of the items in Redis"}
 SERVER_NAMES = {
     "ours": "**model-serving**",
     "ours-bulk": "**model-serving**, beside a client that sends 100,000 ids at a time",
@@ -75,6 +76,8 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
             possible = [Ours, BentoMl]
         if protocol is not None:
             possible = list(OF_PROTOCOL[protocol])
+        if store == "ranking":
+            possible = [OursRanking, BentoMlRanking]
         kinds = [kind for kind in possible if not servers or kind.name in servers]
         with fleet(store, model, kinds) as started:
             for name, workload in group:

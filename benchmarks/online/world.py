@@ -1,5 +1,7 @@
 """100,000 drivers in a real Redis and in SQLite, and registered models. Built once, then reopened.
 
+The world `ranking` has 100,000 users and 100,000 items in a Redis instead.
+
 The product materializes the stores, byte for byte as Feast does (the materialization benchmark compares the content).
 The product and the peers read the same stores: a peer with Feast's own configuration, the product with its own.
 """
@@ -21,14 +23,14 @@ from benchmarks.paths import VAR
 from benchmarks.quietly import quietly
 from scoring.settings import LIBRARY_TYPES, SKLEARN_TYPES
 from tests.support.servers import HOST, RedisServer
-from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world
+from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, build_ranking_world
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DRIVERS = range(1001, 101_001)
 MODELS = ("elasticnet", "forest", "boosting", "xgboost", "lightgbm", "onnx", "classes")
-STORES = ("redis", "sqlite")
+STORES = ("redis", "sqlite", "ranking")
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is rebuilt before that.
 FRESH_FOR = dt.timedelta(hours=18)
@@ -65,7 +67,7 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
         print(f"Writing {len(DRIVERS):,} drivers to {store} ...", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    redis = RedisServer(folder) if store == "redis" else None
+    redis = None if store == "sqlite" else RedisServer(folder)
     address = None if redis is None else f"{HOST}:{redis.port}"
     with contextlib.ExitStack() as stack:
         if redis is not None:
@@ -73,7 +75,7 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
             stack.callback(redis.stop)
         if world is None:
             with quietly():
-                world = _build(folder, address)
+                world = _build_ranking(folder, address) if store == "ranking" else _build(folder, address)
         _configure(world, address)
         yield OnlineWorld(folder, world), redis
 
@@ -113,11 +115,27 @@ def _build(folder: Path, redis: str | None) -> World:
             (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
         else:
             joblib.dump(model, folder / f"{name}.joblib")
+    _keep(world, redis)
+    return world
+
+
+def _build_ranking(folder: Path, redis: str | None) -> World:
+    import joblib
+    import mlflow
+
+    world = build_ranking_world(folder, redis, DRIVERS)
+    name = world.settings.model_name
+    world.client.set_registered_model_alias(name, "elasticnet", "1")
+    joblib.dump(mlflow.sklearn.load_model(f"models:/{name}/1"), folder / "elasticnet.joblib")
+    _keep(world, redis)
+    return world
+
+
+def _keep(world: World, redis: str | None) -> None:
     if redis is not None:
         _save(redis)
     state = {"made_of": fingerprint(__file__), "now": world.now.isoformat(), "environment": world.environment}
-    (folder / "world.json").write_text(json.dumps(state))
-    return world
+    (world.folder / "world.json").write_text(json.dumps(state))
 
 
 def register_model(world: World, name: str, stats: "pd.DataFrame") -> Any:

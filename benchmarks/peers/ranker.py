@@ -20,12 +20,14 @@ warnings.simplefilter("ignore")
 class Ranker:
     """A feature store and a model, loaded once. Threads may share an instance."""
 
+    service, key = "driver_ranking", "driver_id"
+    inputs = ("acc_rate", "conv_rate", "avg_daily_trips")
+
     def __init__(self) -> None:
         folder = os.environ["BENCH_FEATURE_REPO"]
         self._store = FeatureStore(repo_path=folder, fs_yaml_file=f"{folder}/{os.environ['BENCH_FEATURE_STORE_YAML']}")
-        self._service = self._store.get_feature_service("driver_ranking")
+        self._service = self._store.get_feature_service(self.service)
         self._predict = _load(os.environ["BENCH_MODEL"])
-        self._inputs = ["acc_rate", "conv_rate", "avg_daily_trips"]
 
     def best_of_each(self, requests: list[list[int]]) -> list[tuple[int | None, float | None]]:
         """Return `best` for several requests, with one lookup and one prediction for all of them."""
@@ -39,20 +41,38 @@ class Ranker:
 
     def scores(self, driver_ids: list[int]) -> tuple[list[int], np.ndarray]:
         """Return the drivers that have features, and the model's output for them."""
+        return self.scores_of({"driver_id": driver_ids})
+
+    def scores_of(self, entities: dict[str, list[int]]) -> tuple[list[int], np.ndarray]:
+        """Return the values of `key` of the entities that have features, and the model's output for them."""
         # Feast accepts a dict of columns or a list of dicts; the dict is less work.
-        answer = self._store.get_online_features(self._service, {"driver_id": driver_ids})
-        frame = answer.to_df().dropna()  # ElasticNet raises on an unknown driver
+        frame = self._store.get_online_features(self._service, entities).to_df()
+        frame = frame.dropna()  # ElasticNet raises on an unknown entity
         if frame.empty:
             return [], np.empty(0)
-        return frame["driver_id"].tolist(), self._predict(frame[self._inputs])
+        return frame[self.key].tolist(), self._predict(frame[list(self.inputs)])
 
     def best(self, driver_ids: list[int]) -> tuple[int | None, float | None]:
         """Return the driver with the highest score and the score, or None for both if no driver has features."""
-        known, scores = self.scores(driver_ids)
+        return self.best_known(*self.scores(driver_ids))
+
+    def best_known(self, known: list[int], scores: np.ndarray) -> tuple[int | None, float | None]:
+        """Return the one with the highest score and the score, or None for both if there is none."""
         if not known:
             return None, None
         position = int(scores.argmax())
         return known[position], float(scores[position])
+
+
+class ItemRanker(Ranker):
+    """Ranks items for a user, with features of both."""
+
+    service, key = "ranking", "item_id"
+    inputs = ("budget", "visits", "price", "sold")
+
+    def best_for(self, user_id: int, item_ids: list[int]) -> tuple[int | None, float | None]:
+        """Return the best item for the user and its score, or None for both if there is none."""
+        return self.best_known(*self.scores_of({"user_id": [user_id] * len(item_ids), "item_id": item_ids}))
 
 
 def _load(source: str) -> Callable[[pd.DataFrame], np.ndarray]:

@@ -102,6 +102,8 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     joined_keys: frozenset[tuple[str, ...]] = frozenset()
     """The join keys of each view of the service, by the request's names. A join of the service joins all its views."""
     feast: FeastObjects = FeastObjects()
+    overridable: tuple[str, ...] = ()
+    """Inputs filled by features, whose values an online request may override."""
 
     @functools.cached_property
     def feast_names(self) -> dict[str, str]:

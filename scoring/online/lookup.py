@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 
+from scoring.arrow.signature import conform
 from scoring.errors import READING, EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.model_features import ModelFeatures, missing_reasons
 from scoring.online.reading import RUNNING_VIEW, StoreRead, StoreReader, request_column
@@ -69,7 +71,8 @@ def read_online_vectors(
     Args:
         lookup: the lookup strategy.
         features: the features that fill the model's inputs.
-        entity_rows: join keys and request-time inputs, column → n_rows values, of the declared types.
+        entity_rows: join keys and request-time inputs, column → n_rows values, of the declared types; and optionally
+            values of overridable inputs, None where the stored one is used.
         now: the time at which rows must be within their time to live, with a time zone.
 
     Raises:
@@ -99,12 +102,26 @@ def read_online_vectors(
         if each.name in features.request_inputs
     }
     vectors = features.vectors(columns | from_request, unusable)
-    return OnlineVectors(
-        vectors,
-        missing_reasons(vectors, absent, unusable),
-        float(oldest_s) if oldest_s < np.inf else None,
-        StoreRead(read.event_s, columns),
-    )
+    reasons = missing_reasons(vectors, absent, unusable)
+    if features.overridable:
+        vectors, reasons = _override(features, entity_rows, vectors, reasons)
+    oldest = float(oldest_s) if oldest_s < np.inf else None
+    return OnlineVectors(vectors, reasons, oldest, StoreRead(read.event_s, columns))
+
+
+def _override(
+    features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], vectors: pa.Table, reasons: pa.Array
+) -> tuple[pa.Table, pa.Array]:
+    """Replace features by the request's values. A row whose vector is complete thereby has no reason any more."""
+    for name in features.overridable:
+        given = entity_rows.get(name, ())
+        if any(value is not None for value in given):
+            place = vectors.schema.get_field_index(name)
+            field = vectors.schema.field(place)
+            values = conform(request_column(name, entity_rows, field.type), field.type, name)
+            vectors = vectors.set_column(place, field, pc.coalesce(values, vectors.column(place)))
+    still_incomplete = pc.is_valid(missing_reasons(vectors, {}, {}))
+    return vectors, pc.if_else(still_incomplete, reasons, pa.scalar(None, pa.string()))
 
 
 def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:

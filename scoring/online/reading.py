@@ -70,14 +70,13 @@ def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, 
     names = [key.name for _, key in keys]
     if names == [NO_ENTITY]:
         return {NO_ENTITY: [""]}, np.zeros(len(next(iter(entity_rows.values()))), np.int64)
-    columns = [entity_rows[name] for name in names]
-    rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    places = dict.fromkeys(rows)
-    if len(places) == len(rows):
+    single = len(names) == 1
+    rows = entity_rows[names[0]] if single else list(zip(*map(entity_rows.__getitem__, names), strict=True))
+    distinct = set(rows)
+    if len(distinct) == len(rows):
         return entity_rows, None
-    distinct = list(places)
+    columns = [list(distinct)] if single else zip(*distinct, strict=True)
     places = dict(zip(distinct, range(len(distinct)), strict=True))
-    columns = [distinct] if len(columns) == 1 else list(map(list, zip(*distinct, strict=True)))
     return dict(zip(names, columns, strict=True)), np.fromiter(map(places.__getitem__, rows), np.int64, len(rows))
 
 

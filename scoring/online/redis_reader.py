@@ -1,7 +1,7 @@
 """Reads many entities from Feast's Redis online store with pipelined commands.
 
-`RedisReader` sends one command per distinct entity of each kind, up to KEYS_AT_ONCE before it reads replies, over
-redis-py's connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
+`RedisReader` sends one command per distinct entity of each kind, up to 2000 before it reads replies, over redis-py's
+connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
 long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from feast import FeatureStore
     from redis import Redis
 
-# Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
-KEYS_AT_ONCE = 2000
-# Number of keys packed, sent and decoded together: Redis processes the first piece while the next one is packed, and
-# the last piece while the first one is decoded.
+# Maximum number of keys packed, sent and decoded together: Redis processes the first piece while the next one is
+# packed, and the last piece while the first one is decoded.
 KEYS_PER_PIECE = 400
+# Maximum number of pieces sent before the first reply is read, because Redis buffers unread replies.
+PIECES_AT_ONCE = 5
 RESP2 = 2
 """The protocol version in which a server sends only replies."""
 
@@ -83,9 +83,24 @@ class _Hashes:
                 raise
             raise NotRedis from None
 
+    def join(self, parts: Sequence[StoreRead]) -> StoreRead:
+        """Return the features of all hashes of several parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return StoreRead(
+            {view.name: np.concatenate([part.event_s[view.name] for part in parts]) for view in self.views},
+            {
+                feature.column: pa.concat_arrays([part.columns[feature.column] for part in parts])
+                for feature in self.features
+            },
+        )
+
+
+_Piece = tuple[_Hashes, Sequence[bytes]]
+
 
 class RedisReader:
-    """A `StoreReader` with one round trip per kind of entity and KEYS_AT_ONCE entities."""
+    """A `StoreReader` with one round trip per PIECES_AT_ONCE pieces of keys, of all kinds of entities."""
 
     store_errors = (RedisError, OSError)
 
@@ -100,43 +115,36 @@ class RedisReader:
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
+        pieces: list[_Piece] = []
+        places_of: dict[_Hashes, np.ndarray | None] = {}
+        for hashes in self._hashes:
+            entities, places_of[hashes] = distinct_entities(hashes.keys, entity_rows)
+            keys = entity_keys(hashes.keys, entities, behind=self._project)
+            pieces += [(hashes, keys[start : start + KEYS_PER_PIECE]) for start in range(0, len(keys), KEYS_PER_PIECE)]
+        decoded: list[StoreRead] = []
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            decoded += self._fetch(pieces[start : start + PIECES_AT_ONCE])
         event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
-        for hashes in self._hashes:
-            entities, places = distinct_entities(hashes.keys, entity_rows)
-            read = self._read(hashes, entity_keys(hashes.keys, entities, behind=self._project))
+        for hashes, places in places_of.items():
+            read = hashes.join([part for (of, _), part in zip(pieces, decoded, strict=True) if of is hashes])
             if places is not None:
                 read = read.take(places)
             event_s |= read.event_s
             columns |= read.columns
         return StoreRead(event_s, columns)
 
-    def _read(self, hashes: _Hashes, keys: Sequence[bytes]) -> StoreRead:
-        parts: list[StoreRead] = []
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            parts += self._fetch(hashes, keys[start : start + KEYS_AT_ONCE])
-        if len(parts) == 1:
-            return parts[0]
-        return StoreRead(
-            {view.name: np.concatenate([part.event_s[view.name] for part in parts]) for view in hashes.views},
-            {
-                feature.column: pa.concat_arrays([part.columns[feature.column] for part in parts])
-                for feature in hashes.features
-            },
-        )
-
-    def _fetch(self, hashes: _Hashes, keys: Sequence[bytes]) -> list[StoreRead]:
-        pieces = [keys[start : start + KEYS_PER_PIECE] for start in range(0, len(keys), KEYS_PER_PIECE)]
+    def _fetch(self, pieces: Sequence[_Piece]) -> list[StoreRead]:
         connection = self._pool.get_connection()
         failed: Exception | None = None
 
         def exchange() -> list[StoreRead]:
             nonlocal failed
             failed, decoded = None, []
-            connection.send_packed_command(map(hashes.command.packed, pieces))  # type: ignore[no-untyped-call]
+            connection.send_packed_command(hashes.command.packed(keys) for hashes, keys in pieces)  # type: ignore[no-untyped-call]
             give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
-            for piece in pieces:
-                replies = _read_replies(connection, len(piece), give_up_at)
+            for hashes, keys in pieces:
+                replies = _read_replies(connection, len(keys), give_up_at)
                 if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))

@@ -25,9 +25,14 @@ ScoreFunction = Callable[[EntityRows], list[tuple[Any, str | None]]]
 DRIVER = (JoinKey("driver_id", "int64"),)
 
 
-def features(*join_keys: JoinKey, request_inputs: dict[str, pa.DataType] | None = None) -> ModelFeatures:
+def features(
+    *join_keys: JoinKey,
+    request_inputs: dict[str, pa.DataType] | None = None,
+    overridable: dict[str, pa.DataType] | None = None,
+) -> ModelFeatures:
     """Return model features without a feature store."""
-    inputs = tuple(ModelInput(name, dtype) for name, dtype in (request_inputs or {}).items())
+    types = (request_inputs or {}) | (overridable or {})
+    inputs = tuple(ModelInput(name, dtype) for name, dtype in types.items())
     return ModelFeatures(
         service="service",
         join_keys=join_keys or DRIVER,
@@ -35,6 +40,7 @@ def features(*join_keys: JoinKey, request_inputs: dict[str, pa.DataType] | None 
         views=(),
         request_inputs=tuple(request_inputs or {}),
         signature=Signature(inputs),
+        overridable=tuple(overridable or {}),
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORIES = ROOT / "tests" / "feature_repos"
 DRIVER_INPUTS = ["acc_rate", "conv_rate", "avg_daily_trips"]
+RANKING_INPUTS = ["budget", "visits", "price", "sold"]
 CUSTOMER_INPUTS = ["mean_basket", "age", "has_card"]
 
 
@@ -249,6 +250,36 @@ def build_payment_world(folder: Path) -> World:
     frame = pd.DataFrame({"mean_amount": payments["mean_amount"], "count_30d": payments["count_30d"].astype("float64")})
     model = LinearRegression().fit(frame, frame["mean_amount"] - 0.5 * frame["count_30d"])
     world.register(model, frame, tags={"feast.feature_service": "fraud"})
+    return world
+
+
+def build_ranking_world(folder: Path, redis: str | None = None, ids: range = range(1001, 1021)) -> World:
+    """Users and items with the same ids, each with features in a view of its own, and an ElasticNet.
+
+    Args:
+        folder: an empty folder.
+        redis: connection string of the Redis online store; by default, the store is SQLite.
+        ids: the users' and the items' ids.
+    """
+    import numpy as np
+    import pandas as pd
+    from sklearn.linear_model import ElasticNet
+
+    world = _new_world(folder, REPOSITORIES / "rankings", "item_ranker")
+    if redis is not None:
+        _use_redis(world, redis)
+    random, rows, frames = np.random.default_rng(7), len(ids), {}
+    for view, key, number, count in (("users", "user_id", "budget", "visits"), ("items", "item_id", "price", "sold")):
+        frames[view] = pd.DataFrame({key: np.asarray(ids), "event_timestamp": world.now})
+        frames[view][number] = random.uniform(1, 100, rows).astype("float32")
+        frames[view][count] = random.integers(0, 1000, rows)
+        _write(world, view, frames[view])
+    _apply_and_materialize(world)
+    frame = frames["users"].join(frames["items"][["price", "sold"]])[RANKING_INPUTS].head(2000).astype("float64")
+    target = frame["sold"] / 100 - (frame["price"] - frame["budget"]).abs() + 0.001 * frame["visits"]
+    model = ElasticNet(alpha=0.001).fit(frame, target)
+    tags = {"feast.feature_service": "ranking", "serving.overridable": "budget, price"}
+    world.register(model, frame, tags=tags, input_example=frame.head(20))
     return world
 
 

@@ -2,6 +2,7 @@
 
 import bentoml
 from pydantic import BaseModel
+from ranker import ItemRanker as Items
 from ranker import Ranker
 
 
@@ -50,3 +51,17 @@ class BatchingDriverRanker:
             Answer(request_id=request.request_id, prediction=prediction, score=score)
             for request, (prediction, score) in zip(requests, best, strict=True)
         ]
+
+
+@bentoml.service(workers=1, traffic={"timeout": 10}, logging={"access": {"enabled": False}})
+class ItemRanker:
+    """Ranks items for a user."""
+
+    def __init__(self) -> None:
+        self.ranker = Items()
+
+    @bentoml.api(route="/inference")
+    def inference(self, request_id: str, user_id: int, item_ids: list[int]) -> Answer:
+        """Return the best of these items for the user."""
+        prediction, score = self.ranker.best_for(user_id, item_ids)
+        return Answer(request_id=request_id, prediction=prediction, score=score)

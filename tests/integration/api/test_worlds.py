@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from litestar.testing import TestClient
 
@@ -17,12 +18,13 @@ from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 from tests.support import servers
-from tests.support.servers import HOST, free_port
+from tests.support.servers import HOST, RedisServer, free_port
 from tests.support.worlds import (
     World,
     build_customer_world,
     build_driver_world,
     build_payment_world,
+    build_ranking_world,
     register_driver_model,
 )
 
@@ -204,6 +206,72 @@ def test_a_422_names_the_members_and_has_a_request_that_works_like_the_document(
         assert answer.json()["excluded"] == []
         body = client.get("/openapi.json").json()["paths"]["/scores"]["post"]["requestBody"]["content"]
         assert body["application/json"]["example"] == refused["example"]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def ranking_world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
+) -> World:
+    address = f"{redis_server.host}:{redis_server.port}" if request.param == "redis" else None
+    return build_ranking_world(tmp_path_factory.mktemp("ranking"), address)
+
+
+@pytest.fixture(scope="module")
+def ranking(ranking_world: World) -> Iterator[TestClient[Any]]:
+    with serving(ranking_world.settings_with(**FAST)) as client:
+        yield client
+
+
+def scores(client: TestClient[Any], **members: Any) -> list[dict[str, Any]]:
+    answer = client.post("/scores", json={"request_id": "r"} | members)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["scores"]
+
+
+def test_candidates_in_a_context_get_the_scores_of_entity_rows(ranking: TestClient[Any]) -> None:
+    items = [1003, 9999, 1001, 1003, 1020]
+    rows = [{"user_id": 1007, "item_id": item} for item in items]
+
+    in_context = scores(ranking, user_id=1007, item_ids=items)
+
+    assert in_context == scores(ranking, entity_rows=rows)
+    assert in_context == [scores(ranking, entity_rows=[row])[0] for row in rows]
+    assert [row["reason"] for row in in_context] == [None, "not_found", None, None, None]
+    assert {row["reason"] for row in scores(ranking, user_ids=[9999, 1001], item_id=1001)} == {"not_found", None}
+    answer = ranking.post("/inference", json={"request_id": "r", "user_id": 1007, "item_ids": items, "top": 9}).json()
+    known = [{name: row[name] for name in ("user_id", "item_id", "score")} for row in in_context if row["score"]]
+    assert answer["top"] == sorted(known, key=lambda row: -row["score"])
+
+
+def test_overrides_replace_features(ranking: TestClient[Any]) -> None:
+    plain = scores(ranking, user_id=1007, item_ids=[1001, 1002, 9999])
+    lower = scores(ranking, user_id=1007, item_ids=[1001, 1002, 9999], overrides={"price": 0.5})
+    mixed = scores(
+        ranking,
+        overrides={"price": 0.5},
+        entity_rows=[
+            {"user_id": 1007, "item_id": 1001, "overrides": {"price": 99, "budget": 0}},
+            {"user_id": 1007, "item_id": 1002},
+        ],
+    )
+    again = scores(ranking, user_id=1007, item_ids=[1001, 1002, 9999])
+
+    assert again == plain
+    assert all(one["score"] != other["score"] for one, other in zip(plain[:2], lower[:2], strict=True))
+    assert (mixed[1]["score"], lower[2]) == (lower[1]["score"], plain[2])  # of an unknown item, `sold` is missing, too
+    assert mixed[0]["score"] not in {plain[0]["score"], lower[0]["score"]}
+    refused = ranking.post("/scores", json={"request_id": "r", "item_ids": [1], "user_id": 1, "overrides": {"sold": 1}})
+    assert refused.status_code == 422
+    assert "unknown field `sold` - at `$.overrides`" in refused.json()["detail"]
+    assert "`overrides` (an object with `budget`, `price`)" in refused.json()["detail"]
+
+
+def test_an_override_with_the_stored_value_gives_the_same_bits(ranking_world: World, ranking: TestClient[Any]) -> None:
+    items = pd.read_parquet(ranking_world.settings.feature_repo / "data" / "items.parquet")
+    item, price = int(items["item_id"][0]), float(items["price"][0])
+
+    plain = scores(ranking, user_id=1007, item_ids=[item])
+    assert scores(ranking, user_id=1007, item_ids=[item], overrides={"price": price}) == plain
 
 
 def test_ready_names_the_alias_that_is_not_set(drivers: World) -> None:

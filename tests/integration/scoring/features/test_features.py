@@ -3,17 +3,22 @@
 import contextlib
 import datetime as dt
 import io
+import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.join import PointInTimeJoin
@@ -232,6 +237,67 @@ def test_a_request_time_input_comes_with_the_request(store: "FeatureStore") -> N
         read(store, features, shop_id=[1])
     with pytest.raises(EntityRowsError, match="'amount': it has 1 values and 'shop_id' has 2"):
         read(store, features, shop_id=[1, 2], amount=[1.0])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), shops=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_an_override_replaces_a_value_and_completes_a_vector(
+    store: "FeatureStore", data: st.DataObject, shops: list[int]
+) -> None:
+    features = link(store, "both", orders="double", stats__rate="float", city="string")
+    plain = read(store, features, shop_id=shops)
+    values = {"orders": st.floats(-9, 9), "city": st.sampled_from(["Rome", ""]), "stats__rate": st.floats(width=32)}
+    columns = [
+        data.draw(st.lists(st.none() | each, min_size=len(shops), max_size=len(shops))) for each in values.values()
+    ]
+    overrides = dict(zip(values, columns, strict=True))
+    given = data.draw(st.sets(st.sampled_from(list(overrides))))
+
+    allowed = msgspec.structs.replace(features, overridable=tuple(overrides))
+    answer = read(store, allowed, shop_id=shops, **{name: overrides[name] for name in given})
+
+    rows = plain.vectors.to_pylist()
+    for name in given:
+        for row, value in zip(rows, overrides[name], strict=True):
+            usable = value is not None and (isinstance(value, str) or math.isfinite(value))
+            row[name] = value if usable else row[name]
+    assert answer.vectors.to_pylist() == rows
+    assert answer.vectors.schema == plain.vectors.schema
+    assert answer.reasons.to_pylist() == [
+        reason if None in row.values() else None for row, reason in zip(rows, plain.reasons.to_pylist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("service", "inputs", "overridable", "says"),
+    [
+        (
+            "both",
+            {"orders": "double"},
+            "orders, colour",
+            "names 'colour', which is not an input that a feature fills (orders)",
+        ),
+        ("both", {"orders": "double", "amount": "double"}, "amount", "names 'amount', which is not an input that"),
+        ("on_demand", {"rate": "double", "expected": "double"}, "rate", "names 'rate', which an on-demand view reads"),
+        ("on_demand", {"rate": "double", "expected": "double"}, "expected", None),
+        ("on_demand", {"rate": "double"}, "rate", None),  # the view computes nothing for this version
+        ("both", {"orders": "double"}, "", None),
+    ],
+)
+@pytest.mark.parametrize("by_tag", [True, False])
+def test_only_features_that_nothing_else_reads_may_be_overridable(
+    store: "FeatureStore", service: str, inputs: dict[str, str], overridable: str, says: str | None, by_tag: bool
+) -> None:
+    names = tuple(name.strip() for name in overridable.split(",") if name)
+    tags = {"feast.feature_service": service} | ({"serving.overridable": overridable} if by_tag else {})
+    setting = ("none of them",) if by_tag else names
+    given = Settings(model_name="m", request_inputs=("amount",), overridable_features=setting)
+    version = ModelVersion("m", 1, tags)
+    if says is None:
+        assert link_version(store, version, signature(**inputs), given).overridable == names
+        return
+    with pytest.raises(ModelRefused, match=re.escape(says)):
+        link_version(store, version, signature(**inputs), given)
 
 
 def test_on_demand_features_never_hide_a_missing_row(store: "FeatureStore") -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from api.errors import InvalidRequest
 from api.model.request_schema import RequestForm
+from scoring.errors import ModelRefused
 from scoring.feast_plugins.join_keys import JoinKey
 from tests.support.fakes import features
 
@@ -187,6 +188,80 @@ def test_without_a_possible_list_there_are_only_entity_rows() -> None:
 
     with pytest.raises(InvalidRequest, match=r"^Object contains unknown field `entity_row`\. "):
         form.decode(b'{"request_id": "r", "entity_row": 1}')
+
+
+OVERRIDABLE = {"price": pa.float32(), "sold": pa.int64(), "tier": pa.string()}
+
+
+@pytest.fixture
+def overriding() -> RequestForm:
+    return RequestForm("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
+
+
+@given(data=st.data(), rows=st.integers(1, 3))
+def test_the_override_of_an_entity_precedes_that_of_the_request(data: st.DataObject, rows: int) -> None:
+    form = RequestForm("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
+    values = {"price": st.integers(0, 9) | st.just(0.5), "sold": st.integers(0, 9) | st.just(2.0), "tier": st.text()}
+    of_all = data.draw(st.fixed_dictionaries({}, optional=values))
+    each = st.none() | st.fixed_dictionaries({}, optional=values)
+    of_each = data.draw(st.lists(each, min_size=rows, max_size=rows))
+    entities = [{"item_id": row} | ({} if own is None else {"overrides": own}) for row, own in enumerate(of_each)]
+    request = {"request_id": "r", "entity_rows": entities, "overrides": of_all}
+
+    decoded = form.decode(json.dumps(request).encode())
+
+    merged = [of_all | (own or {}) for own in of_each]
+    assert decoded.entity_rows == {"item_id": list(range(rows))} | {
+        name: [each.get(name) for each in merged] for name in OVERRIDABLE
+    }
+    assert all(type(value) in {int, type(None)} for value in decoded.entity_rows["sold"])
+    assert form.overrides(decoded) == [name for name in OVERRIDABLE if any(name in each for each in merged)]
+    assert fits_schema(form, request)
+    given_columns = {name: values for name, values in decoded.entity_rows.items() if set(values) != {None}}
+    assert form.from_columns("r", given_columns, 3) == decoded
+    if not any(of_each):
+        by_list = {"request_id": "r", "item_ids": list(range(rows)), "overrides": of_all}
+        assert form.decode(json.dumps(by_list).encode()) == decoded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ('{"cost": 1}', "Object contains unknown field `cost` - at `$.overrides`"),
+        ('{"item_id": 1}', "Object contains unknown field `item_id` - at `$.overrides`"),
+        ('{"price": null}', "Expected `number`, got `null` - at `$.overrides.price`"),
+        ('{"price": "1"}', "Expected `number`, got `string` - at `$.overrides.price`"),
+        ('{"price": 1e39}', "Expected `number` <= "),
+        ('{"sold": 1.5}', "Expected `integer`"),
+        ('{"sold": true}', "Expected `integer`, got `boolean` - at `$.overrides.sold`"),
+        ('{"tier": 1}', "Expected `string`, got `integer` - at `$.overrides.tier`"),
+        ('{"price": 1, "price": 1}', "Duplicate JSON member 'price'"),
+        ("null", "Expected `object`, got `null` - at `$.overrides`"),
+    ],
+)
+def test_an_override_that_is_not_allowed_is_named_with_those_that_are(
+    overriding: RequestForm, overrides: str, problem: str
+) -> None:
+    for body in (
+        f'{{"request_id": "r", "item_ids": [1], "overrides": {overrides}}}',
+        f'{{"request_id": "r", "entity_rows": [{{"item_id": 1, "overrides": {overrides}}}]}}',
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            overriding.decode(body.encode())
+        in_row = problem.replace("$.overrides", "$.entity_rows[0].overrides")
+        assert str(refused.value).startswith(in_row if "entity_rows" in body else problem)
+        assert str(refused.value).endswith(" Optional: `top`, `overrides` (an object with `price`, `sold`, `tier`).")
+
+
+def test_a_version_without_overridable_features_has_no_member_overrides(form: RequestForm) -> None:
+    with pytest.raises(InvalidRequest, match=r"^Object contains unknown field `overrides`\. Expected .*: `top`\.$"):
+        form.decode(json.dumps({"request_id": "r", "overrides": {}} | CONTEXT).encode())
+
+
+def test_no_column_is_called_overrides_beside_overridable_features() -> None:
+    RequestForm("m/1", features(JoinKey("overrides", "int64")), 3)
+    with pytest.raises(ModelRefused, match="'overrides' is the name of a column of its requests"):
+        RequestForm("m/1", features(JoinKey("overrides", "int64"), overridable=OVERRIDABLE), 3)
 
 
 def fits_schema(form: RequestForm, request: dict[str, Any]) -> bool:

@@ -1,8 +1,10 @@
 """The bodies of answers, with a fake model."""
 
+import json
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +66,18 @@ def test_the_top_are_an_added_member(outputs: Outputs, scores: list[Any], top: b
         all_of_them = client.post("/inference", json=body | {"top": 9}).json()["top"]
         assert [row["driver_id"] for row in all_of_them] == [3, 4, 2]
         assert client.post("/scores", json=body | {"top": 2}).content == client.post("/scores", json=body).content
+
+
+def test_the_log_names_the_overridden_features_without_their_values(capfd: pytest.CaptureFixture[str]) -> None:
+    link = features(overridable={"price": pa.float64(), "tier": pa.string()})
+    rows = [{"driver_id": 1}, {"driver_id": 2, "overrides": {"tier": "secret"}}]
+    with api(FakeScorer(link=link)) as client:
+        when_ready(client)
+        for members in ({}, {"overrides": {}}, {"overrides": {"price": 123.5}}):
+            client.post("/scores", json={"request_id": "r", "driver_ids": [1]} | members)
+        client.post("/inference", json={"request_id": "r", "entity_rows": rows})
+    log = capfd.readouterr().err
+    lines = [json.loads(line) for line in log.splitlines() if '"method":"POST"' in line]
+    assert [line.get("overrides") for line in lines] == [None, None, ["price"], ["tier"]]
+    assert "secret" not in log
+    assert "123.5" not in log
