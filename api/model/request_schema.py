@@ -139,8 +139,8 @@ class RequestForm:
         self._expected += "."
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
-        self._column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
-        self._column_types |= {name: list[type_ | None] for name, type_ in self._overridable.items()}  # type: ignore[valid-type]
+        self.column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
+        self.column_types |= {name: list[type_ | None] for name, type_ in self._overridable.items()}  # type: ignore[valid-type]
         row_type, self.body_type = self._types(max_entities)
         self._row_decoder = msgspec.json.Decoder(row_type)
         self._decoder = msgspec.json.Decoder(self.body_type)
@@ -238,7 +238,7 @@ class RequestForm:
         if not 0 < rows <= max_rows:
             raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {rows}")
         entity_rows: dict[str, list[Any]] = {}
-        for name, type_ in self._column_types.items():
+        for name, type_ in self.column_types.items():
             try:
                 entity_rows[name] = msgspec.convert(columns.get(name, [None] * rows), type_)
             except msgspec.ValidationError as error:
@@ -254,7 +254,7 @@ class RequestForm:
     def check_columns(self, names: Sequence[str]) -> None:
         """Raise InvalidRequest unless these are the names of a request's columns, in any order."""
         for place, name in enumerate(names):
-            if name not in self._column_types:
+            if name not in self.column_types:
                 raise self.invalid_columns(f"Unknown column {name[:50]!r}")
             if name in names[:place]:
                 raise self.invalid_columns(f"Duplicate column {name!r}")
@@ -383,7 +383,7 @@ class RequestForm:
                 members[0],
                 *((field, types[name] | UnsetType, UNSET) for name, field in self._single_fields),
                 *(
-                    (field, Annotated[self._column_types[name], size] | UnsetType, UNSET)
+                    (field, Annotated[self.column_types[name], size] | UnsetType, UNSET)
                     for name, field in self._list_fields
                 ),
                 (ENTITY_ROWS, rows | UnsetType, UNSET),

@@ -66,7 +66,7 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
 
 def _takes_strings(form: RequestForm, name: str) -> bool:
     try:
-        msgspec.convert("a", form.columns[name][0])
+        msgspec.convert(["a"], form.column_types[name])
     except msgspec.ValidationError:
         return False
     return True

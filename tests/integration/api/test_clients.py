@@ -61,6 +61,16 @@ def test_the_json_of_inference_has_the_best_of_the_scores(server: ApiServer, sco
     assert (answer["prediction"], answer["score"]) == max(known.items(), key=lambda item: item[1])
 
 
+def test_the_documented_request_in_json_gets_the_best_in_order(
+    server: ApiServer, scores: dict[int, float | None]
+) -> None:
+    documented: dict[str, Any] = {}
+    exec(for_server(code_blocks("clients.md", "JSON")["python"], server), documented)  # noqa: S102 - our own
+    known = {driver: score for driver, score in scores.items() if score is not None and driver <= 1003}
+    best = sorted(known.items(), key=lambda item: -item[1])[:2]
+    assert documented["answer"]["top"] == [{"driver_id": driver, "score": score} for driver, score in best]
+
+
 GENERATED_CLIENT_ERRORS = """
 import json
 from scores_client import errors

@@ -18,6 +18,7 @@ from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 from tests.support import servers
+from tests.support.documentation import code_blocks
 from tests.support.servers import HOST, RedisServer, free_port
 from tests.support.worlds import (
     World,
@@ -28,6 +29,7 @@ from tests.support.worlds import (
     register_driver_model,
 )
 
+JSON = {"Content-Type": "application/json"}
 FAST = {"SERVING_POLL_INTERVAL_S": "0.1", "SERVING_DEADLINE_S": "5"}
 
 
@@ -264,6 +266,11 @@ def test_overrides_replace_features(ranking: TestClient[Any]) -> None:
     assert refused.status_code == 422
     assert "unknown field `sold` - at `$.overrides`" in refused.json()["detail"]
     assert "`overrides` (an object with `budget`, `price`)" in refused.json()["detail"]
+
+
+def test_the_documented_request_in_a_context_is_scored(ranking: TestClient[Any]) -> None:
+    documented = ranking.post("/inference", content=code_blocks("clients.md", "JSON")["json"], headers=JSON).json()
+    assert (documented["prediction"]["user_id"], documented["excluded"]) == (1007, [])
 
 
 def test_an_override_with_the_stored_value_gives_the_same_bits(ranking_world: World, ranking: TestClient[Any]) -> None:
