@@ -25,7 +25,7 @@ A 503 has a `Retry-After` in seconds."""
 
 PROBLEM_DESCRIPTIONS = {
     400: "The request is malformed, for example because its body can't be decoded.",
-    404: "The path names another model or version than the one that serves.",
+    404: "No such model or version serves.",
     401: "The API key is missing or unknown.",
     406: "The header Accept excludes all media types of the response.",
     408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
@@ -115,7 +115,9 @@ def _health(bodies: Bodies) -> dict[str, Operation]:
 
     plain = {"text/plain": {"schema": {"type": "string"}}}
     blank: dict[str, Any] = {"application/json": {}}  # a line break, as in MLflow's protocol
-    pings = {f"/{name}": Operation(name, "mlflow", "`/ready` is 200", blank, {}) for name in ("ping", "health")}
+    pings = {
+        f"/{name}": Operation(name, "mlflow", "`/ready` is 200", blank, blank, (404,)) for name in ("ping", "health")
+    }
     return {
         "/live": operation("live", "The process is up", Live),
         "/ready": operation("ready", "Model and feature store are usable", Readiness, (503,)),

@@ -12,7 +12,7 @@ from api.model.request_schema import RequestForm, check_is_json, first_duplicate
 from api.model.scorer import RowScores
 from api.protocols.answers import Reason
 from api.protocols.csv_rows import read_csv
-from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation
+from api.protocols.operation import BODY_PROBLEMS, REF, Bodies, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -106,9 +106,11 @@ class MlflowFormat:
     def operation(self, _path: str, bodies: Bodies) -> Operation:
         """See `WireFormat.operation`."""
         frame: dict[str, Any] = {"schema": bodies.schema(Invocation)}
-        bodies.schemas["Invocation"]["allOf"] = [{"oneOf": [{"required": [name]} for name in MEMBERS]}]
+        described = bodies.schemas["Invocation"]
+        described["allOf"] = [{"oneOf": [{"required": [name]} for name in MEMBERS]}]
         cells = {"schema": {"type": "string", "format": "binary"}}
         if bodies.form is not None:
+            described["properties"]["dataframe_records"]["items"] = {"$ref": REF.format(name="EntityRow")}
             columns = bodies.example_columns
             rows = list(zip(*columns.values(), strict=True))
             frame["example"] = {"dataframe_split": {"columns": list(columns), "data": rows}}

@@ -1,6 +1,7 @@
 """The API conforms to its OpenAPI document: with generated requests, and in a browser."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 
 LEAST_EXAMPLES = 1000
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
+HOOKS = {"SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks", "PYTHONPATH": str(Path(__file__).parents[2])}
 # A busy machine may be slow; this test checks the content of responses.
 SETTINGS = {"SERVING_DEADLINE_S": "20", "SERVING_MAX_ENTITIES": "10"}
 
@@ -40,6 +42,7 @@ def test_a_thousand_generated_requests_get_documented_responses(api: ApiServer, 
             *("--report", "json", "--report-json-path", str(report), "--continue-on-failure"),
         ],
         cwd=tmp_path,
+        env=os.environ | HOOKS,
         capture_output=True,
         text=True,
         timeout=400,  # generating a thousand requests takes 90 s of CPU time
