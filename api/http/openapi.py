@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from api.http.readiness import FeatureServiceName, Readiness
-from api.model.request_schema import RequestForm
+from api.model.model_slot import Served
 from api.protocols.answers import Model, answer_form
 from api.protocols.open_inference import get_operations
 from api.protocols.operation import Bodies, Operation
 from api.protocols.wire_format import WireFormat
-from scoring.models.outputs import Outputs
+from scoring.models.outputs import ONE_NUMBER
 from scoring.settings import Settings
 
 API_VERSION = "0.1.0"
@@ -39,6 +39,7 @@ PROBLEM_DESCRIPTIONS = {
 TAGS = {
     "scoring": "The API's own JSON",
     "mlflow": "The protocol of MLflow's scoring server",
+    "open_inference": "The Open Inference Protocol V2, which clients of Triton, KServe and MLServer speak",
     "health": "For operators and load balancers",
 }
 SCORED = {
@@ -70,8 +71,7 @@ class Version(msgspec.Struct, frozen=True):
 def describe(
     settings: Settings,
     formats: Mapping[str, WireFormat],
-    form: RequestForm | None,
-    outputs: Outputs,
+    served: Served | None,
     *,
     keys_required: bool,
     real_example: bool,
@@ -81,19 +81,18 @@ def describe(
     Args:
         settings: the settings of the application.
         formats: path → its wire format.
-        form: the requests of the current model. None before the first is loaded: bodies are then described in general.
-        outputs: the outputs of the current model; ONE_NUMBER before the first is loaded.
+        served: the current model. None before the first is loaded: bodies are then described in general.
         keys_required: whether scoring requires an API key.
-        real_example: whether the example may have entity keys from the online store.
+        real_example: whether examples may have entity keys from the online store.
     """
+    form, outputs = (served.form, served.scorer.outputs) if served else (None, ONE_NUMBER)
     bodies = Bodies(form, answer_form(form, settings.missing_features, outputs), real_example=real_example)
-    operations = {
-        path: wire_format.operation(path, bodies)
-        for path, wire_format in formats.items()
-        if hasattr(wire_format, "operation")
-    } | {**_health(bodies), **get_operations(bodies)}
+    version = served.scorer.version if served else None
+    parameters = {"name": settings.model_name, "version": str(version.version) if version else "1"}
+    operations = {path: wire_format.operation(path, bodies) for path, wire_format in formats.items()}
+    operations |= get_operations(bodies) | _health(bodies)
     paths = {
-        path: {"post" if own.request else "get": _operation(path, own, keys_required=keys_required)}
+        path: {"post" if own.request else "get": _operation(path, own, parameters, keys_required=keys_required)}
         for path, own in operations.items()
     }
     return {
@@ -127,8 +126,8 @@ def _health(bodies: Bodies) -> dict[str, Operation]:
     }
 
 
-def _operation(path: str, own: Operation, *, keys_required: bool) -> dict[str, Any]:
-    """Return the OpenAPI Operation Object."""
+def _operation(path: str, own: Operation, parameters: Mapping[str, str], *, keys_required: bool) -> dict[str, Any]:
+    """Return the OpenAPI Operation Object. `parameters` has an example for each parameter of the paths."""
     scores = own.request is not None
     success = {"description": f"{own.summary}.", "content": own.answer, **({"headers": SCORED} if scores else {})}
     responses: dict[str, Any] = {"200": success}
@@ -145,8 +144,10 @@ def _operation(path: str, own: Operation, *, keys_required: bool) -> dict[str, A
         "responses": responses,
     }
     if names := re.findall(r"{(\w+)}", path):
-        schema = {"type": "string", "minLength": 1}
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": parameters[name]}
+            for name in names
+        ]
     if scores:
         operation["requestBody"] = {"required": True, "content": own.request}
         if keys_required:

@@ -24,7 +24,6 @@ from api.model.store_health import StoreProbe
 from api.protocols.answers import model_of
 from api.protocols.response import header_value
 from api.telemetry.metrics import Metrics
-from scoring.models.outputs import ONE_NUMBER
 from scoring.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -112,10 +111,8 @@ class Description(Controller):
         formats: NamedDependency[Mapping[str, Any]],  # Litestar can't check a protocol
     ) -> Response[bytes]:
         """Return the OpenAPI document of the current model. Its example has real entity keys for callers with a key."""
-        form = slot.served.form if slot.served else None
         admitted = keys.admit(headers_of(request.scope).get(b"authorization"))
-        outputs = slot.served.scorer.outputs if slot.served else ONE_NUMBER
-        document = describe(settings, formats, form, outputs, keys_required=keys.required, real_example=admitted)
+        document = describe(settings, formats, slot.served, keys_required=keys.required, real_example=admitted)
         return _json(document, {"Cache-Control": "no-store"})
 
 

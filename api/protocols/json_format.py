@@ -53,7 +53,7 @@ class JsonFormat:
         return problem_response(problem, headers)
 
     def operation(self, path: str, bodies: Bodies) -> Operation:
-        """Describe POST to `path` for the OpenAPI document."""
+        """See `WireFormat.operation`."""
         summary, answer = {
             "/inference": ("The best of the requested entities", bodies.answers.inference_answer),
             "/scores": ("One score per entity, in request order", bodies.answers.scores_answer),

@@ -15,7 +15,7 @@ from api.model.model_slot import Served
 from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
 from api.model.scorer import RowScores
 from api.protocols.json_format import JSON, JSON_HEADER
-from api.protocols.operation import Bodies, Content, Operation
+from api.protocols.operation import BODY_PROBLEMS, Bodies, Content, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response, media_type
 from api.protocols.scoring import Scoring
@@ -27,6 +27,9 @@ from scoring.settings import Settings
 BINARY = b"application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
 REASON = "reason"
+TAG = "open_inference"
+# The datatypes of examples by the types of their values.
+EXAMPLE_TYPES: dict[type, str] = {int: "INT64", bool: "BOOL", float: "FP64", str: "BYTES"}
 
 
 class RequestedParameters(msgspec.Struct, frozen=True):
@@ -155,6 +158,36 @@ class OpenInference:
         """See `WireFormat.problem`."""
         return error_response(problem, headers)
 
+    def operation(self, path: str, bodies: Bodies) -> Operation:
+        """See `WireFormat.operation`."""
+        infer: dict[str, Any] = {"schema": bodies.schema(InferenceRequest)}
+        if bodies.form is not None:
+            infer["example"] = {
+                "inputs": [
+                    {"name": name, "shape": [len(data)], "datatype": EXAMPLE_TYPES[type(data[0])], "data": data}
+                    for name, data in bodies.example_columns.items()
+                ]
+            }
+        binary: Content = {
+            BINARY.decode(): {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "The same JSON, then the binary data of its tensors. The header "
+                    "Inference-Header-Content-Length has the size of the JSON.",
+                }
+            }
+        }
+        return Operation(
+            "v2_infer_version" if "{version}" in path else "v2_infer",
+            TAG,
+            "The outputs and the reason of each entity as tensors",
+            {JSON.decode(): {"schema": bodies.schema(InferenceResponse)}} | binary,
+            {JSON.decode(): {"schema": bodies.schema(InferenceError)}},
+            tuple(sorted({404, *BODY_PROBLEMS})),
+            {JSON.decode(): infer} | binary,
+        )
+
     def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:
         try:
             infer = self._decoder.decode(body)
@@ -179,7 +212,7 @@ def get_operations(bodies: Bodies) -> dict[str, Operation]:
 
     def add(path: str, name: str, summary: str, answer: type[msgspec.Struct], statuses: tuple[int, ...] = ()) -> None:
         content = {JSON.decode(): {"schema": bodies.schema(answer)}}
-        found[f"/v2{path}"] = Operation(f"v2_{name}", "open inference protocol", summary, content, error, statuses)
+        found[f"/v2{path}"] = Operation(f"v2_{name}", TAG, summary, content, error, statuses)
 
     add("", "server", "The server", ServerMetadata)
     add("/health/live", "live", "The process is up", ServerLive)

@@ -184,7 +184,7 @@ class ScoresFormat(JsonFormat):
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def operation(self, path: str, bodies: Bodies) -> Operation:
-        """Describe POST to `path` for the OpenAPI document."""
+        """See `WireFormat.operation`."""
         described = super().operation(path, bodies)
         other = {name: {"schema": {"type": "string", "format": "binary"}} for name in NAMES[1:]}
         statuses = tuple(sorted({*described.statuses, 406}))

@@ -42,6 +42,9 @@ INPUTS: dict[pa.DataType | None, str] = {
 }
 
 
+Element = Annotated[Any, Meta(description="An element: a number, boolean or string; null if it is unknown.")]
+
+
 class InvalidTensor(ValueError):
     """The input tensor `name` can't be used; `problem` says why."""
 
@@ -62,7 +65,7 @@ class InputTensor(msgspec.Struct, frozen=True):
     shape: list[int]
     datatype: str
     parameters: InputParameters | None = None
-    data: list[Any] | None = None
+    data: list[Element] | None = None
 
     @property
     def binary_size(self) -> int | None:
@@ -145,9 +148,9 @@ class OutputTensor(msgspec.Struct, frozen=True):
 
     name: str
     datatype: str
-    shape: tuple[int]
+    shape: tuple[int, ...]
     parameters: OutputParameters | UnsetType = UNSET
-    data: Sequence[Any] | UnsetType = UNSET
+    data: Sequence[Element] | UnsetType = UNSET
 
 
 def encode(name: str, kind: OutputType, values: list[Any], *, binary: bool) -> tuple[OutputTensor, bytes]:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from api.errors import InvalidHeader
+from api.protocols.operation import Bodies, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response
 from api.protocols.scoring import Scoring
@@ -55,6 +56,14 @@ class WireFormat(Protocol):
         Args:
             problem: what the client may know of it.
             headers: of any response with this problem; the content type is not among them.
+        """
+
+    def operation(self, path: str, bodies: Bodies, /) -> Operation:
+        """Describe POST to `path` for the OpenAPI document.
+
+        Args:
+            path: one of this format's paths, as in `wire_formats`.
+            bodies: the current model's. `bodies.schema` adds the types of this format's own bodies to the document.
         """
 
 
