@@ -41,11 +41,11 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
         if section in sections:
             ours, bentoml = (_median(sections[section], server, "requests_s") for server in ("ours", "bentoml"))
             yield _at_least(f"{online.title(section)}: requests/s, x BentoML", least, ours / bentoml)
-    if "online-5-mlflow" in sections:
-        ours, mlflow = (
-            _median(sections["online-5-mlflow"], server, "requests_s") for server in ("ours", "mlflow-serve")
-        )
-        yield _at_least(f"{online.title('online-5-mlflow')}: requests/s, x MLflow's server", 15, ours / mlflow)
+    for section, peer in (("online-5-mlflow", "mlflow-serve"), ("online-5-v2", "mlserver")):
+        if section in sections:
+            ours, theirs = (_median(sections[section], server, "requests_s") for server in ("ours", peer))
+            name = online.SERVER_NAMES[peer]
+            yield _at_least(f"{online.title(section)}: requests/s, x {name}", 15, ours / theirs)
     for section in ("online-5", "online-100"):
         if section in sections:
             yield _below_peers(f"{online.title(section)}: p99", sections[section], "p99_ms")

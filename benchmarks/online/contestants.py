@@ -223,6 +223,30 @@ class MlflowServe(Invocations, Peer):
         return PEERS / "mlflow_serve"
 
 
+class OursTensors(Ours):
+    """The product's POST /v2/models/{name}/infer. Its answer has the scores of all drivers, but no ids."""
+
+    template = '{"inputs":[{"name":"driver_id","shape":[COUNT],"datatype":"INT64","data":[IDS]}]}'
+
+    @property
+    def path(self) -> str:  # type: ignore[override]  # a constant of the other servers
+        return f"/v2/models/{self.environment['SERVING_MODEL_NAME']}/infer"
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        if status != 200:
+            raise UnexpectedAnswer(self.name, status, answer)
+        scores = [score for score in json.loads(answer)["outputs"][0]["data"] if score is not None]
+        return (0, max(scores)) if scores else None
+
+
+class MlServerTensors(MlServer):
+    """MLServer, compared only by the best score, because the product's answer has no ids."""
+
+    def choice(self, status: int, answer: bytes) -> Choice:
+        best = super().choice(status, answer)
+        return None if best is None else (0, best[1])
+
+
 class Constant(Contestant):
     """A typed Litestar route that answers a constant: the cost of HTTP and JSON without any other work."""
 
@@ -233,5 +257,8 @@ class Constant(Contestant):
 
 
 ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlBatching, MlServer, FastApi, Constant)
-OF_PROTOCOL: dict[str, tuple[type[Contestant], ...]] = {"MLflow's protocol": (OursInvocations, MlflowServe)}
+OF_PROTOCOL: dict[str, tuple[type[Contestant], ...]] = {
+    "MLflow's protocol": (OursInvocations, MlflowServe),
+    "Open Inference Protocol V2": (OursTensors, MlServerTensors),
+}
 """Protocol → those that are compared in it. ALL have their own forms of requests."""

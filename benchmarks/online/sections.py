@@ -31,6 +31,7 @@ WORKLOADS = {
     "online-5-bulk": Workload(5, 16, bulk=True),
     "online-5-mlflow": Workload(5, 16, protocol="MLflow's protocol"),
     "online-1000-candidates": Workload(1000, 1, store="ranking"),
+    "online-5-v2": Workload(5, 16, protocol="Open Inference Protocol V2"),
 }
 FIRST = ("redis", "elasticnet")
 # Models of which only BentoML is measured beside the product.
@@ -56,7 +57,7 @@ SERVER_NAMES = {
     "constant": "constant route (floor)",
 }
 # The peer that rates are compared with, if it was measured.
-BASES = ("bentoml", "mlflow-serve")
+BASES = ("bentoml", "mlflow-serve", "mlserver")
 HEAD = ("server", "requests/s", "x {base}", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
 
 
