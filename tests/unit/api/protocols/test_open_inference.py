@@ -223,6 +223,8 @@ def test_each_type_of_output_in_json_and_in_binary(
         (b"[]", "Expected `object`, got `array`"),
         (b"{}", "Object missing required field `inputs`"),
         (b'{"inputs":[], "inputs":[]}', "Duplicate JSON member 'inputs'"),
+        (request()[:-3] + b',"data":[3, 4]}]}', "Duplicate JSON member 'data'"),
+        (request(data=None)[:-3] + b',"datatype":"INT64"}]}', "Duplicate JSON member 'datatype'"),
         (b'{"inputs":[]}', "Missing column 'driver_id'"),
         (request(name="x"), "Unknown column 'x'. Expected columns: `driver_id`."),
         (request(name=3), "Expected `string`, got `integer` - at `$.inputs[0].name`"),
