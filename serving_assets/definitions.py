@@ -1,5 +1,6 @@
 """The Dagster code location."""
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from scoring.settings import Settings
 from serving_assets.assets.batch_assets import batch_input, batch_output, batch_request
 from serving_assets.assets.feature_assets import feast_registry, online_store
 from serving_assets.assets.model_version import registered_model_version
+from serving_assets.assets.monitoring import prediction_log, replay
 from serving_assets.assets.scores_table import scores_table
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import EXECUTOR, refresh_online_store, request_everyone, score_batch, serve_batch
@@ -23,9 +25,14 @@ from serving_assets.sensors.version_sensor import new_model_version
 ASSETS = (batch_request, feast_registry, online_store, registered_model_version, batch_input, batch_output)
 
 
+OPTIONAL = {"SERVING_SCORES_TABLE": (scores_table,), "SERVING_PREDICTION_LOG": (prediction_log, replay)}
+"""Setting → the assets that are in the graph only if it is set."""
+
+
 def assets(environment: Mapping[str, str]) -> tuple[dg.AssetsDefinition, ...]:
-    """Return the assets of the graph, with scores_table only if there is such a table."""
-    return (*ASSETS, scores_table) if environment.get("SERVING_SCORES_TABLE", "").strip() else ASSETS
+    """Return the assets of the graph."""
+    chosen = [assets for setting, assets in OPTIONAL.items() if environment.get(setting, "").strip()]
+    return (*ASSETS, *itertools.chain.from_iterable(chosen))
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:

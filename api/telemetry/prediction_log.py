@@ -27,7 +27,7 @@ from api.model.model_slot import Served
 from api.model.scorer import RowScores
 from scoring.errors import ServingError, first_line
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema
+from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder
 from scoring.online.reading import StoreRead
 from scoring.settings import Settings
 
@@ -182,7 +182,7 @@ class PredictionLog(Collector):
 
     def _write_file(self, rows: pa.Table, day: date) -> None:
         model = f"{rows['model_name'][0].as_py()}-{rows['model_version'][0].as_py()}"
-        place = self._folder / f"date={day}" / f"{model}-{uuid.uuid4().hex}.parquet"
+        place = day_folder(self._folder, str(day)) / f"{model}-{uuid.uuid4().hex}.parquet"
         with publishing(place) as part:
             pq.write_table(rows, part, compression="zstd")
 

@@ -83,7 +83,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             ValueError: all entities are asked for, but no view has all join keys, or Feast's own store would join.
         """
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        supported = all(_is_readable(view.batch_source) for view in feature_views)
+        supported = all(is_readable(view.batch_source) for view in feature_views)
         if filter_by_created_timestamp or not supported or any(view.mode == "substrait" for view in on_demand):
             if entity_df is None:
                 raise ValueError("Feast's duckdb store, which joins these views, needs entity rows")
@@ -92,7 +92,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             return DuckDBOfflineStore.get_historical_features(
                 config, feature_views, feature_refs, rows, registry, project, *options
             )
-        joins = [_join_of(view, feature_refs, full_feature_names) for view in feature_views]
+        joins = [join_of(view, feature_refs, full_feature_names) for view in feature_views]
         entities = (
             compute_non_entity_date_range(feature_views, start_date, end_date) if entity_df is None else entity_df
         )
@@ -111,7 +111,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
     ) -> RetrievalJob:
         """Return a job for the latest row of each key between two timestamps (inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-        if not _is_readable(data_source):
+        if not is_readable(data_source):
             return DuckDBOfflineStore.pull_latest_from_table_or_query(config, data_source, *names, start_date, end_date)
         return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=True)
 
@@ -128,23 +128,25 @@ class AsofOfflineStore(DuckDBOfflineStore):
     ) -> RetrievalJob:
         """Return a job for all rows between two timestamps (both inclusive), with the source's names."""
         names = (join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-        if not _is_readable(data_source):
+        if not is_readable(data_source):
             return DuckDBOfflineStore.pull_all_from_table_or_query(config, data_source, *names, start_date, end_date)
         return SourceRetrievalJob(config, data_source, *names, between=(start_date, end_date), latest=False)
 
 
-def _is_readable(source: DataSource | None) -> TypeGuard[FileSource]:
+def is_readable(source: DataSource | None) -> TypeGuard[FileSource]:
+    """Return whether this project's queries can read a source: Parquet files or a Delta table."""
     return isinstance(source, FileSource) and (
         isinstance(source.file_format, ParquetFormat | DeltaFormat) or source.file_format is None
     )
 
 
-def _join_of(view: FeatureView, feature_refs: list[str], full_feature_names: bool) -> Join:
+def join_of(view: FeatureView, feature_refs: list[str], full_feature_names: bool) -> Join:
+    """Return the join of a readable view with those of the features `view:feature` that are its own."""
     prefix = f"{view.projection.name_to_use()}:"
     names = [reference.removeprefix(prefix) for reference in feature_refs if reference.startswith(prefix)]
     name = view.projection.name_alias or view.name
     source, map_key = view.batch_source, view.projection.join_key_map
-    assert isinstance(source, FileSource)  # noqa: S101 - as _is_readable found; for the type checker
+    assert isinstance(source, FileSource)  # noqa: S101 - as is_readable found; for the type checker
     return Join(
         view=name,
         source=source,

@@ -12,7 +12,8 @@ service (feast.feature_logging, 0.67):
 These columns follow, named as in a batch output where that has them:
 
 - the request inputs of the model
-- the outputs, `reason`, `model_name`, `model_version`
+- the outputs, `reason`, `model_name`, `model_version`, `feature_service`
+- `__<view>__timestamp` and `__<view>__status` of a view that only on-demand views read
 - `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions),
   `__latency_ms` (from the decoded request to its scores), `__problem` (if the request was not answered with scores)
 """
@@ -28,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
+from scoring.files.location import Location
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.reading import StoreRead
@@ -40,6 +42,7 @@ NOT_READ, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 0, 1, 2, 3, 4
 EVENT_TIME = pa.timestamp("s", "UTC")
 LOG_TIMESTAMP, LOG_DATE, REQUEST_ID = "__log_timestamp", "__log_date", "__request_id"
 ROLE, DEFINITIONS, LATENCY_MS, PROBLEM = "__role", "__definitions", "__latency_ms", "__problem"
+OVERRIDES = "__overrides"
 
 
 class LoggedRequest(msgspec.Struct, frozen=True):
@@ -91,16 +94,26 @@ class LogSchema:
         self._constants = {
             "model_name": pa.scalar(version.name),
             "model_version": pa.scalar(version.version, pa.int64()),
+            "feature_service": pa.scalar(features.service),
             ROLE: pa.scalar(role),
             DEFINITIONS: pa.scalar(definitions),
         }
         self._outputs = outputs
         own = [(name, dtype) for name, dtype in features.request_columns.items() if dtype is not None]
         own += [(field.name, field.type) for field in outputs.schema]
+        for view in self._unlisted(features):
+            prefix = view_prefix(view.name)
+            own += [(f"{prefix}__timestamp", EVENT_TIME), (f"{prefix}__status", pa.int32())]
         own += [("reason", pa.string()), *((name, value.type) for name, value in self._constants.items())]
         own += [(LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
         known = set(feast_schema.names)
         self.schema = pa.schema([*feast_schema, *(pa.field(*each) for each in own if each[0] not in known)])
+
+    @staticmethod
+    def _unlisted(features: ModelFeatures) -> list[View]:
+        """Return the views of which no stored feature is in the log."""
+        listed = {feature.views for feature in features.features if not feature.on_demand}
+        return [view for view in features.views if (view.name,) not in listed]
 
     def table(self, batches: Sequence[LoggedBatch]) -> pa.Table:
         """Return the rows of some batches, with `schema`, in their order."""
@@ -146,6 +159,9 @@ class LogSchema:
         now_s = np.repeat([batch.as_of.timestamp() for batch in batches], counts)
         read = np.repeat([batch.read is not None for batch in batches], counts)
         states = {view.name: _state(view, batches, read, now_s) for view in self._features.views}
+        for unlisted in self._unlisted(self._features):
+            prefix, (times, statuses) = view_prefix(unlisted.name), states[unlisted.name]
+            columns |= {f"{prefix}__timestamp": times, f"{prefix}__status": pa.array(statuses, pa.int32())}
         for feature in self._features.features:
             name = feast_name(feature.column)
             values = pa.chunked_array([_values(batch, feature) for batch in batches], feature.dtype)
@@ -157,6 +173,16 @@ class LogSchema:
             if not feature.on_demand:
                 columns[f"{name}__timestamp"] = states[feature.views[0]][0]
         return columns
+
+
+def day_folder(log: Location, day: str) -> Location:
+    """Return the folder with the files of one day (UTC), `2026-11-30`."""
+    return log / f"date={day}"
+
+
+def view_prefix(view: str) -> str:
+    """Return the prefix of the columns of a view that only on-demand views read."""
+    return f"__{view}"
 
 
 def feast_log_schema(store: "FeatureStore", features: ModelFeatures) -> pa.Schema:

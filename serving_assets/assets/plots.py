@@ -90,6 +90,22 @@ def version_comparison(compared: VersionComparison) -> str:
     return plot + (f"\n\nThe first {len(names)} of {every} outputs are drawn." if every > len(names) else "")
 
 
+def counts(title: str, values: Mapping[str, int]) -> str:
+    """Return Markdown with one image: a bar per name, in this order."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": 7}):
+        figure = Figure(figsize=(4.8, 0.3 + 0.22 * len(values)))
+        figure.subplots_adjust(0.02, 0.16, 0.98, 0.98)
+        panel = figure.subplots()
+        panel.barh(range(len(values)), list(values.values()), color=BAR)
+        _name_bars(panel, [f"{name}: {count:,}" for name, count in values.items()], 48)
+        panel.locator_params(axis="x", nbins=TICKS, integer=True)
+        panel.spines[["top", "right"]].set_visible(False)
+        return _markdown_image(title, figure)
+
+
 def _compare_numbers(both: "Axes", change: "Axes", compared: VersionComparison, name: str) -> None:
     earlier, current = (_finite(as_numbers(table[name])) for table in (compared.earlier, compared.current))
     edges = np.histogram_bin_edges(np.concatenate([earlier, current]), BINS)

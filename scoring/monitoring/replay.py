@@ -1,0 +1,378 @@
+"""Replays the prediction log: are the logged answers what batch computes for the same moment, to the bit?
+
+The logged rows of one version become a batch request, whose event timestamps are the times as of which the API read
+features. The batch engine joins and scores it with that exact version. Each row with another answer gets one cause.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scoring.arrow.signature import EVENT_TIMESTAMP, conform_or_null
+from scoring.arrow.timestamps import TIMESTAMP
+from scoring.batch.engine import LocalEngine
+from scoring.batch.manifest import OUTPUT_NAME, Origin
+from scoring.batch.request import RequestCopy, entity_columns
+from scoring.errors import ModelNotRegistered, StorageError, VersionNotFound
+from scoring.feast_plugins.event_times import EventTimes, read_event_times
+from scoring.features.feature_store import read_definitions
+from scoring.features.model_features import ModelFeatures, View, feast_name
+from scoring.files.atomic import scratch_folder
+from scoring.files.location import Location
+from scoring.files.parquet import ParquetFiles, write_tables
+from scoring.files.transfer import content_of, fetch, publishing
+from scoring.models.outputs import PREDICTION
+from scoring.models.registry import Registry
+from scoring.monitoring.prediction_log import (
+    DEFINITIONS,
+    LOG_TIMESTAMP,
+    OUTSIDE_MAX_AGE,
+    OVERRIDES,
+    PROBLEM,
+    REQUEST_ID,
+    ROLE,
+    view_prefix,
+)
+from scoring.predict import Policy
+from scoring.serving import ServingModel, load_serving_model
+from scoring.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+LATE_ROW = "late_row"
+NOT_MATERIALIZED = "not_materialized"
+PAST_TTL = "past_ttl"
+DEFINITION_CHANGED = "definition_changed"
+REQUEST_INPUT = "request_input"
+VERSION_GONE = "version_gone"
+UNEXPLAINED = "unexplained"
+CAUSES = {
+    LATE_ROW: "a feature row that was created after the answer, for an earlier time",
+    NOT_MATERIALIZED: "a feature row that the online store did not have yet",
+    PAST_TTL: "the online store's row was past its time to live",
+    DEFINITION_CHANGED: "the feature definitions have changed since",
+    REQUEST_INPUT: "the request gave another value for a feature",
+    VERSION_GONE: "the registry no longer has the version",
+    UNEXPLAINED: "none of these",
+}
+"""Cause → what it means, in the order in which they are reported."""
+
+PREFIX = "log:"
+"""Prefix of the logged columns in the batch request."""
+
+
+class ReplayReport(msgspec.Struct, frozen=True):
+    """What a replay found."""
+
+    rows: int
+    """Logged rows of requests that were answered with scores."""
+    unanswered: int
+    """Logged rows of other requests, which are not replayed."""
+    causes: dict[str, int]
+    """Cause → rows with another answer, for each of CAUSES."""
+    versions: dict[str, int]
+    """`name/version` → its rows."""
+
+    @property
+    def different(self) -> int:
+        """Return the number of rows with another answer."""
+        return sum(self.causes.values())
+
+
+REPORT_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("log_timestamp", TIMESTAMP),
+        ("entity", pa.string()),
+        ("model", pa.string()),
+        ("role", pa.string()),
+        ("logged", pa.string()),
+        ("replayed", pa.string()),
+        ("cause", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""The columns of the report: one row per row with another answer."""
+
+
+def replay(
+    log: Location, settings: Settings, registry: Registry, store: "FeatureStore", report: Location
+) -> ReplayReport:
+    """Replay the files of a folder of the prediction log, and write the differences to `report`, a Parquet file.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        StorageError: a file can't be read, or the report can't be written.
+        RegistryError, ModelRefused, FeatureStoreError: a version can't be loaded or joined, as in a batch run.
+    """
+    with scratch_folder() as scratch, publishing(report) as part, pq.ParquetWriter(part, REPORT_SCHEMA) as writer:
+        logged = _fetched(log, scratch)
+        counts: Counter[str] = Counter()
+        rows = unanswered = 0
+        versions: dict[str, int] = {}
+        for version, files in logged.items():
+            one = _ReplayOfVersion(settings, registry, store, version, files)
+            for differences in one.run():
+                counts.update(differences["cause"].to_pylist())
+                writer.write_table(differences.cast(REPORT_SCHEMA))
+            rows += one.rows
+            unanswered += one.unanswered
+            versions["/".join(map(str, version))] = one.rows
+    return ReplayReport(rows, unanswered, {cause: counts[cause] for cause in CAUSES}, versions)
+
+
+def _fetched(log: Location, scratch: Path) -> dict[tuple[str, int], list[Path]]:
+    """Copy the files of a folder of the log, and return them by model name and version."""
+    found: dict[tuple[str, int], list[Path]] = {}
+    for number, entry in enumerate(sorted(log.files(), key=lambda entry: entry.name)):
+        if entry.name.endswith(".parquet"):
+            copy = scratch / f"log-{number}.parquet"
+            fetch(log / entry.name, copy)
+            try:
+                first = pq.ParquetFile(copy).read_row_group(0, ["model_name", "model_version"]).slice(0, 1).to_pylist()
+            except (pa.ArrowInvalid, KeyError) as error:
+                raise StorageError("reading", str(log / entry.name), error) from None
+            found.setdefault((first[0]["model_name"], first[0]["model_version"]), []).append(copy)
+    return found
+
+
+class _ReplayOfVersion:
+    """The replay of one version's rows."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, store: "FeatureStore", version: tuple[str, int], files: list[Path]
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._store = store
+        self._version = version
+        self._files = files
+        self.rows = self.unanswered = 0
+
+    def run(self) -> Iterator[pa.Table]:
+        """Yield tables of REPORT_SCHEMA."""
+        try:
+            version = self._registry.version(*self._version)
+        except (VersionNotFound, ModelNotRegistered):
+            yield from self._of_gone_version()
+            return
+        with scratch_folder() as scratch:
+            serving = load_serving_model(self._registry, self._store, version, self._settings)
+            request = scratch / "request.parquet"
+            self.rows = write_tables(self._requests(serving.features), request, {})
+            if self.rows:
+                yield from self._compared(serving, request, Location(scratch / "result"))
+
+    def _answered(self) -> Iterator[pa.Table]:
+        for file in self._files:
+            with pq.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):
+                    rows = opened.read_row_group(group)
+                    answered = rows.filter(pc.is_null(rows[PROBLEM]))
+                    self.unanswered += rows.num_rows - answered.num_rows
+                    yield answered
+
+    def _requests(self, features: ModelFeatures) -> Iterator[pa.Table]:
+        """Yield the log's rows as those of a batch request, with the logged columns under names of their own."""
+        own = [name for name in entity_columns(features) if name != EVENT_TIMESTAMP]
+        for rows in self._answered():
+            columns = {name: rows[name] for name in own} | {EVENT_TIMESTAMP: rows[LOG_TIMESTAMP].cast(TIMESTAMP)}
+            kept = {PREFIX + name: rows[name] for name in rows.column_names if name not in own}
+            yield pa.table(columns | kept)
+
+    def _of_gone_version(self) -> Iterator[pa.Table]:
+        for rows in self._answered():
+            self.rows += rows.num_rows
+            outputs = [name for name in rows.column_names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
+            others = {*outputs, "reason", "model_name", "model_version"}
+            request = [name for name in rows.column_names if "__" not in name and name not in others]
+            columns = {
+                "request_id": rows[REQUEST_ID],
+                "log_timestamp": rows[LOG_TIMESTAMP],
+                "entity": _as_text(rows, request),
+                "model": "/".join(map(str, self._version)),
+                "role": rows[ROLE],
+                "logged": _as_text(rows, outputs),
+                "replayed": pa.nulls(rows.num_rows, pa.string()),
+            }
+            yield _report(columns, [VERSION_GONE] * rows.num_rows, [""] * rows.num_rows)
+
+    def _compared(self, serving: ServingModel, request: Path, folder: Location) -> Iterator[pa.Table]:
+        definitions = read_definitions(self._store).hash
+        copy = RequestCopy(request, str(request), content_of(request, request.name))
+        origin = Origin(copy.content, str(serving.model.version), serving.features.service, definitions)
+        engine = LocalEngine()
+        engine.write_input(copy, origin, self._store, serving.features, folder)
+        engine.write_output(folder, serving, _policy(self._settings))
+        comparison = _Comparison(serving, self._store, definitions)
+        with ParquetFiles([folder / OUTPUT_NAME]) as scored:
+            for rows in scored.between(0, scored.rows):
+                different = comparison.different(rows)
+                if different.num_rows:
+                    yield comparison.explained(different)
+
+
+class _Comparison:
+    """Compares the rows of a batch output with the logged ones beside them."""
+
+    def __init__(self, serving: ServingModel, store: "FeatureStore", definitions: str) -> None:
+        self._features = serving.features
+        self._outputs = list(serving.model.outputs.names)
+        self._model = str(serving.model.version)
+        self._store = store
+        self._definitions = definitions
+
+    def different(self, rows: pa.Table) -> pa.Table:
+        """Return the rows with another answer."""
+        same = np.ones(rows.num_rows, dtype=bool)
+        for name in self._outputs:
+            same &= _same(rows[name], rows[PREFIX + name])
+        return rows.filter(pa.array(~same))
+
+    def explained(self, rows: pa.Table) -> pa.Table:
+        """Return the report's rows for rows with another answer."""
+        causes = np.full(rows.num_rows, UNEXPLAINED, dtype=object)
+        details = np.full(rows.num_rows, "", dtype=object)
+        changed = pc.not_equal(rows[PREFIX + DEFINITIONS], self._definitions).to_numpy()
+        causes[changed] = DEFINITION_CHANGED
+        if PREFIX + OVERRIDES in rows.column_names:
+            overridden = pc.is_valid(rows[PREFIX + OVERRIDES]).to_numpy() & ~changed
+            causes[overridden] = REQUEST_INPUT
+            details[overridden] = rows[PREFIX + OVERRIDES].filter(pa.array(overridden)).to_pylist()
+        open_places = np.flatnonzero(causes == UNEXPLAINED)
+        if len(open_places):
+            of_features = self._of_features(rows.take(open_places))
+            for place, (cause, detail) in zip(open_places, of_features, strict=True):
+                causes[place], details[place] = cause, detail
+        keys = [key.name for key in self._features.join_keys]
+        columns = {
+            "request_id": rows[PREFIX + REQUEST_ID],
+            "log_timestamp": rows[EVENT_TIMESTAMP],
+            "entity": _as_text(rows, keys),
+            "model": self._model,
+            "role": rows[PREFIX + ROLE],
+            "logged": _as_text(rows, self._outputs, PREFIX),
+            "replayed": _as_text(rows, self._outputs),
+        }
+        return _report(columns, list(causes), list(details))
+
+    def _of_features(self, rows: pa.Table) -> list[tuple[str, str]]:
+        """Return cause and detail of rows whose features were read by the current definitions."""
+        found = [(UNEXPLAINED, "")] * rows.num_rows
+        times = self._event_times(rows)
+        for view in self._features.views:
+            differs = self._differs(rows, view)
+            if not differs.any():
+                continue
+            stamp, status = _logged_times(rows, self._features, view)
+            for place in np.flatnonzero(differs):
+                at = rows[EVENT_TIMESTAMP][int(place)].as_py()
+                joined = created = None
+                if times is not None:
+                    joined = times[view.name].event[int(place)].as_py()
+                    created = times[view.name].created[int(place)].as_py()
+                cause = _cause(at, stamp[int(place)], status[int(place)], joined, created)
+                if found[place][0] == UNEXPLAINED:
+                    read = "no row" if stamp[int(place)] is None else f"the row of {stamp[int(place)]}"
+                    row = "no row" if joined is None else f"the row of {joined}"
+                    late = f", created {created}" if created is not None else ""
+                    found[place] = cause, f"{view.name}: read {read}, joined {row}{late}"
+        return found
+
+    def _event_times(self, rows: pa.Table) -> dict[str, EventTimes] | None:
+        with scratch_folder() as scratch:
+            request = scratch / "rows.parquet"
+            keys = [key.name for key in self._features.join_keys]
+            pq.write_table(rows.select([*keys, EVENT_TIMESTAMP]), request)
+            return read_event_times(self._store, self._features.feast.views, request)
+
+    def _differs(self, rows: pa.Table, view: View) -> np.ndarray:
+        """Return whether a feature that depends on the view has another value, bool (n_rows,)."""
+        differs = np.zeros(rows.num_rows, dtype=bool)
+        for feature in self._features.features:
+            if view.name in feature.views:
+                joined = rows[feature.input]
+                logged = rows[PREFIX + feast_name(feature.column)]
+                differs |= ~_same(conform_or_null(logged, joined.type), joined)
+        return differs
+
+
+def _cause(
+    at: datetime, read: datetime | None, status: int | None, joined: datetime | None, created: datetime | None
+) -> str:
+    """Return the cause of one row's other feature.
+
+    Args:
+        at: the time as of which features were read.
+        read: the event time of the online store's row, in seconds.
+        status: its Feast status.
+        joined: the event time of the offline store's row.
+        created: when that row was created.
+    """
+    if joined is None:
+        return UNEXPLAINED
+    if created is not None and created > at:
+        return LATE_ROW
+    if status == OUTSIDE_MAX_AGE:
+        return PAST_TTL
+    if read is None or joined.replace(microsecond=0) > read:
+        return NOT_MATERIALIZED
+    return UNEXPLAINED
+
+
+def _logged_times(
+    rows: pa.Table, features: ModelFeatures, view: View
+) -> tuple[list[datetime | None], list[int | None]]:
+    """Return event time and status of the online store's row of a view, for each row."""
+    stored = next((each for each in features.features if each.views == (view.name,) and not each.on_demand), None)
+    name = PREFIX + (view_prefix(view.name) if stored is None else feast_name(stored.column))
+    return rows[f"{name}__timestamp"].to_pylist(), rows[f"{name}__status"].to_pylist()
+
+
+def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
+    """Return whether values are equal, numbers to the bit, and nulls are equal; bool (n,)."""
+    if left.type != right.type:
+        right = right.cast(left.type, safe=False)
+    unknown = left.is_null().to_numpy(), right.is_null().to_numpy()
+    if pa.types.is_floating(left.type):
+        bits = np.dtype(f"i{left.type.bit_width // 8}")
+        numbers = [np.ascontiguousarray(each.fill_null(0).to_numpy()).view(bits) for each in (left, right)]
+        equal = numbers[0] == numbers[1]
+    else:
+        equal = pc.fill_null(pc.equal(left, right), False).to_numpy()
+    return np.asarray(np.where(unknown[0] | unknown[1], unknown[0] & unknown[1], equal))
+
+
+def _report(columns: dict[str, Any], causes: Sequence[str], details: Sequence[str]) -> pa.Table:
+    """Return the report's rows; `columns` has all other columns, and strings that are the same in all rows."""
+    rows = len(causes)
+    columns = columns | {"cause": pa.array(causes, pa.string()), "detail": pa.array(details, pa.string())}
+    arrays = []
+    for field in REPORT_SCHEMA:
+        column = columns[field.name]
+        arrays.append(pa.repeat(pa.scalar(column), rows) if isinstance(column, str) else column.cast(field.type))
+    return pa.table(arrays, schema=REPORT_SCHEMA)
+
+
+def _as_text(rows: pa.Table, names: Sequence[str], prefix: str = "") -> pa.Array:
+    """Return the values of some columns as one string per row: the value of one, or `name=value` of several."""
+    columns = [rows[prefix + name].to_pylist() for name in names]
+    if len(names) == 1:
+        return pa.array([None if value is None else str(value) for value in columns[0]], pa.string())
+    values = (zip(names, row, strict=True) for row in zip(*columns, strict=True))
+    return pa.array([", ".join(f"{name}={value}" for name, value in row) for row in values], pa.string())
+
+
+def _policy(settings: Settings) -> Policy:
+    """Return the settings' policy. Under `reject`, the answered requests had no incomplete rows."""
+    policy = Policy.from_settings(settings)
+    return msgspec.structs.replace(policy, kind="exclude") if policy.kind == "reject" else policy

@@ -1,0 +1,140 @@
+"""The assets of what the API has served: the prediction log of each day, and its replay."""
+
+import hashlib
+import time
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from scoring.errors import SettingsError, StorageError
+from scoring.files.location import Entry, Location
+from scoring.files.parquet import ParquetFiles
+from scoring.monitoring.feast_log import copy_to_feast
+from scoring.monitoring.prediction_log import day_folder
+from scoring.monitoring.replay import CAUSES, UNEXPLAINED, ReplayReport
+from scoring.monitoring.replay import replay as replay_log
+from serving_assets.assets.display import markdown_table, table_metadata
+from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.resources import Serving
+
+GROUP = "monitoring"
+VARIABLE = "SERVING_PREDICTION_LOG"
+# Of any day before the first log. `end_offset` adds today.
+days = dg.DailyPartitionsDefinition(start_date="2026-01-01", end_offset=1)
+EXPLAINED = "differences_explained"
+
+
+@dg.asset(
+    partitions_def=days,
+    group_name=GROUP,
+    kinds={"parquet"},
+    description="The rows that the API logged on one day (UTC): what it answered for which entity, from which feature "
+    "values. Materializing it counts them, and copies new ones to the destination of the feature service's "
+    "LoggingConfig, if it has one. In the graph only if SERVING_PREDICTION_LOG is set.",
+)
+def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+    """Count the files and rows of this run's day, and copy new ones to Feast."""
+    with failing_in_one_line():
+        folder = _folder(serving, context.partition_key)
+        files = _files(folder)
+        rows = _rows([folder / entry.name for entry in files])
+        copied = copy_to_feast(serving.open_feature_store(), folder)
+    names = "\n".join(f"{entry.name} {entry.size}" for entry in files)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(hashlib.sha256(names.encode()).hexdigest()),
+        metadata={
+            "dagster/uri": dg.MetadataValue.path(str(folder)),
+            "dagster/row_count": dg.MetadataValue.int(rows),
+            "files": dg.MetadataValue.int(len(files)),
+            "rows_copied_to_feast": dg.MetadataValue.int(copied),
+            "bytes": dg.MetadataValue.int(sum(entry.size for entry in files)),
+        },
+    )
+
+
+@dg.asset(
+    deps=[prediction_log],
+    partitions_def=days,
+    group_name=GROUP,
+    kinds={"feast", "parquet"},
+    check_specs=[
+        dg.AssetCheckSpec(
+            EXPLAINED,
+            asset="replay",
+            description="Every logged answer is what batch computes for the same moment, to the bit, or the difference "
+            "has a known cause.",
+        )
+    ],
+    description="Each logged row, joined again as of its moment by the offline store and scored by the version that "
+    "served it: `<SERVING_PREDICTION_LOG>/_replay/<day>.parquet` has a row and a cause for each other answer.",
+)
+def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+    """Replay the log of this run's day."""
+    started = time.monotonic()
+    with failing_in_one_line():
+        folder = _folder(serving, context.partition_key)
+        report = folder.parent / "_replay" / f"{context.partition_key}.parquet"
+        _files(folder)
+        found = replay_log(folder, serving.settings, serving.registry, serving.open_feature_store(), report)
+        with ParquetFiles([report]) as table:
+            metadata = table_metadata(table, report)
+    metadata |= _metadata(found)
+    metadata["duration_s"] = dg.MetadataValue.float(round(time.monotonic() - started, 1))
+    unexplained = found.causes[UNEXPLAINED]
+    summary = f"{found.different} of {found.rows} rows differ; {unexplained} without a known cause"
+    return dg.MaterializeResult(
+        metadata=metadata,
+        check_results=[
+            dg.AssetCheckResult(
+                passed=not unexplained, check_name=EXPLAINED, description=summary, metadata={"unexplained": unexplained}
+            )
+        ],
+    )
+
+
+class NothingLogged(StorageError):
+    """There are no files of this day."""
+
+    def __init__(self, folder: Location) -> None:
+        super().__init__("reading", str(folder), "the prediction log has no rows of this day")
+
+
+def _folder(serving: Serving, day: str) -> Location:
+    log = serving.settings.prediction_log
+    if log is None:
+        raise SettingsError(VARIABLE, "is not set in this run, but was when the code location was loaded.")
+    return day_folder(log, day)
+
+
+def _files(folder: Location) -> list[Entry]:
+    """Return the files of a day. Raises NothingLogged if there are none."""
+    try:
+        files = [entry for entry in folder.files() if entry.name.endswith(".parquet")]
+    except FileNotFoundError:
+        files = []
+    if not files:
+        raise NothingLogged(folder)
+    return sorted(files, key=lambda entry: entry.name)
+
+
+def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:
+    from serving_assets.assets.plots import counts
+
+    causes = [{"cause": name, "rows": found.causes[name], "meaning": CAUSES[name]} for name in CAUSES]
+    bars = {"equal": found.rows - found.different, **found.causes}
+    return {
+        "replayed_rows": dg.MetadataValue.int(found.rows),
+        "different_rows": dg.MetadataValue.int(found.different),
+        "unanswered_rows": dg.MetadataValue.int(found.unanswered),
+        "versions": dg.MetadataValue.json(found.versions),
+        "causes": dg.MetadataValue.md(markdown_table(["cause", "rows", "meaning"], causes, 80)),
+        "plot": dg.MetadataValue.md(counts("Rows by cause", bars)),
+    }
+
+
+def _rows(files: list[Location]) -> int:
+    rows = 0
+    for file in files:
+        with file.open() as opened:
+            rows += pq.read_metadata(opened).num_rows
+    return rows
