@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ VARIABLE = "SERVING_PREDICTION_LOG"
 # Of any day before the first log. `end_offset` adds today.
 days = dg.DailyPartitionsDefinition(start_date="2026-01-01", end_offset=1)
 EXPLAINED = "differences_explained"
+
+Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
 
 @dg.asset(
@@ -68,7 +71,7 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
     description="Each logged row, joined again as of its moment by the offline store and scored by the version that "
     "served it: `<SERVING_PREDICTION_LOG>/_replay/<day>.parquet` has a row and a cause for each other answer.",
 )
-def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
+def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Replay the log of this run's day."""
     started = time.monotonic()
     with failing_in_one_line():
@@ -82,14 +85,10 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
     metadata["duration_s"] = dg.MetadataValue.float(round(time.monotonic() - started, 1))
     unexplained = found.causes[UNEXPLAINED]
     summary = f"{found.different} of {found.rows} rows differ; {unexplained} without a known cause"
-    return dg.MaterializeResult(
-        metadata=metadata,
-        check_results=[
-            dg.AssetCheckResult(
-                passed=not unexplained, check_name=EXPLAINED, description=summary, metadata={"unexplained": unexplained}
-            )
-        ],
+    yield dg.AssetCheckResult(
+        passed=not unexplained, check_name=EXPLAINED, description=summary, metadata={"unexplained": unexplained}
     )
+    yield dg.MaterializeResult(metadata=metadata)
 
 
 class NothingLogged(StorageError):
