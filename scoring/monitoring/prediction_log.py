@@ -15,11 +15,12 @@ These columns follow, named as in a batch output where that has them:
 - the outputs, `reason`, `model_name`, `model_version`, `feature_service`
 - `__<view>__timestamp` and `__<view>__status` of a view that only on-demand views read
 - `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions),
-  `__latency_ms` (from the decoded request to its scores), `__problem` (if the request was not answered with scores)
+  `__overrides` (a JSON object of the features that the request overrides, null without any), `__latency_ms` (from the
+  decoded request to its scores), `__problem` (if the request was not answered with scores)
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ class LogSchema:
             prefix = view_prefix(view.name)
             own += [(f"{prefix}__timestamp", EVENT_TIME), (f"{prefix}__status", pa.int32())]
         own += [("reason", pa.string()), *((name, value.type) for name, value in self._constants.items())]
-        own += [(LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
+        own += [(OVERRIDES, pa.string()), (LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
         known = set(feast_schema.names)
         self.schema = pa.schema([*feast_schema, *(pa.field(*each) for each in own if each[0] not in known)])
 
@@ -141,12 +142,21 @@ class LogSchema:
             columns[field.name] = pa.array(outputs, field.type)
         reasons = [reason for request in requests for reason in request.reasons or itertools.repeat(None, request.rows)]
         columns["reason"] = pa.array(reasons, pa.string())
+        if self._features.overridable:
+            columns[OVERRIDES] = pa.array(self._overrides(requests), pa.string())
         columns |= {name: pa.repeat(value, rows) for name, value in self._constants.items()}
         columns[LATENCY_MS] = _repeated([request.latency_ms for request in requests], counts, pa.float64())
         columns[PROBLEM] = _repeated([request.problem for request in requests], counts, pa.string())
         return pa.Table.from_arrays(
             [_typed(field, columns.get(field.name), rows) for field in self.schema], schema=self.schema
         )
+
+    def _overrides(self, requests: Sequence[LoggedRequest]) -> Iterator[str | None]:
+        names = self._features.overridable
+        for request in requests:
+            for row in zip(*(request.entity_rows[name] for name in names), strict=True):
+                given = {name: value for name, value in zip(names, row, strict=True) if value is not None}
+                yield msgspec.json.encode(given).decode() if given else None
 
     def feast_rows(self, table: pa.Table) -> pa.Table:
         """Return only the columns of Feast's logging schema."""

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -35,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build_driver_world(tmp_path_factory.mktemp("drivers"))
 
 
-def serve(world: World, log: Path, drivers: Sequence[int] = (*DRIVERS, UNKNOWN_DRIVER)) -> None:
+def serve(world: World, log: Path, drivers: Sequence[int] = (*DRIVERS, UNKNOWN_DRIVER), **members: Any) -> None:
     """Answer two requests with the prediction log on."""
     settings = world.settings_with(SERVING_DEADLINE_S="5", SERVING_PREDICTION_LOG=str(log))
     registry = MlflowRegistry.from_settings(settings)
@@ -43,7 +44,7 @@ def serve(world: World, log: Path, drivers: Sequence[int] = (*DRIVERS, UNKNOWN_D
     with TestClient(create_app(settings, loader)) as client:
         servers.wait_until(lambda: client.get("/ready").status_code == 200, lambda: client.get("/ready").text)
         for request_id in ("a", "b"):
-            body = {"request_id": request_id, "driver_ids": list(drivers)}
+            body = {"request_id": request_id, "driver_ids": list(drivers)} | members
             assert client.post("/scores", json=body).status_code == 200
 
 
@@ -145,6 +146,18 @@ def test_a_version_that_is_gone(world: World, tmp_path: Path, report: Path) -> N
 
     assert found.causes["version_gone"] == found.rows == 2 * len(DRIVERS)
     assert pq.read_table(report)["entity"].to_pylist() == [str(driver) for driver in [*DRIVERS, *DRIVERS]]
+
+
+def test_a_value_that_came_with_the_request(world: World, tmp_path: Path, report: Path) -> None:
+    version = register_driver_model(world)
+    world.client.set_model_version_tag("driver_ranker", str(version), "serving.overridable", "conv_rate")
+    serve(world, tmp_path / "log", DRIVERS, overrides={"conv_rate": 0.5})
+    world.promote(1)
+
+    found = replayed(world, tmp_path / "log", report)
+
+    assert found.causes["request_input"] == found.rows
+    assert pq.read_table(report)["detail"].to_pylist()[0] == '{"conv_rate":0.5}'
 
 
 def test_a_difference_without_a_cause_is_unexplained(world: World, log: Path, report: Path, tmp_path: Path) -> None:
