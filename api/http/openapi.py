@@ -20,8 +20,8 @@ API_VERSION = "0.1.0"
 
 ABOUT = """Scores entities with the model version that the registry's alias names, using features from the online store.
 
-Every error is an RFC 9457 problem (`application/problem+json`) with an `instance` that also appears in the log.
-A 503 has a `Retry-After` in seconds."""
+Errors are RFC 9457 problems (`application/problem+json`), except in the protocols of MLflow and of Open Inference.
+Each has an `instance` that also appears in the log. A 503 has a `Retry-After` in seconds."""
 
 PROBLEM_DESCRIPTIONS = {
     400: "The request is malformed, for example because its body can't be decoded.",
@@ -115,7 +115,7 @@ def _health(bodies: Bodies) -> dict[str, Operation]:
     plain = {"text/plain": {"schema": {"type": "string"}}}
     blank: dict[str, Any] = {"application/json": {}}  # a line break, as in MLflow's protocol
     pings = {
-        f"/{name}": Operation(name, "mlflow", "`/ready` is 200", blank, blank, (404,)) for name in ("ping", "health")
+        f"/{name}": Operation(name, "mlflow", "/ready is 200", blank, blank, (404,)) for name in ("ping", "health")
     }
     return {
         "/live": operation("live", "The process is up", Live),

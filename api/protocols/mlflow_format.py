@@ -57,7 +57,7 @@ class Invocation(msgspec.Struct, frozen=True):
     params: Any = None
 
 
-class Failure(msgspec.Struct, frozen=True):
+class InvocationError(msgspec.Struct, frozen=True):
     """An error in MLflow's form."""
 
     error_code: str
@@ -100,7 +100,7 @@ class MlflowFormat:
         """See `WireFormat.problem`. The members are MLflow's, and the problem's instance."""
         status = STATUSES.get(problem.status, problem.status)
         code = ERROR_CODES.get(status, "BAD_REQUEST")
-        body = Failure(code, problem.detail, problem.instance)
+        body = InvocationError(code, problem.detail, problem.instance)
         return Response(status, [(b"content-type", JSON), *headers], msgspec.json.encode(body))
 
     def operation(self, _path: str, bodies: Bodies) -> Operation:
@@ -124,7 +124,7 @@ class MlflowFormat:
             "mlflow",
             "One prediction and reason per row of a frame",
             {"application/json": {"schema": bodies.schema(answer)}},
-            {"application/json": {"schema": bodies.schema(Failure)}},
+            {"application/json": {"schema": bodies.schema(InvocationError)}},
             tuple(status for status in BODY_PROBLEMS if status not in STATUSES),
             {"application/json": frame, "text/csv": cells},
         )

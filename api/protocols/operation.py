@@ -43,7 +43,7 @@ class Bodies:
     def schema(self, type_: Any) -> dict[str, Any]:
         """Return the schema of a type. The Structs in it become references to `schemas`."""
         [schema], components = msgspec.json.schema_components((type_,), ref_template=REF)
-        self.schemas = components | self.schemas
+        self.schemas |= {name: each for name, each in components.items() if name not in self.schemas}
         return schema
 
 
