@@ -27,7 +27,8 @@ UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
 MEMBERS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 EXACTLY_ONE = f"Expected exactly one of the members {', '.join(f'`{name}`' for name in MEMBERS)}"
 # The tokens NaN outside strings. MLflow's client sends them for pandas' missing values, although JSON has none.
-NAN = re.compile(rb'("(?:[^"\\]|\\.)*")|\bNaN\b')
+# It never backtracks, not even if a string does not end.
+NAN = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|\bNaN\b')
 # The statuses and error codes of MLflow's own server (3.17) for those of problems. Others keep their status.
 STATUSES = {422: 400}
 ERROR_CODES = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}

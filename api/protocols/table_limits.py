@@ -5,7 +5,7 @@ pages and messages themselves: what the footer of a Parquet file says about them
 """
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,9 @@ MAX_METADATA_BYTES = 1 << 18
 MAX_PARTS = 1000
 """Messages of a stream; row groups of a file, and any other list of its footer."""
 MAX_PAGES = 20_000
+MAX_VALUES = 500_000
+"""In the footer, or in the headers of all pages."""
+MAX_DEPTH = 12
 DATA_PAGE, DATA_PAGE_V2 = 5, 8
 # Each string may repeat the beginning of the one before, so that a page's strings can be far larger than the page.
 DELTA_BYTE_ARRAY = 7
@@ -66,22 +69,36 @@ def _member(data: bytes, table: int, number: int) -> int | None:
     return table + offset if offset else None
 
 
-def read_footer(body: bytes) -> pq.FileMetaData:
-    """Return the metadata of a Parquet file.
+class Footer(NamedTuple):
+    """The end of a Parquet file, which describes it."""
+
+    schema: pq.ParquetSchema
+    groups: list[dict[int, Any]]
+    """Each is a `RowGroup` (parquet.thrift), field → value. pyarrow's own ends the process if a column is malformed."""
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return sum(group[3] for group in self.groups)
+
+
+def read_footer(body: bytes) -> Footer:
+    """Return the footer of a Parquet file.
 
     Raises:
         Unreadable: the body is not a Parquet file, or its footer is too large.
     """
     if len(body) < 12 or not (body.startswith(b"PAR1") and body.endswith(b"PAR1")):
         raise Unreadable("it does not begin and end with PAR1")
-    if int.from_bytes(body[-8:-4], "little") > MAX_METADATA_BYTES:
+    size = int.from_bytes(body[-8:-4], "little")
+    if size > MAX_METADATA_BYTES:
         raise Unreadable(f"its footer has more than {MAX_METADATA_BYTES} bytes")
     # The limit of lists is also one of the schema's depth: Arrow reads it recursively.
     with pq.ParquetFile(pa.BufferReader(body), thrift_container_size_limit=MAX_PARTS, pre_buffer=False) as file:
-        return file.metadata
+        return Footer(file.metadata.schema, _Thrift(body[-8 - size :]).struct()[4])
 
 
-def check_pages(body: bytes, footer: pq.FileMetaData, max_bytes: int) -> None:
+def check_pages(body: bytes, footer: Footer, max_bytes: int) -> None:
     """Check the pages of a Parquet file.
 
     Raises:
@@ -89,17 +106,19 @@ def check_pages(body: bytes, footer: pq.FileMetaData, max_bytes: int) -> None:
         Unreadable: they are malformed, or there are too many.
     """
     size = pages = 0
-    for group in range(footer.num_row_groups):
-        for place in range(footer.num_columns):
-            chunk = footer.row_group(group).column(place)
-            at = chunk.data_page_offset
-            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-                at = chunk.dictionary_page_offset
-            end = at + chunk.total_compressed_size
-            if not 0 < at <= end <= len(body):
+    thrift = _Thrift(body)
+    for group in footer.groups:
+        if len(group[1]) != len(footer.schema):
+            raise Unreadable("a row group has not one chunk for each column")
+        for chunk in (column[3] for column in group[1]):
+            if chunk[5] != group[3]:  # Arrow decodes as many values, possibly out of a few bytes
+                raise Unreadable("a column has not one value in each row")
+            thrift.at = chunk[11] if 0 < chunk.get(11, 0) < chunk[9] else chunk[9]  # the dictionary comes first
+            end = thrift.at + chunk[7]
+            if not 0 < thrift.at <= end <= len(body):
                 raise Unreadable("a column lies outside of it")
-            while at < end:
-                header, at = _read_struct(body, at)
+            while thrift.at < end:
+                header = thrift.struct()
                 decompressed, compressed = header[2], header[3]
                 encodings = {header.get(DATA_PAGE, {}).get(2), header.get(DATA_PAGE_V2, {}).get(4)}
                 pages += 1
@@ -107,51 +126,67 @@ def check_pages(body: bytes, footer: pq.FileMetaData, max_bytes: int) -> None:
                     raise Unreadable(f"a page is malformed, or it has more than {MAX_PAGES} pages")
                 if DELTA_BYTE_ARRAY in encodings:
                     raise Unreadable("it has the encoding DELTA_BYTE_ARRAY: write another one")
-                at += compressed
+                thrift.at += compressed
                 size += max(decompressed, compressed)
                 if size > max_bytes:
                     raise BodyTooLarge(max_bytes, "once it is decompressed")
 
 
-def _read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Read a struct in Thrift's compact protocol: field → value, and where it ends. Page headers have no lists."""
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[at]:
-        at += 1
-        kind = head & 15
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _read_integer(data, at)
-        if kind in {1, 2}:  # a boolean
-            fields[number] = kind == 1
-        elif kind == 3:
-            at += 1
-        elif kind in {4, 5, 6}:
-            fields[number], at = _read_integer(data, at)
-        elif kind == 8:  # bytes, of statistics
-            length, at = _read_varint(data, at)
-            at += length
-        elif kind == 12 and depth < 3:
-            fields[number], at = _read_struct(data, at, depth + 1)
-        else:
-            raise Unreadable("a page's header is malformed")
-    return fields, at + 1
+class _Thrift:
+    """Reads structs in Thrift's compact protocol, up to a number of values."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._values_left = MAX_VALUES
+        self.at = 0
+        """Where the next value begins."""
 
-def _read_integer(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _read_varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Read a struct: field → value. Values of strings and doubles are None."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            if number in fields:  # Arrow would merge them
+                raise Unreadable("a field is repeated")
+            kind = head & 15
+            fields[number] = kind == 1 if kind in {1, 2} else self._value(kind, depth)
+        return fields
 
+    def _value(self, kind: int, depth: int) -> Any:
+        self._values_left -= 1
+        if self._values_left < 0 or depth > MAX_DEPTH:
+            raise Unreadable(f"it has more than {MAX_VALUES} metadata values, or nested ones")
+        if kind in {1, 2, 3}:  # booleans in lists, and bytes
+            return self._byte()
+        if kind in {4, 5, 6}:
+            return self._integer()
+        if kind in {7, 8}:
+            size = 8 if kind == 7 else self._varint()
+            self.at += size  # not in one line, because reading the size moves it
+            return None
+        if kind == 9:
+            head = self._byte()
+            size = self._varint() if head >> 4 == 15 else head >> 4
+            return [self._value(head & 15, depth + 1) for _ in range(size)]
+        if kind == 12:
+            return self.struct(depth + 1)
+        raise Unreadable("its metadata is malformed")
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at
-    raise Unreadable("a page's header is malformed")
+    def _byte(self) -> int:
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while shift < 64:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+        raise Unreadable("its metadata is malformed")

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from api.errors import MalformedBody
+from api.errors import BodyTooLarge, MalformedBody
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest, RequestForm
 from api.model.scorer import RowScores
@@ -53,7 +53,7 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     try:
         table = (_read_stream if media == ARROW else _read_parquet)(form, body, max_rows, max_bytes)
         table.validate(full=True)  # otherwise a malformed table can crash the process
-        _check_dictionaries(form, table)
+        _check_shared_strings(form, table)
     except ServingError:
         raise
     except Unreadable as error:
@@ -63,16 +63,19 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     return table
 
 
-def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:  # noqa: ARG001 - as below
+def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     check_stream(body)
-    batches, rows = [], 0
+    batches, rows, size = [], 0, 0
     with pa.ipc.open_stream(pa.BufferReader(body)) as stream:
         _check_schema(form, stream.schema)
         for batch in stream:
             batches.append(batch)
             rows += batch.num_rows
+            size += batch.get_total_buffer_size()
             if rows > max_rows:
                 break
+            if size > max_bytes:
+                raise BodyTooLarge(max_bytes, "with the dictionaries of each batch")
         _check_rows(form, rows, max_rows)
         return pa.Table.from_batches(batches, stream.schema)
 
@@ -80,10 +83,10 @@ def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) 
 def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     footer = read_footer(body)
     _check_schema(form, footer.schema.to_arrow_schema())
-    _check_rows(form, sum(footer.row_group(place).num_rows for place in range(footer.num_row_groups)), max_rows)
+    _check_rows(form, footer.rows, max_rows)
     check_pages(body, footer, max_bytes)
     # As dictionaries, strings take no more memory than their pages, even if each row has the same long one.
-    columns = [footer.schema.column(place) for place in range(footer.num_columns)]
+    columns = [footer.schema.column(place) for place in range(len(footer.schema))]
     strings = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     with pq.ParquetFile(
         pa.BufferReader(body), read_dictionary=strings, pre_buffer=False, coerce_int96_timestamp_unit="us"
@@ -107,11 +110,24 @@ def _check_rows(form: RequestForm, rows: int, max_rows: int) -> None:
         raise form.invalid_columns(f"Expected 1 to {max_rows} rows, got {f'more than {max_rows}' if rows else 0}")
 
 
-def _check_dictionaries(form: RequestForm, table: pa.Table) -> None:
+def _check_shared_strings(form: RequestForm, table: pa.Table) -> None:
+    """Check the strings that any number of rows may share, and that would take memory for each row."""
     for name, column in zip(table.column_names, table.columns, strict=True):
-        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
-            if (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > MAX_STRING_BYTES:
+        for chunk in column.chunks:
+            strings = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+            if (strings is not chunk or _is_view(chunk)) and _longest(strings) > MAX_STRING_BYTES:
                 raise form.invalid_columns(f"Column {name!r} has a string of more than {MAX_STRING_BYTES} bytes")
+
+
+def _is_view(strings: pa.Array) -> bool:
+    return bool(pa.types.is_string_view(strings.type) or pa.types.is_binary_view(strings.type))
+
+
+def _longest(strings: pa.Array) -> int:
+    if not _is_view(strings):
+        return pc.max(pc.binary_length(strings)).as_py() or 0
+    end = strings.offset + len(strings)  # a view has 16 bytes and begins with its length; Arrow has no kernel for it
+    return max(memoryview(strings.buffers()[1]).cast("i")[4 * strings.offset : 4 * end : 4], default=0) if end else 0
 
 
 def block_of(form: RequestForm, request_id: str, table: pa.Table, start: int, rows: int) -> EntityRequest:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
-from api.model.request_schema import sentence
+from api.model.request_schema import Int64, sentence
 from scoring.models.outputs import OutputType
 
 BYTES = "BYTES"
@@ -55,14 +55,14 @@ class InvalidTensor(ValueError):
 class InputParameters(msgspec.Struct, frozen=True):
     """The parameters of an input that have a meaning here. Others are ignored."""
 
-    binary_data_size: int | None = None
+    binary_data_size: Int64 | None = None
 
 
 class InputTensor(msgspec.Struct, frozen=True):
     """An input of a request. Its data is either in JSON, or follows the JSON of the request."""
 
     name: str
-    shape: list[int]
+    shape: list[Int64]
     datatype: str
     parameters: InputParameters | None = None
     data: list[Element] | None = None

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,12 @@ def test_a_json_body_of_another_form_is_refused_with_its_place(
 @pytest.mark.parametrize("media_type", ["application/json", "text/csv"])
 def test_each_malformed_body_of_the_corpus_is_refused(drivers: TestClient[Any], file: Path, media_type: str) -> None:
     assert_refused(drivers.post("/invocations", content=file.read_bytes(), headers={"Content-Type": media_type}))
+
+
+def test_a_string_that_does_not_end_is_refused_at_once(drivers: TestClient[Any]) -> None:
+    started = time.process_time()
+    assert drivers.post("/invocations", content=b"NaN" + b'\\"' * 400_000, headers=JSON).status_code == 400
+    assert time.process_time() - started < 5  # hours, if the search for NaN goes back
 
 
 @given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))

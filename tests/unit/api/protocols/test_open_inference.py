@@ -232,7 +232,7 @@ def test_each_type_of_output_in_json_and_in_binary(
         (request(datatype="FLOAT"), "Tensor 'driver_id': Unknown datatype 'FLOAT', expected one of BOOL, INT8,"),
         (request(shape=[3]), "Tensor 'driver_id': Expected [3] elements by its shape, got 2"),
         (request(shape=[2**62]), "Tensor 'driver_id': Expected [4611686018427387904] elements"),
-        (request(shape=[10**30]), "Expected"),
+        (request(shape=[10**4300 - 1]), "Expected `integer` <= 9223372036854775807 - at `$.inputs[0].shape[0]`"),
         *(
             (request(shape=shape), "Tensor 'driver_id': Expected shape [n] or [n, 1], got ")
             for shape in ([], [2, 2], [1, 2], [-2], [2, 1, 1])

@@ -295,6 +295,15 @@ def zeros_in_parquet(rows: int) -> bytes:
     return parquet(strings, compression="zstd", use_dictionary=False, write_statistics=False)
 
 
+def more_values_than_rows() -> bytes:
+    """A column of two million equal values in some kilobytes, in a row group that has one row by its footer."""
+    body = parquet(pa.table({"driver_id": pa.repeat(7, 2_000_000)}), write_statistics=False, row_group_size=2_000_000)
+    two_million, one = b"\x80\x92\xf4\x01", b"\x82\x80\x80\x00"  # in Thrift's compact protocol
+    of_file = body.index(two_million, len(body) - 8 - int.from_bytes(body[-8:-4], "little"))
+    of_group = body.rindex(two_million)
+    return body[:of_file] + one + body[of_file + 4 : of_group] + one + body[of_group + 4 :]
+
+
 @pytest.mark.parametrize(
     ("media", "body", "problem"),
     [
@@ -314,6 +323,10 @@ def zeros_in_parquet(rows: int) -> bytes:
         (PARQUET, b"PAR1" + b"\0" * 100 + struct.pack("<I", 90) + b"PAR1", "Parquet: it can't be decoded"),
         (PARQUET, parquet(pa.table({"driver_id": ["a", "ab"]}), use_dictionary=False,
                           column_encoding={"driver_id": "DELTA_BYTE_ARRAY"}), "Parquet: it has the encoding"),
+        (PARQUET, more_values_than_rows(), "Parquet: a column has not one value in each row"),
+        # Statistics for another schema: pyarrow's own metadata of columns would end the process.
+        (PARQUET, parquet(IDS).replace(b"\x25\x02\x18\x09driver_id", b"\x25\x00\x18\x09driver_id"),
+         "Parquet: it can't be decoded"),
     ],
 )  # fmt: skip
 def test_a_body_that_is_not_such_a_table_is_malformed(
@@ -337,13 +350,24 @@ def test_a_small_body_that_would_be_large_in_memory_is_refused(drivers: TestClie
     assert (response.status_code, response.json()["type"]) == (413, "urn:model-serving:problem:body-too-large")
     assert "decompressed" in response.json()["detail"]
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * 60_000]))
+    view, same = struct.pack("<i4sii", 50_000, b"xxxx", 0, 0), pa.py_buffer(b"x" * 50_000)
+    views = pa.Array.from_buffers(pa.string_view(), 500, [None, pa.py_buffer(view * 500), same])
     for media, body in (
         (ARROW, arrow(pa.table({"driver_id": long}))),
+        (ARROW, arrow(pa.table({"driver_id": views}))),
         (PARQUET, parquet(pa.table({"driver_id": long}))),
     ):
         response = post(drivers, media, body)
         assert response.status_code == 422
         assert response.json()["detail"].startswith("Column 'driver_id' has a string of more than 16384 bytes")
+
+
+def test_a_dictionary_that_many_batches_share_counts_for_each_of_them(drivers: TestClient[Any]) -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 900, pa.int32()), pa.array(map(str, range(4000))))
+    batches = pa.table({"driver_id": values}).to_batches(max_chunksize=1)
+    response = post(drivers, ARROW, arrow(pa.Table.from_batches(batches)))
+    assert response.status_code == 413
+    assert response.json()["detail"].endswith("with the dictionaries of each batch.")
 
 
 @settings(max_examples=150, deadline=None)
