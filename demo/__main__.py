@@ -28,6 +28,7 @@ from demo.environment import (
 from demo.events import Events
 from demo.online import Api
 from demo.prepare import prepare
+from demo.replaying import replay_today
 from demo.running import Ports, announced
 from scoring.errors import ServingError
 from scoring.settings import Settings
@@ -112,7 +113,10 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> E
     show.batch_output()
 
     _wait("the API", api.ready, processes, START_S)
+    asked = time.time()
     show.online(*api.rank([1001, 1002, 1003, 9999]))
+    if settings.prediction_log is not None:  # in demo_environment, it is
+        show.replayed(replay_today(settings.prediction_log, settings, asked))
     return events
 
 

@@ -9,6 +9,7 @@ from demo.dagit import Run, Step
 from demo.environment import ARTIFACTS, FEATURE_SERVICE, MODEL, REQUEST, ROOT
 from demo.training import Trained
 from scoring.features.feature_store import AppliedDefinitions
+from scoring.monitoring.replay import UNEXPLAINED, ReplayReport
 
 _START = time.monotonic()
 PRINTED_ROWS = 4
@@ -94,6 +95,13 @@ def online(request: str, answer: str) -> None:
     """Print a request and its response."""
     _line("Online", f"POST /inference {request}")
     _line("", f"→ {answer}")
+
+
+def replayed(report: ReplayReport) -> None:
+    """Print whether the API's answers are what batch computes."""
+    causes = [f"{rows} {cause}" for cause, rows in report.causes.items() if rows or cause == UNEXPLAINED]
+    _line("Replay", f"{report.rows} logged answers, joined and scored again as of their time by batch:")
+    _line("", f"{report.rows - report.different} are equal to the bit, {', '.join(causes)}")
 
 
 def addresses(dagit: str, api: str, mlflow: str) -> None:

@@ -8,7 +8,6 @@ to a bound. What exceeds it is dropped, counted and reported in the log: no requ
 import threading
 import time
 import uuid
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -27,8 +26,9 @@ from api.model.model_slot import Served
 from api.model.scorer import RowScores
 from scoring.errors import ServingError, first_line
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder
+from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder, in_sample
 from scoring.online.reading import StoreRead
+from scoring.predict import Policy
 from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -65,17 +65,20 @@ class PredictionLog(Collector):
         self._folder = settings.prediction_log
         self._seconds = settings.prediction_log_seconds
         self._file_rows = settings.prediction_log_rows
-        self._sampled = int(settings.prediction_log_sample * 2**32)
+        self._fraction = settings.prediction_log_sample
         self._role = settings.model_alias
+        self._policy = Policy.from_settings(settings)
         self._records: deque[Record] = deque()
         self._recorded = 0
-        """Rows that were added. Written by the event loop only."""
+        """Rows that were added. This and the next are written by the event loop only."""
+        self._refused = 0
+        """Rows that were not added, because too many waited."""
         self._converted = 0
         """Rows of the records that were taken from the queue. This and all below is written by the thread only."""
         self._current: tuple[Served, LogSchema] | None = None
         self._tables: list[tuple[LogSchema, pa.Table]] = []
         self._rows_in_memory = 0
-        self._written = self._dropped = self._refused = 0
+        self._written = self._dropped = 0
         self._problem: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -93,7 +96,7 @@ class PredictionLog(Collector):
         self, served: Served, request_id: str, pending: PendingRequest, scores: RowScores | None, problem: str | None
     ) -> None:
         """Log a request that has ended, unless it is not in the sample."""
-        if zlib.crc32(request_id.encode("utf-8", "replace")) >= self._sampled:
+        if not in_sample(request_id, self._fraction):
             return
         if self._recorded - self._converted > MAX_RECORDED_ROWS:
             self._refused += pending.rows
@@ -104,7 +107,7 @@ class PredictionLog(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
-        rows = CounterMetricFamily(PREFIX + "rows", "Rows of the prediction log, by their end.", labels=("result",))
+        rows = CounterMetricFamily(PREFIX + "rows", "Rows of the prediction log, by result.", labels=("result",))
         rows.add_metric(("written",), self._written)
         rows.add_metric(("dropped",), self._dropped + self._refused)
         yield rows
@@ -112,10 +115,13 @@ class PredictionLog(Collector):
         yield GaugeMetricFamily(PREFIX + "waiting_rows", "Rows of the prediction log in memory.", waiting)
 
     def _run(self) -> None:
-        oldest, next_try, pause_s = None, 0.0, 1.0
+        oldest, next_try, pause_s, refused = None, 0.0, 1.0, 0
         while True:
             stopping = self._stop.wait(CONVERT_EVERY_S)
             self._convert()
+            if self._refused > refused:
+                log.error("prediction_log_dropped", rows=self._refused - refused, reason="more rows than can be made")
+                refused = self._refused
             now = time.monotonic()
             oldest = None if not self._rows_in_memory else oldest or now
             due = oldest is not None and (self._rows_in_memory >= self._file_rows or now - oldest >= self._seconds)
@@ -158,6 +164,7 @@ class PredictionLog(Collector):
                 scorer.log_schema(),
                 role=self._role,
                 definitions=served.target.definitions,
+                policy=self._policy,
             )
             self._current = served, schema
         return self._current[1]
@@ -167,13 +174,14 @@ class PredictionLog(Collector):
         try:
             while self._tables:
                 schema = self._tables[0][0]
-                tables = [table for each, table in self._tables if each is schema]
-                rows = pa.concat_tables(tables)
-                for day in pc.unique(rows[LOG_DATE]).to_pylist():
-                    self._write_file(rows.filter(pc.equal(rows[LOG_DATE], day)), day)
-                self._tables = [(each, table) for each, table in self._tables if each is not schema]
-                self._rows_in_memory -= rows.num_rows
-                self._written += rows.num_rows
+                rows = pa.concat_tables([table for each, table in self._tables if each is schema])
+                of_day = pc.equal(rows[LOG_DATE], rows[LOG_DATE][0])
+                written, rest = rows.filter(of_day), rows.filter(pc.invert(of_day))
+                self._write_file(written, rows[LOG_DATE][0].as_py())
+                others = [(each, table) for each, table in self._tables if each is not schema]
+                self._tables = [*([(schema, rest)] if rest.num_rows else []), *others]
+                self._rows_in_memory -= written.num_rows
+                self._written += written.num_rows
         except (ServingError, OSError, pa.ArrowException) as error:
             self._report(first_line(str(error)))
             return False
@@ -242,8 +250,4 @@ def _read(records: list[Record], batch: MicroBatch | None) -> StoreRead | None:
     pieces = sorted((record.pending.start, record.pending.rows) for record in records)
     if sum(rows for _, rows in pieces) == len(batch.online.reasons):
         return read
-    places = np.concatenate([np.arange(start, start + rows) for start, rows in pieces])
-    return StoreRead(
-        {view: event_s[places] for view, event_s in read.event_s.items()},
-        {name: column.take(pa.array(places)) for name, column in read.columns.items()},
-    )
+    return read.take(np.concatenate([np.arange(start, start + rows) for start, rows in pieces]))

@@ -1,1 +1,4 @@
-"""Compares predictions of different model versions. Imports neither Dagster nor the engines."""
+"""The prediction log's columns, its replay in batch, its copy for Feast, and the comparison of two versions.
+
+Imports no Dagster.
+"""

@@ -3,8 +3,9 @@
 There, `feast validate` and `feast monitor run --source-type log` read it.
 """
 
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from scoring.errors import FeatureStoreError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import REQUEST_ID
+from scoring.monitoring.prediction_log import REQUEST_ID, in_sample
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -22,41 +23,52 @@ COPIED = "_feast.json"
 """The file beside those of a day that names the ones that were copied."""
 
 
-def copy_to_feast(store: "FeatureStore", folder: Location) -> int:
+def copy_to_feast(store: "FeatureStore", folder: Location, files: Mapping[str, Path]) -> int:
     """Copy the rows of a day's new files, and return their number.
 
-    A file is recorded once it is copied, so that a run that is killed in between copies one file twice.
+    The LoggingConfig's `sample_rate` is a fraction of all requests, of which the log may already be a sample. A file is
+    recorded once it is copied: after a run that was killed in between, the next run copies that file again.
+
+    Args:
+        store: the Feast store.
+        folder: the day's folder, for the record of the copied files.
+        files: name of each file → its local copy.
 
     Raises:
         FeatureStoreError: the offline store failed.
-        StorageError: a file can't be read or written.
+        StorageError: the record can't be read or written.
     """
     record = folder / COPIED
     copied: list[str] = msgspec.json.decode(record.read_bytes()) if record.exists() else []
     rows = 0
-    for entry in sorted(folder.files(), key=lambda entry: entry.name):
-        if entry.name.endswith(".parquet") and entry.name not in copied:
-            with (folder / entry.name).open() as opened:
-                rows += _copy(store, pq.ParquetFile(opened).read())
-            copied.append(entry.name)
+    for name in files.keys() - set(copied):
+        table = pq.ParquetFile(files[name]).read()
+        service = _logged_service(store, table["feature_service"][0].as_py())
+        if service is not None:
+            rows += _copy(store, service, table)
+            copied.append(name)
             with publishing(record) as part:
                 part.write_bytes(msgspec.json.encode(copied))
     return rows
 
 
-def _copy(store: "FeatureStore", rows: pa.Table) -> int:
+def _logged_service(store: "FeatureStore", name: str) -> Any:
+    """Return the feature service if it has a LoggingConfig; None otherwise, or if there is no such service."""
     from feast.errors import FeastObjectNotFoundException
-    from feast.feature_logging import FeatureServiceLoggingSource
 
     try:
-        service = store.get_feature_service(rows["feature_service"][0].as_py())
+        service = store.get_feature_service(name)
     except FeastObjectNotFoundException:
-        return 0  # it was removed, or the model has none
-    if service.logging_config is None:
-        return 0
+        return None
+    return service if service.logging_config is not None else None
+
+
+def _copy(store: "FeatureStore", service: Any, rows: pa.Table) -> int:
+    from feast.feature_logging import FeatureServiceLoggingSource
+
     schema = FeatureServiceLoggingSource(service, store.project).get_schema(store.registry)
-    bound = int(service.logging_config.sample_rate * 2**32)
-    sampled = [zlib.crc32(each.encode("utf-8", "replace")) < bound for each in rows[REQUEST_ID].to_pylist()]
+    rate = service.logging_config.sample_rate
+    sampled = [in_sample(each, rate) for each in rows[REQUEST_ID].to_pylist()]
     # Features that were added to the service since then are null.
     missing = {
         field.name: pa.nulls(rows.num_rows, field.type) for field in schema if field.name not in rows.schema.names

@@ -1,4 +1,4 @@
-"""The rows of the prediction log: what was served to whom, from which feature values, by which version.
+"""The rows of the prediction log: which entity got which scores, from which feature values, by which version.
 
 A row describes one entity of a scoring request. Its feature columns are Feast's own logging schema of the feature
 service (feast.feature_logging, 0.67):
@@ -9,19 +9,25 @@ service (feast.feature_logging, 0.67):
   null, with the status 0.
 - `__log_timestamp`, the time as of which features were read; `__log_date`; `__request_id`
 
-These columns follow, named as in a batch output where that has them:
+These columns follow, with the names that they have in a batch output, if they are in one:
 
 - the request inputs of the model
 - the outputs, `reason`, `model_name`, `model_version`, `feature_service`
 - `__<view>__timestamp` and `__<view>__status` of a view that only on-demand views read
-- `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions),
+- `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions), `__policy`
+  (a JSON object: the policy for missing features),
   `__overrides` (a JSON object of the features that the request overrides, null without any), `__latency_ms` (from the
-  decoded request to its scores), `__problem` (if the request was not answered with scores)
+  decoded request to its scores), `__problem` (if scoring the request failed)
+
+The metadata of a file's Arrow schema names the request's columns (`REQUEST_COLUMNS`).
 """
 
 import itertools
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,10 +36,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
-from scoring.files.location import Location
+from scoring.files.location import Entry, Location
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.reading import StoreRead
+from scoring.predict import Policy
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -43,7 +50,10 @@ NOT_READ, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 0, 1, 2, 3, 4
 EVENT_TIME = pa.timestamp("s", "UTC")
 LOG_TIMESTAMP, LOG_DATE, REQUEST_ID = "__log_timestamp", "__log_date", "__request_id"
 ROLE, DEFINITIONS, LATENCY_MS, PROBLEM = "__role", "__definitions", "__latency_ms", "__problem"
-OVERRIDES = "__overrides"
+OVERRIDES, POLICY = "__overrides", "__policy"
+FETCHED_AT_ONCE = 8
+REQUEST_COLUMNS = b"serving:request_columns"
+"""Key of a file's schema metadata: a JSON list of the columns that came with the request."""
 
 
 class LoggedRequest(msgspec.Struct, frozen=True):
@@ -88,9 +98,9 @@ class LogSchema:
         *,
         role: str,
         definitions: str,
+        policy: Policy,
     ) -> None:
         """Define the columns; `feast_schema` comes from `feast_log_schema`."""
-        self.feast_schema = feast_schema
         self._features = features
         self._constants = {
             "model_name": pa.scalar(version.name),
@@ -98,17 +108,21 @@ class LogSchema:
             "feature_service": pa.scalar(features.service),
             ROLE: pa.scalar(role),
             DEFINITIONS: pa.scalar(definitions),
+            POLICY: pa.scalar(encode_policy(policy)),
         }
         self._outputs = outputs
-        own = [(name, dtype) for name, dtype in features.request_columns.items() if dtype is not None]
+        of_feast = dict(zip(feast_schema.names, feast_schema.types, strict=True))
+        requested = {name: dtype or of_feast.get(name) for name, dtype in features.request_columns.items()}
+        self._requested = {name: dtype for name, dtype in requested.items() if dtype is not None}
+        own = list(self._requested.items())
         own += [(field.name, field.type) for field in outputs.schema]
         for view in self._unlisted(features):
             prefix = view_prefix(view.name)
             own += [(f"{prefix}__timestamp", EVENT_TIME), (f"{prefix}__status", pa.int32())]
         own += [("reason", pa.string()), *((name, value.type) for name, value in self._constants.items())]
         own += [(OVERRIDES, pa.string()), (LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
-        known = set(feast_schema.names)
-        self.schema = pa.schema([*feast_schema, *(pa.field(*each) for each in own if each[0] not in known)])
+        fields = [*feast_schema, *(pa.field(*each) for each in own if each[0] not in of_feast)]
+        self.schema = pa.schema(fields, {REQUEST_COLUMNS: msgspec.json.encode(list(self._requested))})
 
     @staticmethod
     def _unlisted(features: ModelFeatures) -> list[View]:
@@ -122,10 +136,8 @@ class LogSchema:
         counts = [request.rows for request in requests]
         rows = sum(counts)
         columns = self._of_views(batches)
-        for name, dtype in self._features.request_columns.items():
-            if dtype is not None:
-                values = [value for request in requests for value in request.entity_rows[name]]
-                columns[name] = pa.array(values, dtype)
+        for name, dtype in self._requested.items():
+            columns[name] = pa.array([value for request in requests for value in request.entity_rows[name]], dtype)
         as_of = np.array([batch.as_of.astimezone(UTC).replace(tzinfo=None) for batch in batches], "datetime64[us]")
         times = np.repeat(as_of, [batch.rows for batch in batches])
         columns[LOG_TIMESTAMP] = pa.array(times).cast(pa.timestamp("us", "UTC"))
@@ -158,10 +170,6 @@ class LogSchema:
                 given = {name: value for name, value in zip(names, row, strict=True) if value is not None}
                 yield msgspec.json.encode(given).decode() if given else None
 
-    def feast_rows(self, table: pa.Table) -> pa.Table:
-        """Return only the columns of Feast's logging schema."""
-        return table.select(self.feast_schema.names)
-
     def _of_views(self, batches: Sequence[LoggedBatch]) -> dict[str, Any]:
         """Return values, event times and statuses of the features that were read."""
         columns: dict[str, Any] = {}
@@ -188,6 +196,41 @@ class LogSchema:
 def day_folder(log: Location, day: str) -> Location:
     """Return the folder with the files of one day (UTC), `2026-11-30`."""
     return log / f"date={day}"
+
+
+def log_files(folder: Location) -> list[Entry]:
+    """Return the files of a day's folder, sorted by name; none if there is no such folder. Raises StorageError."""
+    try:
+        files = [entry for entry in folder.files() if entry.name.endswith(".parquet")]
+    except FileNotFoundError:
+        return []
+    return sorted(files, key=lambda entry: entry.name)
+
+
+def fetch_log(folder: Location, scratch: Path) -> dict[str, Path]:
+    """Copy the files of a day's folder to `scratch`, several at a time. Return name → copy, sorted by name.
+
+    Raises:
+        StorageError: a file can't be read.
+    """
+
+    def copy(entry: Entry) -> Path:
+        (scratch / entry.name).write_bytes((folder / entry.name).read_bytes())
+        return scratch / entry.name
+
+    files = log_files(folder)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE, "fetch") as pool:
+        return dict(zip((entry.name for entry in files), pool.map(copy, files), strict=True))
+
+
+def in_sample(request_id: str, fraction: float) -> bool:
+    """Return whether a request is in a sample of this fraction: the same for each process and each smaller sample."""
+    return zlib.crc32(request_id.encode("utf-8", "replace")) < fraction * 2**32
+
+
+def encode_policy(policy: Policy) -> str:
+    """Return what of a policy affects scores, as JSON."""
+    return msgspec.json.encode({"kind": policy.kind, "impute_values": policy.impute_values}).decode()
 
 
 def view_prefix(view: str) -> str:
@@ -218,7 +261,7 @@ def feast_log_schema(store: "FeatureStore", features: ModelFeatures) -> pa.Schem
 
 
 class _CachedRegistry:
-    """A Feast registry that answers from its cache: the file of frozen definitions does not exist any more."""
+    """A Feast registry that answers from its cache: the file of frozen definitions no longer exists."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry

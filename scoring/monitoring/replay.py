@@ -1,11 +1,11 @@
-"""Replays the prediction log: are the logged answers what batch computes for the same moment, to the bit?
+"""Replays the prediction log: are the logged answers what batch computes as of the same time, to the bit?
 
 The logged rows of one version become a batch request, whose event timestamps are the times as of which the API read
 features. The batch engine joins and scores it with that exact version. Each row with another answer gets one cause.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from scoring.features.model_features import ModelFeatures, View, feast_name
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
-from scoring.files.transfer import content_of, fetch, publishing
+from scoring.files.transfer import content_of, publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import Registry
 from scoring.monitoring.prediction_log import (
@@ -36,9 +36,12 @@ from scoring.monitoring.prediction_log import (
     LOG_TIMESTAMP,
     OUTSIDE_MAX_AGE,
     OVERRIDES,
+    POLICY,
     PROBLEM,
+    REQUEST_COLUMNS,
     REQUEST_ID,
     ROLE,
+    fetch_log,
     view_prefix,
 )
 from scoring.predict import Policy
@@ -66,6 +69,8 @@ CAUSES = {
 }
 """Cause → what it means, in the order in which they are reported."""
 
+REPORTS = "_replay"
+"""The folder of the reports, beside the days of the log."""
 PREFIX = "log:"
 """Prefix of the logged columns in the batch request."""
 
@@ -110,58 +115,61 @@ def replay(
     """Replay the files of a folder of the prediction log, and write the differences to `report`, a Parquet file.
 
     Raises:
-        FileNotFoundError: there is no such folder.
         StorageError: a file can't be read, or the report can't be written.
         RegistryError, ModelRefused, FeatureStoreError: a version can't be loaded or joined, as in a batch run.
     """
     with scratch_folder() as scratch, publishing(report) as part, pq.ParquetWriter(part, REPORT_SCHEMA) as writer:
-        logged = _fetched(log, scratch)
+        logged = _by_version(fetch_log(log, scratch).values(), log)
         counts: Counter[str] = Counter()
         rows = unanswered = 0
-        versions: dict[str, int] = {}
-        for version, files in logged.items():
-            one = _ReplayOfVersion(settings, registry, store, version, files)
+        versions: Counter[str] = Counter()
+        for scored, files in logged.items():
+            one = _ReplayOfVersion(settings, registry, store, scored, files)
             for differences in one.run():
                 counts.update(differences["cause"].to_pylist())
                 writer.write_table(differences.cast(REPORT_SCHEMA))
             rows += one.rows
             unanswered += one.unanswered
-            versions["/".join(map(str, version))] = one.rows
-    return ReplayReport(rows, unanswered, {cause: counts[cause] for cause in CAUSES}, versions)
+            versions[one.model] += one.rows
+    return ReplayReport(rows, unanswered, {cause: counts[cause] for cause in CAUSES}, dict(versions))
 
 
-def _fetched(log: Location, scratch: Path) -> dict[tuple[str, int], list[Path]]:
-    """Copy the files of a folder of the log, and return them by model name and version."""
-    found: dict[tuple[str, int], list[Path]] = {}
-    for number, entry in enumerate(sorted(log.files(), key=lambda entry: entry.name)):
-        if entry.name.endswith(".parquet"):
-            copy = scratch / f"log-{number}.parquet"
-            fetch(log / entry.name, copy)
-            try:
-                first = pq.ParquetFile(copy).read_row_group(0, ["model_name", "model_version"]).slice(0, 1).to_pylist()
-            except (pa.ArrowInvalid, KeyError) as error:
-                raise StorageError("reading", str(log / entry.name), error) from None
-            found.setdefault((first[0]["model_name"], first[0]["model_version"]), []).append(copy)
+Scored = tuple[str, int, str]
+"""Model name, version, and the policy as JSON: what a row was scored with."""
+
+
+def _by_version(files: Iterable[Path], log: Location) -> dict[Scored, list[Path]]:
+    """Return what the rows of each file were scored with → the files."""
+    found: dict[Scored, list[Path]] = {}
+    for file in files:
+        try:
+            first = pq.ParquetFile(file).read_row_group(0, ["model_name", "model_version", POLICY]).slice(0, 1)
+            (row,) = first.to_pylist()
+            found.setdefault((row["model_name"], row["model_version"], row[POLICY]), []).append(file)
+        except (pa.ArrowInvalid, KeyError, OSError) as error:
+            raise StorageError("reading", str(log / file.name), error) from None
     return found
 
 
 class _ReplayOfVersion:
-    """The replay of one version's rows."""
+    """The replay of the rows of one version with one policy."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, store: "FeatureStore", version: tuple[str, int], files: list[Path]
+        self, settings: Settings, registry: Registry, store: "FeatureStore", scored: Scored, files: list[Path]
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._store = store
-        self._version = version
+        self._name, self._version, policy = scored
+        self.model = f"{self._name}/{self._version}"
+        self._policy = msgspec.json.decode(policy, type=Policy)
         self._files = files
         self.rows = self.unanswered = 0
 
     def run(self) -> Iterator[pa.Table]:
         """Yield tables of REPORT_SCHEMA."""
         try:
-            version = self._registry.version(*self._version)
+            version = self._registry.version(self._name, self._version)
         except (VersionNotFound, ModelNotRegistered):
             yield from self._of_gone_version()
             return
@@ -193,13 +201,13 @@ class _ReplayOfVersion:
         for rows in self._answered():
             self.rows += rows.num_rows
             outputs = [name for name in rows.column_names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
-            others = {*outputs, "reason", "model_name", "model_version"}
-            request = [name for name in rows.column_names if "__" not in name and name not in others]
+            request = msgspec.json.decode(rows.schema.metadata[REQUEST_COLUMNS], type=list[str])
+            outputs = [name for name in outputs if name not in request]
             columns = {
                 "request_id": rows[REQUEST_ID],
                 "log_timestamp": rows[LOG_TIMESTAMP],
                 "entity": _as_text(rows, request),
-                "model": "/".join(map(str, self._version)),
+                "model": self.model,
                 "role": rows[ROLE],
                 "logged": _as_text(rows, outputs),
                 "replayed": pa.nulls(rows.num_rows, pa.string()),
@@ -212,7 +220,7 @@ class _ReplayOfVersion:
         origin = Origin(copy.content, str(serving.model.version), serving.features.service, definitions)
         engine = LocalEngine()
         engine.write_input(copy, origin, self._store, serving.features, folder)
-        engine.write_output(folder, serving, _policy(self._settings))
+        engine.write_output(folder, serving, _complete_policy(self._policy))
         comparison = _Comparison(serving, self._store, definitions)
         with ParquetFiles([folder / OUTPUT_NAME]) as scored:
             for rows in scored.between(0, scored.rows):
@@ -372,7 +380,6 @@ def _as_text(rows: pa.Table, names: Sequence[str], prefix: str = "") -> pa.Array
     return pa.array([", ".join(f"{name}={value}" for name, value in row) for row in values], pa.string())
 
 
-def _policy(settings: Settings) -> Policy:
-    """Return the settings' policy. Under `reject`, the answered requests had no incomplete rows."""
-    policy = Policy.from_settings(settings)
+def _complete_policy(policy: Policy) -> Policy:
+    """Return the policy of a replay. Under `reject`, the answered requests had no incomplete rows."""
     return msgspec.structs.replace(policy, kind="exclude") if policy.kind == "reject" else policy

@@ -8,11 +8,12 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from scoring.errors import SettingsError, StorageError
+from scoring.files.atomic import scratch_folder
 from scoring.files.location import Entry, Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.feast_log import copy_to_feast
-from scoring.monitoring.prediction_log import day_folder
-from scoring.monitoring.replay import CAUSES, UNEXPLAINED, ReplayReport
+from scoring.monitoring.prediction_log import day_folder, fetch_log, log_files
+from scoring.monitoring.replay import CAUSES, REPORTS, UNEXPLAINED, ReplayReport
 from scoring.monitoring.replay import replay as replay_log
 from serving_assets.assets.display import markdown_table, table_metadata
 from serving_assets.assets.failures import failing_in_one_line
@@ -40,8 +41,10 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
         files = _files(folder)
-        rows = _rows([folder / entry.name for entry in files])
-        copied = copy_to_feast(serving.open_feature_store(), folder)
+        with scratch_folder() as scratch:
+            copies = fetch_log(folder, scratch)
+            rows = sum(pq.read_metadata(copy).num_rows for copy in copies.values())
+            copied = copy_to_feast(serving.open_feature_store(), folder, copies)
     names = "\n".join(f"{entry.name} {entry.size}" for entry in files)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.sha256(names.encode()).hexdigest()),
@@ -64,11 +67,11 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
         dg.AssetCheckSpec(
             EXPLAINED,
             asset="replay",
-            description="Every logged answer is what batch computes for the same moment, to the bit, or the difference "
+            description="Every logged answer is what batch computes as of the same time, to the bit, or the difference "
             "has a known cause.",
         )
     ],
-    description="Each logged row, joined again as of its moment by the offline store and scored by the version that "
+    description="Each logged row, joined again as of its time by the offline store and scored by the version that "
     "served it: `<SERVING_PREDICTION_LOG>/_replay/<day>.parquet` has a row and a cause for each other answer.",
 )
 def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
@@ -76,7 +79,7 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
     started = time.monotonic()
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
-        report = folder.parent / "_replay" / f"{context.partition_key}.parquet"
+        report = folder.parent / REPORTS / f"{context.partition_key}.parquet"
         _files(folder)
         found = replay_log(folder, serving.settings, serving.registry, serving.open_feature_store(), report)
         with ParquetFiles([report]) as table:
@@ -107,13 +110,10 @@ def _folder(serving: Serving, day: str) -> Location:
 
 def _files(folder: Location) -> list[Entry]:
     """Return the files of a day. Raises NothingLogged if there are none."""
-    try:
-        files = [entry for entry in folder.files() if entry.name.endswith(".parquet")]
-    except FileNotFoundError:
-        files = []
+    files = log_files(folder)
     if not files:
         raise NothingLogged(folder)
-    return sorted(files, key=lambda entry: entry.name)
+    return files
 
 
 def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:
@@ -129,11 +129,3 @@ def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:
         "causes": dg.MetadataValue.md(markdown_table(["cause", "rows", "meaning"], causes, 80)),
         "plot": dg.MetadataValue.md(counts("Rows by cause", bars)),
     }
-
-
-def _rows(files: list[Location]) -> int:
-    rows = 0
-    for file in files:
-        with file.open() as opened:
-            rows += pq.read_metadata(opened).num_rows
-    return rows

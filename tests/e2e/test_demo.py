@@ -104,6 +104,7 @@ def test_it_prints_the_batch_output_and_an_answer(demo: Demo) -> None:
     assert "9999" in text
     assert "not_found" in text
     assert '→ {"request_id":"uuid-1","prediction":10' in text
+    assert "4 are equal to the bit, 0 unexplained" in text
     assert (demo.folder / "var" / "artifacts" / "rides_today" / "batch_output.parquet").is_file()
 
 

@@ -21,6 +21,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from pyarrow.fs import FileSelector
 
 from tests.support import compose, full_stack, places
 from tests.support.dagster_servers import runs, wait_until
@@ -259,3 +260,20 @@ def test_a_killed_replica_fails_no_request_and_a_killed_run_is_retried(team: Tea
     assert ended == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS]
     assert runs(team.instance)[-1].parent_run_id == killed
     assert sorted(team.stack.ended) == ["api-1", "code-location"]
+
+
+def test_every_answer_of_the_stack_is_what_batch_computes(team: Team) -> None:
+    days = team.bucket.get_file_info(FileSelector("serving/prediction_log"))
+    day = max(each.base_name for each in days).removeprefix("date=")
+    command = (
+        f"dagster asset materialize --select prediction_log,replay --partition {day} -m serving_assets.definitions"
+    )
+
+    done = team.stack["code-location"].run(shlex.split(command))
+
+    assert done.returncode == 0, done.stderr
+    event = team.instance.get_latest_materialization_event(dg.AssetKey("replay"))
+    metadata = event.asset_materialization.metadata
+    assert "| unexplained | 0 |" in metadata["causes"].value
+    assert metadata["replayed_rows"].value > 1000
+    assert set(metadata["versions"].value) == {"driver_ranker/1", "driver_ranker/2"}

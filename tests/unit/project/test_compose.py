@@ -19,6 +19,7 @@ from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
 from api.app import create_app
+from scoring.files.location import Location
 from scoring.settings import Settings, variable_names
 from tests.support.api_client import when_ready
 from tests.support.certificates import write_certificate
@@ -313,9 +314,10 @@ def test_prometheus_accepts_its_configuration() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported() -> set[str]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every sample name that /metrics can export."""
-    with TestClient(create_app(Settings(model_name="m"), FakeLoader(FakeScorer(7)))) as client:
+    settings = Settings(model_name="m", prediction_log=Location(tmp_path_factory.mktemp("log")))
+    with TestClient(create_app(settings, FakeLoader(FakeScorer(7)))) as client:
         when_ready(client)
         families = list(text_string_to_metric_families(client.get("/metrics").text))
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
