@@ -1,4 +1,4 @@
 """Micro-batching: requests that wait at the same time share one lookup and one prediction.
 
-Knows nothing of HTTP, logs or metrics.
+Does not import metrics, logs or HTTP; only carries, for each micro-batch, what was already reported.
 """

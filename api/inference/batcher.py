@@ -129,7 +129,7 @@ class MicroBatcher:
         self._batches.put(batch)
 
     def _overlap(self, rows: int) -> None:
-        """Start the next micro-batch if useful: the lookup of one with so many entities has ended, and it predicts."""
+        """Start the next micro-batch if useful. Called when the lookup for `rows` entities has ended."""
         if self._policy.may_overlap(rows, sum(request.rows for request in self._waiting), len(self._running)):
             self._start_batch()
 

@@ -78,8 +78,12 @@ class MicroBatch:
     def __init__(self, requests: Sequence[PendingRequest]) -> None:
         self.requests = requests
         self.online: OnlineVectors | None = None
-        self.answered = self.blamed = self.counted = False
-        """Whether its success or failure was reported to the circuit breaker, and its end to the metrics: once each."""
+        self.answered = False
+        """Whether the circuit breaker got its success."""
+        self.blamed = False
+        """Whether the circuit breaker got its failure."""
+        self.counted = False
+        """Whether the metrics have it."""
         self.as_of = datetime.now(UTC)
         """The time as of which features are read."""
         self.started_at = time.perf_counter()

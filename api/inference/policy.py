@@ -50,7 +50,7 @@ class BatchPolicy:
         return waiting_rows > 0 and rows + waiting_rows > MAX_ROWS and running < self._threads
 
     def take(self, waiting: deque[PendingRequest], now_s: float) -> list[PendingRequest]:
-        """Remove the requests of the next micro-batch from `waiting`, which has at least one, and return them."""
+        """Remove the requests of the next micro-batch from `waiting`, which must not be empty, and return them."""
         self._started_at = now_s
         batch = [waiting.popleft()]
         rows = batch[0].rows

@@ -1,4 +1,4 @@
-"""Loading, admitting and swapping the served model version: load, admit and swap versions; probe the feature store.
+"""Loads, admits and swaps the served version, defines its requests, and probes the feature store.
 
-Knows nothing of HTTP requests.
+Knows no routes or headers.
 """

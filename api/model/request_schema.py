@@ -1,6 +1,5 @@
 """The JSON request schema of one model version, derived from its join keys and request inputs."""
 
-import json
 import math
 import re
 import typing
@@ -12,7 +11,8 @@ import msgspec
 import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
-from api.errors import InvalidRequest, MalformedBody
+from api.errors import InvalidRequest
+from api.model import strict_json
 from api.model.scorer import EntityRows
 from scoring.errors import ModelRefused
 from scoring.feast_plugins.join_keys import JoinKey
@@ -27,7 +27,10 @@ MEMBERS = {REQUEST_ID, ENTITY_ROWS, TOP, OVERRIDES}
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}
 
-RequestId = Annotated[str, Meta(min_length=1, max_length=128, description="Echoed in the answer and in X-Request-Id.")]
+MAX_REQUEST_ID = 128
+RequestId = Annotated[
+    str, Meta(min_length=1, max_length=MAX_REQUEST_ID, description="Echoed in the answer and in X-Request-Id.")
+]
 Top = Annotated[int, Meta(ge=1, description="How many of the best entities `/inference` lists; `/scores` ignores it.")]
 String = Annotated[str, Meta(max_length=4096)]
 KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -56,10 +59,6 @@ INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
 QUOTED = {pa.string(), pa.timestamp("ns"), pa.timestamp("us", "UTC")}
 # The type of an input that an on-demand feature view reads from the request with another declared type.
 ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
-# msgspec's words for what `Int64 | Integral64` accepts.
-INTEGER_MESSAGES = {"`float` that's a multiple of 1.0": "`int`", "`int | float": "`int"}
-# Python's names of types in msgspec's messages → those of JSON Schema.
-JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "datetime": "date and time"}
 
 
 Columns = Mapping[str, list[Any]]
@@ -152,16 +151,12 @@ class RequestForm:
             MalformedBody: the body is not JSON in UTF-8.
             InvalidRequest: the body is JSON with a wrong, missing, unknown or duplicate member.
         """
-        try:
-            request: Any = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            check_is_json(body)
-            raise self.invalid(sentence(error)) from None
+        request: Any = strict_json.decode(self._decoder, body, self.invalid)
         top = None if request.top is UNSET else request.top
         if self._listed_key and not self._overridable and request.list_0 is not UNSET and request.entity_rows is UNSET:
             keys = request.list_0
             strings_of_keys = len(keys) if self._listed_key.dtype == "string" else 0
-            self._check_duplicates(body, strings=3 + (top is not None) + strings_of_keys)
+            strict_json.check_duplicates(body, self.invalid, 3 + (top is not None) + strings_of_keys)
             return EntityRequest(request.request_id, {self._listed_key.name: keys}, len(keys), top)
         lists = {name: given for name, field in self._list_fields if (given := getattr(request, field)) is not UNSET}
         singles = {
@@ -170,7 +165,7 @@ class RequestForm:
         if request.entity_rows is not UNSET:
             if lists or singles:
                 raise self.invalid(self._problem_of_members(lists, singles, rows_given=True))
-            self._check_duplicates(body)
+            strict_json.check_duplicates(body, self.invalid)
             rows = request.entity_rows
             return EntityRequest(request.request_id, self._columns_of(rows, request), len(rows), top)
         number = len(next(iter(lists.values()), ()))
@@ -182,7 +177,7 @@ class RequestForm:
         if self._overridable:
             entity_rows |= self._overridden(request, number)
             strings = strings if request.overrides is UNSET else None
-        self._check_duplicates(body, strings)
+        strict_json.check_duplicates(body, self.invalid, strings)
         return EntityRequest(request.request_id, self._integral(entity_rows), number, top)
 
     def decode_lines(self, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
@@ -196,17 +191,15 @@ class RequestForm:
         for number, line in enumerate(body.split(b"\n"), 1):
             if not line.strip():
                 continue
-            try:
-                rows.append(self._row_decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                check_is_json(line, f"line {number}: ")
-                raise self.invalid_columns(f"Line {number}: {sentence(error)}") from None
-            if (name := first_duplicate(line)) is not None:
-                raise self.invalid_columns(f"Line {number}: Duplicate JSON member {name[:50]!r}")
+
+            def invalid(problem: str, number: int = number) -> InvalidRequest:
+                return self.invalid_columns(f"Line {number}: {problem}")
+
+            rows.append(strict_json.decode(self._row_decoder, line, invalid, f"line {number}: "))
+            strict_json.check_duplicates(line, invalid)
             if len(rows) > max_rows:
                 break
-        if not 0 < len(rows) <= max_rows:
-            raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {'more' if rows else 0}")
+        self.check_rows(len(rows), max_rows, "more")
         return EntityRequest(request_id, self._columns_of(rows), len(rows))
 
     def from_columns(
@@ -235,8 +228,7 @@ class RequestForm:
             if len(values) != rows:
                 problem = f"Column {name!r} has {len(values)} values, and {first!r} has {rows}"
                 raise self.invalid_columns(problem)
-        if not 0 < rows <= max_rows:
-            raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {rows}")
+        self.check_rows(rows, max_rows)
         entity_rows: dict[str, list[Any]] = {}
         for name, type_ in self.column_types.items():
             try:
@@ -244,7 +236,7 @@ class RequestForm:
             except msgspec.ValidationError as error:
                 index = re.search(r"`\$\[(\d+)\]`$", str(error))
                 at = f", {place(int(index[1]))}" if index else ""
-                problem = sentence(error).partition(" - at ")[0]
+                problem = strict_json.sentence(error).partition(" - at ")[0]
                 raise self.invalid_columns(f"Column {name!r}{at}: {problem}") from None
             for row, value in enumerate(entity_rows[name] if name in self._unbounded else ()):
                 if isinstance(value, float) and not math.isfinite(value):
@@ -261,6 +253,11 @@ class RequestForm:
         for name in self.columns:
             if name not in names:
                 raise self.invalid_columns(f"Missing column {name!r}")
+
+    def check_rows(self, rows: int, max_rows: int, many: str | None = None) -> None:
+        """Raise InvalidRequest unless a request may have so many rows. `many` describes a number that is not known."""
+        if not 0 < rows <= max_rows:
+            raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {many if rows and many else rows}")
 
     def invalid_columns(self, problem: str) -> InvalidRequest:
         """Make the error for a request in columns with this problem, which names the expected columns."""
@@ -436,40 +433,6 @@ class RequestForm:
             count += len(values) - (0 if name in self._key_names else values.count(None))
         return count
 
-    def _check_duplicates(self, body: bytes, strings: int | None = None) -> None:
-        # msgspec keeps the last of two members of one name. Each string has two quotes, so a body with exactly the
-        # quotes of the `strings` that were decoded has no duplicate; any other body is decoded again, slowly.
-        if strings is not None and body.count(b'"') == 2 * strings:
-            return
-        if (name := first_duplicate(body)) is not None:
-            raise self.invalid(f"Duplicate JSON member {name[:50]!r}")
-
-
-def check_is_json(body: bytes, place: str = "") -> None:
-    """Raise MalformedBody unless `body` is one JSON value in UTF-8. In errors, `place` says which part it is."""
-    if not body:
-        raise MalformedBody("it is empty")
-    try:
-        body.decode()
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"{place}byte {error.start} is not UTF-8") from None
-    except RecursionError:
-        raise MalformedBody(f"{place}it is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise MalformedBody(place + str(error).removeprefix("JSON is malformed: ")) from None
-
-
-def first_duplicate(body: bytes) -> str | None:
-    """Return a name that an object in a JSON body has twice; None if there is none. msgspec keeps the last of both."""
-    try:
-        json.loads(body, object_pairs_hook=_without_duplicates, parse_int=str)  # int refuses 5000 digits
-    except _DuplicateMember as duplicate:
-        return duplicate.name
-    except RecursionError:
-        raise MalformedBody("it is nested too deeply") from None
-    return None
-
 
 def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapping[str, str]]:
     """Return the fields of a Struct that names an entity, (field, type), and field → join key.
@@ -517,26 +480,3 @@ def _plain_values(row: pa.Table | None, names: Iterable[str]) -> dict[str, Any]:
 
 def _key_column(key: JoinKey) -> tuple[Any, Any]:
     return KEY_TYPES[key.dtype], KEY_EXAMPLES[key.dtype][0]
-
-
-def sentence(error: Exception) -> str:
-    """Return msgspec's message on a body or value that does not fit its type, in JSON's words."""
-    problem, *place = str(error).partition(" - at ")
-    for old, new in INTEGER_MESSAGES.items():
-        problem = problem.replace(old, new)
-    if problem.startswith("Expected "):
-        problem = re.sub(rf"\b({'|'.join(JSON_TYPES)})\b", lambda found: JSON_TYPES[found[0]], problem)
-    return "".join([problem[:1].upper(), problem[1:], *place])
-
-
-class _DuplicateMember(Exception):
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateMember(next(name for name in names if names.count(name) > 1))
-    return members

@@ -16,7 +16,7 @@ def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -
 
     Raises:
         MalformedBody: the body is not CSV in UTF-8.
-        InvalidRequest: the columns, the number of cells in a line, or a value does not fit. It names the line.
+        InvalidRequest: the columns, the number of cells in a line, or a value does not fit. The message names the line.
     """
     columns, place = read_csv(form, body, max_rows)
     return form.from_columns(request_id, columns, max_rows, place)
@@ -26,7 +26,7 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
     """Read the columns, which may have any order. An empty cell is null.
 
     The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
-    capitals, as Python writes them. Columns without a name have no meaning: pandas writes its index so.
+    capitals, as Python writes them. Columns without a name are ignored: pandas writes its index that way.
 
     Returns the columns and the description of a row, for `RequestForm.from_columns`.
 
@@ -46,8 +46,8 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
         for row in reader:
             rows.append(row)
             lines.append(line)
-            if len(rows) > max_rows and row:
-                raise form.invalid_columns(f"Expected 1 to {max_rows} rows, got more")
+            if row:
+                form.check_rows(len(rows), max_rows, "more")
             line = reader.line_num + 1
     except csv.Error as error:
         raise MalformedBody(f"line {reader.line_num}: {error}", "CSV") from None

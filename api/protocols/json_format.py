@@ -7,20 +7,17 @@ import msgspec
 
 from api.errors import NotJson
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest
+from api.model.request_schema import EntityRequest, RequestId
 from api.model.scorer import RowScores
 from api.protocols.answers import AnswerForm, answer_form
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation
 from api.protocols.problems import Problem, problem_response
-from api.protocols.response import Headers, Response, media_type
+from api.protocols.response import JSON, JSON_HEADER, Headers, Response, media_type
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import Call
 from scoring.settings import Settings
 
 MakeAnswer = Callable[[AnswerForm, Served, EntityRequest, RowScores], msgspec.Struct]
-
-JSON = b"application/json"
-JSON_HEADER = (b"content-type", JSON)
 
 
 class JsonFormat:
@@ -67,7 +64,7 @@ class JsonFormat:
             return {"schema": bodies.schema(bodies.form.body_type), "example": bodies.example}
         schema = {
             "type": "object",
-            "properties": {"request_id": {"type": "string", "minLength": 1, "maxLength": 128}},
+            "properties": {"request_id": bodies.schema(RequestId)},
             "required": ["request_id"],
             "additionalProperties": {"type": "array", "minItems": 1, "maxItems": self._max_entities},
             "description": "No model serves yet. Its join keys will determine the second member: `entity_rows`, a list "

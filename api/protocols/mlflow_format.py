@@ -8,19 +8,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import UnsupportedMediaType
-from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
+from api.model import strict_json
+from api.model.request_schema import RequestForm
 from api.model.scorer import RowScores
 from api.protocols.answers import Reason
 from api.protocols.csv_rows import read_csv
 from api.protocols.operation import BODY_PROBLEMS, REF, Bodies, Operation
 from api.protocols.problems import Problem
-from api.protocols.response import Headers, Response, media_type
+from api.protocols.response import CSV, JSON, JSON_HEADER, Headers, Response, media_type
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import Call, request_id_of
 from scoring.models.outputs import Outputs
 from scoring.settings import Settings
 
-JSON, CSV = b"application/json", b"text/csv"
 ACCEPTED = ("application/json", "text/csv; charset=utf-8")
 CHARSET = re.compile(rb";\s*charset\s*=\s*\"?([^;\"\s]*)", re.IGNORECASE)
 UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
@@ -95,14 +95,14 @@ class MlflowFormat:
         request = served.form.from_columns(request_id, columns, self._max_entities, place)
         scores = await scoring.score(served, request, call.context)
         answer = {"predictions": _predictions(served.scorer.outputs, scores), "reasons": scores.reasons}
-        return Response(200, [(b"content-type", JSON)], msgspec.json.encode(answer))
+        return Response(200, [JSON_HEADER], msgspec.json.encode(answer))
 
     def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
         """See `WireFormat.problem`. The members are MLflow's, and the problem's instance."""
         status = STATUSES.get(problem.status, problem.status)
         code = ERROR_CODES.get(status, "BAD_REQUEST")
         body = InvocationError(code, problem.detail, problem.instance)
-        return Response(status, [(b"content-type", JSON), *headers], msgspec.json.encode(body))
+        return Response(status, [JSON_HEADER, *headers], msgspec.json.encode(body))
 
     def operation(self, _path: str, bodies: Bodies) -> Operation:
         """See `WireFormat.operation`."""
@@ -149,17 +149,10 @@ def _read_json(form: RequestForm, body: bytes) -> Columns:
     """
     if b"NaN" in body:
         body = NAN.sub(lambda found: found[1] or b"null", body)
-    try:
-        body.decode()  # msgspec does not look into members that have no meaning
-        invocation = INVOCATIONS.decode(body)
-        duplicate = first_duplicate(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        check_is_json(body)
-        raise form.invalid_columns(sentence(error)) from None
-    if duplicate is not None:
-        raise form.invalid_columns(f"Duplicate JSON member {duplicate[:50]!r}")
+    invocation: Invocation = strict_json.decode(INVOCATIONS, body, form.invalid_columns)
+    strict_json.check_duplicates(body, form.invalid_columns)
     if invocation.params:
-        raise form.invalid_columns("Models are called without `params`: omit them")
+        raise form.invalid_columns("`params` is not supported: omit it")
     given = [member for member in MEMBERS if getattr(invocation, member) is not UNSET]
     if len(given) != 1:
         raise form.invalid_columns(f"{EXACTLY_ONE}, got {' and '.join(given) or 'none'}")
@@ -187,22 +180,22 @@ def _from_rows(rows: Sequence[Any], names: Sequence[str], form: RequestForm) -> 
 
 
 def _from_records(records: Sequence[Any], form: RequestForm) -> Columns:
-    """Turn objects into columns. All have the members of the first."""
+    """Turn objects into columns. All must have the same members as the first."""
     names = records[0].keys()
     for number, record in enumerate(records):
         if not isinstance(record, dict):
             raise form.invalid_columns(f"Row {number} is not an object")
         if record.keys() != names:
             name = min(record.keys() ^ names)
-            problem = f"has no {name[:50]!r}" if name in names else f"has {name[:50]!r}, which row 0 has not"
+            problem = f"has no {name[:50]!r}" if name in names else f"has {name[:50]!r}, which row 0 lacks"
             raise form.invalid_columns(f"Row {number} {problem}")
     return {name: [record[name] for record in records] for name in names}
 
 
 def _whole_keys(columns: Columns, form: RequestForm) -> Columns:
-    """Make integers of the floats in columns of integer keys: pandas and NumPy turn integers to floats.
+    """Convert floats in integer key columns to integers: pandas and NumPy turn integers to floats.
 
-    Floats with a fraction, or that several integers round to, stay and are refused.
+    Floats with a fraction, and floats from 2**53 on, stay as they are and are refused later.
     """
     for key in form.keys:
         values = columns.get(key.name, [])

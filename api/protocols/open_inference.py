@@ -11,16 +11,16 @@ import msgspec
 from msgspec import Meta
 
 from api.errors import InvalidHeader, ModelNotServed, UnsupportedMediaType
+from api.model import strict_json
 from api.model.model_slot import Served
-from api.model.request_schema import RequestForm, check_is_json, first_duplicate, sentence
+from api.model.request_schema import MAX_REQUEST_ID, RequestForm
 from api.model.scorer import RowScores
-from api.protocols.json_format import JSON, JSON_HEADER
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Content, Operation
 from api.protocols.problems import Problem
-from api.protocols.response import Headers, Response, media_type
+from api.protocols.response import JSON, JSON_HEADER, Headers, Response, media_type
 from api.protocols.scoring import Scoring
 from api.protocols.tensors import BYTES, INPUTS, OUTPUTS, InputTensor, InvalidTensor, OutputTensor, encode
-from api.protocols.wire_format import LONGEST_REQUEST_ID, Call, request_id_of
+from api.protocols.wire_format import Call, request_id_of
 from scoring.models.outputs import OutputType
 from scoring.settings import Settings
 
@@ -57,7 +57,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     """The JSON of a request. Other members are ignored, because KServe's client sends `model_name`."""
 
     inputs: list[InputTensor]
-    id: Annotated[str, Meta(max_length=LONGEST_REQUEST_ID)] | None = None
+    id: Annotated[str, Meta(max_length=MAX_REQUEST_ID)] | None = None
     parameters: Parameters | None = None
     outputs: list[RequestedOutput] | None = None
 
@@ -189,14 +189,8 @@ class OpenInference:
         )
 
     def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:
-        try:
-            infer = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            check_is_json(body)
-            raise form.invalid_columns(sentence(error)) from None
-        # As in RequestForm: a body with exactly the quotes of the decoded strings has no duplicate.
-        if body.count(b'"') != 2 * _count_strings(infer) and (name := first_duplicate(body)) is not None:
-            raise form.invalid_columns(f"Duplicate JSON member {name[:50]!r}")
+        infer: InferenceRequest = strict_json.decode(self._decoder, body, form.invalid_columns)
+        strict_json.check_duplicates(body, form.invalid_columns, _count_strings(infer))
         return infer
 
 
@@ -296,7 +290,7 @@ def _columns(inputs: list[InputTensor], binary: bytes) -> dict[str, list[Any]]:
         data, size = None, tensor.binary_size
         if size is not None:
             if not 0 <= size <= len(binary) - at:
-                problem = f"Its binary_data_size is {size}, and the body has {len(binary) - at} bytes for it"
+                problem = f"Its binary_data_size is {size}, but only {len(binary) - at} bytes of the body are left"
                 raise InvalidTensor(tensor.name, f"{problem} (see the header Inference-Header-Content-Length)")
             data = binary[at : at + size]
             at += size

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems. The only module that maps errors to HTTP statuses."""
+"""Errors as RFC 9457 problems. The only module that maps errors to HTTP statuses; a format may replace a status."""
 
 import traceback
 import uuid
@@ -125,7 +125,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def problem_of(error: Exception, scope: Scope) -> tuple[Problem, list[tuple[bytes, bytes]]]:
-    """Return what the client may know of an error that its request led to, and the headers of any such response.
+    """Return the problem for an error, without anything that is not meant for clients, and the response's headers.
 
     Each problem has a unique `instance`, which the log has, too. Failures of the server also get a log line of their
     own. No problem contains feature values, a stack trace or a message that was not written for clients.

@@ -5,6 +5,9 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+JSON, CSV = b"application/json", b"text/csv"
+JSON_HEADER = (b"content-type", JSON)
+
 Headers = Mapping[bytes, bytes]
 """Header name in lower case → value; the first one if a name is repeated."""
 

@@ -16,11 +16,11 @@ from api.model.request_schema import EntityRequest, RequestForm
 from api.model.scorer import RowScores
 from api.protocols.answers import AnswerForm, answer_form, model_of
 from api.protocols.csv_rows import decode_csv
-from api.protocols.json_format import JSON, JsonFormat
+from api.protocols.json_format import JsonFormat
 from api.protocols.operation import Bodies, Operation
-from api.protocols.response import Headers, Response, media_type, negotiate
+from api.protocols.response import CSV, JSON, Headers, Response, media_type, negotiate
 from api.protocols.scoring import Scoring
-from api.protocols.tables import ARROW, CSV, FORMS, PARQUET, TableAnswer, block_of, decode_table
+from api.protocols.tables import ARROW, FORMS, PARQUET, TableAnswer, block_of, decode_table
 from api.protocols.wire_format import Call, request_id_of
 from scoring.settings import Settings
 
@@ -33,8 +33,9 @@ MEDIA_TYPES = (JSON, *NDJSON[:1], CSV, ARROW, PARQUET, *NDJSON[1:])
 NAMES = [media.decode() for media in MEDIA_TYPES]
 # The limit of tables, as sent and decompressed, is this multiple of SERVING_MAX_BODY_BYTES.
 TABLE_BODIES = 32
-# Entities that one micro-batch scores of a larger request. Small requests that arrive meanwhile wait for it.
+# Rows of a larger request that are scored in one micro-batch. Small requests that arrive meanwhile wait for it.
 BLOCK_ROWS = 250
+# Time between two looks at whether there is room for the next block.
 PAUSE_S = 0.005
 ANY = b"*/*"
 

@@ -129,7 +129,7 @@ class Scoring:
         return scores
 
     def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
-        """Report a failure of the store: once per batch, however many requests it fails."""
+        """Report a failure of the store: once per batch, regardless of the number of failed requests."""
         if pending.batch is not None and not pending.batch.blamed:
             pending.batch.blamed = True
             self._breaker.failed(problem, reason)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from api.errors import BodyTooLarge
 
-# A reader's memory is a multiple of these, whatever the number of rows.
+# A reader's memory is a multiple of these, regardless of the number of rows.
 MAX_METADATA_BYTES = 1 << 18
 MAX_PARTS = 1000
 """Messages of a stream; row groups of a file, and any other list of its footer."""

@@ -13,12 +13,13 @@ from api.errors import BodyTooLarge, MalformedBody
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest, RequestForm
 from api.model.scorer import RowScores
+from api.protocols.response import CSV
 from api.protocols.table_limits import Unreadable, check_pages, check_stream, read_footer
 from scoring.arrow.text import STRINGS, plain_strings
 from scoring.arrow.timestamps import to_timestamps
 from scoring.errors import ServingError
 
-ARROW, PARQUET, CSV = b"application/vnd.apache.arrow.stream", b"application/vnd.apache.parquet", b"text/csv"
+ARROW, PARQUET = b"application/vnd.apache.arrow.stream", b"application/vnd.apache.parquet"
 FORMS = {ARROW: "Arrow IPC", PARQUET: "Parquet"}
 """Media types of the requests that `decode_table` reads, and their names in errors."""
 # No request input is longer, in UTF-8.
@@ -76,14 +77,14 @@ def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) 
                 break
             if size > max_bytes:
                 raise BodyTooLarge(max_bytes, "with the dictionaries of each batch")
-        _check_rows(form, rows, max_rows)
+        form.check_rows(rows, max_rows, f"more than {max_rows}")
         return pa.Table.from_batches(batches, stream.schema)
 
 
 def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     footer = read_footer(body)
     _check_schema(form, footer.schema.to_arrow_schema())
-    _check_rows(form, footer.rows, max_rows)
+    form.check_rows(footer.rows, max_rows, f"more than {max_rows}")
     check_pages(body, footer, max_bytes)
     # As dictionaries, strings take no more memory than their pages, even if each row has the same long one.
     columns = [footer.schema.column(place) for place in range(len(footer.schema))]
@@ -103,11 +104,6 @@ def _check_schema(form: RequestForm, schema: pa.Schema) -> None:
             allowed = any(holds(kind.value_type) for holds in (pa.types.is_string, *STRINGS))
         if not allowed or b"ARROW:extension:name" in (field.metadata or {}):
             raise form.invalid_columns(f"Column {field.name!r} has the unsupported type {str(field.type)[:50]}")
-
-
-def _check_rows(form: RequestForm, rows: int, max_rows: int) -> None:
-    if not 0 < rows <= max_rows:
-        raise form.invalid_columns(f"Expected 1 to {max_rows} rows, got {f'more than {max_rows}' if rows else 0}")
 
 
 def _check_shared_strings(form: RequestForm, table: pa.Table) -> None:

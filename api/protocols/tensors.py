@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
-from api.model.request_schema import Int64, sentence
+from api.model import strict_json
+from api.model.request_schema import Int64
 from scoring.models.outputs import OutputType
 
 BYTES = "BYTES"
@@ -24,7 +25,7 @@ DTYPES = {
     **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
 """Datatype → the dtype of its elements. BYTES has none."""
-# Datatype and value of an output where an entity has none: a tensor has no nulls. msgspec writes NaN as null.
+# Datatype of an output, and the value that stands for null: a tensor has no nulls. msgspec writes NaN as null.
 OUTPUTS: dict[OutputType, tuple[str, Any]] = {
     "double": ("FP64", float("nan")),
     "int64": ("INT64", 0),
@@ -100,12 +101,14 @@ class InputTensor(msgspec.Struct, frozen=True):
         if len(self.shape) == 2 and all(type(row) is list and len(row) == 1 for row in data):
             data = [row[0] for row in data]
         if len(data) != self.shape[0]:
-            raise InvalidTensor(self.name, f"Expected {self._shape} elements by its shape, got {len(data)}")
+            raise InvalidTensor(self.name, f"Its shape {self._shape} needs {self.shape[0]} elements, got {len(data)}")
         try:
             values = msgspec.convert(data, JSON_TYPES[self.datatype])
         except msgspec.ValidationError as error:
-            raise InvalidTensor(self.name, f"{sentence(error)} of `data`, which is {self.datatype}") from None
-        if self.datatype in {"FP16", "FP32"}:  # JSON has decimal numbers, the tensor the nearest of its datatype
+            raise InvalidTensor(
+                self.name, f"{strict_json.sentence(error)} of `data`, which is {self.datatype}"
+            ) from None
+        if self.datatype in {"FP16", "FP32"}:  # round to the tensor's precision
             with np.errstate(over="ignore"):
                 return _without_nan(np.array(values, DTYPES[self.datatype]))
         return values  # type: ignore[no-any-return]
@@ -114,10 +117,10 @@ class InputTensor(msgspec.Struct, frozen=True):
         dtype = DTYPES[self.datatype]
         expected = self.shape[0] * dtype.itemsize
         if len(binary) != expected:
-            problem = f"Expected {expected} bytes by its shape {self._shape} and datatype {self.datatype}"
-            raise InvalidTensor(self.name, f"{problem[:150]}, got {len(binary)}")
+            problem = f"Its shape {self._shape} and datatype {self.datatype} need {expected} bytes"
+            raise InvalidTensor(self.name, f"{problem}, got {len(binary)}")
         if dtype.kind == "b" and binary.translate(None, b"\0\1"):
-            raise InvalidTensor(self.name, "Expected bytes 0 or 1 of BOOL")
+            raise InvalidTensor(self.name, "Expected each BOOL byte to be 0 or 1")
         values = np.frombuffer(binary, dtype)
         return _without_nan(values) if dtype.kind == "f" else values.tolist()
 
@@ -132,7 +135,9 @@ class InputTensor(msgspec.Struct, frozen=True):
             except UnicodeDecodeError:
                 raise InvalidTensor(self.name, f"Element {len(strings)} is not UTF-8") from None
         if at != len(binary) or len(strings) != self.shape[0]:
-            problem = f"Expected {self._shape} elements by its shape, each with its length in four bytes before it"
+            problem = (
+                f"Its shape {self._shape} needs {self.shape[0]} elements, each with its length in four bytes before it"
+            )
             raise InvalidTensor(self.name, f"{problem}, which does not fit {len(binary)} bytes")
         return strings
 

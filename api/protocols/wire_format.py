@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from api.errors import InvalidHeader
+from api.model.request_schema import MAX_REQUEST_ID
 from api.protocols.operation import Bodies, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response
 from api.protocols.scoring import Scoring
 from api.telemetry.request_context import RequestContext
-
-LONGEST_REQUEST_ID = 128
 
 
 class Call(NamedTuple):
@@ -27,7 +26,7 @@ class Call(NamedTuple):
 
 
 class WireFormat(Protocol):
-    """Reads the requests to one path and writes their responses. Used on the event loop.
+    """Reads the requests to its paths and writes their responses. Used on the event loop.
 
     The endpoint has checked the host, the method and the API key before, and adds the headers X-Request-Id and
     X-Model-Version to each response.
@@ -36,7 +35,7 @@ class WireFormat(Protocol):
     def max_body_bytes(self, headers: Headers) -> int:
         """Return the maximum size of a body with these headers. Called before the body is read.
 
-        Only few requests with a limit above SERVING_MAX_BODY_BYTES are admitted at once (`Scoring.bulk`).
+        Only a few requests with a limit above SERVING_MAX_BODY_BYTES are admitted at once (`Scoring.bulk`).
 
         Raises:
             UnsupportedMediaType: the body's media type is not one of this format.
@@ -54,7 +53,7 @@ class WireFormat(Protocol):
         """Return the response for a problem in this format's own form.
 
         Args:
-            problem: what the client may know of it.
+            problem: the facts that the client may see.
             headers: of any response with this problem; the content type is not among them.
         """
 
@@ -71,9 +70,9 @@ def request_id_of(headers: Headers) -> str:
     """Return the id of a request that has none in its body: the header X-Request-Id, or else a new one.
 
     Raises:
-        InvalidHeader: it is longer than LONGEST_REQUEST_ID.
+        InvalidHeader: it is longer than MAX_REQUEST_ID.
     """
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    if len(given) > LONGEST_REQUEST_ID:
-        raise InvalidHeader("X-Request-Id", f"it has more than {LONGEST_REQUEST_ID} characters")
+    if len(given) > MAX_REQUEST_ID:
+        raise InvalidHeader("X-Request-Id", f"it has more than {MAX_REQUEST_ID} characters")
     return given or str(uuid.uuid4())

@@ -225,13 +225,17 @@ def test_each_type_of_output_in_json_and_in_binary(
         (b'{"inputs":[], "inputs":[]}', "Duplicate JSON member 'inputs'"),
         (request()[:-3] + b',"data":[3, 4]}]}', "Duplicate JSON member 'data'"),
         (request(data=None)[:-3] + b',"datatype":"INT64"}]}', "Duplicate JSON member 'datatype'"),
+        (request()[:-1] + b',"x":"\xff"}', "not valid JSON: byte 91 is not UTF-8"),
         (b'{"inputs":[]}', "Missing column 'driver_id'"),
         (request(name="x"), "Unknown column 'x'. Expected columns: `driver_id`."),
         (request(name=3), "Expected `string`, got `integer` - at `$.inputs[0].name`"),
         (b'{"inputs":[%b,%b]}' % ((request()[12:-2],) * 2), "Duplicate column 'driver_id'"),
         (request(datatype="FLOAT"), "Tensor 'driver_id': Unknown datatype 'FLOAT', expected one of BOOL, INT8,"),
-        (request(shape=[3]), "Tensor 'driver_id': Expected [3] elements by its shape, got 2"),
-        (request(shape=[2**62]), "Tensor 'driver_id': Expected [4611686018427387904] elements"),
+        (request(shape=[3]), "Tensor 'driver_id': Its shape [3] needs 3 elements, got 2"),
+        (
+            request(shape=[2**62]),
+            "Tensor 'driver_id': Its shape [4611686018427387904] needs 4611686018427387904 elements",
+        ),
         (request(shape=[10**4300 - 1]), "Expected `integer` <= 9223372036854775807 - at `$.inputs[0].shape[0]`"),
         *(
             (request(shape=shape), "Tensor 'driver_id': Expected shape [n] or [n, 1], got ")
@@ -251,7 +255,7 @@ def test_each_type_of_output_in_json_and_in_binary(
         (request(shape=[4], data=[1] * 4), "Expected 1 to 3 rows, got 4"),
         (request(data=None), "Tensor 'driver_id': Expected either `data` or the parameter `binary_data_size`"),
         (request(parameters={"binary_data_size": 16}), "Tensor 'driver_id': Expected either `data` or"),
-        (request(data=None, parameters={"binary_data_size": 16}), "binary_data_size is 16, and the body has 0 bytes"),
+        (request(data=None, parameters={"binary_data_size": 16}), "binary_data_size is 16, but only 0 bytes"),
         (request()[:-1] + b',"outputs":[{"name":"score"}]}', "'score': The model's outputs are prediction, reason"),
         (request()[:-1] + b',"outputs":[{"name":"reason"},{"name":"reason"}]}', "'reason': It is requested twice"),
         (
@@ -272,12 +276,12 @@ def test_each_invalid_request_in_json_is_refused_with_a_message_that_names_the_p
 @pytest.mark.parametrize(
     ("datatype", "shape", "data", "size", "problem"),
     [
-        ("INT64", [2], b"0" * 16, 17, "Its binary_data_size is 17, and the body has 16 bytes for it"),
-        ("INT64", [2], b"0" * 16, -1, "Its binary_data_size is -1, and the body has 16 bytes for it"),
-        ("INT64", [2], b"0" * 17, 17, "Expected 16 bytes by its shape [2] and datatype INT64, got 17"),
+        ("INT64", [2], b"0" * 16, 17, "Its binary_data_size is 17, but only 16 bytes of the body are left"),
+        ("INT64", [2], b"0" * 16, -1, "Its binary_data_size is -1, but only 16 bytes of the body are left"),
+        ("INT64", [2], b"0" * 17, 17, "Its shape [2] and datatype INT64 need 16 bytes, got 17"),
         ("INT64", [2], b"0" * 17, 16, "1 bytes follow the binary data of the last tensor"),
-        ("INT64", [2**62], b"0" * 16, 16, "Expected 36893488147419103232 bytes by its shape"),
-        ("BOOL", [2], b"\0\2", 2, "Expected bytes 0 or 1 of BOOL"),
+        ("INT64", [2**62], b"0" * 16, 16, "datatype INT64 need 36893488147419103232 bytes"),
+        ("BOOL", [2], b"\0\2", 2, "Expected each BOOL byte to be 0 or 1"),
         *(
             ("BYTES", shape, data, len(data), "each with its length in four bytes before it")
             for shape, data in (
