@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
@@ -91,6 +91,9 @@ class PredictionLog(Collector):
         """Write what is there, and stop the thread. Blocking."""
         self._stop.set()
         self._thread.join(within_s)
+        if self._thread.is_alive():
+            waiting = self._recorded - self._converted + self._rows_in_memory
+            log.error("prediction_log_dropped", rows=waiting, reason=f"not written within {within_s:g} s")
 
     def add(
         self, served: Served, request_id: str, pending: PendingRequest, scores: RowScores | None, problem: str | None
@@ -130,7 +133,8 @@ class PredictionLog(Collector):
                     oldest, pause_s, next_try = None, 1.0, 0.0
                 else:
                     next_try, pause_s = now + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
-                    self._make_room()
+            if next_try > now:
+                self._make_room()
             if stopping:
                 self._drop(self._rows_in_memory)
                 return
@@ -144,15 +148,27 @@ class PredictionLog(Collector):
         for group in groups.values():
             rows = sum(record.pending.rows for record in group)
             try:
-                schema = self._schema(group[0].served)
-                table = schema.table(_batches(group))
+                self._make_rows(self._schema(group[0].served), group)
             except Exception as error:  # the thread must survive any error
                 self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
                 self._dropped += rows
-            else:
-                self._tables.append((schema, table))
-                self._rows_in_memory += rows
             self._converted += rows
+
+    def _make_rows(self, schema: LogSchema, records: list[Record]) -> None:
+        """Make rows of records of one version. A record that can't be converted does not affect the others."""
+        try:
+            table = schema.table(_batches(records))
+        except Exception as error:  # a refused request may have values that Arrow's types have not
+            if len(records) == 1:
+                self._report(f"rows could not be made ({type(error).__name__})")  # its message may quote a value
+                self._dropped += records[0].pending.rows
+                return
+            middle = len(records) // 2
+            self._make_rows(schema, records[:middle])
+            self._make_rows(schema, records[middle:])
+        else:
+            self._tables.append((schema, table))
+            self._rows_in_memory += table.num_rows
 
     def _schema(self, served: Served) -> LogSchema:
         if self._current is None or self._current[0] is not served:
@@ -177,7 +193,7 @@ class PredictionLog(Collector):
                 rows = pa.concat_tables([table for each, table in self._tables if each is schema])
                 of_day = pc.equal(rows[LOG_DATE], rows[LOG_DATE][0])
                 written, rest = rows.filter(of_day), rows.filter(pc.invert(of_day))
-                self._write_file(written, rows[LOG_DATE][0].as_py())
+                self._write_file(written)
                 others = [(each, table) for each, table in self._tables if each is not schema]
                 self._tables = [*([(schema, rest)] if rest.num_rows else []), *others]
                 self._rows_in_memory -= written.num_rows
@@ -188,9 +204,9 @@ class PredictionLog(Collector):
         self._report(None)
         return True
 
-    def _write_file(self, rows: pa.Table, day: date) -> None:
+    def _write_file(self, rows: pa.Table) -> None:
         model = f"{rows['model_name'][0].as_py()}-{rows['model_version'][0].as_py()}"
-        place = day_folder(self._folder, str(day)) / f"{model}-{uuid.uuid4().hex}.parquet"
+        place = day_folder(self._folder, str(rows[LOG_DATE][0])) / f"{model}-{uuid.uuid4().hex}.parquet"
         with publishing(place) as part:
             pq.write_table(rows, part, compression="zstd")
 

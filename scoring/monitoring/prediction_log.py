@@ -34,7 +34,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from scoring.errors import StorageError
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
 from scoring.files.location import Entry, Location
 from scoring.models.outputs import Outputs
@@ -211,11 +213,15 @@ def fetch_log(folder: Location, scratch: Path) -> dict[str, Path]:
     """Copy the files of a day's folder to `scratch`, several at a time. Return name → copy, sorted by name.
 
     Raises:
-        StorageError: a file can't be read.
+        StorageError: a file can't be read, or is not Parquet.
     """
 
     def copy(entry: Entry) -> Path:
         (scratch / entry.name).write_bytes((folder / entry.name).read_bytes())
+        try:
+            pq.read_metadata(scratch / entry.name)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError("reading", str(folder / entry.name), error) from None
         return scratch / entry.name
 
     files = log_files(folder)

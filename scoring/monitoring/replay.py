@@ -26,7 +26,7 @@ from scoring.feast_plugins.event_times import EventTimes, read_event_times
 from scoring.features.feature_store import read_definitions
 from scoring.features.model_features import ModelFeatures, View, feast_name
 from scoring.files.atomic import scratch_folder
-from scoring.files.location import Location
+from scoring.files.location import Location, storage_errors
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import content_of, publishing
 from scoring.models.outputs import PREDICTION
@@ -123,7 +123,7 @@ def replay(
         counts: Counter[str] = Counter()
         rows = unanswered = 0
         versions: Counter[str] = Counter()
-        for scored, files in logged.items():
+        for (scored, _), files in logged.items():
             one = _ReplayOfVersion(settings, registry, store, scored, files)
             for differences in one.run():
                 counts.update(differences["cause"].to_pylist())
@@ -138,16 +138,22 @@ Scored = tuple[str, int, str]
 """Model name, version, and the policy as JSON: what a row was scored with."""
 
 
-def _by_version(files: Iterable[Path], log: Location) -> dict[Scored, list[Path]]:
-    """Return what the rows of each file were scored with → the files."""
-    found: dict[Scored, list[Path]] = {}
-    for file in files:
+def _by_version(files: Iterable[Path], log: Location) -> dict[tuple[Scored, str], list[Path]]:
+    """Return what the rows of each file were scored with, and its schema → the files.
+
+    One version has several schemas if features were added to its feature service meanwhile.
+    """
+    found: dict[tuple[Scored, str], list[Path]] = {}
+    for place in files:
         try:
-            first = pq.ParquetFile(file).read_row_group(0, ["model_name", "model_version", POLICY]).slice(0, 1)
+            with pq.ParquetFile(place) as file:
+                first = file.read_row_group(0, ["model_name", "model_version", POLICY]).slice(0, 1)
+                schema = str(file.schema_arrow.remove_metadata())
             (row,) = first.to_pylist()
-            found.setdefault((row["model_name"], row["model_version"], row[POLICY]), []).append(file)
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
-            raise StorageError("reading", str(log / file.name), error) from None
+            scored = row["model_name"], row["model_version"], row[POLICY]
+        except (OSError, LookupError) as error:
+            raise StorageError("reading", str(log / place.name), error) from None
+        found.setdefault((scored, schema), []).append(place)
     return found
 
 
@@ -184,7 +190,8 @@ class _ReplayOfVersion:
         for file in self._files:
             with pq.ParquetFile(file) as opened:
                 for group in range(opened.num_row_groups):
-                    rows = opened.read_row_group(group)
+                    with storage_errors("reading", Location(file)):
+                        rows = opened.read_row_group(group)
                     answered = rows.filter(pc.is_null(rows[PROBLEM]))
                     self.unanswered += rows.num_rows - answered.num_rows
                     yield answered

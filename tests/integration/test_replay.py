@@ -17,6 +17,7 @@ from litestar.testing import TestClient
 
 from api.app import create_app
 from api.model.loading import RegistryLoader
+from scoring.errors import StorageError
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.files.location import Location
 from scoring.models.admission import validate
@@ -171,6 +172,31 @@ def test_a_difference_without_a_cause_is_unexplained(world: World, log: Path, re
     pq.write_table(rows.set_column(place, "prediction", pa.array(other)), changed)
 
     assert replayed(world, tmp_path / "log", report).causes["unexplained"] == 1
+
+
+def test_files_of_one_version_may_have_other_features_of_its_service(
+    world: World, log: Path, report: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(log, tmp_path / "log")
+    (file,) = (tmp_path / "log").rglob("*.parquet")
+    rows = pq.read_table(file, partitioning=None)
+    pq.write_table(rows.append_column("driver_stats__new", pa.nulls(rows.num_rows)), file.with_name("later.parquet"))
+
+    found = replayed(world, tmp_path / "log", report)
+
+    assert (found.rows, found.different) == (2 * rows.num_rows, 0)
+    assert found.versions == {"driver_ranker/1": found.rows}
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1" + b"x" * 99 + b"\x20\0\0\0PAR1", None])
+def test_a_damaged_file_is_named(world: World, log: Path, report: Path, tmp_path: Path, damage: bytes | None) -> None:
+    shutil.copytree(log, tmp_path / "log")
+    (file,) = (tmp_path / "log").rglob("*.parquet")
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4] + b"\xff" * 300 + pages[304:] if damage is None else damage)
+
+    with pytest.raises(StorageError, match=f"^Reading .*{file.name} failed: "):
+        replayed(world, tmp_path / "log", report)
 
 
 def test_a_request_that_failed_is_not_replayed(world: World, log: Path, report: Path, tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
 """The prediction log of an API on a fake model: which rows are written, and what happens when they can't be."""
 
+import datetime as dt
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from litestar.testing import TestClient
 
+from api.inference import micro_batch
 from api.telemetry import prediction_log
 from scoring.errors import FeatureStoreError
 from scoring.files.location import Location
 from tests.support.api_client import api, when_ready
-from tests.support.fakes import FakeScorer
+from tests.support.fakes import FakeScorer, features
 from tests.support.servers import wait_until
 
 
@@ -119,3 +122,30 @@ def test_records_beyond_the_bound_are_dropped_and_counted(tmp_path: Path, monkey
         assert metrics(client, "dropped") == 4
 
     assert logged(tmp_path).num_rows == 6
+
+
+def test_a_request_that_arrow_has_no_value_for_does_not_affect_others(tmp_path: Path) -> None:
+    link = features(request_inputs={"at": pa.timestamp("ns")})
+    with api(FakeScorer(link=link), prediction_log=Location(tmp_path), prediction_log_seconds=0.1) as client:
+        when_ready(client)
+        for number, year in enumerate([2026, 9999, 2027, 9998, 2028]):
+            body = {"request_id": str(number), "driver_ids": [1], "at": f"{year}-01-01T00:00:00Z"}
+            assert client.post("/scores", json=body).status_code == 200
+        wait_until(lambda: metrics(client, "dropped") == 2, lambda: client.get("/metrics").text, 5)
+
+    assert logged(tmp_path)["__request_id"].to_pylist() == ["0", "2", "4"]
+
+
+def test_a_day_that_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [dt.datetime(2026, 11, day, tzinfo=dt.UTC) for day in (29, 30)]
+    monkeypatch.setattr(micro_batch, "datetime", Mock(now=lambda _: days[0]))
+    monkeypatch.setattr(prediction_log, "LONGEST_PAUSE_S", 0.05)
+    (tmp_path / "date=2026-11-30").touch()
+    with api(prediction_log=Location(tmp_path), prediction_log_seconds=0.1) as client:
+        ask(when_ready(client), "a", 1)
+        days.pop(0)
+        ask(client, "b", 1)
+        wait_until(lambda: metrics(client, "written") == 1, lambda: client.get("/metrics").text, 5)
+        (tmp_path / "date=2026-11-30").unlink()
+
+    assert logged(tmp_path)["__request_id"].to_pylist() == ["a", "b"]
