@@ -50,9 +50,10 @@ class AnswerForm:
         self._outputs = outputs
         self._values = _values_type(outputs)
         rank_type: Any = float if outputs.rank_by is None else TYPES[outputs.columns[outputs.rank_by].type]
-        self.prediction: Any = TYPES[outputs.columns[0].type] if outputs.single else self._values
-        """The type of an entity's score, or of its outputs if there are several."""
-        of_entity = ("score" if outputs.single else "outputs", self.prediction | None)
+        score: Any = TYPES[outputs.columns[0].type]
+        of_entity = ("score", score | None) if outputs.single else ("outputs", self._values | None)
+        self.prediction: Any = score | None if outputs.single else _values_type(outputs, "Prediction", nullable=True)
+        """The type of a prediction in MLflow's protocol. Its members are null for a row without several outputs."""
         keys, names = entity_fields(form)
         only = keys[0][1] if len(keys) == 1 else None
         self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)
@@ -157,12 +158,13 @@ class AnswerForm:
         return [[self.excluded(*entity, reason.removeprefix(IMPUTED)) for entity, reason in imputed]]
 
 
-def _values_type(outputs: Outputs) -> Any:
+def _values_type(outputs: Outputs, name: str = "Outputs", *, nullable: bool = False) -> Any:
     """Define the object with all outputs of an entity. Fields are renamed, because a name may be any string."""
     fields = [f"output_{place}" for place in range(len(outputs.columns))]
-    types = [(field, TYPES[column.type]) for field, column in zip(fields, outputs.columns, strict=True)]
+    values = [TYPES[column.type] | None if nullable else TYPES[column.type] for column in outputs.columns]
+    types = list(zip(fields, values, strict=True))
     names = dict(zip(fields, (column.name for column in outputs.columns), strict=True))
-    return msgspec.defstruct("Outputs", types, rename=names, frozen=True)
+    return msgspec.defstruct(name, types, rename=names, frozen=True)
 
 
 def model_of(served: Served) -> Model:

@@ -118,7 +118,7 @@ class MlflowFormat:
         prediction: Any = bodies.answers.prediction
         answer = msgspec.defstruct(
             "Predictions",
-            [("predictions", list[prediction | None]), ("reasons", list[Reason | None])],
+            [("predictions", list[prediction]), ("reasons", list[Reason | None])],
         )
         return Operation(
             "invocations",
@@ -132,12 +132,14 @@ class MlflowFormat:
 
 
 def _predictions(outputs: Outputs, scores: RowScores) -> list[Any]:
-    """Return one value for each row, or an object if there are several outputs; null for a row without them."""
+    """Return one value for each row, or an object if there are several outputs. A row without them has nulls.
+
+    The object of such a row has all members, because pandas makes a frame only of a list without nulls.
+    """
     if outputs.single:
         return scores.outputs[0]
     names = [column.name for column in outputs.columns]
-    rows = zip(*scores.outputs, strict=True)
-    return [None if row[0] is None else dict(zip(names, row, strict=True)) for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in zip(*scores.outputs, strict=True)]
 
 
 def _read_json(form: RequestForm, body: bytes) -> Columns:

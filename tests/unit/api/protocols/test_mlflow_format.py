@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
+from mlflow.deployments import PredictionsResponse
 
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed
 from scoring.feast_plugins.join_keys import JoinKey
@@ -161,7 +162,11 @@ def test_several_outputs_are_objects_and_reasons_are_those_of_batch_outputs(poli
     rows = list(zip([("gold", 0.25), None], reasons, strict=True))
     with api(FakeScorer(function=lambda _: rows, outputs=outputs), missing_features=policy) as started:
         answer = when_ready(started).post("/invocations", json={"inputs": [1, 2]})
-    assert answer.json() == {"predictions": [{"label": "gold", "yes!": 0.25}, None], "reasons": reasons}
+    predictions = [{"label": "gold", "yes!": 0.25}, {"label": None, "yes!": None}]
+    assert answer.json() == {"predictions": predictions, "reasons": reasons}
+    frame = PredictionsResponse.from_json(answer.text).get_predictions()
+    assert frame.loc[0].tolist() == ["gold", 0.25]
+    assert frame.loc[1].isna().all()
 
 
 @pytest.mark.parametrize("as_csv", [False, True])
