@@ -185,7 +185,8 @@ class OpenInference:
             {JSON.decode(): {"schema": bodies.schema(InferenceResponse)}} | binary,
             {JSON.decode(): {"schema": bodies.schema(InferenceError)}},
             tuple(sorted({404, *BODY_PROBLEMS})),
-            {JSON.decode(): infer} | binary,
+            # Without a schema, which openapi-python-client turns into a module that can't be imported.
+            {JSON.decode(): infer, BINARY.decode(): {}},
         )
 
     def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:

@@ -72,8 +72,11 @@ def test_the_documented_request_in_json_gets_the_best_in_order(
 
 
 GENERATED_CLIENT_ERRORS = """
-import json
+import importlib, json, pkgutil
+import scores_client
 from scores_client import errors
+for module in pkgutil.walk_packages(scores_client.__path__, "scores_client."):
+    importlib.import_module(module.name)
 problem = scores.sync(client=client, body=Request(request_id="2", driver_ids=[]))
 address = client.get_httpx_client().base_url
 refused = scores.sync(client=AuthenticatedClient(f"{address}", token="unknown"), body=Request(request_id="3"))
