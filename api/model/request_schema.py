@@ -132,10 +132,11 @@ class RequestForm:
         self._quoted = [name for name, dtype in features.request_columns.items() if dtype in QUOTED]
         self.stored_keys: EntityRows | None = None
         """Join keys of entities in the online store, for `example`; None if none are known."""
-        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: `{TOP}`"
-        if self._overridable:
-            self._expected += f", `{OVERRIDES}` (an object with {_listing(self._overridable)})"
-        self._expected += "."
+        overrides = [f"`{OVERRIDES}` (an object with {_listing(self._overridable)})"] if self._overridable else []
+        optional = ", ".join([f"`{TOP}`", *overrides])
+        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: {optional}."
+        self._expected_in_line = f"Expected members: {_listing(self.columns)}."
+        self._expected_in_line += "".join(f" Optional: {member}." for member in overrides)
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self.column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
@@ -193,7 +194,7 @@ class RequestForm:
                 continue
 
             def invalid(problem: str, number: int = number) -> InvalidRequest:
-                return self.invalid_columns(f"Line {number}: {problem}")
+                return InvalidRequest(f"Line {number}: {problem}", self._expected_in_line, self.example())
 
             rows.append(strict_json.decode(self._row_decoder, line, invalid, f"line {number}: "))
             strict_json.check_duplicates(line, invalid)

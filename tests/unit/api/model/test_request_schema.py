@@ -251,6 +251,11 @@ def test_an_override_that_is_not_allowed_is_named_with_those_that_are(
         in_row = problem.replace("$.overrides", "$.entity_rows[0].overrides")
         assert str(refused.value).startswith(in_row if "entity_rows" in body else problem)
         assert str(refused.value).endswith(" Optional: `top`, `overrides` (an object with `price`, `sold`, `tier`).")
+    with pytest.raises(InvalidRequest) as refused:
+        overriding.decode_lines("r", f'{{"item_id": 1, "overrides": {overrides}}}'.encode(), 3)
+    members = " Expected members: `item_id`. Optional: `overrides` (an object with `price`, `sold`, `tier`)."
+    assert str(refused.value).startswith(f"Line 1: {problem}")
+    assert str(refused.value).endswith(members)
 
 
 def test_a_version_without_overridable_features_has_no_member_overrides(form: RequestForm) -> None:
