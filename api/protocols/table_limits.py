@@ -21,8 +21,9 @@ MAX_VALUES = 500_000
 """In the footer, or in the headers of all pages."""
 MAX_DEPTH = 12
 DATA_PAGE, DATA_PAGE_V2 = 5, 8
-# Each string may repeat the beginning of the one before, so that a page's strings can be far larger than the page.
-DELTA_BYTE_ARRAY = 7
+# Encodings that make more of a page than its size: a string of DELTA_BYTE_ARRAY may repeat the beginning of the one
+# before, and the page of DELTA_LENGTH_BYTE_ARRAY says how many lengths Arrow decodes, all at once.
+DELTA_STRINGS = {6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY"}
 
 
 class Unreadable(Exception):
@@ -120,12 +121,12 @@ def check_pages(body: bytes, footer: Footer, max_bytes: int) -> None:
             while thrift.at < end:
                 header = thrift.struct()
                 decompressed, compressed = header[2], header[3]
-                encodings = {header.get(DATA_PAGE, {}).get(2), header.get(DATA_PAGE_V2, {}).get(4)}
+                encodings = header.get(DATA_PAGE, {}).get(2), header.get(DATA_PAGE_V2, {}).get(4)
                 pages += 1
                 if decompressed < 0 or compressed < 0 or pages > MAX_PAGES:
                     raise Unreadable(f"a page is malformed, or it has more than {MAX_PAGES} pages")
-                if DELTA_BYTE_ARRAY in encodings:
-                    raise Unreadable("it has the encoding DELTA_BYTE_ARRAY: write another one")
+                for encoding in DELTA_STRINGS.keys() & encodings:
+                    raise Unreadable(f"it has the encoding {DELTA_STRINGS[encoding]}: write another one")
                 thrift.at += compressed
                 size += max(decompressed, compressed)
                 if size > max_bytes:
