@@ -103,7 +103,7 @@ def predict() -> None:
     """Time the prediction: its stages, the product and the baseline."""
     from benchmarks.batch.predictions import Baseline, BatchOutput
     from scoring.batch.engine import _tables
-    from scoring.batch.scored_rows import Scoring
+    from scoring.batch.scored_rows import TableScorer
     from scoring.files.location import Location
 
     whole, baseline = BatchOutput(ROWS), Baseline(ROWS)
@@ -114,7 +114,7 @@ def predict() -> None:
         return pq.ParquetFile(whole.input, pre_buffer=False, page_checksum_verification=True)
 
     def scored() -> Iterator[Any]:
-        return Scoring(whole.serving.model, whole.serving.features, whole.policy).scored(
+        return TableScorer(whole.serving.model, whole.serving.features, whole.policy).scored(
             _tables(opened(), Location(whole.input))
         )
 

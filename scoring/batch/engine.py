@@ -28,7 +28,7 @@ from scoring.batch.manifest import (
     unreadable,
 )
 from scoring.batch.request import RequestCopy, input_types
-from scoring.batch.scored_rows import CONSTANTS, Scoring
+from scoring.batch.scored_rows import CONSTANTS, TableScorer
 from scoring.errors import BatchRequestError, StillWritten, StorageError
 from scoring.features.model_features import ModelFeatures
 from scoring.files.atomic import scratch_folder
@@ -133,7 +133,7 @@ def _write_scored(
                 raise unreadable(source, error) from None
             schema = stack.enter_context(opened).schema_arrow
             origin = check_made_for(str(source), schema, serving.model, serving.features)
-            scoring = Scoring(serving.model, serving.features, policy)
+            scoring = TableScorer(serving.model, serving.features, policy)
             total = opened.metadata.num_rows
             rows = write_tables(
                 _reported(scoring.scored(_tables(opened, source)), progress, lambda: total),

@@ -31,7 +31,10 @@ PARTED_INPUT_NAME = "batch_input.json"
 OUTPUT_NAME = "batch_output.parquet"
 MANIFEST_NAME = "manifest.json"
 # Packages whose version can change a bit of the result.
-SOFTWARE = ("scikit-learn", "numpy", "scipy", "pandas", "pyarrow", "duckdb", "feast", "mlflow", "skops")
+SOFTWARE = (
+    "scikit-learn", "xgboost", "xgboost-cpu", "lightgbm", "catboost", "onnxruntime", "numpy", "scipy", "pandas",
+    "pyarrow", "duckdb", "feast", "mlflow", "skops",
+)  # fmt: skip
 
 
 class Origin(msgspec.Struct, frozen=True):

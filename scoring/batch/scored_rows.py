@@ -26,7 +26,7 @@ CONSTANTS = ("model_name", "feature_service")
 MAX_THREADS = 4
 
 
-class Scoring:
+class TableScorer:
     """Scores the tables of a batch input, some of them at the same time, and counts the results in their order."""
 
     def __init__(self, model: Model, features: ModelFeatures, policy: Policy) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from scoring.batch import scored_rows
 from scoring.batch.manifest import ScoringSummary
-from scoring.batch.scored_rows import Scoring
+from scoring.batch.scored_rows import TableScorer
 from scoring.errors import FeaturesRejected, PredictionFailed
 from scoring.files.transfer import Content
 from scoring.models.model import Model
@@ -32,7 +32,7 @@ def predict(inputs: np.ndarray) -> np.ndarray:
 
 def summary_of(*tables: list[float | None], policy: Policy) -> ScoringSummary:
     model = Model(ModelVersion("m", 1), LINK.signature, ONE_NUMBER, (predict,), as_array=True)
-    scoring = Scoring(model, LINK, policy)
+    scoring = TableScorer(model, LINK, policy)
     for each in scoring.scored(pa.table({"a": pa.array(values, pa.float64())}) for values in tables):
         assert each["reason"].null_count + each["prediction"].null_count == each.num_rows
     return scoring.summary(CONTENT)
@@ -42,6 +42,7 @@ def test_a_table_of_which_every_row_fails_does_not_fail_the_run() -> None:
     summary = summary_of([-1.0, -1.0], [2.0], [-2.0, None], policy=Policy())
     assert (summary.rows, summary.scored) == (5, 1)
     assert summary.reasons == {"model_failed": 3, "null_feature": 1}
+    assert {"scikit-learn", "xgboost-cpu", "lightgbm", "catboost", "onnxruntime"} <= summary.software.keys()
 
 
 def test_a_run_fails_if_every_row_fails_and_under_reject_for_the_first_one() -> None:
@@ -71,7 +72,7 @@ def test_tables_that_are_scored_at_the_same_time_keep_their_order(monkeypatch: p
 
     model = Model(ModelVersion("m", 1), LINK.signature, ONE_NUMBER, (slowly,), as_array=True)
     done = 0
-    for each in Scoring(model, LINK, Policy()).scored(tables()):
+    for each in TableScorer(model, LINK, Policy()).scored(tables()):
         assert each["prediction"].to_pylist() == [float(done)]
         done += 1
         assert read <= done + 3
