@@ -268,11 +268,8 @@ class FeaturesRejected(ServingError):
     max_listed = 10
 
     def __init__(self, rows: Sequence[tuple[str, str]], total: int) -> None:
-        listed = "; ".join(f"{row}: {reason}" for row, reason in rows[: self.max_listed])
-        more = f"; and {total - self.max_listed} more" if total > self.max_listed else ""
-        super().__init__(
-            f"{total} entity rows lack usable features and SERVING_MISSING_FEATURES is reject ({listed}{more})."
-        )
+        named = listed([f"{row}: {reason}" for row, reason in rows], self.max_listed, "; ", total)
+        super().__init__(f"{total} entity rows lack usable features and SERVING_MISSING_FEATURES is reject ({named}).")
 
 
 class PredictionFailed(ServingError):
@@ -286,6 +283,12 @@ class PredictionFailed(ServingError):
         self.problem = problem
         self.transient = transient
         super().__init__(f"Model version {model} failed to predict: {problem}")
+
+
+def listed(items: Sequence[str], limit: int = 10, separator: str = ", ", total: int | None = None) -> str:
+    """Join the first items, and add how many more there are; `total` counts those that `items` lacks, too."""
+    more = (len(items) if total is None else total) - limit
+    return separator.join(items[:limit]) + (f"{separator.strip(', ')} and {more} more" if more > 0 else "")
 
 
 def first_line(cause: BaseException | str, limit: int = 200) -> str:

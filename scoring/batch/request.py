@@ -24,7 +24,7 @@ from scoring.batch.text_request import (
     line_that_is_not_utf8,
     separator_hint,
 )
-from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line
+from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line, listed
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.files.atomic import scratch_folder
@@ -34,7 +34,7 @@ from scoring.files.transfer import Content, fetch
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
-NAMES_LISTED = 20
+MAX_LISTED = 20
 # pyarrow's error for a row that has more or fewer cells than the header. It does not always name the row; if it does,
 # its count includes the header (pyarrow 25).
 UNEVEN = re.compile(r"CSV parse error: (Row #\d+: )?Expected \d+ columns")
@@ -248,7 +248,5 @@ def _check_columns(place: str, found: list[str], features: ModelFeatures, delimi
 
 
 def _listed(names: list[str]) -> str:
-    plain = [name.isprintable() and name == name.strip() for name in names]
-    listed = [name if each else repr(name) for name, each in zip(names[:NAMES_LISTED], plain, strict=False)]
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(listed) + more
+    plain = [name if name.isprintable() and name == name.strip() else repr(name) for name in names]
+    return listed(plain, MAX_LISTED)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature
-from scoring.errors import ModelRefused, PredictionFailed, first_line
+from scoring.errors import ModelRefused, PredictionFailed, first_line, listed
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
 from scoring.models.outputs import Outputs, choose, describe
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scoring.models.flavors.flavor import PredictFunction, PredictFunctions
-
-NAMES_LISTED = 10
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -154,11 +152,7 @@ def _fitted_otherwise(fitted: list[str] | int | None, names: Sequence[str]) -> s
             f"is {names[place]!r}, and column {place + 1} was {fitted[place]!r}"
         )
     missing, unknown = sorted(set(fitted) - set(names)), sorted(set(names) - set(fitted))
-    differences = [
-        f"{what} {', '.join(each[:NAMES_LISTED])}" + (", …" if len(each) > NAMES_LISTED else "")
-        for what, each in (("it lacks", missing), ("it adds", unknown))
-        if each
-    ]
+    differences = [f"{what} {listed(each)}" for what, each in (("it lacks", missing), ("it adds", unknown)) if each]
     return f"its signature differs from the columns that it was fitted on ({'; '.join(differences)})"
 
 

@@ -12,7 +12,7 @@ import dagster as dg
 from scoring.batch.manifest import Origin, ScoringSummary
 from scoring.batch.quality import source_ages
 from scoring.batch.request import copied_request
-from scoring.errors import BatchRequestError
+from scoring.errors import BatchRequestError, listed
 from scoring.features.feature_store import read_definitions
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
@@ -44,7 +44,6 @@ from serving_assets.records.requests import (
     batch_requests,
     find_request,
     list_requests,
-    listed,
     observable_asset,
     read_hash,
     request_asset,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 import msgspec
 
-from scoring.errors import ServingError
+from scoring.errors import ServingError, listed
 from serving_assets.assets.display import markdown_table
 
 ROWS = "rows_equal_request"
@@ -93,10 +93,10 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
         failed = {key: finding for key, finding in of_requests.items() if not finding.passed}
         if not of_requests:
             continue
-        listed = list((failed | of_requests).items())[:MAX_ROWS]
+        shown = list((failed | of_requests).items())[:MAX_ROWS]
         rows = [
             {"request": key, "result": "passed" if finding.passed else "failed", "found": finding.summary}
-            for key, finding in listed
+            for key, finding in shown
         ]
         summary = _summary(of_requests, failed)
         yield dg.AssetCheckResult(
@@ -117,7 +117,6 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
 def _summary(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
     if len(found) == 1:
         return next(iter(found.values())).summary
-    named = [f"{key}: {finding.summary}" for key, finding in list((failed or found).items())[:MAX_LISTED]]
-    more = f"; and {len(failed or found) - MAX_LISTED} more" if len(failed or found) > MAX_LISTED else ""
+    named = [f"{key}: {finding.summary}" for key, finding in (failed or found).items()]
     passed = f"passed in {len(found) - len(failed)} of {len(found)} requests"
-    return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {'; '.join(named)}{more}"
+    return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {listed(named, MAX_LISTED, '; ')}"

@@ -14,10 +14,10 @@ def failing_in_one_line() -> Iterator[None]:
     try:
         yield
     except ServingError as error:
-        raise dg.Failure(description=str(error), allow_retries=is_outage(error)) from None
+        raise dg.Failure(description=str(error), allow_retries=may_succeed_later(error)) from None
 
 
-def is_outage(error: ServingError) -> bool:
+def may_succeed_later(error: ServingError) -> bool:
     """Return whether the same step may succeed later without a change of request, model or settings."""
     outages = RegistryUnreachable | FeatureStoreError | StorageError
     return isinstance(error, outages) and not isinstance(error, FeatureServiceNotFound)

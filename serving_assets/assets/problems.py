@@ -15,11 +15,12 @@ from scoring.errors import (
     StorageError,
     UnusableFeature,
     first_line,
+    listed,
 )
 from scoring.files.location import Location
 from serving_assets.assets.checks import NotPublished
 from serving_assets.assets.display import markdown_table
-from serving_assets.assets.failures import is_outage
+from serving_assets.assets.failures import may_succeed_later
 from serving_assets.records.observations import refused_event
 
 # Errors of one request that persist until something changes.
@@ -33,8 +34,6 @@ OF_ONE_REQUEST = (
 )
 # A file exists at the path of a result folder, or a folder at the path of a result file.
 PATH_CONFLICTS = (FileExistsError, IsADirectoryError, NotADirectoryError)
-# Refused requests that the message lists. The failure's metadata lists all of them.
-MAX_LISTED = 10
 
 
 class RequestProblems:
@@ -71,7 +70,7 @@ class RequestProblems:
             else:
                 self._doubt(key, error)
         except FeatureStoreError as error:
-            if not is_outage(error):
+            if not may_succeed_later(error):
                 raise
             self._doubt(key, error)
         except ServingError:
@@ -102,10 +101,9 @@ class RequestProblems:
         failed, total = self.failed, len(self._context.partition_keys)
         message = str(next(iter(failed.values())))
         if total > 1:
-            named = "; ".join(f"{key}: {str(error).rstrip('.')}" for key, error in list(failed.items())[:MAX_LISTED])
-            more = f"; and {len(failed) - MAX_LISTED} more (see refused)" if len(failed) > MAX_LISTED else ""
+            named = listed([f"{key}: {str(error).rstrip('.')}" for key, error in failed.items()], separator="; ")
             others = " The sensor score_the_others starts a run for the other requests." if len(failed) < total else ""
-            message = f"{len(failed)} of the run's {total} requests can't be scored. {named}{more}.{others}"
+            message = f"{len(failed)} of the run's {total} requests can't be scored. {named}.{others}"
         rows = [{"request": key, "why": str(error)} for key, error in failed.items()]
         refused = dg.MetadataValue.md(markdown_table(["request", "why"], rows, cell=300))
         raise dg.Failure(message, {"refused": refused}, allow_retries=False)

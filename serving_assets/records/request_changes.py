@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from scoring.errors import StorageError
+from scoring.errors import StorageError, listed
 from scoring.files.location import Location
 from serving_assets.records.observations import Seen
-from serving_assets.records.requests import RequestFile, listed, read_hash
+from serving_assets.records.requests import RequestFile, read_hash
 from serving_assets.records.retries import FailedAttempt
 
 # A file that was written more recently may be incomplete. This exceeds the clock resolution of all stores (a second in

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -11,7 +11,7 @@ import dagster as dg
 import msgspec
 
 from scoring.batch.request import SUFFIXES
-from scoring.errors import BatchRequestError, StorageError
+from scoring.errors import BatchRequestError, StorageError, listed
 from scoring.files.location import Location
 
 batch_requests = dg.DynamicPartitionsDefinition(name="batch_requests")
@@ -25,7 +25,6 @@ SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
 # A file of this project has this name beside the result folders. Some file systems ignore case.
 VERSION_FILE_NAME = "registered_model_version.json"
-NAMES_LISTED = 10
 
 
 def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -89,12 +88,6 @@ class Folder(msgspec.Struct, frozen=True):
             f"Ignored: {listed([repr(name) for name in self.others])}. Rename or convert them: a request's name needs "
             f"{SAFE_KEY_TEXT}, and one of the extensions {', '.join(SUFFIXES)}; {VERSION_FILE_NAME} is reserved."
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(names[:NAMES_LISTED]) + more
 
 
 def is_safe_key(key: str) -> bool:

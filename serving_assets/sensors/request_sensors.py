@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import msgspec
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, listed
 from serving_assets.assets.model_version import PIN_TAG, registered_model_version
 from serving_assets.records.decisions import adjacent_ranges
 from serving_assets.records.history import (
@@ -25,7 +25,7 @@ from serving_assets.records.history import (
 )
 from serving_assets.records.observations import SCORES_TABLE, ignored_event, last_seen, refused_in_run, seen_event
 from serving_assets.records.request_changes import Changes, Known, find_changes
-from serving_assets.records.requests import NoRequestFolder, batch_requests, listed, read_request_folder
+from serving_assets.records.requests import NoRequestFolder, batch_requests, read_request_folder
 from serving_assets.records.retries import FAILURES_TAG, RETRIES_AT_ONCE, failed_attempts, requests_per_retry
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import REQUESTS_PER_RUN, score_batch
