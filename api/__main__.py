@@ -1,9 +1,9 @@
 """`python -m api`: run the API with the settings of the environment."""
 
+import atexit
 import errno
 import functools
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scoring.settings import Settings
 
 BACKLOG = 2048
-FEAST_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class AddressUnavailable(Exception):
@@ -83,11 +82,8 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    INHERITED = os.environ.get(FEAST_FOLDER_VARIABLE)
     STATUS = main()
-    # Importing Feast (0.67) makes a folder, which Feast removes only if the interpreter exits normally.
-    if os.environ.get(FEAST_FOLDER_VARIABLE) not in {None, INHERITED}:
-        shutil.rmtree(os.environ[FEAST_FOLDER_VARIABLE], ignore_errors=True)
+    atexit._run_exitfuncs()  # Feast removes a folder of its own
     sys.stdout.flush()
     sys.stderr.flush()
     # Python would wait for MLflow's threads, which may still be downloading files (a ThreadPoolExecutor, mlflow 3.17).
