@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from cli.configuration import settings_options
-from cli.display import Progress, json_option, print_json, progress
+from cli.display import EXIT_FAILURE, Progress, json_option, print_json, progress
 from cli.stores import load_version, open_features, open_registry
 from scoring.errors import ServingError, StorageError, first_line
 
@@ -33,7 +33,7 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Warned(Exception):
+class CheckWarning(Exception):
     """A check passed, but a user should know the message."""
 
 
@@ -44,20 +44,20 @@ class Warned(Exception):
 def check(version: int | None, as_json: bool) -> int:
     """Check whether a version and its stores can serve.
 
-    It loads the version as batch and the API do, joins and looks up one row, and looks at the folders. The exit code is
-    1 if a check failed. Warnings are things that serve, but not as you may expect.
+    It loads the version as batch and the API do, joins and looks up one row, and checks the folders. The exit code is 1
+    if a check failed. A warning marks something that works, but perhaps not as you expect.
     """
     with progress() as shown:
-        findings = find(version, shown)
+        findings = run_checks(version, shown)
     if as_json:
         print_json(findings)
     else:
         for each in findings:
             click.echo(f"{click.style(f'{each.status:<8}', COLORS[each.status])} {each.check:<14} {each.detail}")
-    return int(any(each.status == "failed" for each in findings))
+    return EXIT_FAILURE if any(each.status == "failed" for each in findings) else 0
 
 
-def find(version: int | None, shown: Progress) -> list[Finding]:
+def run_checks(version: int | None, shown: Progress) -> list[Finding]:
     """Run all checks. One that needs the result of a failed one is skipped."""
     findings: list[Finding] = []
 
@@ -66,11 +66,11 @@ def find(version: int | None, shown: Progress) -> list[Finding]:
         status: Status = "ok"
         detail, found = "", None
         if any(each is None for each in needed):
-            status, detail = "skipped", "it needs what failed above"
+            status, detail = "skipped", "depends on a check that failed"
         else:
             try:
                 detail, found = run(*needed)
-            except Warned as warning:
+            except CheckWarning as warning:
                 status, detail = "warning", str(warning)
             except ServingError as error:
                 status, detail = "failed", str(error)
@@ -140,12 +140,14 @@ def _offline_store(serving: "ServingModel", store: "FeatureStore") -> tuple[str,
     for age in ages:
         listed.append(f"{age.feature_view} has events until {age.newest:%Y-%m-%d %H:%M}Z" if age.newest else "")
         if age.newest and age.ttl_s and (now - age.newest).total_seconds() > age.ttl_s:
-            raise Warned(f"{listed[-1]}, which is past its time to live: rows of now have no features.")
+            raise CheckWarning(
+                f"{listed[-1]}, which is past its time to live: rows with the current time get no features."
+            )
     return "; ".join(["one row joined", *filter(None, listed)]), None
 
 
 def _online_store(serving: "ServingModel", store: "FeatureStore", settings: "Settings") -> tuple[str, None]:
-    """Look up one entity, of the store if it can list its own."""
+    """Look up one entity: a stored one if the store can list its keys, otherwise a made-up one."""
     from scoring.arrow.signature import NEUTRAL
     from scoring.online.empty_views import EmptyViews, empty_views_problem
     from scoring.online.lookup import fastest_lookup, read_online_vectors
@@ -159,7 +161,7 @@ def _online_store(serving: "ServingModel", store: "FeatureStore", settings: "Set
     rows = {name: (known or {}).get(name, values)[:1] for name, values in made_up.items()}
     found = read_online_vectors(lookup, serving.features, rows, datetime.now(UTC))
     if empty := EmptyViews(store, serving.features).names:
-        raise Warned(empty_views_problem(empty, settings))
+        raise CheckWarning(empty_views_problem(empty, settings))
     reason = found.reasons[0].as_py()
     return f"one entity looked up: {'all features' if reason is None else reason}", None
 
@@ -168,7 +170,7 @@ def _requests(folder: "Location") -> tuple[str, None]:
     try:
         return f"{folder}: {len(folder.files())} files", None
     except FileNotFoundError:
-        raise Warned(f"there is no folder {folder}: create it, or set batch_requests.") from None
+        raise CheckWarning(f"there is no folder {folder}: create it, or set batch_requests.") from None
 
 
 def _results(folder: "Location") -> tuple[str, None]:

@@ -5,10 +5,11 @@ import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.display import Command
 from scoring.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ OPTIONS = {
     "--features": ("feature_repo", "Folder of the Feast repository. [default: feature_repo]"),
 }
 # Options of one subcommand each.
-OF_ONE = {"--engine": "batch_engine", "--host": "host", "--port": "port"}
+SUBCOMMAND_OPTIONS = {"--engine": "batch_engine", "--host": "host", "--port": "port"}
 # A key of serving.toml that is not a setting of `scoring`.
-DAGSTER_HOME = ("dagster_home", "DAGSTER_HOME")
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+DAGSTER_HOME_KEY = "dagster_home"
+DAGSTER_HOME = "DAGSTER_HOME"
 
 
 def settings_options(command: Command) -> Command:
@@ -43,34 +43,25 @@ def settings_options(command: Command) -> Command:
 
 
 def setting_option(name: str, **attributes: Any) -> Callable[[Command], Command]:
-    """Return a decorator that adds an option of OF_ONE."""
+    """Return a decorator that adds an option of SUBCOMMAND_OPTIONS."""
     return click.option(name, expose_value=False, callback=_keep, **attributes)
-
-
-def environment() -> dict[str, str]:
-    """Return this process's environment with all settings of the current subcommand, for it and for its processes.
-
-    Raises:
-        SettingsError: a setting is unknown or invalid. The message names the option, the variable, or serving.toml.
-    """
-    return _resolve()[0]
-
-
-def read_settings() -> "Settings":
-    """Return the settings of the current subcommand. Raises like `environment`."""
-    return _resolve()[1]
 
 
 def given_options() -> dict[str, str]:
     """Return field → value of the options that were given.
 
     Raises:
-        SettingsError: --set names something else than a setting.
+        SettingsError: --set names something that is not a setting.
     """
     return {_field(name, name): value for name, value in _options().items()}
 
 
-def _resolve() -> "tuple[dict[str, str], Settings]":
+def configuration() -> "tuple[dict[str, str], Settings]":
+    """Return the settings of the current subcommand, and before them this process's environment with all of them.
+
+    Raises:
+        SettingsError: a setting is unknown or invalid. The message names the option, the variable, or serving.toml.
+    """
     from scoring.settings import PREFIX, Settings
 
     variables = _variables()
@@ -88,21 +79,20 @@ def _resolve() -> "tuple[dict[str, str], Settings]":
     except SettingsError as error:
         variable, _, problem = str(error).partition(" ")
         if variable == f"{PREFIX}MODEL_NAME" and variable not in places:
-            raise SettingsError(
-                "No model is named:", "use --model, or write serving.toml with `model-serving init`."
-            ) from None
+            problem = "is set: use --model, or write serving.toml with `model-serving init`."
+            raise SettingsError("No model", problem) from None
         raise SettingsError(places.get(variable, variable), problem) from None
 
 
 def _variables() -> dict[str, str]:
     from scoring.settings import variable_names
 
-    return variable_names() | dict([DAGSTER_HOME])
+    return variable_names() | {DAGSTER_HOME_KEY: DAGSTER_HOME}
 
 
 def _field(name: str, place: str) -> str:
     """Return the field that an option or a key of the file sets; `place` names it in the error."""
-    field = OF_ONE.get(name) or OPTIONS.get(name, (name.removeprefix("--set "),))[0]
+    field = SUBCOMMAND_OPTIONS.get(name) or OPTIONS.get(name, (name.removeprefix("--set "),))[0]
     known = _variables()
     if field not in known:
         near = difflib.get_close_matches(field, known, n=1)
@@ -134,7 +124,7 @@ def _as_variable(name: str, value: Any) -> str:
         import msgspec
 
         return msgspec.json.encode(value).decode()
-    raise SettingsError(f"serving.toml: {name}", "is a date or time, which no setting is.")
+    raise SettingsError(f"serving.toml: {name}", "is a date or time; no setting takes one.")
 
 
 def _options() -> dict[str, str]:

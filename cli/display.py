@@ -1,4 +1,4 @@
-"""What subcommands print: tables and sentences for people, JSON with --json, progress on a terminal."""
+"""What subcommands print and return: tables and sentences, or JSON with --json; progress; exit codes."""
 
 import contextlib
 import sys
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+EXIT_FAILURE, EXIT_USAGE, EXIT_UNSCORED = 1, 2, 3
 
 
 def json_option(command: Command) -> Command:
@@ -27,7 +28,7 @@ def print_json(value: object, *, to_stderr: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, to_stderr: bool = False) -> None:
-    """Print a table. A pipe gets lines of any width."""
+    """Print a table. In a pipe, lines are not wrapped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -55,7 +56,7 @@ class Progress:
         self._started = time.monotonic()
 
     def stage(self, text: str) -> None:
-        """Show what begins, with its duration until the first rows are known."""
+        """Show what begins, with its elapsed time."""
         self._started = time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.reset(self._task, total=None, description=text, rows="")

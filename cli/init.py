@@ -31,12 +31,12 @@ def init(force: bool) -> None:
         raise click.UsageError(f"{FILE} exists: edit it, or replace it with --force")
     values = given_options()
     defaults = {"model_name": None, "mlflow_tracking_uri": "sqlite:///mlflow.db", "feature_repo": "feature_repo"}
-    for field, (name, text) in {field: (name, text) for name, (field, text) in OPTIONS.items()}.items():
+    for field, text in OPTIONS.values():
         if field in defaults and field not in values:
             if sys.stdin.isatty():
                 values[field] = click.prompt(text.partition(" [")[0].rstrip("."), default=defaults[field])
             elif defaults[field] is None:
-                raise click.UsageError(f"Give the {text.rstrip('.').lower()} with {name}")
+                raise click.UsageError("Give the registered model with --model")
     variables = variable_names()
     Settings.from_environment({variables[field]: value for field, value in values.items() if field in variables})
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
@@ -46,4 +46,4 @@ def init(force: bool) -> None:
         FILE.chmod(0o600)  # it may have keys and passwords
     except OSError as error:
         raise StorageError("writing", str(FILE), error) from None
-    click.echo(f"{FILE} is written. Next: model-serving check")
+    click.echo(f"Wrote {FILE}. Next: model-serving check")

@@ -14,20 +14,21 @@ from typing import NoReturn
 import click
 
 from cli.check import check
-from cli.everyone import request
+from cli.compare import compare
+from cli.display import EXIT_FAILURE, EXIT_UNSCORED, EXIT_USAGE
 from cli.init import init
-from cli.score import compare, score
+from cli.request import request
+from cli.score import score
 from cli.serve import serve, up
 from cli.versions import promote, rollback, versions
 from scoring.errors import ServingError, SettingsError, first_line
 
-FAILURE, USAGE = 1, 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-EPILOG = """
+EPILOG = f"""
 \b
-Exit codes: 0 success, 1 failure, 2 wrong arguments or settings,
-3 rows without a prediction (score --strict), 128 + N stopped by signal N.
+Exit codes: 0 success, {EXIT_FAILURE} failure, {EXIT_USAGE} wrong arguments or settings,
+{EXIT_UNSCORED} rows without a prediction (score --strict), 128 + N stopped by signal N.
 """
 
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = commands.main(given, "model-serving", standalone_mode=False)
             sys.stdout.flush()
         return int(code or 0)
-    except SystemExit:  # click ends a process that nobody reads from
+    except SystemExit:  # click exits if the reader of a pipe is gone
         return _explain(BrokenPipeError())
     except Exception as error:  # for a signal in DuckDB, it is a DuckDB error
         return 128 + signals[0] if signals else _explain(error)
@@ -76,21 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> int:
     """Print an error. Return its exit code."""
-    code = FAILURE
+    code = EXIT_FAILURE
     match error:
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message())
-            return USAGE
+            return EXIT_USAGE
         case click.Abort():
-            return FAILURE
+            return EXIT_FAILURE
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush it at the end
             return 128 + signal.SIGPIPE
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "model-serving"
-            problem, code = f"{error.format_message().rstrip('.')}: see `{path} --help`.", USAGE
+            problem, code = f"{error.format_message().rstrip('.')}: see `{path} --help`.", EXIT_USAGE
         case ServingError():
-            problem, code = str(error), USAGE if isinstance(error, SettingsError) else FAILURE
+            problem, code = str(error), EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE
         case _:
             why = f"unexpected {type(error).__name__} ({first_line(error)})"
             problem = f"{why}: set MODEL_SERVING_TRACEBACK=1 for a traceback."

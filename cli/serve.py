@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.configuration import DAGSTER_HOME, environment, setting_option, settings_options
+from cli.configuration import DAGSTER_HOME, DAGSTER_HOME_KEY, configuration, setting_option, settings_options
 from cli.display import progress
 from cli.processes import CannotStart, Processes, check_port_free
 from scoring.errors import StorageError
@@ -37,7 +37,7 @@ Example:
 def serve() -> None:
     """Run the API until SIGTERM or Ctrl-C, as `python -m api`."""
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "api"], _with_project(environment()))  # noqa: S606
+    os.execve(sys.executable, [sys.executable, "-m", "api"], _with_project(configuration()[0]))  # noqa: S606
 
 
 @click.command(epilog=EPILOG)
@@ -51,11 +51,8 @@ def up(dagit_port: int) -> None:
     DAGSTER_HOME (dagster_home in serving.toml) keeps the run history and the logs, by default the folder dagster_home.
     It is created with the configuration for one machine, and so is the request folder.
     """
-    from scoring.settings import Settings
-
-    given = environment()
-    settings = Settings.from_environment(given)
-    home = Path(given.get(DAGSTER_HOME[1]) or DAGSTER_HOME[0]).absolute()
+    given, settings = configuration()
+    home = Path(given.get(DAGSTER_HOME) or DAGSTER_HOME_KEY).absolute()
     for server, host, port, remedy in (
         ("the API", settings.host, settings.port, "--port"),
         ("Dagit", "127.0.0.1", dagit_port, "--dagit-port"),
@@ -65,7 +62,7 @@ def up(dagit_port: int) -> None:
     processes = Processes(_absolute(given, settings, home), home, lambda: click.echo("Stopping."))
     try:
         _start(processes, settings, dagit_port)
-        click.echo(f"Swagger UI          http://{_reached(settings)}:{settings.port}/")
+        click.echo(f"Swagger UI          http://{_local_host(settings)}:{settings.port}/")
         click.echo(f"Dagster UI (Dagit)  http://127.0.0.1:{dagit_port}/")
         click.echo(f"Batch requests      {settings.batch_requests}")
         click.echo(f"Logs                {home / 'logs'}")
@@ -99,7 +96,7 @@ def _absolute(given: dict[str, str], settings: "Settings", home: Path) -> dict[s
         elif uri and "://" not in uri:
             found[variables[field]] = str(Path(uri).absolute())
     found[variables["drain_s"]] = given.get(variables["drain_s"], "0")  # no load balancer needs to notice that it stops
-    found |= {DAGSTER_HOME[1]: str(home), "DAGSTER_DISABLE_TELEMETRY": "yes", "PYTHONUNBUFFERED": "1"}
+    found |= {DAGSTER_HOME: str(home), "DAGSTER_DISABLE_TELEMETRY": "yes", "PYTHONUNBUFFERED": "1"}
     return _with_project(given | found)
 
 
@@ -113,7 +110,7 @@ def _make_folders(home: Path, settings: "Settings") -> None:
         shutil.copyfile(ROOT / "serving_assets" / "dagster.yaml", home / "dagster.yaml")
 
 
-def _reached(settings: "Settings") -> str:
+def _local_host(settings: "Settings") -> str:
     """Return the host at which this machine reaches the API."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
 
@@ -134,7 +131,7 @@ def _start(processes: Processes, settings: "Settings", dagit_port: int) -> None:
     """Start all servers, and wait until the API and Dagit respond."""
     workspace = ["-w", str(ROOT / "workspace.yaml")]
     addresses = {"dagit": ("127.0.0.1", dagit_port, "/server_info")}
-    addresses["api"] = _reached(settings), settings.port, "/live"
+    addresses["api"] = _local_host(settings), settings.port, "/live"
     port = ["-h", "127.0.0.1", "-p", str(dagit_port)]
     processes.start("dagit", [sys.executable, "-m", "dagster_webserver", *workspace, *port])
     processes.start("api", [sys.executable, "-m", "api"])
@@ -156,7 +153,7 @@ def _stay_up(processes: Processes, settings: "Settings") -> None:
     last = None
     while True:
         processes.check()
-        body = _get(_reached(settings), settings.port, "/ready")
+        body = _get(_local_host(settings), settings.port, "/ready")
         try:
             state = json.loads(body or b"{}")
             model = state.get("model") or {}

@@ -1,9 +1,9 @@
 """The registry and the feature store that subcommands work on, and their slow imports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from cli.configuration import read_settings
+from cli.configuration import configuration
 from cli.display import Progress
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from scoring.models.registry import MlflowRegistry
     from scoring.serving import ServingModel
     from scoring.settings import Settings
+
+Stores: TypeAlias = "tuple[Settings, MlflowRegistry, FeatureStore]"
 
 
 def open_registry(shown: Progress, *, to_load: bool = True) -> "tuple[Settings, MlflowRegistry]":
@@ -22,7 +24,7 @@ def open_registry(shown: Progress, *, to_load: bool = True) -> "tuple[Settings, 
     Raises:
         SettingsError: a setting is missing or invalid. This is known before the imports, which take seconds.
     """
-    settings = read_settings()
+    _, settings = configuration()
     shown.stage("Importing MLflow")
     from scoring.imports import import_model_libraries
     from scoring.models.registry import MlflowRegistry
@@ -41,7 +43,7 @@ def open_features(settings: "Settings") -> "FeatureStore":
         return open_feature_store(settings)
 
 
-def open_stores(shown: Progress) -> "tuple[Settings, MlflowRegistry, FeatureStore]":
+def open_stores(shown: Progress) -> Stores:
     """Open both. Raises as `open_registry` and `open_features`."""
     settings, registry = open_registry(shown)
     shown.stage("Importing Feast")

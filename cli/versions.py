@@ -108,7 +108,7 @@ def promote(version: int, unchecked: bool, as_json: bool) -> None:
 def rollback(as_json: bool) -> None:
     """Set the alias on the version that it named before.
 
-    MLflow has no history of aliases, so that only versions which `model-serving promote` replaced are known. If the
+    MLflow has no history of aliases, so only versions that `model-serving promote` replaced are known. If the
     alias was moved by other means since, nothing is changed: name the version with `model-serving promote N`. A second
     rollback goes back one more version.
     """

@@ -1,6 +1,7 @@
 """Compares the predictions of two model versions for the same rows."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,26 +11,30 @@ import pyarrow.compute as pc
 from scoring.arrow.text import to_string
 from scoring.batch.manifest import published_output, read_origin
 from scoring.batch.quality import are_labels, sampled_rows
-from scoring.errors import ServingError
+from scoring.errors import ServingError, listed
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, no_rows
 
 # Ranges of rows that are compared if a table has more than `sampled_rows`.
 RANGES = 8
-MOST_LISTED = 5
+MAX_LISTED = 5
 MOST_CHANGES = 20
 NO_PREDICTION = "(no prediction)"
+STATISTICS: Mapping[str, Callable[[np.ndarray], float]] = {
+    "mean": np.nanmean, "standard deviation": np.nanstd, "minimum": np.nanmin, "median": np.nanmedian,
+    "maximum": np.nanmax,
+}  # fmt: skip
 
-Table = tuple[list[str], list[dict[str, object]]]
-"""Columns, and rows by column."""
+Rows = list[dict[str, Any]]
+"""Rows of a table: column → value."""
 
 
 class VersionComparison(msgspec.Struct, frozen=True):
     """The predictions of two model versions for the same rows."""
 
-    before: str
-    """`name/version` of the earlier version."""
-    after: str
+    earlier_version: str
+    """`name/version`."""
+    current_version: str
     earlier: pa.Table
     """Outputs (n_rows, n_outputs) that both versions have, with the same name and type; null if a row has none."""
     current: pa.Table
@@ -42,44 +47,80 @@ class VersionComparison(msgspec.Struct, frozen=True):
     @property
     def predicted_by_both(self) -> bool:
         """Return whether a row has predictions by both versions."""
-        return any(
-            pc.any(pc.and_(pc.is_valid(mine), pc.is_valid(theirs))).as_py()
-            for mine, theirs in zip(self.earlier.columns[:1], self.current.columns[:1], strict=True)
-        )
-
-    def changed_labels(self) -> Table | None:
-        """Return the most frequent changes of labels; None if no label changed."""
-        changes = {name: self.label_changes(name) for name in self.current.column_names if self.labels(name)}
-        rows: list[dict[str, object]] = [
-            {"output": name, self.before: before, self.after: after, "rows": count}
-            for name, of_output in changes.items()
-            for before, after, count in of_output
-        ]
-        columns = [self.before, self.after, "rows"]
-        return (["output", *columns] if len(changes) > 1 else columns, rows) if rows else None
+        if not self.current.num_columns:
+            return False
+        return bool(pc.any(pc.and_(pc.is_valid(self.earlier[0]), pc.is_valid(self.current[0]))).as_py())
 
     def summary(self) -> str:
         """Return the differences in one line."""
-        names = self.current.column_names
-        if not names:
+        outputs = self.outputs()
+        if not outputs:
             return f"the outputs can't be compared: {'; '.join(self.unlike)}"
-        changed = np.logical_or.reduce([self._changed(name) for name in names])
-        compared = len(changed)
-        text = f"{np.count_nonzero(changed)} of {compared} rows differ from {self.before}"
-        sizes = {name: self._sizes(name) for name in names[:MOST_LISTED]}
-        if len(names) == 1:
-            if found := sizes[names[0]]:
-                text += ": by {median:.4g} in the median, {largest:.4g} at most, {mean:+.4g} on average".format(**found)
-        elif changed.any():
-            listed = [
-                f"{name} in {np.count_nonzero(self._changed(name))}"
-                + (f" by {found['largest']:.4g} at most" if found else "")
-                for name, found in sizes.items()
+        changed = np.logical_or.reduce([self._changed(each["output"]) for each in outputs])
+        text = f"{np.count_nonzero(changed)} of {len(changed)} rows differ from {self.earlier_version}"
+        if len(outputs) == 1 and "median_change" in outputs[0]:
+            sizes = "by {median_change:.4g} in the median, {largest_change:.4g} at most, {mean_change:+.4g} on average"
+            text += f": {sizes.format(**outputs[0])}"
+        elif len(outputs) > 1 and changed.any():
+            phrases = [
+                f"{each['output']} in {each['rows_that_differ']}"
+                + (f" by {each['largest_change']:.4g} at most" if "largest_change" in each else "")
+                for each in outputs
             ]
-            more = f" and {len(names) - MOST_LISTED} more outputs" if len(names) > MOST_LISTED else ""
-            text += f": {', '.join(listed)}{more}"
+            text += f": {listed(phrases, MAX_LISTED)}"
         text = "; ".join([text, *self.unlike])
-        return text if compared == self.rows else f"{text} (a sample of {self.rows} rows)"
+        return text if len(changed) == self.rows else f"{text} (a sample of {self.rows} rows)"
+
+    def outputs(self) -> Rows:
+        """Return how much each output differs."""
+        found: Rows = []
+        for name in self.current.column_names:
+            changed = self._changed(name)
+            share = float(np.mean(changed)) if len(changed) else 0.0
+            found.append({"output": name, "rows_that_differ": int(np.count_nonzero(changed)), "share": share})
+            if not self.labels(name) and len(differences := self.differences(name)):
+                sizes = np.abs(differences)
+                changes = {"median": np.median(sizes), "largest": np.max(sizes), "mean": np.mean(differences)}
+                found[-1] |= {f"{kind}_change": float(value) for kind, value in changes.items()}
+        return found
+
+    def statistics(self) -> Rows:
+        """Return statistics of both versions' predictions; empty unless the only output is a number."""
+        names = self.current.column_names
+        if len(names) != 1 or self.labels(names[0]):
+            return []
+        both = {"earlier": as_numbers(self.earlier[0]), "current": as_numbers(self.current[0])}
+        counts = {version: int(np.isfinite(values).sum()) for version, values in both.items()}
+        return [{"statistic": "predictions"} | counts] + [
+            {"statistic": name} | {each: float(statistic(both[each])) for each, count in counts.items() if count}
+            for name, statistic in STATISTICS.items()
+        ]
+
+    def changed_labels(self) -> Rows:
+        """Return the most frequent changes of each label."""
+        return [
+            {"output": name, "earlier": earlier, "current": current, "rows": count}
+            for name in self.current.column_names
+            if self.labels(name)
+            for earlier, current, count in self.label_changes(name)
+        ]
+
+    def tables(self) -> dict[str, tuple[list[str], Rows]]:
+        """Return the differences as tables with columns and formatted values, without empty tables."""
+        headings = {"statistic": "", "earlier": self.earlier_version, "current": self.current_version}
+        found = {}
+        tables = {"version_comparison": self.statistics() or self.outputs(), "changed_labels": self.changed_labels()}
+        for name, rows in tables.items():
+            shown = [
+                {
+                    headings.get(key, key.replace("_", " ")): f"{each:.6g}" if isinstance(each, float) else each
+                    for key, each in row.items()
+                }
+                for row in rows
+            ]
+            if shown:
+                found[name] = list(dict.fromkeys(key for row in shown for key in row)), shown
+        return found
 
     def labels(self, name: str) -> bool:
         """Return whether an output is a label."""
@@ -92,13 +133,13 @@ class VersionComparison(msgspec.Struct, frozen=True):
 
     def label_changes(self, name: str) -> list[tuple[str, str, int]]:
         """Return the most frequent changes of a label: earlier label, current label and number of rows."""
-        both = pa.table({"before": self.earlier[name], "after": self.current[name]})
-        counts = both.filter(pa.array(self._changed(name))).group_by(["before", "after"]).aggregate([([], "count_all")])
-        order = [("count_all", "descending"), ("before", "ascending"), ("after", "ascending")]
-        most = counts.sort_by(order).slice(0, MOST_CHANGES)
+        both = pa.table({"earlier": self.earlier[name], "current": self.current[name]})
+        changed = both.filter(pa.array(self._changed(name))).group_by(["earlier", "current"])
+        order = [("count_all", "descending"), ("earlier", "ascending"), ("current", "ascending")]
+        most = changed.aggregate([([], "count_all")]).sort_by(order).slice(0, MOST_CHANGES)
         return [
             (*(to_string(each) if each.is_valid else NO_PREDICTION for each in labels), count.as_py())
-            for *labels, count in zip(most["before"], most["after"], most["count_all"], strict=True)
+            for *labels, count in zip(most["earlier"], most["current"], most["count_all"], strict=True)
         ]
 
     def _changed(self, name: str) -> np.ndarray:
@@ -106,46 +147,6 @@ class VersionComparison(msgspec.Struct, frozen=True):
         earlier, current = self.earlier[name], self.current[name]
         came_or_went = pc.not_equal(pc.is_null(earlier), pc.is_null(current))
         return np.asarray(pc.or_(came_or_went, pc.fill_null(pc.not_equal(earlier, current), False)).to_numpy())
-
-    def _sizes(self, name: str) -> dict[str, float]:
-        """Return how large the differences of a number are; empty for a label, and without any."""
-        differences = np.empty(0) if self.labels(name) else self.differences(name)
-        if not len(differences):
-            return {}
-        sizes = np.abs(differences)
-        return {"median": np.median(sizes), "largest": np.max(sizes), "mean": np.mean(differences)}
-
-    def statistics(self) -> Table | None:
-        """Return how much the outputs differ; None if none can be compared."""
-        names = self.current.column_names
-        if not names:
-            return None
-        if len(names) == 1 and not self.labels(names[0]):
-            return self._statistics_of(names[0])
-        rows: list[dict[str, object]] = []
-        for name in names:
-            changed = self._changed(name)
-            share = f"{np.count_nonzero(changed)} ({np.mean(changed) if len(changed) else 0:.1%})"
-            sizes = {f"{size} change": f"{value:.4g}" for size, value in self._sizes(name).items()}
-            rows.append({"output": name, "rows that differ": share} | sizes)
-        columns = ["output", "rows that differ", "median change", "largest change", "mean change"]
-        return columns, rows
-
-    def _statistics_of(self, name: str) -> Table:
-        statistics: Mapping[str, Callable[[np.ndarray], float]] = {
-            "mean": np.nanmean, "standard deviation": np.nanstd, "minimum": np.nanmin, "median": np.nanmedian,
-            "maximum": np.nanmax,
-        }  # fmt: skip
-        columns = {self.before: as_numbers(self.earlier[name]), self.after: as_numbers(self.current[name])}
-        rows: list[dict[str, object]] = [
-            {"": "predictions"} | {name: int(np.isfinite(values).sum()) for name, values in columns.items()}
-        ]
-        for label, statistic in statistics.items():
-            rows.append({"": label})
-            for version, values in columns.items():
-                if np.isfinite(values).any():
-                    rows[-1][version] = f"{statistic(values):.6g}"
-        return ["", *columns], rows
 
 
 def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -167,11 +168,11 @@ def compare_with_replaced(folder: Location, table: ParquetFiles, names: Sequence
     try:
         parts, replaced = published_output(folder)
         with ParquetFiles(parts) as published:
-            now, then = (read_origin(each.schema, str(folder)) for each in (table, published))
-            same_request = then.request.sha256 == now.request.sha256 and published.rows == table.rows
-            if then.model == now.model or not same_request:
+            earlier, current = (read_origin(each.schema, str(folder)) for each in (published, table))
+            same_request = earlier.request.sha256 == current.request.sha256 and published.rows == table.rows
+            if earlier.model == current.model or not same_request:
                 return None
-            return compare_outputs((then.model, published, replaced), (now.model, table, names))
+            return compare_outputs((earlier.model, published, replaced), (current.model, table, names))
     except (ServingError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
         return None  # the old output is unreadable; it must not block the new output
 
@@ -181,25 +182,13 @@ def compare_outputs(
 ) -> VersionComparison:
     """Compare two scored files with the same rows. Each is `name/version`, the file, and its output columns."""
     types = [{name: table.schema.field(name).type for name in names} for _, table, names in (earlier, current)]
-    then, now = types
-    alike = [name for name, dtype in now.items() if then.get(name) == dtype]
-    return VersionComparison(
-        earlier[0],
-        current[0],
-        _predictions(earlier[1], alike),
-        _predictions(current[1], alike),
-        current[1].rows,
-        [
-            f"only {model} has {_listed({name: each for name, each in own.items() if name not in alike})}"
-            for model, own in ((earlier[0], then), (current[0], now))
-            if own.keys() - alike
-        ],
-    )
-
-
-def _listed(outputs: Mapping[str, pa.DataType]) -> str:
-    listed = [f"{name} ({dtype})" for name, dtype in outputs.items()]
-    return ", ".join(listed[:MOST_LISTED]) + (f" and {len(listed) - MOST_LISTED} more" if listed[MOST_LISTED:] else "")
+    alike = [name for name, dtype in types[1].items() if types[0].get(name) == dtype]
+    unlike = []
+    for (version, _, _), outputs in zip((earlier, current), types, strict=True):
+        if own := [f"{name} ({dtype})" for name, dtype in outputs.items() if name not in alike]:
+            unlike.append(f"only {version} has {listed(own, MAX_LISTED)}")
+    tables = [_predictions(table, alike) for _, table, _ in (earlier, current)]
+    return VersionComparison(earlier[0], current[0], tables[0], tables[1], current[1].rows, unlike)
 
 
 def _predictions(table: ParquetFiles, names: Sequence[str]) -> pa.Table:

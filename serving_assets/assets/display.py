@@ -54,11 +54,10 @@ def counts_table(label: str, counts: dict[str, int]) -> dg.MetadataValue:
 def comparison_metadata(compared: VersionComparison) -> dict[str, dg.MetadataValue]:
     """Return the differences of two versions in one line, and as tables: of the outputs, and of changed labels."""
     found: dict[str, dg.MetadataValue] = {
-        "compared_with": dg.MetadataValue.text(compared.before),
+        "compared_with": dg.MetadataValue.text(compared.earlier_version),
         "changed_predictions": dg.MetadataValue.text(compared.summary()),
     }
-    tables = {"version_comparison": compared.statistics(), "changed_labels": compared.changed_labels()}
-    return found | {name: dg.MetadataValue.md(markdown_table(*table)) for name, table in tables.items() if table}
+    return found | {name: dg.MetadataValue.md(markdown_table(*table)) for name, table in compared.tables().items()}
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:

@@ -109,7 +109,10 @@ def counts(title: str, values: Mapping[str, int]) -> str:
 def _compare_numbers(both: "Axes", change: "Axes", compared: VersionComparison, name: str) -> None:
     earlier, current = (_finite(as_numbers(table[name])) for table in (compared.earlier, compared.current))
     edges = np.histogram_bin_edges(np.concatenate([earlier, current]), BINS)
-    for label, values, color in ((compared.before, earlier, BEFORE), (compared.after, current, AFTER)):
+    for label, values, color in (
+        (compared.earlier_version, earlier, BEFORE),
+        (compared.current_version, current, AFTER),
+    ):
         both.stairs(np.histogram(values, edges)[0], edges, color=color, label=label)
     change.stairs(*np.histogram(compared.differences(name), BINS), fill=True, color=AFTER)
     change.axvline(0, color=BEFORE, linewidth=0.8)
@@ -122,8 +125,8 @@ def _compare_labels(both: "Axes", change: "Axes", compared: VersionComparison, n
     labels = sorted(counts[0] | counts[1], key=lambda each: -counts[0].get(each, 0) - counts[1].get(each, 0))
     labels = labels[:MOST_VALUES]
     for shift, label, count, color in (
-        (-0.2, compared.before, counts[0], "#d9d9d9"),
-        (0.2, compared.after, counts[1], BAR),
+        (-0.2, compared.earlier_version, counts[0], "#d9d9d9"),
+        (0.2, compared.current_version, counts[1], BAR),
     ):
         places = [place + shift for place in range(len(labels))]
         both.barh(places, [count.get(each, 0) for each in labels], 0.4, color=color, label=label)
@@ -131,7 +134,7 @@ def _compare_labels(both: "Axes", change: "Axes", compared: VersionComparison, n
     changes = compared.label_changes(name)[:MOST_VALUES]
     if changes:
         change.barh(range(len(changes)), [count for _, _, count in changes], color=BAR)
-        _name_bars(change, [f"{before} → {after}" for before, after, _ in changes], 48)
+        _name_bars(change, [f"{earlier} → {current}" for earlier, current, _ in changes], 48)
     else:
         _show_message(change, "", "no label changed")
 

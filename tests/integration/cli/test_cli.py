@@ -81,11 +81,11 @@ def test_a_file_is_scored_without_dagster(tmp_path: Path, capfd: pytest.CaptureF
 def test_another_version_gives_other_predictions_and_a_csv_file_has_the_same_rows(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["score", "day1.csv", "-o", "two.csv", "--version", "2", "--json"]) == 0
+    assert main(["score", "day1.csv", "-o", "two.CSV", "--version", "2", "--json"]) == 0
     summary = json.loads(capfd.readouterr().out)
     assert summary["model"] == {"name": "driver_ranker", "version": 2}
     assert (summary["rows"], summary["scored"], summary["reasons"]) == (4, 3, {"not_found": 1})
-    written = pd.read_csv("two.csv", float_precision="round_trip")
+    written = pd.read_csv("two.CSV", float_precision="round_trip")
     assert main(["score", "day1.csv", "-o", "two.parquet", "--version", "2"]) == 0
     expected = pq.read_table("two.parquet").to_pandas()
     assert list(written.columns) == list(expected.columns)
@@ -169,7 +169,7 @@ def test_help_and_a_missing_model_are_answered_without_imports(tmp_path: Path) -
     missing = in_process("versions", cwd=tmp_path)
     assert missing.returncode == 2
     assert missing.stderr == (
-        "model-serving: No model is named: use --model, or write serving.toml with `model-serving init`.\n"
+        "model-serving: No model is set: use --model, or write serving.toml with `model-serving init`.\n"
     )
 
 
@@ -242,6 +242,9 @@ def test_two_versions_are_compared_row_by_row(capfd: pytest.CaptureFixture[str])
     assert main(["compare", "2", "2", "day1.csv", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["summary"].startswith("0 of 4 rows differ from driver_ranker/2")
+    (output,) = found["outputs"]
+    assert (output["rows_that_differ"], output["share"], output["largest_change"]) == (0, 0.0, 0.0)
+    assert found["statistics"][0] == {"statistic": "predictions", "earlier": 3, "current": 3}
 
 
 def test_the_alias_moves_to_an_admitted_version_and_back(world: World, capfd: pytest.CaptureFixture[str]) -> None:
@@ -362,9 +365,9 @@ def test_everyone_is_scored_or_written_as_a_request_in_one_line(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     as_of = world.now.isoformat()
-    assert main(["score", "--everyone", "--as-of", as_of, "-o", "all.parquet"]) == 0
-    assert capfd.readouterr().out.startswith("all.parquet: 20 of 20 rows scored with driver_ranker/1 (")
-    assert sorted(pq.read_table("all.parquet")["driver_id"].to_pylist()) == list(range(1001, 1021))
+    assert main(["score", "--everyone", "--as-of", as_of, "-o", "everyone.parquet"]) == 0
+    assert capfd.readouterr().out.startswith("everyone.parquet: 20 of 20 rows scored with driver_ranker/1 (")
+    assert sorted(pq.read_table("everyone.parquet")["driver_id"].to_pylist()) == list(range(1001, 1021))
     folder = tmp_path / "requests"
     arguments = ["request", "--everyone", "--as-of", as_of, "--json", "--set", f"batch_requests={folder}"]
     assert main(arguments) == 1
@@ -376,7 +379,7 @@ def test_everyone_is_scored_or_written_as_a_request_in_one_line(
     (file,) = folder.iterdir()
     assert found["request"] == str(file)
     assert main(["score", str(file), "-o", "file.parquet"]) == 0
-    assert pq.read_table("file.parquet").equals(pq.read_table("all.parquet"))
+    assert pq.read_table("file.parquet").equals(pq.read_table("everyone.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ def test_rows_are_compared_in_order_and_a_prediction_that_came_or_went_counts(tm
     assert metadata["changed_predictions"].value == (
         "3 of 5 rows differ from m/1: by 0.5 in the median, 1 at most, -0.1667 on average"
     )
+    changes = {"median_change": 0.5, "largest_change": 1.0, "mean_change": -0.5 / 3}
+    assert compared.outputs() == [{"output": "prediction", "rows_that_differ": 3, "share": 0.6, **changes}]
+    assert {"statistic": "maximum", "earlier": 5.0, "current": 4.0} in compared.statistics()
     table = str(metadata["version_comparison"].value)
     assert table.splitlines()[0] == "|  | m/1 | m/2 |"
     assert "| predictions | 3 | 4 |" in table
@@ -80,15 +83,15 @@ def test_several_outputs_are_compared_each_by_its_kind(tmp_path: Path) -> None:
     )
     metadata = comparison_metadata(compared)
     assert str(metadata["version_comparison"].value).splitlines()[2:] == [
-        "| prediction_label | 4 (80.0%) |  |  |  |",
-        "| prediction_gold | 5 (100.0%) | 0.5 | 0.5 | 0.5 |",
+        "| prediction_label | 4 | 0.8 |  |  |  |",
+        "| prediction_gold | 5 | 1 | 0.5 | 0.5 | 0.5 |",
     ]
     assert str(metadata["changed_labels"].value).splitlines() == [
-        "| m/1 | m/2 | rows |",
-        "| --- | --- | --- |",
-        "| gold | tin | 2 |",
-        "| tin | gold | 1 |",
-        "| (no prediction) | gold | 1 |",
+        "| output | m/1 | m/2 | rows |",
+        "| --- | --- | --- | --- |",
+        "| prediction_label | gold | tin | 2 |",
+        "| prediction_label | tin | gold | 1 |",
+        "| prediction_label | (no prediction) | gold | 1 |",
     ]
     assert len(plots.version_comparison(compared)) < 40_000
 
