@@ -111,7 +111,7 @@ def _feature_store(settings: "Settings") -> "tuple[str, FeatureStore]":
 def _model(
     settings: "Settings", registry: "MlflowRegistry", store: "FeatureStore", version: int
 ) -> "tuple[str, ServingModel]":
-    serving = load_version(settings, registry, store, version)
+    serving = load_version((settings, registry, store), version)
     inputs, outputs = len(serving.features.signature.names), ", ".join(serving.model.outputs.names)
     return f"{serving.model.version} is admitted: {inputs} inputs from {serving.features.service}, {outputs}", serving
 
@@ -140,9 +140,7 @@ def _offline_store(serving: "ServingModel", store: "FeatureStore") -> tuple[str,
     for age in ages:
         listed.append(f"{age.feature_view} has events until {age.newest:%Y-%m-%d %H:%M}Z" if age.newest else "")
         if age.newest and age.ttl_s and (now - age.newest).total_seconds() > age.ttl_s:
-            raise CheckWarning(
-                f"{listed[-1]}, which is past its time to live: rows with the current time get no features."
-            )
+            raise CheckWarning(f"{listed[-1]}, past its time to live: rows with the current time get no features.")
     return "; ".join(["one row joined", *filter(None, listed)]), None
 
 

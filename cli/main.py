@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals: list[int] = []
     try:
         with _stoppable(signals):
-            given = None if arguments is None else list(arguments)
-            code = commands.main(given, "model-serving", standalone_mode=False)
+            code = commands.main(arguments, "model-serving", standalone_mode=False)
             sys.stdout.flush()
         return int(code or 0)
     except SystemExit:  # click exits if the reader of a pipe is gone

@@ -73,14 +73,14 @@ def score(
         from scoring.files.atomic import scratch_folder
         from scoring.files.location import Location
 
-        def request(serving: "ServingModel") -> "RequestCopy":
+        def read(serving: "ServingModel") -> "RequestCopy":
             place = source
             if at:
                 folder = Location(stack.enter_context(scratch_folder()))
                 place, _ = list_everyone(stores[2], serving.features, at, folder, shown)
             return stack.enter_context(read_request(place))
 
-        result, manifest = score_version(stores, version, request, stack.enter_context(scratch_folder()), shown)
+        result, manifest = score_version(stores, version, read, stack.enter_context(scratch_folder()), shown)
         shown.stage(f"Writing {output}")
         _write(result, manifest, output)
     _summarize(manifest, output, time.monotonic() - started, as_json)
@@ -88,13 +88,9 @@ def score(
 
 
 def score_version(
-    stores: Stores,
-    version: int | None,
-    request: "Callable[[ServingModel], RequestCopy]",
-    scratch: Path,
-    shown: Progress,
+    stores: Stores, version: int | None, read: "Callable[[ServingModel], RequestCopy]", scratch: Path, shown: Progress
 ) -> "tuple[Location, Manifest]":
-    """Load a version, join its request with features, and score it into a folder of the empty folder `scratch`.
+    """Load a version, join the request that `read` provides, and score it into a folder of the empty folder `scratch`.
 
     Raises:
         ServingError: as `load_version` and the engine's two methods; or a prediction is NaN, infinite or null.
@@ -105,10 +101,10 @@ def score_version(
     from scoring.files.location import Location
     from scoring.predict import Policy
 
-    settings, registry, store = stores
+    settings, _, store = stores
     shown.stage("Loading the model")
-    serving = load_version(settings, registry, store, version, scratch)
-    copy, folder = request(serving), Location(scratch / "result")
+    serving = load_version(stores, version, scratch)
+    copy, folder = read(serving), Location(scratch / "result")
     engine, features = choose_engine(settings), serving.features
     origin = Origin(copy.content, str(serving.model.version), features.service, read_definitions(store).hash)
     shown.stage("Joining features")

@@ -130,8 +130,8 @@ def _get(host: str, port: int, path: str) -> bytes | None:
 def _start(processes: Processes, settings: "Settings", dagit_port: int) -> None:
     """Start all servers, and wait until the API and Dagit respond."""
     workspace = ["-w", str(ROOT / "workspace.yaml")]
-    addresses = {"dagit": ("127.0.0.1", dagit_port, "/server_info")}
-    addresses["api"] = _local_host(settings), settings.port, "/live"
+    api = _local_host(settings), settings.port, "/live"
+    addresses = {"dagit": ("127.0.0.1", dagit_port, "/server_info"), "api": api}
     port = ["-h", "127.0.0.1", "-p", str(dagit_port)]
     processes.start("dagit", [sys.executable, "-m", "dagster_webserver", *workspace, *port])
     processes.start("api", [sys.executable, "-m", "api"])

@@ -50,13 +50,7 @@ def open_stores(shown: Progress) -> Stores:
     return settings, registry, open_features(settings)
 
 
-def load_version(
-    settings: "Settings",
-    registry: "MlflowRegistry",
-    store: "FeatureStore",
-    version: int | None,
-    keep: Path | None = None,
-) -> "ServingModel":
+def load_version(stores: Stores, version: int | None, keep: Path | None = None) -> "ServingModel":
     """Load and admit one version, by default the alias's. The folder `keep` gets its files.
 
     Raises:
@@ -65,6 +59,7 @@ def load_version(
     from scoring.imports import collector_paused
     from scoring.serving import load_serving_model, resolve_version
 
+    settings, registry, store = stores
     with collector_paused():  # with a database as the registry, most of MLflow's server is imported
         found = resolve_version(registry, settings, version)
         return load_serving_model(registry, store, found, settings, keep)

@@ -51,18 +51,11 @@ def versions(as_json: bool) -> None:
     if as_json:
         print_json({"model": settings.model_name, "alias": settings.model_alias, "versions": rows})
         return
-    print_table(
-        [settings.model_name, "aliases", "created", "can serve"],
-        [
-            (
-                each["version"],
-                ", ".join(each["aliases"]),
-                f"{each['created']:%Y-%m-%d %H:%M}",
-                each["refused"] or "yes",
-            )
-            for each in rows
-        ],
-    )
+    cells = [
+        (each["version"], ", ".join(each["aliases"]), f"{each['created']:%Y-%m-%d %H:%M}", each["refused"] or "yes")
+        for each in rows
+    ]
+    print_table([settings.model_name, "aliases", "created", "can serve"], cells)
 
 
 def _refusal(
@@ -95,9 +88,9 @@ def promote(version: int, unchecked: bool, as_json: bool) -> None:
         if unchecked:
             settings, registry = open_registry(shown, to_load=False)
         else:
-            settings, registry, store = open_stores(shown)
+            stores = settings, registry, _ = open_stores(shown)
             shown.stage(f"Loading version {version}")
-            load_version(settings, registry, store, version)
+            load_version(stores, version)
         before = registry.promote(settings.model_name, settings.model_alias, version)
     _print_moved(settings, before, version, as_json)
 
