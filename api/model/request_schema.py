@@ -2,66 +2,23 @@
 
 import math
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pyarrow as pa
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
 from api.errors import InvalidRequest
 from api.model import strict_json
+from api.model.request_members import OVERRIDES, REQUEST_ID, TOP, RequestMembers, listing
+from api.model.request_types import INPUT_TYPES, KEY_EXAMPLES, QUOTED, columns_of, field_names, request_types
 from api.model.scorer import EntityRows
 from scoring.errors import ModelRefused
-from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 
-REQUEST_ID = "request_id"
-ENTITY_ROWS = "entity_rows"
-TOP = "top"
-OVERRIDES = "overrides"
-# Members of a request that are not columns.
-MEMBERS = {REQUEST_ID, ENTITY_ROWS, TOP, OVERRIDES}
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}
-
-MAX_REQUEST_ID = 128
-RequestId = Annotated[
-    str, Meta(min_length=1, max_length=MAX_REQUEST_ID, description="Echoed in the answer and in X-Request-Id.")
-]
-Top = Annotated[int, Meta(ge=1, description="How many of the best entities `/inference` lists; `/scores` ignores it.")]
-String = Annotated[str, Meta(max_length=4096)]
-KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
-Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-# `1.0` is an integer in JSON Schema. From 2**53 on, a double represents several integers.
-Integral32 = Annotated[float, Meta(ge=-(2**31), le=2**31 - 1, multiple_of=1)]
-Integral64 = Annotated[float, Meta(ge=1 - 2**53, le=2**53 - 1, multiple_of=1)]
-FLOAT32_MAX = 3.4028234663852886e38
-Float32 = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
-Timestamp = Annotated[datetime, Meta(tz=True)]
-
-KEY_TYPES: dict[str, Any] = {"int32": Int32, "int64": Int64, "string": KeyString}
-KEY_EXAMPLES: dict[str, tuple[Any, ...]] = {"int32": (1001, 1002), "int64": (1001, 1002), "string": ("a-1", "a-2")}
-INPUT_TYPES: dict[pa.DataType, tuple[Any, Any]] = {
-    pa.bool_(): (bool, True),
-    pa.int32(): (Int32 | Integral32, 1),
-    pa.int64(): (Int64 | Integral64, 1),
-    pa.float32(): (Float32, 0.5),
-    pa.float64(): (float, 0.5),
-    pa.string(): (String, "text"),
-    pa.timestamp("ns"): (Timestamp, "2026-01-31T12:00:00Z"),
-    pa.timestamp("us", "UTC"): (Timestamp, "2026-01-31T12:00:00Z"),
-}
-# Types whose values are strings in JSON.
-QUOTED = {pa.string(), pa.timestamp("ns"), pa.timestamp("us", "UTC")}
-# The type of an input that an on-demand feature view reads from the request with another declared type.
-ANY_INPUT: tuple[Any, Any] = (bool | Int64 | float | String, 1)
-
-
-Columns = Mapping[str, list[Any]]
 
 
 class EntityRequest(msgspec.Struct, frozen=True):
@@ -106,7 +63,7 @@ class RequestForm:
             raise ModelRefused(
                 model, f"its join key {clash[0]!r} has the name of a member of the answers: rename the key."
             )
-        self.columns = _columns(features)
+        self.columns = columns_of(features)
         self._key_names = {key.name for key in self.keys}
         self._integers = {name for name, dtype in features.request_columns.items() if dtype in {pa.int32(), pa.int64()}}
         self._integers -= self._key_names
@@ -117,31 +74,27 @@ class RequestForm:
         self._unbounded |= {name for name in features.overridable if types[name] == pa.float64()}
         if self._overridable and OVERRIDES in self.columns:
             raise ModelRefused(model, f"{OVERRIDES!r} is the name of a column of its requests: rename that.")
-        taken = MEMBERS | self.columns.keys()
-        self._lists = {name: f"{name}s" for name in self.columns if f"{name}s" not in taken}
-        """Column → the member that lists its values."""
-        self._singles = [name for name in self.columns if name not in MEMBERS and len(self.columns) > 1]
-        """Columns with a member of their own name, for one value for all entities."""
-        if not self._lists or not self.columns.keys() <= {*self._lists, *self._singles}:
-            self._lists, self._singles = {}, []
-        self._listed_key = self.keys[0] if self._lists and not self._singles else None
+        self.members = RequestMembers(self.columns)
+        self._listed_key = self.keys[0] if self.members.only_lists else None
         """The only column, if its values may be a list."""
         # Fields of the decoded request.
-        self._list_fields = list(zip(self._lists, _field_names("list", len(self._lists)), strict=True))
-        self._single_fields = list(zip(self._singles, _field_names("single", len(self._singles)), strict=True))
+        self._list_fields = list(zip(self.members.lists, field_names("list", self.members.lists), strict=True))
+        self._single_fields = list(zip(self.members.singles, field_names("single", self.members.singles), strict=True))
         self._quoted = [name for name, dtype in features.request_columns.items() if dtype in QUOTED]
         self.stored_keys: EntityRows | None = None
         """Join keys of entities in the online store, for `example`; None if none are known."""
-        overrides = [f"`{OVERRIDES}` (an object with {_listing(self._overridable)})"] if self._overridable else []
+        overrides = [f"`{OVERRIDES}` (an object with {listing(self._overridable)})"] if self._overridable else []
         optional = ", ".join([f"`{TOP}`", *overrides])
-        self._expected = f"Expected members: `{REQUEST_ID}`, and {self._describe_columns()}. Optional: {optional}."
-        self._expected_in_line = f"Expected members: {_listing(self.columns)}."
+        self._expected = f"Expected members: `{REQUEST_ID}`, and {self.members.describe()}. Optional: {optional}."
+        self._expected_in_line = f"Expected members: {listing(self.columns)}."
         self._expected_in_line += "".join(f" Optional: {member}." for member in overrides)
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self.column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
         self.column_types |= {name: list[type_ | None] for name, type_ in self._overridable.items()}  # type: ignore[valid-type]
-        row_type, self.body_type = self._types(max_entities)
+        row_type, self.body_type = request_types(
+            {name: type_ for name, (type_, _) in self.columns.items()}, self._overridable, self.members, max_entities
+        )
         self._row_decoder = msgspec.json.Decoder(row_type)
         self._decoder = msgspec.json.Decoder(self.body_type)
 
@@ -165,7 +118,7 @@ class RequestForm:
         }
         if request.entity_rows is not UNSET:
             if lists or singles:
-                raise self.invalid(self._problem_of_members(lists, singles, rows_given=True))
+                raise self.invalid(self.members.problem(lists, singles, rows_given=True))
             strict_json.check_duplicates(body, self.invalid)
             rows = request.entity_rows
             return EntityRequest(request.request_id, self._columns_of(rows, request), len(rows), top)
@@ -173,7 +126,7 @@ class RequestForm:
         entity_rows = lists | {name: [value] * number for name, value in singles.items()}
         members = len(lists) + len(singles)
         if not members == len(entity_rows) == len(self.columns) or set(map(len, lists.values())) != {number}:
-            raise self.invalid(self._problem_of_members(lists, singles, rows_given=False))
+            raise self.invalid(self.members.problem(lists, singles, rows_given=False))
         strings: int | None = 2 + members + (top is not None) + self._count_strings(lists, singles)
         if self._overridable:
             entity_rows |= self._overridden(request, number)
@@ -262,9 +215,9 @@ class RequestForm:
 
     def invalid_columns(self, problem: str) -> InvalidRequest:
         """Make the error for a request in columns with this problem, which names the expected columns."""
-        expected = f"Expected columns: {_listing(self.columns)}."
+        expected = f"Expected columns: {listing(self.columns)}."
         if self._overridable:
-            expected += f" Optional: {_listing(self._overridable)}."
+            expected += f" Optional: {listing(self._overridable)}."
         return InvalidRequest(problem, expected, self.example())
 
     def invalid(self, problem: str) -> InvalidRequest:
@@ -275,6 +228,10 @@ class RequestForm:
         """Return the features that a request overrides."""
         rows = request.entity_rows
         return [name for name in self._overridable if any(value is not None for value in rows[name])]
+
+    def example(self, *, real: bool = True) -> dict[str, Any]:
+        """Make a valid request in JSON from `example_columns`."""
+        return {REQUEST_ID: "uuid-1", **self.members.of_columns(self.example_columns(real=real))}
 
     def key_columns(self, request: EntityRequest) -> list[list[Any]]:
         """Return the values of each join key, in request order."""
@@ -291,131 +248,15 @@ class RequestForm:
         rows = max(map(len, columns.values()), default=1)
         return columns | {name: [value] * rows for name, value in inputs.items()}
 
-    def example(self, *, real: bool = True) -> dict[str, Any]:
-        """Make a valid request in JSON from `example_columns`."""
-        columns = self.example_columns(real=real)
-        lists = {name for name, values in columns.items() if name not in self._singles or len(set(values)) > 1}
-        lists = lists or {next(iter(self._lists), "")}
-        if lists <= self._lists.keys():
-            given = [
-                (self._lists[name], columns[name]) if name in lists else (name, columns[name][0])
-                for name in self.columns
-            ]
-            return {REQUEST_ID: "uuid-1", **dict(given)}
-        entities = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {REQUEST_ID: "uuid-1", ENTITY_ROWS: entities}
-
-    def complete(self, schema: dict[str, Any]) -> None:
-        """Add what msgspec can't express to its JSON Schema of `body_type`: which members exclude or need each other.
-
-        That lists have the same length can't be expressed.
-        """
-        if not self._lists:
-            return
-        lists, rows = [{"required": [name]} for name in self._lists.values()], {"required": [ENTITY_ROWS]}
-        choices: list[dict[str, Any]] = [*lists, rows]
-        if not self._listed_key:
-            members = {"anyOf": [*lists, *({"required": [name]} for name in self._singles)]}
-            each = [{"oneOf": [{"required": [member]} for member in self._members_of(name)]} for name in self.columns]
-            choices = [rows | {"not": members}, {"allOf": [*each, {"anyOf": lists}], "not": rows}]
-        schema["allOf"] = [{"oneOf": choices}]  # generators of clients make no class of a schema with oneOf itself
-
-    def _members_of(self, column: str) -> list[str]:
-        """Return the members that may have this column."""
-        return [
-            *([column] if column in self._singles else []),
-            *([self._lists[column]] if column in self._lists else []),
-        ]
-
-    def _describe_columns(self) -> str:
-        rows = f"`{ENTITY_ROWS}` (a list of objects with {_listing(self.columns)})"
-        if not self._lists:
-            return rows
-        if self._listed_key:
-            return f"either `{self._listed_key.name}s` (a list of keys) or {rows}"
-        columns = []
-        for name in self.columns:
-            columns.append(" or ".join(f"`{member}`" for member in self._members_of(name)))
-            if name not in self._lists:
-                columns[-1] += f" (no list, because `{name}s` is another member)"
-        return f"either {', '.join(columns)} (one value for all entities, or a list; at least one list) or {rows}"
-
-    def _problem_of_members(self, lists: Columns, singles: Mapping[str, Any], *, rows_given: bool) -> str:
-        """Return what is wrong with a request that has these columns as members: its first problem."""
-        for name in self.columns:
-            if name in lists and name in singles:
-                return f"Object contains both `{name}` and `{self._lists[name]}`"
-        given = [*singles, *(self._lists[name] for name in lists)]
-        if rows_given:
-            return f"Object contains both `{given[0]}` and `{ENTITY_ROWS}`"
-        listing = _listing(self._lists.values())
-        if not given:
-            return f"Object contains neither {listing} nor `{ENTITY_ROWS}`"
-        for name in self.columns:
-            if name not in lists and name not in singles:
-                return f"Object contains no {' or '.join(f'`{member}`' for member in self._members_of(name))}"
-        if not lists:
-            return f"Object contains no list ({listing})"
-        sizes = {self._lists[name]: len(values) for name, values in lists.items()}
-        first, other = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        return f"`{first}` has {sizes[first]} values, and `{other}` has {sizes[other]}"
-
-    def _types(self, max_entities: int) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
-        """Return the types of an entity row and of a body."""
-        # Field names are generated and mapped by `rename`, because a column need not be a Python identifier.
-        fields = _field_names("column", len(self.columns))
-        types = {name: type_ for name, (type_, _) in self.columns.items()}
-        overrides = self._overrides_member()
-        row = msgspec.defstruct(
-            "EntityRow",
-            [*zip(fields, types.values(), strict=True), *overrides],
-            rename=dict(zip(fields, types, strict=True)),
-            forbid_unknown_fields=True,
-            frozen=True,
-        )
-        size = Meta(min_length=1, max_length=max_entities)
-        rows: Any = Annotated[list[row], size]  # type: ignore[valid-type]  # made here
-        members: list[Any] = [(REQUEST_ID, RequestId), (ENTITY_ROWS, rows)]
-        if self._lists:
-            members = [
-                members[0],
-                *((field, types[name] | UnsetType, UNSET) for name, field in self._single_fields),
-                *(
-                    (field, Annotated[self.column_types[name], size] | UnsetType, UNSET)
-                    for name, field in self._list_fields
-                ),
-                (ENTITY_ROWS, rows | UnsetType, UNSET),
-            ]
-        rename = {field: self._lists[name] for name, field in self._list_fields}
-        rename |= {field: name for name, field in self._single_fields}
-        members += [(TOP, Top | UnsetType, UNSET), *overrides]
-        return row, msgspec.defstruct("Request", members, rename=rename, forbid_unknown_fields=True, frozen=True)
-
     def _columns_of(self, rows: Sequence[Any], request: Any = None) -> dict[str, list[Any]]:
-        fields = zip(self.columns, _field_names("column", len(self.columns)), strict=True)
+        fields = zip(self.columns, field_names("column", self.columns), strict=True)
         columns = {name: [getattr(row, field) for row in rows] for name, field in fields}
         return self._integral(columns | self._overridden(request, len(rows), rows))
-
-    def _overrides_member(self) -> list[tuple[str, Any, Any]]:
-        if not self._overridable:
-            return []
-        fields = _field_names("override", len(self._overridable))
-        type_: Any = msgspec.defstruct(
-            "Overrides",
-            [
-                (field, type_ | UnsetType, UNSET)
-                for field, type_ in zip(fields, self._overridable.values(), strict=True)
-            ],
-            rename=dict(zip(fields, self._overridable, strict=True)),
-            forbid_unknown_fields=True,
-            frozen=True,
-        )
-        return [(OVERRIDES, type_ | UnsetType, UNSET)]
 
     def _overridden(self, request: Any, number: int, rows: Sequence[Any] = ()) -> dict[str, list[Any]]:
         """Return the column of each overridable input. The value of an entity row precedes that of the request."""
         columns = {}
-        for name, field in zip(self._overridable, _field_names("override", len(self._overridable)), strict=True):
+        for name, field in zip(self._overridable, field_names("override", self._overridable), strict=True):
             value = None if request is None else _override(request, field)
             own = [_override(row, field) for row in rows] or [None] * number
             columns[name] = [value if each is None else each for each in own]
@@ -426,7 +267,7 @@ class RequestForm:
             entity_rows[name] = [value if value is None else int(value) for value in entity_rows[name]]
         return entity_rows
 
-    def _count_strings(self, lists: Columns, singles: Mapping[str, Any]) -> int:
+    def _count_strings(self, lists: Mapping[str, list[Any]], singles: Mapping[str, Any]) -> int:
         """Return how many strings in JSON the values of a request are; 0 for a column of any type."""
         count = 0
         for name in self._quoted:
@@ -435,40 +276,10 @@ class RequestForm:
         return count
 
 
-def entity_fields(form: RequestForm | None) -> tuple[list[tuple[str, Any]], Mapping[str, str]]:
-    """Return the fields of a Struct that names an entity, (field, type), and field → join key.
-
-    None is the form of any model.
-    """
-    if form is None:
-        return [("key", int | str)], {"key": "<key>"}
-    fields = _field_names("column", len(form.keys))
-    types = [(field, KEY_TYPES[key.dtype]) for field, key in zip(fields, form.keys, strict=True)]
-    return types, dict(zip(fields, (key.name for key in form.keys), strict=True))
-
-
-def _field_names(what: str, number: int) -> Sequence[str]:
-    return [f"{what}_{place}" for place in range(number)]
-
-
 def _override(request: Any, field: str) -> Any:
     """Return the value that a request, or an entity row, has in place of a feature; None without one."""
     value = UNSET if request.overrides is UNSET else getattr(request.overrides, field)
     return None if value is UNSET else value
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _columns(features: ModelFeatures) -> dict[str, tuple[Any, Any]]:
-    columns = {key.name: _key_column(key) for key in features.join_keys}
-    for name, dtype in features.request_columns.items():
-        if name not in columns:
-            plain, example = ANY_INPUT if dtype is None else INPUT_TYPES[dtype]
-            # null is an unknown value, handled by the policy for missing features, as in a batch request.
-            columns[name] = (typing.Optional[plain], example)  # noqa: UP045 - `|` does not take these at run time
-    return columns
 
 
 def _plain_values(row: pa.Table | None, names: Iterable[str]) -> dict[str, Any]:
@@ -477,7 +288,3 @@ def _plain_values(row: pa.Table | None, names: Iterable[str]) -> dict[str, Any]:
         return {}
     values = {name: row[name][0].as_py() for name in names if name in row.column_names}
     return {name: value for name, value in values.items() if type(value) in {bool, int, float, str}}
-
-
-def _key_column(key: JoinKey) -> tuple[Any, Any]:
-    return KEY_TYPES[key.dtype], KEY_EXAMPLES[key.dtype][0]

@@ -11,7 +11,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import NothingScored, NotRanked
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest, RequestForm, entity_fields
+from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_types import entity_fields
 from api.model.scorer import RowScores
 from scoring.models.outputs import Outputs, OutputType
 from scoring.predict import IMPUTED
@@ -54,7 +55,7 @@ class AnswerForm:
         of_entity = ("score", score | None) if outputs.single else ("outputs", self._values | None)
         self.prediction: Any = score | None if outputs.single else _values_type(outputs, "Prediction", nullable=True)
         """The type of a prediction in MLflow's protocol. Its members are null for a row without several outputs."""
-        keys, names = entity_fields(form)
+        keys, names = entity_fields(form.keys if form else None)
         only = keys[0][1] if len(keys) == 1 else None
         self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)
         self.excluded = msgspec.defstruct("Excluded", [*keys, ("reason", Reason)], rename=names, frozen=True)

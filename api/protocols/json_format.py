@@ -7,7 +7,8 @@ import msgspec
 
 from api.errors import NotJson
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest, RequestId
+from api.model.request_schema import EntityRequest
+from api.model.request_types import RequestId
 from api.model.scorer import RowScores
 from api.protocols.answers import AnswerForm, answer_form
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation

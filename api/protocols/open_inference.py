@@ -13,7 +13,8 @@ from msgspec import Meta
 from api.errors import InvalidHeader, ModelNotServed, UnsupportedMediaType
 from api.model import strict_json
 from api.model.model_slot import Served
-from api.model.request_schema import MAX_REQUEST_ID, RequestForm
+from api.model.request_schema import RequestForm
+from api.model.request_types import MAX_REQUEST_ID
 from api.model.scorer import RowScores
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Content, Operation
 from api.protocols.problems import Problem

@@ -34,7 +34,7 @@ class Bodies:
         self.schema(answers.excluded)  # Problem refers to it by name
         if form is not None:
             self.schema(form.body_type)
-            form.complete(self.schemas["Request"])
+            form.members.complete(self.schemas["Request"])
             self.example = form.example(real=real_example)
             """A valid request in JSON, if there is a model."""
             self.example_columns = form.example_columns(real=real_example)

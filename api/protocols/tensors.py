@@ -14,7 +14,7 @@ import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
 from api.model import strict_json
-from api.model.request_schema import Int64
+from api.model.request_types import Int64
 from scoring.models.outputs import OutputType
 
 BYTES = "BYTES"

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from api.errors import InvalidHeader
-from api.model.request_schema import MAX_REQUEST_ID
+from api.model.request_types import MAX_REQUEST_ID
 from api.protocols.operation import Bodies, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import Headers, Response

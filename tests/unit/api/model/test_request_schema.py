@@ -272,5 +272,5 @@ def test_no_column_is_called_overrides_beside_overridable_features() -> None:
 def fits_schema(form: RequestForm, request: dict[str, Any]) -> bool:
     """Return whether the schema in the OpenAPI document accepts a request."""
     _, schemas = msgspec.json.schema_components([form.body_type], ref_template="#/$defs/{name}")
-    form.complete(schemas["Request"])
+    form.members.complete(schemas["Request"])
     return jsonschema_rs.is_valid({"$ref": "#/$defs/Request", "$defs": schemas}, request)
