@@ -15,6 +15,7 @@ from litestar.static_files import create_static_files_router
 from api.errors import MethodNotAllowed, RouteNotFound
 from api.http.access import keys_from
 from api.http.endpoint import ScoringEndpoint
+from api.http.messages import to_litestar
 from api.http.observability import ObservabilityMiddleware
 from api.http.open_inference import OpenInferenceRoutes, has_path
 from api.http.routes import STATIC, Description, Health, page_file
@@ -27,8 +28,9 @@ from api.model.store_health import StoreProbe
 from api.protocols.answers import AnswerForm
 from api.protocols.json_format import JsonFormat
 from api.protocols.mlflow_format import MlflowFormat
-from api.protocols.open_inference import OpenInference, error_response
-from api.protocols.problems import problem_of, problem_response, to_litestar
+from api.protocols.open_inference_format import OpenInferenceFormat
+from api.protocols.open_inference_metadata import error_response
+from api.protocols.problems import problem_of, problem_response
 from api.protocols.scores_format import ScoresFormat
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import WireFormat
@@ -141,7 +143,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
 
 def wire_formats(settings: Settings) -> dict[str, WireFormat]:
     """Return path → wire format of all scoring routes. A segment `{name}` of a path is a parameter."""
-    open_inference = OpenInference(settings)
+    open_inference = OpenInferenceFormat(settings)
     return {
         "/inference": JsonFormat(AnswerForm.inference, settings),
         "/scores": ScoresFormat(settings),

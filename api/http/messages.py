@@ -1,4 +1,4 @@
-"""HTTP requests and responses as ASGI messages, for requests that bypass Litestar.
+"""HTTP requests and responses as ASGI messages, for requests that bypass Litestar, and conversion of responses to its.
 
 Litestar's request and response objects parse and copy all headers, which takes longer than reading a body and sending
 a response (litestar 2.25).
@@ -7,6 +7,7 @@ a response (litestar 2.25).
 import asyncio
 from typing import cast
 
+import litestar
 from litestar.types import Receive, Scope, Send
 
 from api.errors import BodyTooLarge, BodyTooSlow, ClientLeft, UpgradeRequested
@@ -78,3 +79,10 @@ async def send_response(send: Send, response: Response) -> None:
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+
+def to_litestar(response: Response) -> litestar.Response[bytes]:
+    """Convert a response to one of Litestar."""
+    headers = {name.decode(): value.decode() for name, value in response.headers}
+    media_type = headers.pop("content-type")
+    return litestar.Response(response.body, status_code=response.status, media_type=media_type, headers=headers)

@@ -12,7 +12,7 @@ from api.http.openapi import API_VERSION
 from api.http.readiness import readiness
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.protocols.open_inference import (
+from api.protocols.open_inference_metadata import (
     ModelReady,
     ServerLive,
     ServerMetadata,

@@ -10,7 +10,7 @@ from msgspec import Meta
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.model_slot import Served
 from api.protocols.answers import Model, answer_form
-from api.protocols.open_inference import get_operations
+from api.protocols.open_inference_metadata import metadata_operations
 from api.protocols.operation import Bodies, Operation
 from api.protocols.wire_format import WireFormat
 from scoring.models.outputs import ONE_NUMBER
@@ -90,7 +90,7 @@ def describe(
     version = served.scorer.version if served else None
     parameters = {"name": settings.model_name, "version": str(version.version) if version else "1"}
     operations = {path: wire_format.operation(path, bodies) for path, wire_format in formats.items()}
-    operations |= get_operations(bodies) | _health(bodies)
+    operations |= metadata_operations(bodies) | _health(bodies)
     paths = {
         path: {"post" if own.request else "get": _operation(path, own, parameters, keys_required=keys_required)}
         for path, own in operations.items()

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
-from api.protocols.problems import not_ready, to_litestar
+from api.protocols.problems import MEDIA_TYPE, NOT_READY, TYPE_PREFIX, Problem, new_instance
 from scoring.online.empty_views import empty_views_problem
 from scoring.settings import Settings
 
@@ -109,7 +109,10 @@ def readiness_response(state: Readiness, problem: str | None) -> Response[Any]:
     """Return 200 with the state, or a 503 problem that has the same members."""
     if problem is None:
         return Response(msgspec.json.encode(state), media_type=MediaType.JSON, headers={"Cache-Control": "no-store"})
-    return to_litestar(not_ready(problem, state))
+    body = Problem(TYPE_PREFIX + NOT_READY.name, NOT_READY.title, NOT_READY.status, problem, new_instance())
+    members = msgspec.json.encode(msgspec.to_builtins(body) | msgspec.to_builtins(state))
+    headers = {"Cache-Control": "no-store", "Retry-After": "1"}
+    return Response(members, status_code=NOT_READY.status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _refused(refusal: Refusal, now: float) -> RefusedVersion:

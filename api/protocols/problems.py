@@ -4,7 +4,6 @@ import traceback
 import uuid
 from typing import Annotated, Any
 
-import litestar
 import msgspec
 import structlog
 from litestar.exceptions import HTTPException
@@ -131,7 +130,7 @@ def problem_of(error: Exception, scope: Scope) -> tuple[Problem, list[tuple[byte
     own. No problem contains feature values, a stack trace or a message that was not written for clients.
     """
     kind, context = kind_of(error), RequestContext.of(scope)
-    context.problem, context.instance = kind.name, _new_instance()
+    context.problem, context.instance = kind.name, new_instance()
     _log(kind, error, instance=context.instance, path=scope["path"])
     problem = Problem(
         TYPE_PREFIX + kind.name,
@@ -151,21 +150,8 @@ def problem_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> Re
     return Response(problem.status, [CONTENT_TYPE, *headers], msgspec.json.encode(problem))
 
 
-def not_ready(detail: str, state: msgspec.Struct) -> Response:
-    """Return the 503 response of /ready: a problem that also has the members of `state`."""
-    problem = Problem(TYPE_PREFIX + NOT_READY.name, NOT_READY.title, NOT_READY.status, detail, _new_instance())
-    members = msgspec.to_builtins(problem) | msgspec.to_builtins(state)
-    return Response(NOT_READY.status, [CONTENT_TYPE, NO_STORE, (b"retry-after", b"1")], msgspec.json.encode(members))
-
-
-def to_litestar(response: Response) -> litestar.Response[bytes]:
-    """Convert a problem to a response of Litestar."""
-    headers = {name.decode(): value.decode() for name, value in response.headers}
-    media_type = headers.pop("content-type")
-    return litestar.Response(response.body, status_code=response.status, media_type=media_type, headers=headers)
-
-
-def _new_instance() -> str:
+def new_instance() -> str:
+    """Return a new id of a problem."""
     return f"urn:uuid:{uuid.uuid4()}"
 
 

@@ -158,7 +158,7 @@ class OutputTensor(msgspec.Struct, frozen=True):
     data: Sequence[Element] | UnsetType = UNSET
 
 
-def encode(name: str, kind: OutputType, values: list[Any], *, binary: bool) -> tuple[OutputTensor, bytes]:
+def encode_output(name: str, kind: OutputType, values: list[Any], *, binary: bool) -> tuple[OutputTensor, bytes]:
     """Return an output tensor of these values, and its binary data, which is empty if its data is in JSON."""
     datatype, fill = OUTPUTS[kind]
     if None in values:

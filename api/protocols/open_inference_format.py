@@ -10,25 +10,24 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.errors import InvalidHeader, ModelNotServed, UnsupportedMediaType
+from api.errors import InvalidHeader, UnsupportedMediaType
 from api.model import strict_json
 from api.model.model_slot import Served
 from api.model.request_schema import RequestForm
 from api.model.request_types import MAX_REQUEST_ID
 from api.model.scorer import RowScores
+from api.protocols.open_inference_metadata import TAG, InferenceError, check_served, error_response, output_types
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Content, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import JSON, JSON_HEADER, Headers, Response, media_type
 from api.protocols.scoring import Scoring
-from api.protocols.tensors import BYTES, INPUTS, OUTPUTS, InputTensor, InvalidTensor, OutputTensor, encode
+from api.protocols.tensors import BYTES, InputTensor, InvalidTensor, OutputTensor, encode_output
 from api.protocols.wire_format import Call, request_id_of
 from scoring.models.outputs import OutputType
 from scoring.settings import Settings
 
 BINARY = b"application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
-REASON = "reason"
-TAG = "open_inference"
 # The datatypes of examples by the types of their values.
 EXAMPLE_TYPES: dict[type, str] = {int: "INT64", bool: "BOOL", float: "FP64", str: "BYTES"}
 
@@ -72,59 +71,7 @@ class InferenceResponse(msgspec.Struct, frozen=True):
     outputs: list[OutputTensor]
 
 
-class InferenceError(msgspec.Struct, frozen=True):
-    """An error of any route of the protocol."""
-
-    error: str
-    instance: Annotated[str, Meta(description="Identifies this occurrence, also in the log.")]
-
-
-class ServerMetadata(msgspec.Struct, frozen=True):
-    """The server."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...] = ("binary_tensor_data",)
-
-
-class ServerLive(msgspec.Struct, frozen=True):
-    """The process is up."""
-
-    live: bool = True
-
-
-class ServerReady(msgspec.Struct, frozen=True):
-    """Model and feature store are usable."""
-
-    ready: bool = True
-
-
-class ModelReady(msgspec.Struct, frozen=True):
-    """The model serves, and the feature store is usable."""
-
-    name: str
-    ready: bool = True
-
-
-class TensorMetadata(msgspec.Struct, frozen=True):
-    """One input or output of the model."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...] = (-1,)
-
-
-class ModelMetadata(msgspec.Struct, frozen=True):
-    """The model that serves."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class OpenInference:
+class OpenInferenceFormat:
     """A `WireFormat` for inference requests: one input tensor per join key and request input."""
 
     def __init__(self, settings: Settings) -> None:
@@ -143,7 +90,7 @@ class OpenInference:
         served = scoring.current(call.context)
         check_served(served, call.parameters)
         size = _json_size(call.headers, len(call.body))
-        form, kinds = served.form, _output_types(served)
+        form, kinds = served.form, output_types(served)
         try:
             infer = self._decode(call.body[:size], form)
             wanted = _wanted(infer, kinds)
@@ -196,50 +143,6 @@ class OpenInference:
         return infer
 
 
-def error_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
-    """Return the protocol's error. KServe's client reads it only if the media type is exactly `application/json`."""
-    error = InferenceError(problem.detail, problem.instance)
-    return Response(problem.status, [JSON_HEADER, *headers], msgspec.json.encode(error))
-
-
-def get_operations(bodies: Bodies) -> dict[str, Operation]:
-    """Return path → operation of the protocol's health and metadata, for the OpenAPI document."""
-    error: Content = {JSON.decode(): {"schema": bodies.schema(InferenceError)}}
-    found: dict[str, Operation] = {}
-
-    def add(path: str, name: str, summary: str, answer: type[msgspec.Struct], statuses: tuple[int, ...] = ()) -> None:
-        content = {JSON.decode(): {"schema": bodies.schema(answer)}}
-        found[f"/v2{path}"] = Operation(f"v2_{name}", TAG, summary, content, error, statuses)
-
-    add("", "server", "The server", ServerMetadata)
-    add("/health/live", "live", "The process is up", ServerLive)
-    add("/health/ready", "ready", "Model and feature store are usable", ServerReady, (503,))
-    for path, name in (("/models/{name}", "model"), ("/models/{name}/versions/{version}", "model_version")):
-        add(path, name, "The model's inputs and outputs", ModelMetadata, (404, 503))
-        add(f"{path}/ready", f"{name}_ready", "The model is usable", ModelReady, (404, 503))
-    return found
-
-
-def check_served(served: Served, parameters: Mapping[str, str]) -> None:
-    """Raise ModelNotServed unless the path's parameters `name` and `version`, if it has one, are what serves."""
-    version = served.scorer.version
-    given = "/".join(parameters[name] for name in ("name", "version") if name in parameters)
-    if given != (str(version) if "version" in parameters else version.name):
-        raise ModelNotServed(given, str(version))
-
-
-def metadata(served: Served) -> ModelMetadata:
-    """Return the metadata of the model that serves."""
-    version, columns = served.scorer.version, served.scorer.features.request_columns
-    return ModelMetadata(
-        version.name,
-        (str(version.version),),
-        "mlflow",
-        [TensorMetadata(name, INPUTS.get(dtype, "BYTES")) for name, dtype in columns.items()],
-        [TensorMetadata(name, OUTPUTS[kind][0]) for name, kind in _output_types(served).items()],
-    )
-
-
 def _count_strings(infer: InferenceRequest) -> int:
     """Return the number of strings in the JSON of a request without parameters and outputs; fewer for any other."""
     strings = 1 if infer.id is None else 3
@@ -257,13 +160,6 @@ def _json_size(headers: Headers, body_size: int) -> int:
         problem = "it is not the size of the JSON at the beginning of the body"
         raise InvalidHeader("Inference-Header-Content-Length", problem)
     return int(given)
-
-
-def _output_types(served: Served) -> dict[str, OutputType]:
-    """Return the name and type of each output tensor: the model's outputs, as in a file, and the reason."""
-    outputs = served.scorer.outputs
-    types = zip(outputs.names, (column.type for column in outputs.columns), strict=True)
-    return {**dict(types), REASON: "string"}
 
 
 def _wanted(infer: InferenceRequest, kinds: Mapping[str, OutputType]) -> dict[str, bool]:
@@ -309,7 +205,7 @@ def _response(
     values = dict(zip(kinds, [*scores.outputs, scores.reasons], strict=True))
     tensors, pieces = [], []
     for name, binary in wanted.items():
-        tensor, data = encode(name, kinds[name], values[name], binary=binary)
+        tensor, data = encode_output(name, kinds[name], values[name], binary=binary)
         tensors.append(tensor)
         pieces.append(data)
     version = served.scorer.version

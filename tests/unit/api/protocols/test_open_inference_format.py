@@ -21,7 +21,7 @@ from api.model.loading import Target
 from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest, RequestForm
 from api.model.scorer import RowScores
-from api.protocols.open_inference import OpenInference
+from api.protocols.open_inference_format import OpenInferenceFormat
 from api.protocols.tensors import DTYPES
 from api.protocols.wire_format import Call
 from api.telemetry.request_context import RequestContext
@@ -41,7 +41,7 @@ LINK = features(
     request_inputs={"amount": pa.float64(), "items": pa.int64(), "known": pa.bool_(), "note": pa.string()},
 )
 SERVED = Served(Target(FakeScorer().version, "d"), FakeScorer(link=LINK), RequestForm("ranker/1", LINK, 50))
-FORMAT = OpenInference(Settings(model_name="ranker", max_entities=50))
+FORMAT = OpenInferenceFormat(Settings(model_name="ranker", max_entities=50))
 DATATYPES = {"customer_id": "BYTES", "amount": "FP64", "items": "INT64", "known": "BOOL", "note": "BYTES"}
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
 ROW = st.fixed_dictionaries(
