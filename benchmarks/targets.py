@@ -109,6 +109,9 @@ def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Targ
     if "graph-10m" in sections:
         ratio = faster("graph-10m", "graph-checked", "graph-dagster")
         yield _at_most("The whole graph for 10,000,000 rows through Dagster: time, x its parts", 1.1, 1 / ratio)
+    if "replay-1m" in sections:
+        ratio = faster("replay-1m", "replay-request", "replay-product")
+        yield _at_most("Replay of 1,000,000 rows: time, x scoring a request of that size", 3, 1 / ratio)
     for store in ("redis", "sqlite"):
         section = f"materialize-{store}"
         if section in sections:

@@ -52,6 +52,7 @@ WORKS = {
         for model in MODELS
     },
     "graph-10m": Work(("graph-dagster", "graph-checked", "graph-parts"), 10_000_000, "graph-checked"),
+    "replay-1m": Work(("replay-product", "replay-request"), 1_000_000, "replay-request"),
     "materialize-redis": Work(
         ("materialize-redis-product", "materialize-redis-feast"), 200_000, "materialize-redis-feast"
     ),
@@ -73,6 +74,8 @@ CONTENDER_NAMES = {
     "graph-dagster": "**job score_batch through Dagster**",
     "graph-checked": "its parts in sequence (the functions and checks of the assets)",
     "graph-parts": "its parts without the checks",
+    "replay-product": "**replay of model-serving**",
+    "replay-request": "scoring a batch request with the same rows",
     "materialize-redis-product": "**asset online_store of model-serving**",
     "materialize-redis-feast": "feast materialize-incremental (baseline)",
     "materialize-sqlite-product": "**asset online_store of model-serving**",
@@ -82,6 +85,7 @@ TITLES = {
     "join": "Point-in-time join of {rows:,} rows with 10,000 drivers x 30 hours",
     "predict": "Prediction of {rows:,} rows, {model}",
     "graph": "The whole graph for {rows:,} rows",
+    "replay": "Replay of a prediction log of {rows:,} rows",
     "materialize": "Materialization of {rows:,} drivers into {store}",
 }
 
