@@ -4,6 +4,7 @@ The logged rows of one version become a batch request, whose event timestamps ar
 features. The batch engine joins and scores it with that exact version. Each row with another answer gets one cause.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -24,7 +25,7 @@ from scoring.batch.request import RequestCopy, entity_columns
 from scoring.errors import ModelNotRegistered, StorageError, VersionNotFound
 from scoring.feast_plugins.event_times import EventTimes, read_event_times
 from scoring.features.feature_store import read_definitions
-from scoring.features.model_features import ModelFeatures, View, feast_name
+from scoring.features.model_features import ModelFeatures, View, feast_name, reasons_from_nulls
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location, storage_errors
 from scoring.files.parquet import ParquetFiles, write_tables
@@ -44,7 +45,7 @@ from scoring.monitoring.prediction_log import (
     fetch_log,
     view_prefix,
 )
-from scoring.predict import Policy
+from scoring.predict import Policy, score
 from scoring.serving import ServingModel, load_serving_model
 from scoring.settings import Settings
 
@@ -63,7 +64,7 @@ CAUSES = {
     NOT_MATERIALIZED: "a feature row that the online store did not have yet",
     PAST_TTL: "the online store's row was past its time to live",
     DEFINITION_CHANGED: "the feature definitions have changed since",
-    REQUEST_INPUT: "the request gave another value for a feature",
+    REQUEST_INPUT: "the request overrides a feature; with its value, batch computes the same",
     VERSION_GONE: "the registry no longer has the version",
     UNEXPLAINED: "none of these",
 }
@@ -227,8 +228,9 @@ class _ReplayOfVersion:
         origin = Origin(copy.content, str(serving.model.version), serving.features.service, definitions)
         engine = LocalEngine()
         engine.write_input(copy, origin, self._store, serving.features, folder)
-        engine.write_output(folder, serving, _complete_policy(self._policy))
-        comparison = _Comparison(serving, self._store, definitions)
+        policy = _complete_policy(self._policy)
+        engine.write_output(folder, serving, policy)
+        comparison = _Comparison(serving, self._store, definitions, policy)
         with ParquetFiles([folder / OUTPUT_NAME]) as scored:
             for rows in scored.between(0, scored.rows):
                 different = comparison.different(rows)
@@ -239,7 +241,9 @@ class _ReplayOfVersion:
 class _Comparison:
     """Compares the rows of a batch output with the logged ones beside them."""
 
-    def __init__(self, serving: ServingModel, store: "FeatureStore", definitions: str) -> None:
+    def __init__(self, serving: ServingModel, store: "FeatureStore", definitions: str, policy: Policy) -> None:
+        self._serving = serving
+        self._policy = policy
         self._features = serving.features
         self._outputs = list(serving.model.outputs.names)
         self._model = str(serving.model.version)
@@ -260,9 +264,10 @@ class _Comparison:
         changed = pc.not_equal(rows[PREFIX + DEFINITIONS], self._definitions).to_numpy()
         causes[changed] = DEFINITION_CHANGED
         if PREFIX + OVERRIDES in rows.column_names:
-            overridden = pc.is_valid(rows[PREFIX + OVERRIDES]).to_numpy() & ~changed
-            causes[overridden] = REQUEST_INPUT
-            details[overridden] = rows[PREFIX + OVERRIDES].filter(pa.array(overridden)).to_pylist()
+            overridden = np.flatnonzero(pc.is_valid(rows[PREFIX + OVERRIDES]).to_numpy() & ~changed)
+            same = overridden[self._same_with_overrides(rows.take(overridden))] if len(overridden) else overridden
+            causes[same] = REQUEST_INPUT
+            details[same] = rows[PREFIX + OVERRIDES].take(same).to_pylist()
         open_places = np.flatnonzero(causes == UNEXPLAINED)
         if len(open_places):
             of_features = self._of_features(rows.take(open_places))
@@ -279,6 +284,19 @@ class _Comparison:
             "replayed": _as_text(rows, self._outputs),
         }
         return _report(columns, list(causes), list(details))
+
+    def _same_with_overrides(self, rows: pa.Table) -> np.ndarray:
+        """Return whether the joined features give the logged answer once the request's values replace them."""
+        given = [msgspec.json.decode(each) for each in rows[PREFIX + OVERRIDES].to_pylist()]
+        vectors = self._features.written_vectors(rows)
+        for place, field in enumerate(vectors.schema):
+            values = [each.get(field.name) for each in given]
+            if any(value is not None for value in values):
+                column = pa.array(values, pa.string() if pa.types.is_timestamp(field.type) else field.type)
+                vectors = vectors.set_column(place, field, pc.coalesce(column.cast(field.type), vectors.column(place)))
+        reasons = reasons_from_nulls(self._features, vectors)
+        outputs = score(self._serving.model, vectors, reasons, self._policy, lambda row: f"row {row + 1}").outputs
+        return functools.reduce(np.logical_and, (_same(outputs[name], rows[PREFIX + name]) for name in self._outputs))
 
     def _of_features(self, rows: pa.Table) -> list[tuple[str, str]]:
         """Return cause and detail of rows whose features were read by the current definitions."""

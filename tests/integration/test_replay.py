@@ -160,6 +160,12 @@ def test_a_value_that_came_with_the_request(world: World, tmp_path: Path, report
     assert found.causes["request_input"] == found.rows
     assert pq.read_table(report)["detail"].to_pylist()[0] == '{"conv_rate":0.5}'
 
+    (file,) = (tmp_path / "log").rglob("*.parquet")
+    rows = pq.read_table(file, partitioning=None)
+    place = rows.column_names.index("__overrides")
+    pq.write_table(rows.set_column(place, "__overrides", pa.array(['{"conv_rate":0.25}'] * rows.num_rows)), file)
+    assert replayed(world, tmp_path / "log", report).causes["unexplained"] == rows.num_rows
+
 
 def test_a_difference_without_a_cause_is_unexplained(world: World, log: Path, report: Path, tmp_path: Path) -> None:
     (file,) = log.rglob("*.parquet")
