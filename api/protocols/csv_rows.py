@@ -23,7 +23,7 @@ def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -
 
 
 def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, list[Any]], Callable[[int], str]]:
-    """Read the columns, which may have any order. An empty cell is null.
+    """Read the columns, which may have any order. An empty cell is null. Empty lines at the end are ignored.
 
     The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
     capitals, as Python writes them. Columns without a name are ignored: pandas writes its index that way.
@@ -35,7 +35,8 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
         InvalidRequest: the names of the columns or the number of cells in a line do not fit.
     """
     try:
-        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        text = body.rstrip(b"\r\n").decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     except UnicodeDecodeError as error:
         raise MalformedBody(f"byte {error.start} is not UTF-8", "CSV") from None
     rows, lines = [], []
@@ -51,8 +52,6 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
             line = reader.line_num + 1
     except csv.Error as error:
         raise MalformedBody(f"line {reader.line_num}: {error}", "CSV") from None
-    while rows and not rows[-1]:  # empty lines at the end
-        rows.pop()
     for row, line in zip(rows, lines, strict=False):
         if len(row) != len(names):
             raise form.invalid_columns(f"Line {line} has {len(row)} cells, and the header has {len(names)}")

@@ -64,6 +64,7 @@ def test_a_byte_order_mark_quotes_and_line_ends_make_no_difference(text: str) ->
         ("id,name\n1,a\n2\n", "Line 3 has 1 cells, and the header has 2"),
         ("id,name\n1,a,b\n", "Line 2 has 3 cells, and the header has 2"),
         ("id,name\n1,a\n\n2,b\n", "Line 3 has 0 cells"),
+        ("id,name\n1,a\n\n\n\n2,b\n", "Expected 1 to 3 rows, got more"),
         ("id,name\n,a\n", "Column 'id', line 2: Expected `integer`, got `null`"),
         ("id,name\n1,\n", "Column 'name', line 2: Expected `string`, got `null`"),
         ('id,name\n1,"a\nb"\n1.0,c\n', "Column 'id', line 4: Expected `integer`"),
