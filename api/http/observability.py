@@ -82,7 +82,7 @@ class ObservabilityMiddleware:
     def _record(self, scope: HTTPScope, method: str, status: int, started_at: float) -> None:
         ended_at = time.perf_counter()
         route = self._route(scope)
-        self._metrics.answered(route, method, status, ended_at - started_at)
+        self._metrics.count_request(route, method, status, ended_at - started_at)
         context = RequestContext.of(scope)
         facts: dict[str, object] = {
             "method": method,

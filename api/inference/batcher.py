@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from api.errors import Overloaded
+from api.inference.batch_policy import BatchPolicy
 from api.inference.micro_batch import MicroBatch, PendingRequest, RequestResult
-from api.inference.policy import BatchPolicy
 from api.model.scorer import RowScores
 
 

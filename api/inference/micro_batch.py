@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from api.model.scorer import EntityRows, RowScores, Scorer
+from api.model.scorer import RowScores, Scorer
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.online.lookup import OnlineVectors
+from scoring.online.reading import EntityRows
 from scoring.predict import Scores, failed_on_all
 
 RequestResult = RowScores | BaseException

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from api.model.scorer import EntityRows, OnlineScorer, Scorer
+from api.model.scorer import OnlineScorer, Scorer
 from api.model.timed_registry import TimedRegistry
 from scoring.arrow.signature import Signature
 from scoring.errors import FeatureStoreError, ServingError
@@ -25,6 +25,7 @@ from scoring.models.registry import ModelVersion, Registry
 from scoring.models.trial_load import validate_in_trial
 from scoring.online.empty_views import empty_views_problem
 from scoring.online.lookup import fastest_lookup, read_online_vectors
+from scoring.online.reading import EntityRows
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy
 from scoring.serving import ServingModel, check_online, check_output_names, link_version, resolve_version

@@ -13,9 +13,9 @@ from api.errors import InvalidRequest
 from api.model import strict_json
 from api.model.request_members import OVERRIDES, REQUEST_ID, TOP, RequestMembers, listing
 from api.model.request_types import INPUT_TYPES, KEY_EXAMPLES, QUOTED, columns_of, field_names, request_types
-from api.model.scorer import EntityRows
 from scoring.errors import ModelRefused
 from scoring.features.model_features import ModelFeatures
+from scoring.online.reading import EntityRows
 
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}

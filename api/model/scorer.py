@@ -1,7 +1,7 @@
 """Scores entity rows with one model version. Blocking, so the API calls it in worker threads."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,14 +15,13 @@ from scoring.models.registry import ModelVersion
 from scoring.monitoring.prediction_log import feast_log_schema
 from scoring.online.empty_views import EmptyViews
 from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
+from scoring.online.reading import EntityRows
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy, Scores, score
 from scoring.serving import ServingModel
 
 if TYPE_CHECKING:
     from feast import FeatureStore
-
-EntityRows = Mapping[str, Sequence[Any]]
 
 
 class RowScores(msgspec.Struct, frozen=True):

@@ -91,7 +91,7 @@ class MlflowFormat:
             columns, place = read_csv(served.form, call.body, self._max_entities)
         else:
             columns, place = _read_json(served.form, call.body), "row {}".format
-        columns = _whole_keys(columns, served.form)
+        columns = _integer_keys(columns, served.form)
         request = served.form.from_columns(request_id, columns, self._max_entities, place)
         scores = await scoring.score(served, request, call.context)
         answer = {"predictions": _predictions(served.scorer.outputs, scores), "reasons": scores.reasons}
@@ -194,7 +194,7 @@ def _from_records(records: Sequence[Any], form: RequestForm) -> Columns:
     return {name: [record[name] for record in records] for name in names}
 
 
-def _whole_keys(columns: Columns, form: RequestForm) -> Columns:
+def _integer_keys(columns: Columns, form: RequestForm) -> Columns:
     """Convert floats in integer key columns to integers: pandas and NumPy turn integers to floats.
 
     Floats with a fraction, and floats from 2**53 on, stay as they are and are refused later.

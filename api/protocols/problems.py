@@ -52,8 +52,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:model-serving:problem:"
 
 
-class Kind(msgspec.Struct, frozen=True):
-    """One kind of problem."""
+class ProblemType(msgspec.Struct, frozen=True):
+    """A type of problem."""
 
     name: str
     """The last part of its `type`."""
@@ -63,47 +63,49 @@ class Kind(msgspec.Struct, frozen=True):
     """The detail for clients, if the error's own message is for operators."""
 
 
-NOT_FOUND = Kind("not-found", 404, "Not found")
-BODY_TOO_LARGE = Kind("body-too-large", 413, "Body too large")
-BAD_REQUEST = Kind("bad-request", 400, "Malformed request")
-NOT_READY = Kind("not-ready", 503, "Not ready")
+NOT_FOUND = ProblemType("not-found", 404, "Not found")
+BODY_TOO_LARGE = ProblemType("body-too-large", 413, "Body too large")
+BAD_REQUEST = ProblemType("bad-request", 400, "Malformed request")
+NOT_READY = ProblemType("not-ready", 503, "Not ready")
 SEE_LOG = "The log has details under this problem's instance."
-INTERNAL = Kind("internal-error", 500, "Internal error", SEE_LOG)
-STORE_FAILED = Kind("feature-store-failed", 503, "Feature store failed", "Features can't be read now.")
+INTERNAL = ProblemType("internal-error", 500, "Internal error", SEE_LOG)
+STORE_FAILED = ProblemType("feature-store-failed", 503, "Feature store failed", "Features can't be read now.")
 
-BY_ERROR: dict[type[Exception], Kind] = {
-    KeyNeeded: Kind("key-needed", 401, "API key needed"),
-    NotSigned: Kind("not-signed", 401, "Delivery not signed"),
+TYPE_OF_ERROR: dict[type[Exception], ProblemType] = {
+    KeyNeeded: ProblemType("key-needed", 401, "API key needed"),
+    NotSigned: ProblemType("not-signed", 401, "Delivery not signed"),
     BodyTooLarge: BODY_TOO_LARGE,
-    BodyTooSlow: Kind("body-too-slow", 408, "Body too slow"),
-    NotJson: Kind("not-json", 415, "Body not declared as JSON"),
-    UnsupportedMediaType: Kind("unsupported-media-type", 415, "Unsupported media type"),
-    NotAcceptable: Kind("not-acceptable", 406, "Not acceptable"),
-    BodyEncoded: Kind("body-encoded", 415, "Body compressed"),
-    MalformedBody: Kind("malformed-body", 400, "Malformed body"),
+    BodyTooSlow: ProblemType("body-too-slow", 408, "Body too slow"),
+    NotJson: ProblemType("not-json", 415, "Body not declared as JSON"),
+    UnsupportedMediaType: ProblemType("unsupported-media-type", 415, "Unsupported media type"),
+    NotAcceptable: ProblemType("not-acceptable", 406, "Not acceptable"),
+    BodyEncoded: ProblemType("body-encoded", 415, "Body compressed"),
+    MalformedBody: ProblemType("malformed-body", 400, "Malformed body"),
     ClientLeft: BAD_REQUEST,
     InvalidHost: BAD_REQUEST,
     InvalidHeader: BAD_REQUEST,
     UpgradeRequested: BAD_REQUEST,
     RouteNotFound: NOT_FOUND,
-    ModelNotServed: Kind("model-not-served", 404, "Model not served"),
-    MethodNotAllowed: Kind("method-not-allowed", 405, "Method not allowed"),
-    InvalidRequest: Kind("invalid-request", 422, "Invalid request"),
-    NotRanked: Kind("not-ranked", 422, "No output to rank by"),
-    NothingScored: Kind("nothing-scored", 422, "No entity could be scored"),
-    FeaturesRejected: Kind("features-rejected", 422, "Features missing"),
+    ModelNotServed: ProblemType("model-not-served", 404, "Model not served"),
+    MethodNotAllowed: ProblemType("method-not-allowed", 405, "Method not allowed"),
+    InvalidRequest: ProblemType("invalid-request", 422, "Invalid request"),
+    NotRanked: ProblemType("not-ranked", 422, "No output to rank by"),
+    NothingScored: ProblemType("nothing-scored", 422, "No entity could be scored"),
+    FeaturesRejected: ProblemType("features-rejected", 422, "Features missing"),
     # /ready gives the reason, with names that are for operators only.
-    NoModel: Kind("no-model", 503, "No model serves yet", "No model version serves yet: see /ready for the reason."),
+    NoModel: ProblemType(
+        "no-model", 503, "No model serves yet", "No model version serves yet: see /ready for the reason."
+    ),
     NotReady: NOT_READY,
-    Overloaded: Kind("overloaded", 503, "Too many requests"),
-    DeadlineExceeded: Kind("deadline-exceeded", 503, "Deadline exceeded"),
+    Overloaded: ProblemType("overloaded", 503, "Too many requests"),
+    DeadlineExceeded: ProblemType("deadline-exceeded", 503, "Deadline exceeded"),
     StoreUnavailable: STORE_FAILED,
     FeatureStoreError: STORE_FAILED,
-    UnusableFeature: Kind("unusable-feature", 500, "Unusable feature value", SEE_LOG),
-    PredictionFailed: Kind("prediction-failed", 500, "Prediction failed", "The model failed on this request."),
+    UnusableFeature: ProblemType("unusable-feature", 500, "Unusable feature value", SEE_LOG),
+    PredictionFailed: ProblemType("prediction-failed", 500, "Prediction failed", "The model failed on this request."),
 }
-KINDS = tuple(dict.fromkeys((*BY_ERROR.values(), INTERNAL)))
-TYPES = sorted({TYPE_PREFIX + kind.name for kind in KINDS})
+PROBLEM_TYPES = tuple(dict.fromkeys((*TYPE_OF_ERROR.values(), INTERNAL)))
+TYPES = sorted({TYPE_PREFIX + kind.name for kind in PROBLEM_TYPES})
 CONTENT_TYPE = (b"content-type", MEDIA_TYPE.encode())
 NO_STORE = (b"cache-control", b"no-store")
 
@@ -129,7 +131,7 @@ def problem_of(error: Exception, scope: Scope) -> tuple[Problem, list[tuple[byte
     Each problem has a unique `instance`, which the log has, too. Failures of the server also get a log line of their
     own. No problem contains feature values, a stack trace or a message that was not written for clients.
     """
-    kind, context = kind_of(error), RequestContext.of(scope)
+    kind, context = type_of(error), RequestContext.of(scope)
     context.problem, context.instance = kind.name, new_instance()
     _log(kind, error, instance=context.instance, path=scope["path"])
     problem = Problem(
@@ -155,11 +157,11 @@ def new_instance() -> str:
     return f"urn:uuid:{uuid.uuid4()}"
 
 
-def kind_of(error: Exception) -> Kind:
-    """Return the kind of problem that an error is for the client."""
+def type_of(error: Exception) -> ProblemType:
+    """Return the type of problem that an error is for the client."""
     for each in type(error).__mro__:
-        if each in BY_ERROR:
-            return BY_ERROR[each]
+        if each in TYPE_OF_ERROR:
+            return TYPE_OF_ERROR[each]
     if isinstance(error, HTTPException):  # Litestar's own
         if error.status_code == BODY_TOO_LARGE.status:
             return BODY_TOO_LARGE
@@ -168,7 +170,7 @@ def kind_of(error: Exception) -> Kind:
     return INTERNAL
 
 
-def _headers(kind: Kind, error: Exception) -> list[tuple[bytes, bytes]]:
+def _headers(kind: ProblemType, error: Exception) -> list[tuple[bytes, bytes]]:
     headers = [NO_STORE]
     if kind.status == 503:
         headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_s", 1)))
@@ -184,13 +186,13 @@ def _headers(kind: Kind, error: Exception) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _detail(kind: Kind, error: Exception) -> str:
+def _detail(kind: ProblemType, error: Exception) -> str:
     if kind.detail is not None:
         return kind.detail
     return str(error) if isinstance(error, ServingError) else f"{kind.title}."
 
 
-def _log(kind: Kind, error: Exception, **facts: Any) -> None:
+def _log(kind: ProblemType, error: Exception, **facts: Any) -> None:
     facts |= {"problem": kind.name, "status": kind.status}
     if isinstance(error, PredictionFailed):
         # The model's own message may quote feature values, so the log gets only the place where it was raised.

@@ -11,7 +11,7 @@ from api.model.model_slot import ModelSlot, Served
 from api.model.request_schema import EntityRequest
 from api.model.scorer import RowScores
 from api.model.store_health import NO_ANSWER, Breaker
-from api.protocols.problems import kind_of
+from api.protocols.problems import type_of
 from api.telemetry.metrics import Metrics
 from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestContext
@@ -97,7 +97,7 @@ class Scoring:
         try:
             scores = await self._score(served, pending, context)
         except BaseException as error:
-            problem = kind_of(error).name if isinstance(error, Exception) else CANCELLED
+            problem = type_of(error).name if isinstance(error, Exception) else CANCELLED
             raise
         finally:
             if self._prediction_log is not None:
@@ -121,11 +121,11 @@ class Scoring:
             self._blame_store(pending, error.public, str(error))
             raise
         finally:
-            self._metrics.worked_on(pending, time.time())
+            self._metrics.count_scoring(pending, time.time())
         if pending.batch is not None and not pending.batch.answered:
             pending.batch.answered = True
             self._breaker.answered()
-        self._metrics.scored(scores)
+        self._metrics.count_excluded(scores)
         return scores
 
     def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Tables of entities and scores: requests as Arrow streams and Parquet files, answers also as CSV."""
+"""Reads requests as tables: Arrow streams and Parquet files."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from api.errors import BodyTooLarge, MalformedBody
-from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest, RequestForm
-from api.model.scorer import RowScores
-from api.protocols.response import CSV
 from api.protocols.table_limits import Unreadable, check_pages, check_stream, read_footer
 from scoring.arrow.text import STRINGS, plain_strings
 from scoring.arrow.timestamps import to_timestamps
 from scoring.errors import ServingError
 
 ARROW, PARQUET = b"application/vnd.apache.arrow.stream", b"application/vnd.apache.parquet"
-FORMS = {ARROW: "Arrow IPC", PARQUET: "Parquet"}
+TABLE_NAMES = {ARROW: "Arrow IPC", PARQUET: "Parquet"}
 """Media types of the requests that `decode_table` reads, and their names in errors."""
 # No request input is longer, in UTF-8.
 MAX_STRING_BYTES = 4 * 4096
@@ -40,7 +37,7 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     """Decode a request's table. Its values are checked by `block_of`. Blocking: for a worker thread.
 
     Args:
-        media: one of FORMS.
+        media: one of TABLE_NAMES.
         form: the request schema.
         body: the encoded table.
         max_rows: maximum number of rows.
@@ -58,9 +55,9 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     except ServingError:
         raise
     except Unreadable as error:
-        raise MalformedBody(str(error), FORMS[media]) from None
+        raise MalformedBody(str(error), TABLE_NAMES[media]) from None
     except Exception:  # pyarrow raises many types for malformed bodies, and its messages quote them
-        raise MalformedBody("it can't be decoded", FORMS[media]) from None
+        raise MalformedBody("it can't be decoded", TABLE_NAMES[media]) from None
     return table
 
 
@@ -155,36 +152,3 @@ def _values(form: RequestForm, name: str, column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_floating(kind):
         return [None if value is None or math.isnan(value) else value for value in values]
     return values
-
-
-class TableAnswer:
-    """Collects the scores of a request's blocks as a table with the columns and types of a batch output."""
-
-    def __init__(self, media: bytes, served: Served, request_id: str) -> None:
-        """Begin an answer in ARROW, PARQUET or CSV."""
-        self._media = media
-        self._form = served.form
-        version = served.scorer.version
-        fields = [*((key.name, key.arrow_type) for key in served.form.keys), *served.scorer.outputs.schema]
-        about = {"request_id": request_id, "model_name": version.name, "model_version": str(version.version)}
-        self._schema = pa.schema([*fields, ("reason", pa.string())], metadata=about)
-        self._batches: list[pa.RecordBatch] = []
-
-    def add(self, request: EntityRequest, scores: RowScores) -> None:
-        """Append the scores of a block."""
-        columns = [*self._form.key_columns(request), *scores.outputs, scores.reasons]
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-
-    def finish(self) -> bytes:
-        """Return the encoded table. Blocking, and the interpreter is free meanwhile."""
-        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
-        sink = pa.BufferOutputStream()
-        if self._media == PARQUET:
-            pq.write_table(table, sink)
-        elif self._media == CSV:
-            pa.csv.write_csv(table, sink)
-        else:
-            with pa.ipc.new_stream(sink, self._schema) as stream:
-                stream.write_table(table)
-        return bytes(sink.getvalue())

@@ -142,12 +142,12 @@ class Metrics:
         """Also export the metrics of `collector`."""
         self.registry.register(collector)
 
-    def answered(self, route: str, method: str, status: int, duration_s: float) -> None:
+    def count_request(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Count a request that has ended."""
         self._answered.add(route, method, status)
         self._took.add(duration_s, route)
 
-    def worked_on(self, pending: PendingRequest, now_s: float) -> None:
+    def count_scoring(self, pending: PendingRequest, now_s: float) -> None:
         """Count a scoring request that has ended, successfully or not; `now_s` is the time in seconds since 1970."""
         batch = pending.batch
         if batch is None:
@@ -168,7 +168,7 @@ class Metrics:
         if batch.online.oldest_s is not None:
             self._age.observe(now_s - batch.online.oldest_s)
 
-    def scored(self, scores: RowScores) -> None:
+    def count_excluded(self, scores: RowScores) -> None:
         """Count the entities of a request that have no score."""
         if None not in scores.outputs[0]:
             return

@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from api.model.loading import Target
-from api.model.scorer import EntityRows, Scorer
+from api.model.scorer import Scorer
 from scoring.arrow.signature import ModelInput, Signature
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 from scoring.models.outputs import ONE_NUMBER, Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors
+from scoring.online.reading import EntityRows
 from scoring.predict import Scores
 
 # Returns, for each entity, its output (a tuple if there are several) or None, and its reason.

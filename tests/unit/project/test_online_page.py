@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.app import create_app, wire_formats
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.protocols.problems import KINDS
+from api.protocols.problems import PROBLEM_TYPES
 from api.telemetry.metrics import PREFIX, Metrics, ServingState
 from api.telemetry.prediction_log import PredictionLog
 from scoring.files.location import Location
@@ -56,7 +56,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
         for statuses, names in rows
         for place, name in enumerate(re.findall(r"`([\w-]+)`", names))
     }
-    assert documented == {(kind.name, kind.status) for kind in KINDS}
+    assert documented == {(kind.name, kind.status) for kind in PROBLEM_TYPES}
 
 
 def test_each_documented_log_event_is_logged() -> None:

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 
 from api.errors import Overloaded
+from api.inference.batch_policy import MAX_ROWS, MIN_AGE_LIMIT_S
 from api.inference.batcher import MicroBatcher
 from api.inference.micro_batch import PendingRequest
-from api.inference.policy import MAX_BATCH_AGE_S, MAX_ROWS
-from api.model.scorer import EntityRows, RowScores
+from api.model.scorer import RowScores
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.models.outputs import ONE_NUMBER
 from scoring.online.lookup import OnlineVectors
+from scoring.online.reading import EntityRows
 from scoring.predict import Scores
 from tests.support.fakes import FakeScorer, id_as_score
 
@@ -173,13 +174,13 @@ def test_while_one_micro_batch_is_stuck_another_thread_takes_the_next() -> None:
         await first
         return took_s
 
-    assert run(scenario, threads=2) >= MAX_BATCH_AGE_S / 2
+    assert run(scenario, threads=2) >= MIN_AGE_LIMIT_S / 2
 
 
 def test_requests_during_a_micro_batch_of_a_slow_model_wait_for_its_end_and_are_merged() -> None:
     class SlowScorer(RecordingScorer):
         def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
-            time.sleep(3 * MAX_BATCH_AGE_S)
+            time.sleep(3 * MIN_AGE_LIMIT_S)
             return super().look_up(entity_rows, now)
 
     scorer = SlowScorer()
@@ -191,7 +192,7 @@ def test_requests_during_a_micro_batch_of_a_slow_model_wait_for_its_end_and_are_
 
         for entity in range(20):
             await batcher.score(request(scorer, entity), LONG_S)
-        await asyncio.gather(*(later(place * MAX_BATCH_AGE_S * 0.7, 100 + place) for place in range(4)))
+        await asyncio.gather(*(later(place * MIN_AGE_LIMIT_S * 0.7, 100 + place) for place in range(4)))
 
     run(scenario, threads=2)
     assert scorer.lookups[20:] == [[100], [101, 102, 103]]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 
 from api.app import create_app
-from api.protocols import scores_format
-from api.protocols.response import negotiate
+from api.protocols import bulk_scores
+from api.protocols.response import CSV, negotiate
 from api.protocols.scores_format import MEDIA_TYPES, NDJSON
 from api.protocols.table_limits import MAX_PARTS
-from api.protocols.tables import ARROW, CSV, PARQUET
+from api.protocols.tables import ARROW, PARQUET
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.models.outputs import OutputColumn, Outputs
 from scoring.settings import Settings
@@ -410,7 +410,7 @@ def test_a_large_request_is_scored_in_blocks_with_one_version() -> None:
     table = pa.ipc.open_stream(answers[0].content).read_all()
     assert answers[0].headers["X-Model-Version"] == "ranker/1"
     assert table["prediction"].to_pylist() == [float(key) for key in range(1, 2001)]
-    assert sizes == [scores_format.BLOCK_ROWS] * (2000 // scores_format.BLOCK_ROWS)
+    assert sizes == [bulk_scores.BLOCK_ROWS] * (2000 // bulk_scores.BLOCK_ROWS)
 
 
 def test_only_few_large_requests_are_unfinished_at_once() -> None:

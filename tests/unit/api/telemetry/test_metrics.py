@@ -123,7 +123,7 @@ def test_while_stopping_the_process_is_not_ready_and_closes_connections() -> Non
 def test_the_folder_that_feast_sets_in_the_environment_is_ignored(tmp_path: Path) -> None:
     program = (
         "from api.telemetry.metrics import Metrics; from prometheus_client import generate_latest;"
-        "m = Metrics(); m.answered('/live', 'GET', 200, 0.1); print(generate_latest(m.registry).decode())"
+        "m = Metrics(); m.count_request('/live', 'GET', 200, 0.1); print(generate_latest(m.registry).decode())"
     )
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     result = subprocess.run(

@@ -12,14 +12,14 @@ MAX_ROWS = 2000
 # While a micro-batch is younger than this, requests wait for its end and are merged. An older one may be stuck in the
 # store or the model, so another thread takes the next. With a slow model, two concurrent micro-batches would take turns
 # with the interpreter, each half as large: the limit is then 1.5 times their usual duration, up to a maximum.
-MAX_BATCH_AGE_S, LONGEST_BATCH_AGE_S = 0.01, 0.05
-OF_USUAL = 1.5
+MIN_AGE_LIMIT_S, MAX_AGE_LIMIT_S = 0.01, 0.05
+AGE_LIMIT_FACTOR = 1.5
 # Clients that got their responses together send their next requests together. After a micro-batch of several requests,
 # the next one waits for them; otherwise they would split into two alternating groups, each half as large. It waits
 # until as many requests wait as are expected, or several turns of the event loop bring no more, or the time is up.
-SEVERAL = 4
+MIN_REQUESTS_TO_GATHER = 4
 TURNS_WITHOUT_MORE = 4
-RETURN_S = 0.003
+MAX_GATHER_S = 0.003
 
 
 class BatchPolicy:
@@ -27,7 +27,7 @@ class BatchPolicy:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self.max_age_s = MAX_BATCH_AGE_S
+        self.max_age_s = MIN_AGE_LIMIT_S
         """Age of the newest micro-batch from which the next one starts in another thread."""
         self.gathering = False
         """Whether no micro-batch starts now because clients are expected to send their next requests."""
@@ -61,11 +61,11 @@ class BatchPolicy:
 
     def finished(self, requests: int, took_s: float, waiting: int, now_s: float) -> None:
         """Record that a micro-batch of so many requests has ended."""
-        allowed_s = min(max(MAX_BATCH_AGE_S, OF_USUAL * took_s), LONGEST_BATCH_AGE_S)
+        allowed_s = min(max(MIN_AGE_LIMIT_S, AGE_LIMIT_FACTOR * took_s), MAX_AGE_LIMIT_S)
         self.max_age_s += (allowed_s - self.max_age_s) / 8
         self._expected = requests + waiting
-        if requests > 1 and self._expected >= SEVERAL:
-            self._gather_until = now_s + RETURN_S
+        if requests > 1 and self._expected >= MIN_REQUESTS_TO_GATHER:
+            self._gather_until = now_s + MAX_GATHER_S
             if not self.gathering:
                 self.gathering, self._waiting_before, self._turns_without_more = True, waiting, 0
 

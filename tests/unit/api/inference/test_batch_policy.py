@@ -4,16 +4,16 @@ from collections import deque
 
 import pytest
 
-from api.inference.micro_batch import PendingRequest
-from api.inference.policy import (
-    LONGEST_BATCH_AGE_S,
-    MAX_BATCH_AGE_S,
+from api.inference.batch_policy import (
+    MAX_AGE_LIMIT_S,
+    MAX_GATHER_S,
     MAX_ROWS,
-    RETURN_S,
-    SEVERAL,
+    MIN_AGE_LIMIT_S,
+    MIN_REQUESTS_TO_GATHER,
     TURNS_WITHOUT_MORE,
     BatchPolicy,
 )
+from api.inference.micro_batch import PendingRequest
 from tests.support.fakes import FakeScorer
 
 NOW = 100.0
@@ -38,15 +38,15 @@ def gathering(requests: int = 3, waiting: int = 2) -> BatchPolicy:
 
 def test_the_first_micro_batch_starts_at_once_and_the_next_when_it_has_ended_or_is_old() -> None:
     policy = started(threads=2)
-    assert not policy.may_start(NOW + 0.9 * MAX_BATCH_AGE_S, running=1)
-    assert policy.may_start(NOW + 0.9 * MAX_BATCH_AGE_S, running=0)
-    assert policy.may_start(NOW + 1.1 * MAX_BATCH_AGE_S, running=1)
-    assert not policy.may_start(NOW + 1.1 * MAX_BATCH_AGE_S, running=2), "no thread is free"
+    assert not policy.may_start(NOW + 0.9 * MIN_AGE_LIMIT_S, running=1)
+    assert policy.may_start(NOW + 0.9 * MIN_AGE_LIMIT_S, running=0)
+    assert policy.may_start(NOW + 1.1 * MIN_AGE_LIMIT_S, running=1)
+    assert not policy.may_start(NOW + 1.1 * MIN_AGE_LIMIT_S, running=2), "no thread is free"
 
 
 def test_the_age_limit_follows_the_usual_duration_up_to_a_maximum() -> None:
     policy = started(threads=2)
-    for took_s, expected_s in ((0.02, 0.03), (1.0, LONGEST_BATCH_AGE_S), (0.001, MAX_BATCH_AGE_S)):
+    for took_s, expected_s in ((0.02, 0.03), (1.0, MAX_AGE_LIMIT_S), (0.001, MIN_AGE_LIMIT_S)):
         for _ in range(100):
             policy.finished(1, took_s, 0, NOW)
         assert policy.max_age_s == pytest.approx(expected_s, rel=1e-3)
@@ -88,11 +88,11 @@ def test_it_stops_waiting_when_turns_bring_no_more_requests_or_the_time_is_up() 
     policy.turn(3, NOW)
     assert not policy.gathering
     policy = gathering()
-    policy.turn(3, NOW + RETURN_S)
+    policy.turn(3, NOW + MAX_GATHER_S)
     assert not policy.gathering
 
 
-@pytest.mark.parametrize(("requests", "waiting"), [(1, SEVERAL), (2, SEVERAL - 3)])
+@pytest.mark.parametrize(("requests", "waiting"), [(1, MIN_REQUESTS_TO_GATHER), (2, MIN_REQUESTS_TO_GATHER - 3)])
 def test_after_a_single_request_or_with_few_clients_it_does_not_wait(requests: int, waiting: int) -> None:
     policy = started(threads=1)
     policy.finished(requests, 0.001, waiting, NOW)
@@ -101,6 +101,6 @@ def test_after_a_single_request_or_with_few_clients_it_does_not_wait(requests: i
 
 def test_a_micro_batch_that_ends_during_the_wait_prolongs_it() -> None:
     policy = gathering()
-    policy.finished(4, 0.001, 3, NOW + RETURN_S / 2)
-    policy.turn(4, NOW + RETURN_S)
+    policy.finished(4, 0.001, 3, NOW + MAX_GATHER_S / 2)
+    policy.turn(4, NOW + MAX_GATHER_S)
     assert policy.gathering
