@@ -16,7 +16,12 @@ JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boo
 
 
 def decode(
-    decoder: msgspec.json.Decoder[Any], body: bytes, invalid: Callable[[str], Exception], place: str = ""
+    decoder: msgspec.json.Decoder[Any],
+    body: bytes,
+    invalid: Callable[[str], Exception],
+    place: str = "",
+    *,
+    skips_members: bool = False,
 ) -> Any:
     """Decode JSON in UTF-8. `check_duplicates` checks the rest.
 
@@ -25,13 +30,15 @@ def decode(
         body: the JSON.
         invalid: makes the error for JSON of another type from a description of the problem.
         place: describes which part of the request's body it is, for errors.
+        skips_members: whether the type allows unknown members, whose strings msgspec does not check.
 
     Raises:
         MalformedBody: it is not JSON in UTF-8.
         Exception: `invalid`'s.
     """
     try:
-        body.decode()  # msgspec does not check members that it skips
+        if skips_members:
+            body.decode()
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _check_is_json(body, place)

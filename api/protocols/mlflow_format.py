@@ -151,7 +151,7 @@ def _read_json(form: RequestForm, body: bytes) -> Columns:
     """
     if b"NaN" in body:
         body = NAN.sub(lambda found: found[1] or b"null", body)
-    invocation: Invocation = strict_json.decode(INVOCATIONS, body, form.invalid_columns)
+    invocation: Invocation = strict_json.decode(INVOCATIONS, body, form.invalid_columns, skips_members=True)
     strict_json.check_duplicates(body, form.invalid_columns)
     if invocation.params:
         raise form.invalid_columns("`params` is not supported: omit it")

@@ -138,7 +138,7 @@ class OpenInferenceFormat:
         )
 
     def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:
-        infer: InferenceRequest = strict_json.decode(self._decoder, body, form.invalid_columns)
+        infer: InferenceRequest = strict_json.decode(self._decoder, body, form.invalid_columns, skips_members=True)
         strict_json.check_duplicates(body, form.invalid_columns, _count_strings(infer))
         return infer
 

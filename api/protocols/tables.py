@@ -1,6 +1,7 @@
 """Reads requests as tables: Arrow streams and Parquet files."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ TABLE_NAMES = {ARROW: "Arrow IPC", PARQUET: "Parquet"}
 """Media types of the requests that `decode_table` reads, and their names in errors."""
 # No request input is longer, in UTF-8.
 MAX_STRING_BYTES = 4 * 4096
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""Name of a column in which pandas writes the index of a filtered or sorted frame."""
 PLAIN: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_null,
     pa.types.is_boolean,
@@ -50,6 +53,7 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     """
     try:
         table = (_read_stream if media == ARROW else _read_parquet)(form, body, max_rows, max_bytes)
+        table = table.select(_columns(table.schema))
         table.validate(full=True)  # otherwise a malformed table can crash the process
         _check_shared_strings(form, table)
     except ServingError:
@@ -93,14 +97,20 @@ def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int)
 
 
 def _check_schema(form: RequestForm, schema: pa.Schema) -> None:
-    form.check_columns(schema.names)
-    for field in schema:
+    names = _columns(schema)
+    form.check_columns(names)
+    for field in map(schema.field, names):
         kind = field.type
         allowed = any(plain(kind) for plain in PLAIN) or (pa.types.is_decimal(kind) and kind.scale == 0)
         if pa.types.is_dictionary(kind):
             allowed = any(holds(kind.value_type) for holds in (pa.types.is_string, *STRINGS))
         if not allowed or b"ARROW:extension:name" in (field.metadata or {}):
             raise form.invalid_columns(f"Column {field.name!r} has the unsupported type {str(field.type)[:50]}")
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """Return the names of the columns, without the index of a pandas frame."""
+    return [name for name in schema.names if not PANDAS_INDEX.fullmatch(name)]
 
 
 def _check_shared_strings(form: RequestForm, table: pa.Table) -> None:

@@ -6,7 +6,7 @@ features. The batch engine joins and scores it with that exact version. Each row
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,27 +299,39 @@ class _Comparison:
         return functools.reduce(np.logical_and, (_same(outputs[name], rows[PREFIX + name]) for name in self._outputs))
 
     def _of_features(self, rows: pa.Table) -> list[tuple[str, str]]:
-        """Return cause and detail of rows whose features were read by the current definitions."""
-        found = [(UNEXPLAINED, "")] * rows.num_rows
-        times = self._event_times(rows)
-        for view in self._features.views:
-            differs = self._differs(rows, view)
-            if not differs.any():
-                continue
-            stamp, status = _logged_times(rows, self._features, view)
-            for place in np.flatnonzero(differs):
-                at = rows[EVENT_TIMESTAMP][int(place)].as_py()
-                joined = created = None
-                if times is not None:
-                    joined = times[view.name].event[int(place)].as_py()
-                    created = times[view.name].created[int(place)].as_py()
-                cause = _cause(at, stamp[int(place)], status[int(place)], joined, created)
-                if found[place][0] == UNEXPLAINED:
-                    read = "no row" if stamp[int(place)] is None else f"the row of {stamp[int(place)]}"
-                    row = "no row" if joined is None else f"the row of {joined}"
-                    late = f", created {created}" if created is not None else ""
-                    found[place] = cause, f"{view.name}: read {read}, joined {row}{late}"
-        return found
+        """Return cause and detail of rows whose features were read by the current definitions.
+
+        A row has a known cause only if each of its other features has one, in any of the views that it depends on.
+        """
+        at, times = rows[EVENT_TIMESTAMP].to_pylist(), self._event_times(rows)
+        views = {view.name: self._of_view(rows, view, times, at) for view in self._features.views}
+        found: list[tuple[str, str] | None] = [None] * rows.num_rows
+        for feature in self._features.features:
+            joined, logged = rows[feature.input], rows[PREFIX + feast_name(feature.column)]
+            for place in np.flatnonzero(~_same(conform_or_null(logged, joined.type), joined)).tolist():
+                causes = [views[view](place) for view in feature.views]
+                cause = next((each for each in causes if each[0] != UNEXPLAINED), causes[0])
+                if found[place] is None or cause[0] == UNEXPLAINED:
+                    found[place] = cause
+        return [each or (UNEXPLAINED, "") for each in found]
+
+    def _of_view(
+        self, rows: pa.Table, view: View, times: dict[str, EventTimes] | None, at: Sequence[datetime]
+    ) -> Callable[[int], tuple[str, str]]:
+        """Return a function of a row's place: the cause and detail of another row of the view."""
+        read, status = _logged_times(rows, self._features, view)
+        unknown: list[datetime | None] = [None] * rows.num_rows
+        joined = unknown if times is None else times[view.name].event.to_pylist()
+        created = unknown if times is None else times[view.name].created.to_pylist()
+
+        def cause(place: int) -> tuple[str, str]:
+            mine = "no row" if read[place] is None else f"the row of {read[place]}"
+            row = "no row" if joined[place] is None else f"the row of {joined[place]}"
+            late = "" if created[place] is None else f", created {created[place]}"
+            detail = f"{view.name}: read {mine}, joined {row}{late}"
+            return _cause(at[place], read[place], status[place], joined[place], created[place]), detail
+
+        return cause
 
     def _event_times(self, rows: pa.Table) -> dict[str, EventTimes] | None:
         with scratch_folder() as scratch:
@@ -327,16 +339,6 @@ class _Comparison:
             keys = [key.name for key in self._features.join_keys]
             pq.write_table(rows.select([*keys, EVENT_TIMESTAMP]), request)
             return read_event_times(self._store, self._features.feast.views, request)
-
-    def _differs(self, rows: pa.Table, view: View) -> np.ndarray:
-        """Return whether a feature that depends on the view has another value, bool (n_rows,)."""
-        differs = np.zeros(rows.num_rows, dtype=bool)
-        for feature in self._features.features:
-            if view.name in feature.views:
-                joined = rows[feature.input]
-                logged = rows[PREFIX + feast_name(feature.column)]
-                differs |= ~_same(conform_or_null(logged, joined.type), joined)
-        return differs
 
 
 def _cause(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -194,6 +195,13 @@ def test_a_media_type_that_is_not_known_or_not_accepted_is_refused(drivers: Test
 def test_integers_of_any_width_are_keys(drivers: TestClient[Any], media: bytes, column: pa.Array) -> None:
     body = {ARROW: arrow, PARQUET: parquet}[media](pa.table({"driver_id": column}))
     assert [row["driver_id"] for row in post(drivers, media, body, JSON).json()["scores"]] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("media", [ARROW, PARQUET])
+def test_the_index_of_a_pandas_frame_is_not_a_column(drivers: TestClient[Any], media: bytes) -> None:
+    frame = pd.DataFrame({"driver_id": [3, 1, 2]})
+    body = {ARROW: arrow, PARQUET: parquet}[media](pa.Table.from_pandas(frame[frame["driver_id"] != 1]))
+    assert [row["driver_id"] for row in post(drivers, media, body, JSON).json()["scores"]] == [3, 2]
 
 
 @pytest.mark.parametrize("media", [ARROW, PARQUET])
