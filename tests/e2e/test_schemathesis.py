@@ -38,7 +38,7 @@ def test_a_thousand_generated_requests_get_documented_responses(api: ApiServer, 
     result = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)),
-            *("run", f"{api.url}/openapi.json", "--checks", "all", "--max-examples", "100"),
+            *("run", f"{api.url}/openapi.json", "--checks", "all", "--max-examples", "50"),
             *("--report", "json", "--report-json-path", str(report), "--continue-on-failure"),
         ],
         cwd=tmp_path,

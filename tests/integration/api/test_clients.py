@@ -338,7 +338,8 @@ def test_pandas_gets_the_scores_as_parquet_csv_and_lines(server: ApiServer, scor
     }
     for media, body in requests.items():
         parquet = pandas.read_parquet(io.BytesIO(send_table(server, body, media, PARQUET).content))
-        csv = pandas.read_csv(io.BytesIO(send_table(server, body, media, "text/csv").content))
+        text = send_table(server, body, media, "text/csv").content
+        csv = pandas.read_csv(io.BytesIO(text), float_precision="round_trip")
         lines = pandas.read_json(
             io.BytesIO(send_table(server, body, media, "application/jsonl").content), lines=True, precise_float=True
         )
