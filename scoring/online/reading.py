@@ -13,6 +13,8 @@ from scoring.feast_plugins.join_keys import NO_ENTITY, Keys
 from scoring.features.model_features import Feature
 
 EntityRows = Mapping[str, Sequence[Any]]
+MOST_DISTINCT = 0.5
+"""Fraction of distinct entities in a request above which each row's entity is read."""
 RUNNING_VIEW = "running the function of an on-demand feature view"
 
 
@@ -65,7 +67,8 @@ class ViewColumns(msgspec.Struct, frozen=True):
 def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, np.ndarray | None]:
     """Return the distinct entities of n entity rows, and the place of each row's entity among them, int (n,).
 
-    The places are None if no entity repeats, as in most requests.
+    The places are None if few entities repeat, as in most requests: reading those twice takes less time than finding
+    their places.
     """
     names = [key.name for _, key in keys]
     if names == [NO_ENTITY]:
@@ -73,7 +76,7 @@ def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, 
     single = len(names) == 1
     rows = entity_rows[names[0]] if single else list(zip(*map(entity_rows.__getitem__, names), strict=True))
     distinct = set(rows)
-    if len(distinct) == len(rows):
+    if len(distinct) > MOST_DISTINCT * len(rows):
         return entity_rows, None
     columns = [list(distinct)] if single else zip(*distinct, strict=True)
     places = dict(zip(distinct, range(len(distinct)), strict=True))
