@@ -36,7 +36,7 @@ help: ## list the targets
 
 install: .venv/.dev ## create .venv with the runtime, test and check dependencies
 
-demo: .venv/.runtime ## train, register and serve the example in batch and online; ONCE=1 exits after the first response
+demo: .venv/.runtime ## train, register and serve the example in batch and online, replay it; ONCE=1 exits after that
 	@.venv/bin/python -m demo $(if $(ONCE),--once)
 
 demo-promote: .venv/.runtime ## train and promote another model version while the demo is up

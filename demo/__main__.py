@@ -1,6 +1,6 @@
-"""`make demo`: the whole product with embedded defaults, from raw data to a batch output and an online response.
+"""`make demo`: the whole product with embedded defaults, from raw data to a batch output, a response and its replay.
 
-With `--once`, it exits after printing both. Otherwise, it runs until Ctrl-C.
+With `--once`, it exits after printing them. Otherwise, it runs until Ctrl-C.
 """
 
 import os

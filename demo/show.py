@@ -9,7 +9,8 @@ from demo.dagit import Run, Step
 from demo.environment import ARTIFACTS, FEATURE_SERVICE, MODEL, REQUEST, ROOT
 from demo.training import Trained
 from scoring.features.feature_store import AppliedDefinitions
-from scoring.monitoring.replay import UNEXPLAINED, ReplayReport
+from scoring.monitoring.replay import ReplayReport
+from scoring.monitoring.replay_causes import UNEXPLAINED
 
 _START = time.monotonic()
 PRINTED_ROWS = 4

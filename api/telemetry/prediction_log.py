@@ -158,7 +158,7 @@ class PredictionLog(Collector):
         """Make rows of records of one version. A record that can't be converted does not affect the others."""
         try:
             table = schema.table(_batches(records))
-        except Exception as error:  # a refused request may have values that Arrow's types have not
+        except Exception as error:  # a refused request may have values that no Arrow type can hold
             if len(records) == 1:
                 self._report(f"rows could not be made ({type(error).__name__})")  # its message may quote a value
                 self._dropped += records[0].pending.rows

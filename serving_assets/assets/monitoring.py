@@ -13,8 +13,9 @@ from scoring.files.location import Entry, Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.feast_log import copy_to_feast
 from scoring.monitoring.prediction_log import day_folder, fetch_log, log_files
-from scoring.monitoring.replay import CAUSES, REPORTS, UNEXPLAINED, ReplayReport
+from scoring.monitoring.replay import REPORTS, ReplayReport
 from scoring.monitoring.replay import replay as replay_log
+from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
 from serving_assets.assets.display import markdown_table, table_metadata
 from serving_assets.assets.failures import failing_in_one_line
 from serving_assets.resources import Serving

@@ -211,14 +211,14 @@ def test_columns_are_converted_without_loss_and_nan_is_null(client: TestClient[A
         {"id": 2, "name": "a", "n": None, "x": None, "flag": True, "note": None, "at": None},
     ])).json()["scores"]  # fmt: skip
     at = [dt.datetime(2026, 1, 1), None]
-    for strings, moments in (
+    for strings, times in (
         (pa.large_string(), pa.timestamp("ns")),
         (pa.dictionary(pa.int8(), pa.string()), pa.timestamp("s", "Europe/Berlin")),
         (pa.string_view() if media == ARROW else pa.binary(), pa.date32()),
     ):
-        zoned = [moment and moment.replace(tzinfo=dt.UTC) for moment in at] if getattr(moments, "tz", None) else at
+        zoned = [time and time.replace(tzinfo=dt.UTC) for time in at] if getattr(times, "tz", None) else at
         table = pa.table({
-            "at": pa.array(zoned, moments), "note": pa.array(["b", None]).cast(strings), "flag": [None, True],
+            "at": pa.array(zoned, times), "note": pa.array(["b", None]).cast(strings), "flag": [None, True],
             "x": pa.array([0.5, math.nan], pa.float32()), "n": [2.0, None], "name": pa.array(["a", "a"]).cast(strings),
             "id": [1, 2],
         })  # fmt: skip
