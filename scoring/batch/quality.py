@@ -1,4 +1,4 @@
-"""Measures the quality of a batch input or output: column samples, prediction drift, and the age of feature sources."""
+"""Measures the quality of a batch input or output: column samples, and the age of feature sources."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 SAMPLED_ROWS = 500_000
 # With more outputs, fewer rows are sampled, so that memory does not grow with the number of outputs.
 FULLY_SAMPLED_OUTPUTS = 4
-DRIFT_BINS = 10
-# With fewer rows, random variation exceeds useful warning thresholds (10 bins: 0.18 for 100 rows against 100).
-MIN_ROWS_FOR_DRIFT = 100
-# An empty bin counts as this share, to avoid log(0).
-EMPTY_SHARE = 1e-4
 # An integer output with more values is a number, with fewer a label.
 MOST_INTEGER_LABELS = 50
 
@@ -66,33 +61,6 @@ def label_shares(values: pa.Array) -> dict[object, float]:
     """Return label → share of the values, most frequent first."""
     counts = [(each["values"], each["counts"] / len(values)) for each in pc.value_counts(values).to_pylist()]
     return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
-
-
-def drift(reference: pa.Array, current: pa.Array) -> float | None:
-    """Return the population stability index of an output relative to earlier values of it.
-
-    The bins are the reference's deciles, or its most frequent labels and one bin for all others. 0 means the same
-    distribution; above 0.25 is commonly considered a shift. None if either array has fewer than MIN_ROWS_FOR_DRIFT
-    values.
-
-    Args:
-        reference: (n,), without nulls, finite.
-        current: (m,), of the same type.
-    """
-    if min(len(reference), len(current)) < MIN_ROWS_FOR_DRIFT:
-        return None
-    if are_labels(reference):
-        labels = pa.array(list(label_shares(reference))[: DRIFT_BINS - 1], reference.type)
-        bins = len(labels) + 1
-        places = [pc.fill_null(pc.index_in(values, labels), bins - 1).to_numpy() for values in (reference, current)]
-    else:
-        earlier, now = (values.to_numpy(zero_copy_only=False) for values in (reference, current))
-        # Repeated reference values give repeated edges, and such bins are merged.
-        edges = np.unique(np.quantile(earlier, np.linspace(0, 1, DRIFT_BINS + 1)[1:-1]))
-        bins = len(edges) + 1
-        places = [np.searchsorted(edges, values, side="right") for values in (earlier, now)]
-    before, after = (np.maximum(np.bincount(each, minlength=bins) / len(each), EMPTY_SHARE) for each in places)
-    return float(np.sum((after - before) * np.log(after / before)))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:

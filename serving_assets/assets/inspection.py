@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch.manifest import ScoringSummary, published_output
-from scoring.batch.quality import MIN_ROWS_FOR_DRIFT, SourceAge, are_labels, drift, label_shares, predictions
+from scoring.batch.quality import SourceAge, are_labels, label_shares, predictions
 from scoring.batch.request import input_types
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.comparison import compare_with_replaced
+from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, drift
 from scoring.predict import MODEL_FAILED, NOT_FINITE
 from scoring.settings import Settings
 from serving_assets.assets.checks import (

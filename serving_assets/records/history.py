@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import msgspec
 
-from scoring.batch.quality import MIN_ROWS_FOR_DRIFT
+from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT
 from serving_assets.records.decisions import Registered, RequestState, VersionCursor
 from serving_assets.records.observations import BATCH_OUTPUT, in_queries
 from serving_assets.records.requests import batch_requests

@@ -2,18 +2,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scoring.batch import quality
 from scoring.batch.quality import MOST_INTEGER_LABELS, SAMPLED_ROWS, predictions, sample
 from scoring.files.parquet import ParquetFiles
-
-NORMAL = np.random.default_rng(1).normal(0, 1, 5000)
-
-
-def drift(reference, current):
-    return quality.drift(pa.array(reference), pa.array(current))
 
 
 @pytest.fixture
@@ -30,55 +22,9 @@ def table(tmp_path):
     return write
 
 
-def test_the_same_distribution_has_no_drift_and_a_shifted_one_has():
-    other = np.random.default_rng(2).normal(0, 1, 5000)
-
-    assert drift(NORMAL, NORMAL) == 0
-    assert drift(NORMAL, other) < 0.02
-    assert drift(NORMAL, other + 1) > 0.25
-
-
-def test_predictions_that_left_the_old_range_are_drift():
-    assert drift(NORMAL, NORMAL + 100) > 1
-
-
-def test_a_constant_that_stays_is_none_and_one_that_moves_is():
-    assert drift(np.full(200, 0.5), np.full(200, 0.5)) == 0
-    assert drift(np.full(200, 0.5), np.full(200, 0.1)) > 1
-
-
-@pytest.mark.parametrize(("before", "now"), [(0, 5000), (5000, 99), (99, 99)])
-def test_too_few_predictions_tell_nothing(before, now):
-    assert drift(NORMAL[:before], NORMAL[:now]) is None
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [["gold", "silver", "tin"], [True, False, True], [1, 2**60, 2**60 + 1]],
-    ids=["strings", "booleans", "integers"],
-)
-def test_labels_drift_by_their_shares_and_a_new_or_absent_one_counts_as_an_empty_bin(labels):
-    before, other = [labels[0]] * 80 + [labels[1]] * 120, [labels[0]] * 120 + [labels[1]] * 80
-
-    assert drift(before, list(reversed(before))) == 0
-    expected = 2 * 0.2 * np.log(0.6 / 0.4)
-    assert drift(before, other) == pytest.approx(expected)
-    assert drift(before, [labels[1]] * 200) > 0.25
-    assert drift([labels[1]] * 200, before) > 0.25
-    if labels[2] not in labels[:2]:
-        assert drift(before, before[:-60] + [labels[2]] * 60) > 0.25
-
-
-def test_many_labels_are_grouped_so_that_random_variation_is_no_drift():
-    random = np.random.default_rng(3)
-
-    assert drift(random.integers(0, 40, 400).astype(str), random.integers(0, 40, 400).astype(str)) < 0.1
-
-
 def test_an_integer_of_many_values_is_a_number():
     assert quality.are_labels(pa.array(range(MOST_INTEGER_LABELS)))
     assert not quality.are_labels(pa.array(range(MOST_INTEGER_LABELS + 1)))
-    assert drift(np.arange(1000), np.arange(1000) + 1) < 0.02
 
 
 def test_more_outputs_are_sampled_by_fewer_rows(table):
@@ -87,18 +33,6 @@ def test_more_outputs_are_sampled_by_fewer_rows(table):
     with table(columns, row_group_size=SAMPLED_ROWS // 8) as files:
         assert len(predictions(files, names[:1])[names[0]]) == SAMPLED_ROWS
         assert {len(each) for each in predictions(files, names).values()} == {SAMPLED_ROWS // 2}
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=100, max_size=200), st.randoms())
-def test_drift_is_finite_not_negative_and_does_not_depend_on_the_order(values, random):
-    shuffled = list(values)
-    random.shuffle(shuffled)
-
-    index = drift(np.array(values), np.array(shuffled) * 2 + 1)
-
-    assert np.isfinite(index)
-    assert index >= -1e-12
-    assert index == pytest.approx(drift(np.array(shuffled), np.array(values) * 2 + 1))
 
 
 @pytest.mark.parametrize("statistics", [True, False])

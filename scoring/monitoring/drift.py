@@ -1,0 +1,228 @@
+"""Measures how far the distribution of columns has moved from a baseline: the population stability index (PSI), nulls,
+and new categories.
+
+A number has the deciles of its baseline as bins, and a bin for each value that is several deciles. A category (string
+or boolean) has its most frequent values and all others.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.errors import listed
+
+BINS = 10
+# With fewer values, random variation exceeds useful thresholds (10 bins: 0.18 for 100 values against 100).
+MIN_ROWS_FOR_DRIFT = 100
+# An empty bin counts as this share, to avoid log(0).
+EMPTY_SHARE = 1e-4
+MOST_CATEGORIES = 100
+MOST_NAMED = 5
+Columns = Mapping[str, pa.Array | pa.ChunkedArray]
+
+
+class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
+    """The distribution of one feature or output."""
+
+    values: int
+    """Number of values without nulls. NaN counts as null."""
+    nulls: float
+    """Share of the rows."""
+    shares: list[float]
+    """Share of the values in each bin: below the first edge, from each edge on; or of each category, then of all
+    others."""
+    edges: list[float] | None = None
+    """Ascending edges of the bins of a number. None for a category."""
+    categories: list[str] = []
+    """The most frequent ones first."""
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != 1 + len(self.categories if self.edges is None else self.edges):
+            raise ValueError("the number of shares is not the number of bins")
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """The distributions that a model version is compared with."""
+
+    rows: int
+    columns: dict[str, ColumnBaseline]
+    """Inputs of the model by their names in its signature, and outputs by their names in a batch output."""
+    source: str = "training"
+    """What was measured."""
+    version: int = 1
+    """Of this format."""
+
+
+class ColumnDrift(msgspec.Struct, frozen=True):
+    """How far a column has moved from its baseline."""
+
+    column: str
+    rows: int
+    psi: float | None
+    """None with fewer than MIN_ROWS_FOR_DRIFT values."""
+    nulls: float
+    """Share of the rows."""
+    nulls_before: float
+    new: float | None
+    """Share of the values whose category the baseline does not have. None if it does not have all, or for numbers."""
+    new_categories: Sequence[str]
+    """Some of them."""
+
+    def problems(self, psi: float, nulls: float, new: float) -> Iterator[str]:
+        """Describe what exceeds a threshold: of the PSI, of additional nulls and of new categories."""
+        if self.psi is not None and self.psi > psi:
+            yield f"{self.column} has PSI {self.psi:.3f} ({psi:g} allowed)"
+        if self.nulls > self.nulls_before + nulls:
+            allowed = f"{self.nulls_before:.1%} in the baseline, {nulls:.1%} more allowed"
+            yield f"{self.column} is null in {self.nulls:.1%} of the rows ({allowed})"
+        if self.new is not None and self.new > new:
+            names = ", ".join(map(repr, self.new_categories))
+            yield f"{self.column} has new categories in {self.new:.1%} of the values ({new:.1%} allowed): {names}"
+
+
+class Observed:
+    """Counts of values in the bins of a baseline."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        """Count nothing yet."""
+        self._baseline = baseline
+        self.counts: dict[str, np.ndarray] = {}
+        """Column → number of values in each bin, then of nulls."""
+        self._new: dict[str, list[str]] = {}
+
+    def add(self, columns: Columns) -> None:
+        """Count the values of columns. Skip a column that the baseline lacks or has with another type."""
+        for name, values in columns.items():
+            column = self._baseline.columns.get(name)
+            if column is None:
+                continue
+            try:
+                counts = count(column, values)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                continue
+            self.counts[name] = self.counts.get(name, 0) + counts
+            named = self._new.setdefault(name, [])
+            if column.edges is None and not column.shares[-1] and counts[-2] and len(named) < MOST_NAMED:
+                new = set(_strings(values).unique().to_pylist()) - {None, *column.categories, *named}
+                named += sorted(new)[: MOST_NAMED - len(named)]
+
+    def drifts(self) -> list[ColumnDrift]:
+        """Return the drift of each column that has rows, the largest PSI first."""
+        found = [self._drift(name, counts) for name, counts in self.counts.items() if counts.any()]
+        return sorted(found, key=lambda each: -(each.psi or 0))
+
+    def _drift(self, name: str, counts: np.ndarray) -> ColumnDrift:
+        column, rows, values = self._baseline.columns[name], int(counts.sum()), int(counts[:-1].sum())
+        complete = column.edges is None and not column.shares[-1]
+        new = float(counts[-2] / max(values, 1)) if complete else None
+        nulls = float(counts[-1] / rows)
+        return ColumnDrift(name, rows, index(column, counts), nulls, column.nulls, new, self._new.get(name, ()))
+
+
+def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:
+    """Return the distribution of a column.
+
+    Raises:
+        pa.ArrowNotImplementedError, pa.ArrowInvalid: it is neither a number nor a category.
+    """
+    edges: list[float] | None = None
+    categories: list[str] = []
+    if _is_number(values.type):
+        numbers = _numbers(values)
+        finite = numbers[np.isfinite(numbers)].astype(float)
+        deciles = np.quantile(finite, np.linspace(0, 1, BINS + 1)[1:-1]) if len(finite) else np.array([])
+        found, repeats = np.unique(deciles.astype(np.float32), return_counts=True)
+        with np.errstate(over="ignore"):
+            bounds = np.append(found, np.nextafter(found[repeats > 1], np.float32(np.inf)))
+        edges = np.unique(bounds[np.isfinite(bounds)]).tolist()
+    else:
+        frequent = [
+            (pair["counts"], pair["values"]) for pair in _strings(values).drop_null().value_counts().to_pylist()
+        ]
+        categories = [name for _, name in sorted(frequent, key=lambda pair: (-pair[0], pair[1]))][:MOST_CATEGORIES]
+    bins = [0.0] * (1 + len(categories if edges is None else edges))
+    counts = count(ColumnBaseline(0, 0, bins, edges, categories), values)
+    present = int(counts[:-1].sum())
+    shares = (counts[:-1] / max(present, 1)).tolist()
+    return ColumnBaseline(present, float(counts[-1]) / max(len(values), 1), shares, edges, categories)
+
+
+def describe_all(columns: Columns, rows: int, source: str = "training") -> Baseline:
+    """Return the distributions of columns, without those that are neither a number nor a category."""
+    found = {}
+    for name, values in columns.items():
+        try:
+            found[name] = describe(values)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    return Baseline(rows, found, source)
+
+
+def count(column: ColumnBaseline, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the number of values in each bin, then of nulls: int64 (n_bins + 1,).
+
+    Raises:
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: the values can't be converted to the baseline's type.
+    """
+    if column.edges is not None:
+        numbers = _numbers(values)
+        places = np.searchsorted(np.array(column.edges, np.float32), numbers[~np.isnan(numbers)], side="right")
+    else:
+        known = pa.array(column.categories, pa.string())
+        found = pc.index_in(_strings(values).drop_null(), known)
+        places = pc.fill_null(found, len(column.categories)).to_numpy()
+    counts = np.bincount(places, minlength=len(column.shares))
+    return np.append(counts, len(values) - len(places))
+
+
+def index(column: ColumnBaseline, counts: np.ndarray) -> float | None:
+    """Return the PSI of counted values; None if they or the baseline are fewer than MIN_ROWS_FOR_DRIFT."""
+    values = counts[:-1].sum()
+    if min(values, column.values) < MIN_ROWS_FOR_DRIFT:
+        return None
+    before, after = np.array(column.shares), counts[:-1] / values
+    if column.edges is None:  # many rare categories would vary by chance
+        before, after = (np.append(each[: BINS - 1], each[BINS - 1 :].sum()) for each in (before, after))
+    return psi(before, after)
+
+
+def psi(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the population stability index of two distributions, as shares of the same bins.
+
+    0 means the same distribution; above 0.25 is commonly considered a shift.
+    """
+    before, after = (np.maximum(each, EMPTY_SHARE) for each in (before, after))
+    return float(np.sum((after - before) * np.log(after / before)))
+
+
+def drift(reference: pa.Array, current: pa.Array) -> float | None:
+    """Return the PSI of an output relative to earlier values of it, or None if either are too few."""
+    column = describe(reference)
+    return index(column, count(column, current))
+
+
+def summary(baseline: Baseline, drifts: Sequence[ColumnDrift], problems: Sequence[str]) -> str:
+    """Return in one line what exceeds its threshold, or else the largest PSI."""
+    largest = next((each for each in drifts if each.psi is not None), None)
+    passed = "too few values to measure PSI" if largest is None else f"largest PSI {largest.psi:.3f} ({largest.column})"
+    return f"{listed(problems, MOST_NAMED, '; ') or passed}; relative to: {baseline.source}"
+
+
+def _is_number(dtype: pa.DataType) -> bool:
+    return any(check(dtype) for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+
+def _numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return numbers as float32, NaN for null: a feature is a Float32 in one store and a double in another."""
+    with np.errstate(over="ignore"):
+        numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        return np.asarray(numbers.astype(np.float32))
+
+
+def _strings(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    if pa.types.is_temporal(values.type) or pa.types.is_binary(values.type):
+        raise pa.ArrowNotImplementedError("not a category")
+    return pc.cast(values, pa.string())
