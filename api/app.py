@@ -64,7 +64,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
     stopping = stopping or threading.Event()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
-    batcher = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests)
+    batcher = MicroBatcher(settings.max_concurrent_requests, settings.max_waiting_requests, settings.deadline_s)
     prediction_log = PredictionLog(settings) if settings.prediction_log is not None else None
     if prediction_log is not None:
         metrics.read_at_each_scrape(prediction_log)
@@ -134,7 +134,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         request_max_body_size=settings.max_body_bytes,
     )
     request_log = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    scoring = Scoring(slot, probe.breaker, batcher, metrics, settings.deadline_s, prediction_log)
+    scoring = Scoring(slot, probe.breaker, batcher, metrics, prediction_log)
     endpoint = ScoringEndpoint(app.asgi_handler, formats, settings, keys, scoring)
     routes = frozenset((*formats, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)

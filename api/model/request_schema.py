@@ -12,7 +12,16 @@ from msgspec import UNSET
 from api.errors import InvalidRequest
 from api.model import strict_json
 from api.model.request_members import OVERRIDES, REQUEST_ID, TOP, RequestMembers, listing
-from api.model.request_types import INPUT_TYPES, KEY_EXAMPLES, QUOTED, columns_of, field_names, request_types
+from api.model.request_types import (
+    INPUT_TYPES,
+    KEY_EXAMPLES,
+    QUOTED,
+    columns_of,
+    convert_list,
+    field_names,
+    list_type,
+    request_types,
+)
 from scoring.errors import ModelRefused
 from scoring.features.model_features import ModelFeatures
 from scoring.online.reading import EntityRows
@@ -90,8 +99,8 @@ class RequestForm:
         self._expected_in_line += "".join(f" Optional: {member}." for member in overrides)
         self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
         self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
-        self.column_types = {name: list[type_] for name, (type_, _) in self.columns.items()}  # type: ignore[valid-type]
-        self.column_types |= {name: list[type_ | None] for name, type_ in self._overridable.items()}  # type: ignore[valid-type]
+        self.column_types = {name: list_type(type_) for name, (type_, _) in self.columns.items()}
+        self.column_types |= {name: list_type(type_ | None) for name, type_ in self._overridable.items()}
         row_type, self.body_type = request_types(
             {name: type_ for name, (type_, _) in self.columns.items()}, self._overridable, self.members, max_entities
         )
@@ -186,7 +195,7 @@ class RequestForm:
         entity_rows: dict[str, list[Any]] = {}
         for name, type_ in self.column_types.items():
             try:
-                entity_rows[name] = msgspec.convert(columns.get(name, [None] * rows), type_)
+                entity_rows[name] = convert_list(columns[name] if name in columns else [None] * rows, type_)
             except msgspec.ValidationError as error:
                 index = re.search(r"`\$\[(\d+)\]`$", str(error))
                 at = f", {place(int(index[1]))}" if index else ""
@@ -199,6 +208,8 @@ class RequestForm:
 
     def check_columns(self, names: Sequence[str]) -> None:
         """Raise InvalidRequest unless these are the names of a request's columns, in any order."""
+        if names == list(self.columns):
+            return
         for place, name in enumerate(names):
             if name not in self.column_types:
                 raise self.invalid_columns(f"Unknown column {name[:50]!r}")

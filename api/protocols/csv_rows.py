@@ -9,6 +9,7 @@ import msgspec
 
 from api.errors import MalformedBody
 from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_types import convert_list
 
 
 def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
@@ -65,7 +66,7 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
 
 def _takes_strings(form: RequestForm, name: str) -> bool:
     try:
-        msgspec.convert(["a"], form.column_types[name])
+        convert_list(["a"], form.column_types[name])
     except msgspec.ValidationError:
         return False
     return True

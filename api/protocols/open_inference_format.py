@@ -90,7 +90,7 @@ class OpenInferenceFormat:
         served = scoring.current(call.context)
         check_served(served, call.parameters)
         size = _json_size(call.headers, len(call.body))
-        form, kinds = served.form, output_types(served)
+        form, kinds = served.form, output_types(served.scorer.outputs)
         try:
             infer = self._decode(call.body[:size], form)
             wanted = _wanted(infer, kinds)

@@ -1,5 +1,6 @@
 """The errors and metadata of the Open Inference Protocol, and its routes for health and metadata."""
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from api.protocols.operation import Bodies, Content, Operation
 from api.protocols.problems import Problem
 from api.protocols.response import JSON, JSON_HEADER, Response
 from api.protocols.tensors import INPUTS, OUTPUTS
-from scoring.models.outputs import OutputType
+from scoring.models.outputs import Outputs, OutputType
 
 REASON = "reason"
 TAG = "open_inference"
@@ -110,12 +111,12 @@ def metadata(served: Served) -> ModelMetadata:
         (str(version.version),),
         "mlflow",
         [TensorMetadata(name, INPUTS.get(dtype, "BYTES")) for name, dtype in columns.items()],
-        [TensorMetadata(name, OUTPUTS[kind][0]) for name, kind in output_types(served).items()],
+        [TensorMetadata(name, OUTPUTS[kind][0]) for name, kind in output_types(served.scorer.outputs).items()],
     )
 
 
-def output_types(served: Served) -> dict[str, OutputType]:
+@functools.lru_cache(maxsize=2)
+def output_types(outputs: Outputs) -> dict[str, OutputType]:
     """Return the name and type of each output tensor: the model's outputs, as in a file, and the reason."""
-    outputs = served.scorer.outputs
     types = zip(outputs.names, (column.type for column in outputs.columns), strict=True)
     return {**dict(types), REASON: "string"}

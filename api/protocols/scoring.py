@@ -32,7 +32,6 @@ class Scoring:
         breaker: Breaker,
         batcher: MicroBatcher,
         metrics: Metrics,
-        deadline_s: float,
         prediction_log: PredictionLog | None = None,
     ) -> None:
         self._slot = slot
@@ -40,7 +39,6 @@ class Scoring:
         self._breaker = breaker
         self._batcher = batcher
         self._metrics = metrics
-        self._deadline_s = deadline_s
         self._bulk = 0
 
     def check_load(self) -> None:
@@ -108,11 +106,11 @@ class Scoring:
         self._breaker.check()
         context.pending = pending
         try:
-            scores = await self._batcher.score(pending, self._deadline_s)
+            scores = await self._batcher.score(pending)
         except TimeoutError:
             if pending.in_store:
                 self._blame_store(pending, NO_ANSWER)
-            raise DeadlineExceeded(self._deadline_s) from None
+            raise DeadlineExceeded(self._batcher.deadline_s) from None
         except EntityRowsError as error:
             raise served.form.invalid(str(error).removesuffix(".")) from None
         except UnusableFeature:

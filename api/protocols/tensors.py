@@ -14,7 +14,7 @@ import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
 from api.model import strict_json
-from api.model.request_types import Int64
+from api.model.request_types import Int64, convert_list, list_type
 from scoring.models.outputs import OutputType
 
 BYTES = "BYTES"
@@ -103,7 +103,7 @@ class InputTensor(msgspec.Struct, frozen=True):
         if len(data) != self.shape[0]:
             raise InvalidTensor(self.name, f"Its shape {self._shape} needs {self.shape[0]} elements, got {len(data)}")
         try:
-            values = msgspec.convert(data, JSON_TYPES[self.datatype])
+            values = convert_list(data, JSON_TYPES[self.datatype])
         except msgspec.ValidationError as error:
             raise InvalidTensor(
                 self.name, f"{strict_json.sentence(error)} of `data`, which is {self.datatype}"
@@ -111,7 +111,7 @@ class InputTensor(msgspec.Struct, frozen=True):
         if self.datatype in {"FP16", "FP32"}:  # round to the tensor's precision
             with np.errstate(over="ignore"):
                 return _without_nan(np.array(values, DTYPES[self.datatype]))
-        return values  # type: ignore[no-any-return]
+        return values
 
     def _numbers(self, binary: bytes) -> list[Any]:
         dtype = DTYPES[self.datatype]
@@ -179,14 +179,14 @@ def _without_nan(values: np.ndarray) -> list[Any]:
     return [None if math.isnan(value) else value for value in elements] if np.isnan(values).any() else elements
 
 
-def _json_type(dtype: np.dtype) -> Any:
+def _json_type(dtype: np.dtype) -> type[msgspec.Struct]:
     element: Any = {"b": bool, "f": float}.get(dtype.kind)
     if element is None:
         limits = np.iinfo(dtype)
         # msgspec has no limit beyond int64; no column has such values.
         element = Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))]
-    return list[element | None]
+    return list_type(element | None)
 
 
 # The types of `data`. null is an unknown value, as in the JSON of POST /scores.
-JSON_TYPES: dict[str, Any] = {BYTES: list[str | None]} | {name: _json_type(dtype) for name, dtype in DTYPES.items()}
+JSON_TYPES = {BYTES: list_type(str | None)} | {name: _json_type(dtype) for name, dtype in DTYPES.items()}

@@ -1,6 +1,6 @@
 """The interface of a wire format to the endpoint."""
 
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -75,4 +75,4 @@ def request_id_of(headers: Headers) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     if len(given) > MAX_REQUEST_ID:
         raise InvalidHeader("X-Request-Id", f"it has more than {MAX_REQUEST_ID} characters")
-    return given or str(uuid.uuid4())
+    return given or secrets.token_hex(16)

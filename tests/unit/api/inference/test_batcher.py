@@ -49,7 +49,7 @@ class RecordingScorer(FakeScorer):
 
 def run(scenario: Callable[[MicroBatcher], Awaitable[T]], threads: int = 1, waiting: int = 100) -> T:
     async def with_batcher() -> T:
-        batcher = MicroBatcher(threads, waiting)
+        batcher = MicroBatcher(threads, waiting, LONG_S)
         batcher.start()
         try:
             return await scenario(batcher)
@@ -63,8 +63,8 @@ def request(scorer: FakeScorer, *ids: int) -> PendingRequest:
     return PendingRequest(scorer, {"driver_id": list(ids)}, len(ids))
 
 
-async def results(batcher: MicroBatcher, requests: Sequence[PendingRequest], deadline_s: float = LONG_S) -> list[Any]:
-    return await asyncio.gather(*(batcher.score(each, deadline_s) for each in requests), return_exceptions=True)
+async def results(batcher: MicroBatcher, requests: Sequence[PendingRequest]) -> list[Any]:
+    return await asyncio.gather(*(batcher.score(each) for each in requests), return_exceptions=True)
 
 
 def results_of(*requests: PendingRequest) -> list[Any]:
@@ -147,7 +147,7 @@ def test_clients_that_send_their_next_requests_are_merged_with_those_that_waited
     async def scenario(batcher: MicroBatcher) -> None:
         async def client(*ids: int) -> None:
             for each in ids:
-                await batcher.score(request(scorer, each), LONG_S)
+                await batcher.score(request(scorer, each))
 
         first = [asyncio.create_task(client(each, each + 10)) for each in (1, 2, 3)]
         await scorer.looking_up()
@@ -165,10 +165,10 @@ def test_while_one_micro_batch_is_stuck_another_thread_takes_the_next() -> None:
     stuck.may_look_up.clear()
 
     async def scenario(batcher: MicroBatcher) -> float:
-        first = asyncio.create_task(batcher.score(request(stuck, 1), LONG_S))
+        first = asyncio.create_task(batcher.score(request(stuck, 1)))
         await stuck.looking_up()
         started_at = time.perf_counter()
-        assert await batcher.score(request(quick, 2), LONG_S) == RowScores([[2.0]], [None])
+        assert await batcher.score(request(quick, 2)) == RowScores([[2.0]], [None])
         took_s = time.perf_counter() - started_at
         stuck.may_look_up.set()
         await first
@@ -188,10 +188,10 @@ def test_requests_during_a_micro_batch_of_a_slow_model_wait_for_its_end_and_are_
     async def scenario(batcher: MicroBatcher) -> None:
         async def later(after_s: float, entity: int) -> None:
             await asyncio.sleep(after_s)
-            await batcher.score(request(scorer, entity), LONG_S)
+            await batcher.score(request(scorer, entity))
 
         for entity in range(20):
-            await batcher.score(request(scorer, entity), LONG_S)
+            await batcher.score(request(scorer, entity))
         await asyncio.gather(*(later(place * MIN_AGE_LIMIT_S * 0.7, 100 + place) for place in range(4)))
 
     run(scenario, threads=2)
@@ -217,9 +217,9 @@ def test_the_next_lookup_overlaps_the_prediction_unless_the_requests_could_be_me
 
     async def scenario(batcher: MicroBatcher) -> int:
         batcher._policy.max_age_s = LONG_S  # a long duration is another reason to start the next one
-        first = asyncio.create_task(batcher.score(request(scorer, *range(rows)), LONG_S))
+        first = asyncio.create_task(batcher.score(request(scorer, *range(rows))))
         await scorer.looking_up()
-        second = asyncio.create_task(batcher.score(request(scorer, *range(rows + 1)), LONG_S))
+        second = asyncio.create_task(batcher.score(request(scorer, *range(rows + 1))))
         await asyncio.sleep(0)
         scorer.may_look_up.set()
         await asyncio.sleep(0.05)
@@ -237,16 +237,53 @@ def test_a_request_whose_caller_gives_up_before_it_starts_is_dropped() -> None:
     scorer.may_look_up.clear()
 
     async def scenario(batcher: MicroBatcher) -> None:
-        first = asyncio.create_task(batcher.score(request(scorer, 1), LONG_S))
+        first = asyncio.create_task(batcher.score(request(scorer, 1)))
         await scorer.looking_up()
-        with pytest.raises(TimeoutError):
-            await batcher.score(request(scorer, 2), 0.05)
+        second = asyncio.create_task(batcher.score(request(scorer, 2)))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([second])
         scorer.may_look_up.set()
         await first
-        await batcher.score(request(scorer, 3), LONG_S)
+        await batcher.score(request(scorer, 3))
 
     run(scenario)
     assert scorer.lookups == [[1], [3]]
+
+
+def test_each_request_has_its_own_deadline() -> None:
+    scorer = RecordingScorer()
+    scorer.may_look_up.clear()
+
+    async def ended_after(batcher: MicroBatcher, entity: int) -> float:
+        started_at = time.perf_counter()
+        with pytest.raises(TimeoutError):
+            await batcher.score(request(scorer, entity))
+        return time.perf_counter() - started_at
+
+    async def scenario(batcher: MicroBatcher) -> list[float]:
+        batcher.deadline_s = 0.1
+        running = []
+        for entity in range(4):
+            running.append(asyncio.create_task(ended_after(batcher, entity)))
+            await asyncio.sleep(0.03)
+        ended = await asyncio.gather(*running)
+        assert not batcher._by_deadline
+        assert not batcher._timer_set
+        scorer.may_look_up.set()
+        return ended
+
+    for took_s in run(scenario):
+        assert 0.095 < took_s < 0.5
+
+
+def test_finished_requests_are_not_kept_until_their_deadline() -> None:
+    async def scenario(batcher: MicroBatcher) -> None:
+        for entity in range(10):
+            await batcher.score(request(RecordingScorer(), entity))
+        assert len(batcher._by_deadline) <= 1
+
+    run(scenario)
 
 
 def test_the_number_of_unfinished_requests_is_limited() -> None:
@@ -254,11 +291,11 @@ def test_the_number_of_unfinished_requests_is_limited() -> None:
     scorer.may_look_up.clear()
 
     async def scenario(batcher: MicroBatcher) -> None:
-        running = [asyncio.create_task(batcher.score(request(scorer, each), LONG_S)) for each in (1, 2)]
+        running = [asyncio.create_task(batcher.score(request(scorer, each))) for each in (1, 2)]
         await asyncio.sleep(0)
         assert batcher.full
         with pytest.raises(Overloaded):
-            await batcher.score(request(scorer, 3), LONG_S)
+            await batcher.score(request(scorer, 3))
         scorer.may_look_up.set()
         await asyncio.gather(*running)
         assert not batcher.full
@@ -271,12 +308,14 @@ def test_abandoned_requests_of_a_stuck_micro_batch_count_as_one_until_it_ends() 
     scorer.may_look_up.clear()
 
     async def scenario(batcher: MicroBatcher) -> None:
-        abandoned = await results(batcher, [request(scorer, each) for each in range(6)], 0.05)
+        batcher.deadline_s = 0.05
+        abandoned = await results(batcher, [request(scorer, each) for each in range(6)])
+        batcher.deadline_s = LONG_S
         assert [type(each) for each in abandoned] == [TimeoutError] * 6
         stuck = scorer.may_look_up
         scorer.may_look_up = threading.Event()  # for later requests
         others = [request(scorer, each) for each in range(10, 15)]
-        waiting = [asyncio.create_task(batcher.score(each, LONG_S)) for each in others]
+        waiting = [asyncio.create_task(batcher.score(each)) for each in others]
         await asyncio.sleep(0)
         assert batcher.full
         waiting[-1].cancel()
@@ -301,7 +340,7 @@ def test_the_callers_get_any_error_of_a_thread_which_survives_it() -> None:
         requests = [request(scorer, 1), request(scorer, 2)]
         requests[1].entity_rows = {}  # simulates a defect
         assert [type(each) for each in await results(batcher, requests)] == [KeyError, KeyError]
-        assert await batcher.score(request(scorer, 3), LONG_S) == RowScores([[3.0]], [None])
+        assert await batcher.score(request(scorer, 3)) == RowScores([[3.0]], [None])
 
     run(scenario)
 

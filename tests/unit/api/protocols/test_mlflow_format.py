@@ -147,7 +147,7 @@ def test_the_exact_bytes_of_predictions(drivers: TestClient[Any], body: Any, med
     assert answer.content == b'{"predictions":[3.0,null],"reasons":[null,"not_found"]}'
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["X-Model-Version"] == "ranker/1"
-    assert len(answer.headers["X-Request-Id"]) == 36
+    assert len(answer.headers["X-Request-Id"]) == 32
     more = json.dumps(body | {"more": "?"}).replace('"?"', "1" * 5000)
     answer = drivers.post("/invocations", content=more, headers=JSON | {"X-Request-Id": "mine"})
     assert answer.json()["predictions"] == [3.0, None]
