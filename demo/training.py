@@ -1,14 +1,14 @@
 """Train the example's model on point-in-time features, register it, and move the alias to it.
 
-This is an ordinary training script for Feast and MLflow. Only the tag `feast.feature_service`, which is Feast's
-convention, matters to this project.
+This is an ordinary training script for Feast and MLflow. Only two lines matter to this project: the tag
+`feast.feature_service`, which is Feast's convention, and `log_baseline`, by which drift is measured.
 """
 
 import os
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +17,7 @@ from demo.data import make_orders
 from demo.environment import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS
 from scoring.errors import first_line, without_secrets
 from scoring.imports import import_mlflow, inside
+from scoring.monitoring.baseline import log_baseline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +71,6 @@ def train_and_promote(
         CannotStart: MLflow failed.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.models import infer_signature
     from sklearn.linear_model import ElasticNet
     from sklearn.model_selection import train_test_split
 
@@ -85,15 +85,17 @@ def train_and_promote(
 
     r2 = float(model.score(test_x, test_y))
     try:
-        version = _register(model, r2, train_x.head(5), infer_signature(train_x, model.predict(train_x)), tracking_uri)
+        version = _register(model, r2, train_x, tracking_uri)
     except MlflowException as error:
         raise _cannot_use(tracking_uri, error) from error
     return Trained(version, len(rows), r2)
 
 
-def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature: Any, tracking_uri: str) -> int:
+def _register(model: "ElasticNet", r2: float, features: "pd.DataFrame", tracking_uri: str) -> int:
     import mlflow
+    from mlflow.models import infer_signature
 
+    predictions = model.predict(features)
     mlflow.set_tracking_uri(tracking_uri)
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         # A server has its own artifact location; a database file does not.
@@ -106,11 +108,12 @@ def _register(model: "ElasticNet", r2: float, example: "pd.DataFrame", signature
         logged = mlflow.sklearn.log_model(
             model,
             name="model",
-            signature=signature,
-            input_example=example,
+            signature=infer_signature(features, predictions),
+            input_example=features.head(5),
             pip_requirements=["scikit-learn", "skops"],  # otherwise, MLflow loads the model again to infer them (5 s)
             registered_model_name=MODEL,
         )
+    log_baseline(logged.model_id, features, predictions)
     version = str(logged.registered_model_version)
     client = mlflow.MlflowClient()
     client.set_model_version_tag(MODEL, version, "feast.feature_service", FEATURE_SERVICE)

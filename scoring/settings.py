@@ -174,7 +174,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warning."""
 
     max_prediction_drift: Annotated[float, Meta(gt=0)] = 0.25
-    """Population stability index of the predictions relative to the previous ones. Above it, Dagit shows a warning."""
+    """Population stability index of an output relative to previous predictions, or to those of training. Above it,
+    Dagit shows a warning."""
+
+    max_feature_drift: Annotated[float, Meta(gt=0)] = 0.25
+    """Population stability index of a feature relative to training. Above it, Dagit shows a warning."""
+
+    max_null_increase: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Fraction of rows by which a feature or output may be null more often than in training. Above it, Dagit shows a
+    warning."""
+
+    max_new_categories: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Fraction of a feature's or output's values that may be categories which training did not have. Above it, Dagit
+    shows a warning."""
 
     max_source_age_s: Annotated[float, Meta(gt=0)] | None = None
     """Age in seconds of the newest event in a feature view's source. Above it, Dagit shows a warning. If not set, the

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scoring.engine import Engine, choose_engine
 from scoring.features.feature_store import open_feature_store
-from scoring.models.registry import MlflowRegistry, Registry
+from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Serving:
         return Settings.from_environment(self._environment)
 
     @functools.cached_property
-    def registry(self) -> Registry:
+    def registry(self) -> MlflowRegistry:
         """Return the model registry, which keeps its connections open."""
         return MlflowRegistry.from_settings(self.settings)
 

@@ -14,6 +14,7 @@ from scoring.errors import (
     RegistryUnreachable,
     VersionNotFound,
 )
+from scoring.files.atomic import scratch_folder
 from scoring.imports import collector_paused, import_feast, import_mlflow
 from scoring.settings import Settings
 
@@ -208,6 +209,25 @@ class MlflowRegistry:
             if self._files_are_gone(client, model):
                 raise ModelRefused(str(model), "its files are no longer in the artifact store.") from None
             raise RegistryUnreachable(self._registry_uri, error) from error
+
+    def read(self, model: ModelVersion, file: str) -> bytes | None:
+        """Return the content of a file in the folder of the version's files; None if there is no such file.
+
+        Raises:
+            RegistryUnreachable: the files can't be listed or fetched.
+        """
+        client = self._client()
+        import mlflow.artifacts
+
+        try:
+            source = _source(client, model)
+            listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._tracking_uri)
+        except Exception as error:  # see `size`
+            raise RegistryUnreachable(self._registry_uri, error) from error
+        if file not in [PurePosixPath(entry.path).name for entry in listed]:
+            return None
+        with scratch_folder() as folder:
+            return self.download(model, folder, file).read_bytes()
 
     def _files_are_gone(self, client: "MlflowClient", model: ModelVersion) -> bool:
         import mlflow.artifacts

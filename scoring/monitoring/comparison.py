@@ -187,12 +187,12 @@ def compare_outputs(
     for (version, _, _), outputs in zip((earlier, current), types, strict=True):
         if own := [f"{name} ({dtype})" for name, dtype in outputs.items() if name not in alike]:
             unlike.append(f"only {version} has {listed(own, MAX_LISTED)}")
-    tables = [_predictions(table, alike) for _, table, _ in (earlier, current)]
+    tables = [sampled_table(table, alike) for _, table, _ in (earlier, current)]
     return VersionComparison(earlier[0], current[0], tables[0], tables[1], current[1].rows, unlike)
 
 
-def _predictions(table: ParquetFiles, names: Sequence[str]) -> pa.Table:
-    """Return the outputs of all rows, or of RANGES ranges of a large table."""
+def sampled_table(table: ParquetFiles, names: Sequence[str]) -> pa.Table:
+    """Return columns of all rows, or of RANGES ranges of a large table."""
     most = sampled_rows(len(names))
     ranges = 1 if table.rows <= most else RANGES
     length = min(table.rows, most) // ranges

@@ -88,15 +88,16 @@ class Observed:
 
     def __init__(self, baseline: Baseline) -> None:
         """Count nothing yet."""
-        self._baseline = baseline
+        self.baseline = baseline
         self.counts: dict[str, np.ndarray] = {}
         """Column → number of values in each bin, then of nulls."""
-        self._new: dict[str, list[str]] = {}
+        self.new: dict[str, list[str]] = {}
+        """Column → some of its new categories."""
 
     def add(self, columns: Columns) -> None:
         """Count the values of columns. Skip a column that the baseline lacks or has with another type."""
         for name, values in columns.items():
-            column = self._baseline.columns.get(name)
+            column = self.baseline.columns.get(name)
             if column is None:
                 continue
             try:
@@ -104,7 +105,7 @@ class Observed:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 continue
             self.counts[name] = self.counts.get(name, 0) + counts
-            named = self._new.setdefault(name, [])
+            named = self.new.setdefault(name, [])
             if column.edges is None and not column.shares[-1] and counts[-2] and len(named) < MOST_NAMED:
                 new = set(_strings(values).unique().to_pylist()) - {None, *column.categories, *named}
                 named += sorted(new)[: MOST_NAMED - len(named)]
@@ -115,11 +116,21 @@ class Observed:
         return sorted(found, key=lambda each: -(each.psi or 0))
 
     def _drift(self, name: str, counts: np.ndarray) -> ColumnDrift:
-        column, rows, values = self._baseline.columns[name], int(counts.sum()), int(counts[:-1].sum())
+        column, rows, values = self.baseline.columns[name], int(counts.sum()), int(counts[:-1].sum())
         complete = column.edges is None and not column.shares[-1]
         new = float(counts[-2] / max(values, 1)) if complete else None
         nulls = float(counts[-1] / rows)
-        return ColumnDrift(name, rows, index(column, counts), nulls, column.nulls, new, self._new.get(name, ()))
+        return ColumnDrift(name, rows, index(column, counts), nulls, column.nulls, new, self.new.get(name, ()))
+
+
+def merged(observed: Sequence[Observed]) -> Observed:
+    """Return the sum of counts, at least one, in the bins of one baseline."""
+    total = Observed(observed[0].baseline)
+    for each in observed:
+        for name, counts in each.counts.items():
+            total.counts[name] = total.counts.get(name, 0) + counts
+            total.new.setdefault(name, each.new[name])
+    return total
 
 
 def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:

@@ -17,6 +17,7 @@ from scoring.features.feature_store import read_definitions
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.transfer import Content
+from scoring.monitoring.baseline import FILE, content_in, read_baseline
 from scoring.predict import Policy
 from scoring.serving import link_registered_version, load_serving_model
 from serving_assets.assets import checks
@@ -101,6 +102,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         version = serving.registry.version(chosen.name, chosen.version)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
+        baseline = read_baseline(version, serving.registry.read(version, FILE), settings.prediction_log)
         definitions = read_definitions(store)
         if news := applied_elsewhere(context.instance, definitions):
             context.log_event(news)
@@ -109,7 +111,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         for key in keys:
             started = time.monotonic()
             folder = result_folder(settings.artifacts, key)
-            inspection = InputInspection(folder / serving.engine.input_name, features, settings, fresh)
+            inspection = InputInspection(folder / serving.engine.input_name, features, settings, fresh, baseline)
             metadata = origin_metadata(settings, version, features.service, chosen.by)
             with problems.of(key):
                 file = files.get(key)
@@ -159,6 +161,8 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         # Link the version to its features here, too: this asset can be materialized without batch_input.
         serving_model = load_serving_model(serving.registry, serving.open_feature_store(), version, settings, scratch)
         features, policy = serving_model.features, Policy.from_settings(settings)
+        logged = content_in(serving_model.files.folder) if serving_model.files else None
+        baseline = read_baseline(version, logged, settings.prediction_log)
 
         @functools.cache
         def scored_before() -> Sequence[Location]:
@@ -170,7 +174,7 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
             file = folder / engine.output_name
             earlier = earlier_predictions([folder]) or earlier_predictions(scored_before())
             drawn = drawing if place < PLOTS_PER_RUN else None
-            inspection = OutputInspection(file, features, settings, earlier, drawn)
+            inspection = OutputInspection(file, features, settings, earlier, drawn, baseline)
             with problems.of(key):
                 manifest = engine.write_output(folder, serving_model, policy, inspection)
                 written.append(manifest.batch_output)

@@ -20,6 +20,7 @@ NULLS = "null_features"
 STALE = "stale_features"
 FRESH = "feature_source_fresh"
 DRIFT = "prediction_drift"
+BASELINE = "drift_from_baseline"
 
 DESCRIPTIONS = {
     ROWS: "The file has as many rows as the request. Blocking: if it fails, nothing is published.",
@@ -34,10 +35,13 @@ DESCRIPTIONS = {
     DRIFT: "The predictions are distributed as in the output that this one replaces, or in the latest one: the "
     "population stability index of each output, over deciles of numbers and over labels, is at most "
     "SERVING_MAX_PREDICTION_DRIFT.",
+    BASELINE: "Features and outputs are distributed as in training, or else as on the first day of the prediction log: "
+    "the population stability index is at most SERVING_MAX_FEATURE_DRIFT or SERVING_MAX_PREDICTION_DRIFT, nulls "
+    "increased by at most SERVING_MAX_NULL_INCREASE, and at most SERVING_MAX_NEW_CATEGORIES are new categories.",
 }
 BLOCKING = frozenset({ROWS, COLUMNS, FINITE})
-OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH)
-OF_OUTPUT = (ROWS, COLUMNS, FINITE, DRIFT)
+OF_INPUT = (ROWS, COLUMNS, NULLS, STALE, FRESH, BASELINE)
+OF_OUTPUT = (ROWS, COLUMNS, FINITE, DRIFT, BASELINE)
 # Requests listed in a check's description and in its table. A run that a sensor requests has at most 250.
 MAX_LISTED, MAX_ROWS = 5, 250
 
@@ -80,8 +84,10 @@ def stop_if_blocked(file: str, findings: Sequence[Finding]) -> None:
         raise NotPublished(file, failed)
 
 
-def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Finding]]) -> Iterator[dg.AssetCheckResult]:
-    """Yield one result per check for all requests of a run. Skip checks without findings.
+def results(
+    asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Finding]], one: str = "request"
+) -> Iterator[dg.AssetCheckResult]:
+    """Yield one result per check for all requests of a run, or for all of `one`. Skip checks without findings.
 
     Args:
         asset: the asset's name.
@@ -95,10 +101,10 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
             continue
         shown = list((failed | of_requests).items())[:MAX_ROWS]
         rows = [
-            {"request": key, "result": "passed" if finding.passed else "failed", "found": finding.summary}
+            {one: key, "result": "passed" if finding.passed else "failed", "found": finding.summary}
             for key, finding in shown
         ]
-        summary = _summary(of_requests, failed)
+        summary = _summary(of_requests, failed, one)
         yield dg.AssetCheckResult(
             passed=not failed,
             asset_key=asset,  # without it, Dagster 1.13 runs two queries to find the check's asset
@@ -107,16 +113,16 @@ def results(asset: str, checks: Sequence[str], found: Mapping[str, Sequence[Find
             description=summary,
             metadata={
                 "summary": summary,  # a run's log displays the metadata but not the description
-                "requests": len(of_requests),
+                f"{one}s": len(of_requests),
                 "failed": len(failed),
-                "found": dg.MetadataValue.md(markdown_table(["request", "result", "found"], rows, cell=300)),
+                "found": dg.MetadataValue.md(markdown_table([one, "result", "found"], rows, cell=300)),
             },
         )
 
 
-def _summary(found: Mapping[str, Finding], failed: Mapping[str, Finding]) -> str:
+def _summary(found: Mapping[str, Finding], failed: Mapping[str, Finding], one: str) -> str:
     if len(found) == 1:
         return next(iter(found.values())).summary
     named = [f"{key}: {finding.summary}" for key, finding in (failed or found).items()]
-    passed = f"passed in {len(found) - len(failed)} of {len(found)} requests"
+    passed = f"passed in {len(found) - len(failed)} of {len(found)} {one}s"
     return f"{f'failed in {len(failed)}, ' if failed else ''}{passed}. {listed(named, MAX_LISTED, '; ')}"

@@ -1,5 +1,6 @@
 """Dagit metadata of a table in Parquet files: its schema, and a preview of its first rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,9 +10,11 @@ from scoring.arrow.text import to_string
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.comparison import VersionComparison
+from scoring.monitoring.drift import ColumnDrift
 
 PREVIEW_ROWS = 5
 CELL_CHARACTERS = 40
+MOST_COLUMNS = 50
 
 
 def table_metadata(table: ParquetFiles, place: Location) -> dict[str, dg.MetadataValue]:
@@ -58,6 +61,23 @@ def comparison_metadata(compared: VersionComparison) -> dict[str, dg.MetadataVal
         "changed_predictions": dg.MetadataValue.text(compared.summary()),
     }
     return found | {name: dg.MetadataValue.md(markdown_table(*table)) for name, table in compared.tables().items()}
+
+
+def drift_table(drifts: Sequence[ColumnDrift]) -> dg.MetadataValue:
+    """Return the drift of columns as a Markdown table."""
+    rows = [
+        {
+            "column": each.column,
+            "PSI": None if each.psi is None else f"{each.psi:.3f}",
+            "nulls": f"{each.nulls:.1%}",
+            "nulls in the baseline": f"{each.nulls_before:.1%}",
+            "new categories": None if each.new is None else f"{each.new:.1%} {', '.join(each.new_categories)}",
+        }
+        for each in drifts[:MOST_COLUMNS]
+    ]
+    return dg.MetadataValue.md(
+        markdown_table(["column", "PSI", "nulls", "nulls in the baseline", "new categories"], rows)
+    )
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, Any]], cell: int = CELL_CHARACTERS) -> str:

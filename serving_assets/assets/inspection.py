@@ -16,11 +16,12 @@ from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
-from scoring.monitoring.comparison import compare_with_replaced
-from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, drift
+from scoring.monitoring.comparison import compare_with_replaced, sampled_table
+from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, ColumnDrift, Observed, drift, summary
 from scoring.predict import MODEL_FAILED, NOT_FINITE
 from scoring.settings import Settings
 from serving_assets.assets.checks import (
+    BASELINE,
     COLUMNS,
     DRIFT,
     FINITE,
@@ -31,18 +32,26 @@ from serving_assets.assets.checks import (
     Finding,
     stop_if_blocked,
 )
-from serving_assets.assets.display import comparison_metadata, table_metadata
+from serving_assets.assets.display import comparison_metadata, drift_table, table_metadata
 from serving_assets.assets.plots import histograms, version_comparison
 
 
 class InputInspection:
     """Inspects one batch input (`scoring.batch.engine.InspectInput`). Findings are kept even if it raises."""
 
-    def __init__(self, place: Location, features: ModelFeatures, settings: Settings, fresh: Finding) -> None:
+    def __init__(
+        self,
+        place: Location,
+        features: ModelFeatures,
+        settings: Settings,
+        fresh: Finding,
+        baseline: Baseline | None = None,
+    ) -> None:
         self._place = place
         self._features = features
         self._settings = settings
         self._fresh = fresh
+        self._baseline = baseline
         self.findings: list[Finding] = []
         self.metadata: dict[str, dg.MetadataValue] = {}
 
@@ -59,6 +68,9 @@ class InputInspection:
         self.findings.append(self._fresh)
         stop_if_blocked(str(self._place), self.findings)
         self.metadata = table_metadata(table, self._place)
+        drifts = observe(self._baseline, table, self._features.signature.names)
+        self.findings.append(baseline_finding(self._baseline, drifts, self._features, self._settings))
+        self.metadata["drift"] = drift_table(drifts)
 
     def _rates(self, table: ParquetFiles, stale: Mapping[str, int]) -> list[Finding]:
         missing = {feature.input: table.nulls(feature.input) for feature in self._features.features}
@@ -96,6 +108,7 @@ class OutputInspection:
         settings: Settings,
         earlier: EarlierPredictions | None,
         drawing: Executor | None,
+        baseline: Baseline | None = None,
     ) -> None:
         """Draw plots on `drawing`, one at a time, while the table is published; draw none if it is None."""
         self._place = place
@@ -103,6 +116,7 @@ class OutputInspection:
         self._settings = settings
         self._earlier = earlier
         self._drawing = drawing
+        self._baseline = baseline
         self._plots: dict[str, Future[str]] = {}
         self._metadata: dict[str, dg.MetadataValue] = {}
         self.findings: list[Finding] = []
@@ -125,6 +139,9 @@ class OutputInspection:
         self.findings.append(drift_finding(self._earlier, now, limit))
         stop_if_blocked(str(self._place), self.findings)
         self._metadata = table_metadata(table, self._place)
+        drifts = observe(self._baseline, table, names)
+        self.findings.append(baseline_finding(self._baseline, drifts, self._features, self._settings))
+        self._metadata["drift"] = drift_table(drifts)
         compared = compare_with_replaced(self._place.parent, table, names)
         if compared is not None:
             self._metadata |= comparison_metadata(compared)
@@ -211,6 +228,29 @@ def drift_finding(earlier: EarlierPredictions | None, now: Mapping[str, pa.Array
     of = f" of {name}, the largest of {len(alike)} outputs" if len(alike) > 1 else ""
     measured = f"population stability index {index:.3f}{of} ({limit:g} allowed) relative to {earlier.place}"
     return Finding(DRIFT, index <= limit, f"{measured}; {_change(before, after)}")
+
+
+def observe(baseline: Baseline | None, table: ParquetFiles, names: Sequence[str]) -> list[ColumnDrift]:
+    """Return the drift of these columns of a table, or of a sample of its rows; empty without a baseline."""
+    if baseline is None or not names:
+        return []
+    observed = Observed(baseline)
+    rows = sampled_table(table, names)
+    observed.add({name: rows[name] for name in names})
+    return observed.drifts()
+
+
+def baseline_finding(
+    baseline: Baseline | None, drifts: Sequence[ColumnDrift], features: ModelFeatures, settings: Settings
+) -> Finding:
+    """Check that features and outputs are distributed as in the baseline."""
+    if baseline is None:
+        return Finding(BASELINE, True, "there is no baseline: log one with the model (docs/monitoring.md)")
+    problems: list[str] = []
+    for each in drifts:
+        limit = settings.max_feature_drift if each.column in features.signature.names else settings.max_prediction_drift
+        problems += each.problems(limit, settings.max_null_increase, settings.max_new_categories)
+    return Finding(BASELINE, not problems, summary(baseline, drifts, problems))
 
 
 def _change(before: pa.Array, after: pa.Array) -> str:

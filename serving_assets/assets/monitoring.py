@@ -1,24 +1,35 @@
 """The assets of what the API has served: the prediction log of each day, and its replay."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pyarrow.parquet as pq
 
-from scoring.errors import SettingsError, StorageError
+from scoring.errors import ServingError, SettingsError, StorageError, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Entry, Location
 from scoring.files.parquet import ParquetFiles
+from scoring.monitoring.baseline import FILE, files_by_version, keep_first_day, measure_log, read_baseline, read_log
+from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
 from scoring.monitoring.prediction_log import day_folder, fetch_log, log_files
 from scoring.monitoring.replay import REPORTS, ReplayReport
 from scoring.monitoring.replay import replay as replay_log
 from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
-from serving_assets.assets.display import markdown_table, table_metadata
+from scoring.serving import link_registered_version
+from serving_assets.assets.checks import BASELINE, Finding, results, specs
+from serving_assets.assets.display import drift_table, markdown_table, table_metadata
 from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.assets.inspection import baseline_finding
 from serving_assets.resources import Serving
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 GROUP = "monitoring"
 VARIABLE = "SERVING_PREDICTION_LOG"
@@ -33,21 +44,31 @@ Results = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
     partitions_def=days,
     group_name=GROUP,
     kinds={"parquet"},
+    check_specs=specs("prediction_log", [BASELINE]),
     description="The rows that the API logged on one day (UTC): what it answered for which entity, from which feature "
     "values. Materializing it counts them, and copies new ones to the destination of the feature service's "
     "LoggingConfig, if it has one. In the graph only if SERVING_PREDICTION_LOG is set.",
 )
-def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
-    """Count the files and rows of this run's day, and copy new ones to Feast."""
+def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
+    """Count the files and rows of this run's day, copy new ones to Feast, and compare them with the baselines."""
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
         files = _files(folder)
         with scratch_folder() as scratch:
             copies = fetch_log(folder, scratch)
             rows = sum(pq.read_metadata(copy).num_rows for copy in copies.values())
-            copied = copy_to_feast(serving.open_feature_store(), folder, copies)
+            store = serving.open_feature_store()
+            copied = copy_to_feast(store, folder, copies)
+            found = {
+                f"{name}/{version}": _compare_with_baseline(
+                    serving, store, (name, version), paths, context.partition_key
+                )
+                for (name, version), paths in files_by_version(copies.values()).items()
+            }
+    findings = {model: [finding] for model, (finding, _) in found.items()}
+    yield from results("prediction_log", [BASELINE], findings, "version")
     names = "\n".join(f"{entry.name} {entry.size}" for entry in files)
-    return dg.MaterializeResult(
+    yield dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.sha256(names.encode()).hexdigest()),
         metadata={
             "dagster/uri": dg.MetadataValue.path(str(folder)),
@@ -55,6 +76,7 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
             "files": dg.MetadataValue.int(len(files)),
             "rows_copied_to_feast": dg.MetadataValue.int(copied),
             "bytes": dg.MetadataValue.int(sum(entry.size for entry in files)),
+            **{f"drift of {model}": drift_table(drifts) for model, (_, drifts) in found.items()},
         },
     )
 
@@ -115,6 +137,28 @@ def _files(folder: Location) -> list[Entry]:
     if not files:
         raise NothingLogged(folder)
     return files
+
+
+def _compare_with_baseline(
+    serving: Serving, store: "FeatureStore", model: tuple[str, int], files: list[Path], day: str
+) -> tuple[Finding, list[ColumnDrift]]:
+    """Compare a version's rows of a day with its training, or else with the first day of its log."""
+    settings, registry = serving.settings, serving.registry
+    assert settings.prediction_log is not None  # noqa: S101 - for the type checker
+    try:
+        version = registry.version(*model)
+        features = link_registered_version(registry, store, version, settings)
+        baseline = read_baseline(version, registry.read(version, FILE), None)
+    except ServingError as error:  # the version is gone, or its features have changed
+        return Finding(BASELINE, True, f"not compared: {first_line(error)}"), []
+    if baseline is None:
+        measure = functools.partial(measure_log, files, features)
+        baseline = keep_first_day(settings.prediction_log, version, day, measure)
+    observed = Observed(baseline)
+    for columns in read_log(files, features):
+        observed.add(columns)
+    drifts = observed.drifts()
+    return baseline_finding(baseline, drifts, features, settings), drifts
 
 
 def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:

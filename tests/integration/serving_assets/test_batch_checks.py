@@ -2,12 +2,15 @@
 
 import datetime as dt
 import hashlib
+import re
 
 import dagster as dg
 import msgspec
+import pandas as pd
 import pytest
 
 from scoring.files.location import Location
+from scoring.monitoring.baseline import log_baseline
 from serving_assets.definitions import definitions
 from serving_assets.records.observations import last_seen, seen_event
 from serving_assets.records.requests import list_requests
@@ -60,10 +63,12 @@ def test_all_checks_of_a_good_run_pass_and_report_their_findings(graph):
         "batch_input:null_features",
         "batch_input:stale_features",
         "batch_input:feature_source_fresh",
+        "batch_input:drift_from_baseline",
         "batch_output:rows_equal_request",
         "batch_output:columns_match_signature",
         "batch_output:predictions_finite",
         "batch_output:prediction_drift",
+        "batch_output:drift_from_baseline",
     }
     assert all(check.passed for check in found.values()), found
     assert found["batch_output:rows_equal_request"].description == "150 rows in the request, 150 in the file"
@@ -130,6 +135,30 @@ def test_predictions_distributed_differently_from_the_replaced_or_else_the_lates
     first = checks(graph.run(key="day2"))["batch_output:prediction_drift"]
     assert first.passed
     assert "artifacts/day1/batch_output.parquet" in first.description
+
+
+def test_features_and_predictions_distributed_differently_from_training_warn(graph):
+    version = register_driver_model(graph.world, alpha=0.03, promote=False)
+    source = graph.world.client.get_model_version("driver_ranker", str(version)).source
+    model_id = source.removeprefix("models:/")
+    graph.run(version=version)
+    trained = pd.read_parquet(graph.file("batch_output.parquet"))
+
+    log_baseline(model_id, trained[DRIVER_INPUTS], trained["prediction"])
+    same = graph.run(version=version)
+    log_baseline(model_id, trained[DRIVER_INPUTS].assign(conv_rate=-1.0), trained["prediction"] + 1)
+    moved = graph.run(version=version)
+
+    for asset in ("batch_input", "batch_output"):
+        found = checks(same)[f"{asset}:drift_from_baseline"]
+        assert found.passed
+        assert found.description.startswith("largest PSI 0.000 (")
+        assert not checks(moved)[f"{asset}:drift_from_baseline"].passed
+    found = checks(moved)["batch_input:drift_from_baseline"]
+    assert found.severity is dg.AssetCheckSeverity.WARN
+    assert re.fullmatch(r"conv_rate has PSI \d+\.\d{3} \(0.25 allowed\); relative to: training", found.description)
+    assert "prediction has PSI " in checks(moved)["batch_output:drift_from_baseline"].description
+    assert "| conv_rate | " in metadata(moved, "batch_input")["drift"]
 
 
 def test_the_run_has_a_plot_of_the_predictions_and_the_features_and_a_manifest(graph):

@@ -1,0 +1,159 @@
+"""The baseline of a model version: what its features and outputs were in training, or else on the first day of its log.
+
+A training script logs it with the model:
+
+    logged = mlflow.sklearn.log_model(model, name="model", ...)
+    log_baseline(logged.model_id, features, model.predict(features))
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scoring.batch.quality import sampled_rows
+from scoring.errors import StorageError
+from scoring.features.model_features import ModelFeatures, feast_name
+from scoring.files.atomic import scratch_folder
+from scoring.files.location import Location
+from scoring.files.transfer import publishing
+from scoring.models.outputs import PREDICTION
+from scoring.models.registry import ModelVersion
+from scoring.monitoring.drift import Baseline, describe_all
+from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = "serving_baseline.json"
+"""In the folder of the model's files."""
+FIRST_DAYS = "_baseline"
+"""The folder of the baselines of first days, beside the days of the log."""
+BATCH_ROWS = 65_536
+
+
+def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> None:
+    """Store the distributions of the training data's features and predictions with a logged model.
+
+    Args:
+        model_id: the attribute of what MLflow's `log_model` returned.
+        features: (n_rows, n_inputs), named as in the model's signature.
+        predictions: (n_rows,) of the output that is served; for several, a mapping or a frame: output → (n_rows,).
+    """
+    import mlflow
+
+    with scratch_folder() as scratch:
+        file = scratch / FILE
+        file.write_bytes(msgspec.json.encode(measure_training(features, predictions)))
+        mlflow.MlflowClient().log_model_artifact(model_id, str(file))
+
+
+def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
+    """Return the baseline that `log_baseline` stores."""
+    several = hasattr(predictions, "items") and getattr(predictions, "ndim", 2) == 2  # a series has items, too
+    outputs = dict(predictions.items()) if several else {"": predictions}
+    columns = {str(name): pa.array(values, from_pandas=True) for name, values in features.items()}
+    for name, values in outputs.items():
+        column = PREDICTION if len(outputs) == 1 else f"{PREDICTION}_{name}"
+        columns[column] = pa.array(np.ravel(values), from_pandas=True)
+    return describe_all(columns, len(features))
+
+
+def content_in(folder: Path) -> bytes | None:
+    """Return the content of FILE in a model's folder; None without it."""
+    file = folder / FILE
+    return file.read_bytes() if file.is_file() else None
+
+
+def read_baseline(version: ModelVersion, logged: bytes | None, log: Location | None) -> Baseline | None:
+    """Return the baseline of a version; None without a readable one.
+
+    Args:
+        version: the version.
+        logged: the content of its FILE, None without one.
+        log: the prediction log, which has baselines of first days.
+    """
+    with contextlib.suppress(StorageError, OSError, msgspec.MsgspecError):
+        if logged is not None:
+            return msgspec.json.decode(logged, type=Baseline)
+        if log is not None:
+            return msgspec.json.decode(_first_day_of(log, version).read_bytes(), type=Baseline)
+    return None
+
+
+def keep_first_day(log: Location, version: ModelVersion, day: str, measure: Callable[[str], Baseline]) -> Baseline:
+    """Return the baseline of the first day of a version's log. If no earlier one is kept, measure and keep this day's.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    source = f"the first day of its log, {day}"
+    kept = read_baseline(version, None, log)
+    if kept is None or kept.source >= source:
+        kept = measure(source)
+        with publishing(_first_day_of(log, version)) as part:
+            part.write_bytes(msgspec.json.encode(kept))
+    return kept
+
+
+def log_columns(features: ModelFeatures, schema: pa.Schema) -> dict[str, str]:
+    """Return the columns of a file of the prediction log that have a baseline: name in the baseline → in the log."""
+    filled = {feature.input: feast_name(feature.column) for feature in features.features}
+    columns = {name: filled.get(name, name) for name in features.signature.names}
+    requested = msgspec.json.decode(schema.metadata[REQUEST_COLUMNS], type=list[str])
+    outputs = [name for name in schema.names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
+    columns |= {name: name for name in outputs if name not in requested}
+    return {name: column for name, column in columns.items() if column in schema.names}
+
+
+def files_by_version(files: Iterable[Path]) -> dict[tuple[str, int], list[Path]]:
+    """Return name and version of the model → the files of the prediction log with its rows. Each file has one version.
+
+    Raises:
+        StorageError: a file can't be read.
+    """
+    found: dict[tuple[str, int], list[Path]] = {}
+    for place in files:
+        try:
+            (row,) = pq.ParquetFile(place).read_row_group(0, ["model_name", "model_version"]).slice(0, 1).to_pylist()
+        except (OSError, LookupError, ValueError, pa.ArrowInvalid) as error:
+            raise StorageError("reading", place.name, error) from None
+        found.setdefault((row["model_name"], row["model_version"]), []).append(place)
+    return found
+
+
+def answered(rows: pa.Table | pa.RecordBatch) -> Any:
+    """Return the logged rows of requests that were answered with scores."""
+    return rows.filter(pc.is_null(rows[PROBLEM]))
+
+
+def read_log(files: Iterable[Path], features: ModelFeatures) -> Iterator[Mapping[str, pa.Array]]:
+    """Yield the columns of logged rows that were answered, by their names in a baseline, some rows at a time."""
+    for place in files:
+        with pq.ParquetFile(place) as file:
+            columns = log_columns(features, file.schema_arrow)
+            for batch in file.iter_batches(BATCH_ROWS, columns=list({*columns.values(), PROBLEM}), use_threads=False):
+                rows = answered(batch)
+                yield {name: rows[column] for name, column in columns.items()}
+
+
+def measure_log(files: Iterable[Path], features: ModelFeatures, source: str) -> Baseline:
+    """Return the distributions of logged rows, or of a sample of them."""
+    files = list(files)
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    sampled: dict[str, list[pa.Array]] = {}
+    for columns in read_log(files, features):
+        step = -(-rows // sampled_rows(len(columns)))
+        for name, values in columns.items():
+            sampled.setdefault(name, []).append(values.take(pa.array(range(0, len(values), max(step, 1)))))
+    return describe_all({name: pa.chunked_array(each) for name, each in sampled.items()}, rows, source)
+
+
+def _first_day_of(log: Location, version: ModelVersion) -> Location:
+    return log / FIRST_DAYS / f"{version.name}-{version.version}.json"
