@@ -23,6 +23,7 @@ from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, version_folder
 from scoring.models.registry import ModelVersion, Registry
 from scoring.models.trial_load import validate_in_trial
+from scoring.monitoring.baseline import content_in, read_baseline
 from scoring.online.empty_views import empty_views_problem
 from scoring.online.lookup import fastest_lookup, read_online_vectors
 from scoring.online.reading import EntityRows
@@ -113,7 +114,7 @@ class RegistryLoader:
         # Only the definitions changed: the loaded model is linked to them.
         if isinstance(current, OnlineScorer) and current.version == target.version:
             model, independent, proven = current.model, current.independent_rows, current.proven
-            input_example = current.input_example
+            input_example, baseline = current.input_example, current.baseline
             features = self._link(store, target.version, model.signature)
         else:
             files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
@@ -125,6 +126,7 @@ class RegistryLoader:
             proven = report.source != "made_up"
             independent = report.same_in_any_batch and proven
             input_example = report.rows.slice(0, 1 if report.source == "input_example" else 0)
+            baseline = read_baseline(target.version, content_in(files.folder), self._settings.prediction_log)
         check_output_names(target.version, features, model.outputs)
         scorer = OnlineScorer(
             ServingModel(model, features),
@@ -135,6 +137,7 @@ class RegistryLoader:
             search_s=self._settings.deadline_s * SEARCH_SHARE,
             input_example=input_example,
         )
+        scorer.baseline = baseline
         if scorer.empty_views:
             log.warning("feature_views_empty", problem=empty_views_problem(scorer.empty_views, self._settings))
         return scorer

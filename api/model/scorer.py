@@ -12,6 +12,7 @@ from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
+from scoring.monitoring.drift import Baseline
 from scoring.monitoring.prediction_log import feast_log_schema
 from scoring.online.empty_views import EmptyViews
 from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
@@ -47,6 +48,10 @@ class Scorer(Protocol):
     @property
     def outputs(self) -> Outputs:
         """Its outputs."""
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What its features and outputs were in training; None without a baseline."""
 
     @property
     def proven(self) -> bool:
@@ -130,6 +135,7 @@ class OnlineScorer:
         self.independent_rows = independent_rows
         self.proven = proven
         self.input_example = input_example
+        self.baseline: Baseline | None = None
         # The function of an on-demand view gets all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
         self.lately_scored: EntityRows | None = None

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from api.inference.micro_batch import MicroBatch, PendingRequest
 from api.model.model_slot import Served
 from api.model.scorer import RowScores
+from api.telemetry.drift import DriftMetrics
 from scoring.errors import ServingError, first_line
 from scoring.files.transfer import publishing
 from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder, in_sample
@@ -62,6 +63,7 @@ class PredictionLog(Collector):
     def __init__(self, settings: Settings) -> None:
         """Write nothing yet. `settings.prediction_log` is set."""
         assert settings.prediction_log is not None  # noqa: S101 - for the type checker
+        self._drift = DriftMetrics()
         self._folder = settings.prediction_log
         self._seconds = settings.prediction_log_seconds
         self._file_rows = settings.prediction_log_rows
@@ -116,6 +118,7 @@ class PredictionLog(Collector):
         yield rows
         waiting = self._recorded - self._converted + self._rows_in_memory
         yield GaugeMetricFamily(PREFIX + "waiting_rows", "Rows of the prediction log in memory.", waiting)
+        yield from self._drift.collect()
 
     def _run(self) -> None:
         oldest, next_try, pause_s, refused = None, 0.0, 1.0, 0
@@ -194,6 +197,7 @@ class PredictionLog(Collector):
                 of_day = pc.equal(rows[LOG_DATE], rows[LOG_DATE][0])
                 written, rest = rows.filter(of_day), rows.filter(pc.invert(of_day))
                 self._write_file(written)
+                self._measure(schema, written)
                 others = [(each, table) for each, table in self._tables if each is not schema]
                 self._tables = [*([(schema, rest)] if rest.num_rows else []), *others]
                 self._rows_in_memory -= written.num_rows
@@ -209,6 +213,14 @@ class PredictionLog(Collector):
         place = day_folder(self._folder, str(rows[LOG_DATE][0])) / f"{model}-{uuid.uuid4().hex}.parquet"
         with publishing(place) as part:
             pq.write_table(rows, part, compression="zstd")
+
+    def _measure(self, schema: LogSchema, rows: pa.Table) -> None:
+        if self._current is None or self._current[1] is not schema:
+            return
+        try:
+            self._drift.add(self._current[0], rows)
+        except Exception as error:  # the thread must survive any error, also of a crafted baseline
+            log.warning("drift_not_measured", reason=type(error).__name__)
 
     def _make_room(self) -> None:
         """Drop the oldest rows beyond the bound."""

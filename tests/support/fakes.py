@@ -16,6 +16,7 @@ from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 from scoring.models.outputs import ONE_NUMBER, Outputs
 from scoring.models.registry import ModelVersion
+from scoring.monitoring.drift import Baseline
 from scoring.online.lookup import OnlineVectors
 from scoring.online.reading import EntityRows
 from scoring.predict import Scores
@@ -80,6 +81,7 @@ class FakeScorer:
         self.outputs = outputs
         self.keys: EntityRows | None = None
         self.input_example: pa.Table | None = None
+        self.baseline: Baseline | None = None
         self.empty_views: list[str] = []
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None
