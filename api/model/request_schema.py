@@ -237,8 +237,8 @@ class RequestForm:
 
     def overrides(self, request: EntityRequest) -> list[str]:
         """Return the features that a request overrides."""
-        rows = request.entity_rows
-        return [name for name in self._overridable if any(value is not None for value in rows[name])]
+        given = ((name, request.entity_rows[name]) for name in self._overridable)
+        return [name for name, values in given if values.count(None) < len(values)]
 
     def example(self, *, real: bool = True) -> dict[str, Any]:
         """Make a valid request in JSON from `example_columns`."""
@@ -269,8 +269,8 @@ class RequestForm:
         columns = {}
         for name, field in zip(self._overridable, field_names("override", self._overridable), strict=True):
             value = None if request is None else _override(request, field)
-            own = [_override(row, field) for row in rows] or [None] * number
-            columns[name] = [value if each is None else each for each in own]
+            own = [_override(row, field) for row in rows]
+            columns[name] = [value if each is None else each for each in own] if rows else [value] * number
         return columns
 
     def _integral(self, entity_rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -26,7 +26,8 @@ VALUE_FIELDS: dict[pa.DataType, str] = {
 }
 """Types that can be decoded → the field of Feast's Value that holds them."""
 
-# For fewer values than this, parsing one by one is as fast as unpacking together.
+# Fewer distinct values than this are parsed one by one as fast as together. Event times have few: those of rows that
+# were materialized together are equal.
 FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
 MAX_GROUPS = 10
@@ -37,10 +38,12 @@ WEIGHTS = np.uint64(1) << 7 * np.arange(MAX_GROUPS, dtype=np.uint64)
 def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     """Decode serialized Timestamps to event times in seconds since 1970, float64 (n,); 0 for None."""
     present = _present(values)
-    seconds = _unpack_integers(present, SECONDS_TAG)
+    distinct = set(present)
+    seconds = _unpack_integers(present, SECONDS_TAG) if len(distinct) >= FEW else None
     if seconds is None:
-        parsed = map(Timestamp.FromString, present)
-        seconds = np.fromiter((each.seconds + each.nanos * 1e-9 for each in parsed), np.float64, len(present))
+        parsed = {value: Timestamp.FromString(value) for value in distinct}
+        seconds_of = {value: each.seconds + each.nanos * 1e-9 for value, each in parsed.items()}
+        seconds = np.fromiter(map(seconds_of.__getitem__, present), np.float64, len(present))
     if len(present) == len(values):
         return seconds.astype(np.float64, copy=False)
     event_s = np.zeros(len(values))

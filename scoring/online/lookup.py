@@ -115,7 +115,7 @@ def _override(
     """Replace features by the request's values. A row whose vector is complete thereby has no reason any more."""
     for name in features.overridable:
         given = entity_rows.get(name, ())
-        if any(value is not None for value in given):
+        if given.count(None) < len(given):
             place = vectors.schema.get_field_index(name)
             field = vectors.schema.field(place)
             values = conform(request_column(name, entity_rows, field.type), field.type, name)

@@ -28,9 +28,10 @@ class StoreRead(msgspec.Struct, frozen=True):
 
     def take(self, places: np.ndarray) -> "StoreRead":
         """Return the features of the rows at these places."""
+        indices = pa.array(places)
         return StoreRead(
             {view: event_s[places] for view, event_s in self.event_s.items()},
-            {name: column.take(pa.array(places)) for name, column in self.columns.items()},
+            {name: column.take(indices) for name, column in self.columns.items()},
         )
 
 
