@@ -25,7 +25,7 @@ from scoring.files.location import Location
 from scoring.files.transfer import publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import ModelVersion
-from scoring.monitoring.drift import Baseline, describe_all
+from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, describe_all
 from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS
 
 if TYPE_CHECKING:
@@ -88,14 +88,15 @@ def read_baseline(version: ModelVersion, logged: bytes | None, log: Location | N
 
 
 def keep_first_day(log: Location, version: ModelVersion, day: str, measure: Callable[[str], Baseline]) -> Baseline:
-    """Return the baseline of the first day of a version's log. If no earlier one is kept, measure and keep this day's.
+    """Return the baseline of the first day of a version's log. If none of an earlier day with enough rows is kept,
+    measure and keep this day's.
 
     Raises:
         StorageError: it can't be written.
     """
     source = f"the first day of its log, {day}"
     kept = read_baseline(version, None, log)
-    if kept is None or kept.source >= source:
+    if kept is None or kept.source >= source or kept.rows < MIN_ROWS_FOR_DRIFT:
         kept = measure(source)
         with publishing(_first_day_of(log, version)) as part:
             part.write_bytes(msgspec.json.encode(kept))

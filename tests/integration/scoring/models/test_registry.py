@@ -84,6 +84,19 @@ def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> N
         MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
 
 
+def test_a_file_that_was_added_to_a_logged_model_is_one_of_its_version(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    client, name = MlflowClient(mlflow_server.uri), f"model-{time.monotonic_ns()}"
+    logged = client.create_logged_model("0")
+    (tmp_path / "baseline").write_bytes(b"{}")
+    client.log_model_artifact(logged.model_id, str(tmp_path / "baseline"))
+    client.create_registered_model(name)
+    client.create_model_version(name, f"models:/{logged.model_id}", model_id=logged.model_id)
+
+    assert MlflowRegistry(mlflow_server.uri, mlflow_server.uri).read(ModelVersion(name, 1), "baseline") == b"{}"
+
+
 def test_the_size_of_a_version_is_known_without_fetching_it(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     client, name = MlflowClient(mlflow_server.uri), f"model-{time.monotonic_ns()}"
     (tmp_path / "model" / "inner").mkdir(parents=True)
@@ -95,6 +108,8 @@ def test_the_size_of_a_version_is_known_without_fetching_it(mlflow_server: Mlflo
     client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
     registry = MlflowRegistry(mlflow_server.uri, mlflow_server.uri)
     assert registry.size(ModelVersion(name, 1)) == 2100
+    assert registry.read(ModelVersion(name, 1), "MLmodel") == bytes(100)
+    assert registry.read(ModelVersion(name, 1), "data") is None  # it is in a folder below
     # Nor is it the registry's fault, or the version's, where this machine has no room for its files.
     with pytest.raises(NoRoom, match=f"{tempfile.gettempdir()} failed: .*TMPDIR"), version_folder() as folder:  # noqa: SIM117
         with files_of_at_most(1000):
