@@ -41,6 +41,7 @@ def main() -> int:
     from api.http.server import server_of
     from api.model.loading import RegistryLoader
     from api.model.settled_loader import SettledLoader
+    from api.shadow.loading import ChallengerLoader
     from api.telemetry.log import configure_logging
     from scoring.errors import SettingsError
     from scoring.models.registry import MlflowRegistry
@@ -53,7 +54,7 @@ def main() -> int:
         settings = Settings.from_environment(os.environ)
         registry = MlflowRegistry.from_settings(settings)
         loader = RegistryLoader(settings, registry, functools.partial(validate_in_trial, run=trial.run))
-        app = create_app(settings, SettledLoader(loader), stopping)
+        app = create_app(settings, SettledLoader(loader), stopping, ChallengerLoader(settings, registry))
         _listen(settings).close()  # reports an unavailable address before the trial's imports, which take seconds
         configure_logging(settings.log_level)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have started threads

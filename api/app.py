@@ -30,14 +30,16 @@ from api.protocols.json_format import JsonFormat
 from api.protocols.mlflow_format import MlflowFormat
 from api.protocols.open_inference_format import OpenInferenceFormat
 from api.protocols.open_inference_metadata import error_response
-from api.protocols.problems import problem_of, problem_response
+from api.protocols.problems import problem_of, problem_response, type_of
 from api.protocols.scores_format import ScoresFormat
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import WireFormat
+from api.shadow.challenger import Challenger
+from api.shadow.loading import ChallengerLoader
 from api.telemetry.metrics import Metrics, ServingState
 from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestLog
-from api.telemetry.tracing import tracing_to
+from api.telemetry.tracing import Tracing, tracing_to
 from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
@@ -47,20 +49,27 @@ IMPLIED = {"HEAD", "OPTIONS"}
 LOG_FLUSH_S = 5.0
 
 
-def create_app(settings: Settings, loader: Loader | None = None, stopping: threading.Event | None = None) -> Litestar:
+def create_app(
+    settings: Settings,
+    loader: Loader | None = None,
+    stopping: threading.Event | None = None,
+    challenger_loader: Loader | None = None,
+) -> Litestar:
     """Build the API. It performs no I/O before the application's lifespan begins.
 
     Args:
         settings: the settings of the application.
         loader: loads model versions; from the MLflow and Feast registries of the settings by default.
         stopping: set by the server once the process is stopping.
+        challenger_loader: loads challengers; as `loader` by default, and none with another `loader`.
 
     Raises:
         SettingsError: an API key is invalid, or the API would listen beyond loopback without keys.
     """
     keys = keys_from(settings)
     if loader is None:
-        loader = RegistryLoader(settings, MlflowRegistry.from_settings(settings))
+        registry = MlflowRegistry.from_settings(settings)
+        loader, challenger_loader = RegistryLoader(settings, registry), ChallengerLoader(settings, registry)
     stopping = stopping or threading.Event()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()
     metrics.read_at_each_scrape(ServingState(slot, probe.breaker))
@@ -70,31 +79,15 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         metrics.read_at_each_scrape(prediction_log)
     tracing = tracing_to(settings.otlp_endpoint)
     follower = AliasFollower(settings, loader, slot, probe)
+    challenger = None
+    if challenger_loader is not None and settings.challenger_sample:
+        busy, problem = (lambda: batcher.waiting), (lambda error: type_of(error).name)
+        challenger = Challenger(settings, challenger_loader, slot, busy, problem, prediction_log)
+        metrics.read_at_each_scrape(challenger)
     webhooks = []
     if settings.webhook_secret is not None:
-        webhooks.append(mlflow_webhook(settings.webhook_secret, settings, follower.wake))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        batcher.start()
-        if prediction_log is not None:
-            prediction_log.start()
-        tasks = [
-            asyncio.create_task(follower.run(), name="alias-follower"),
-            asyncio.create_task(probe.run(lambda: slot.served.scorer if slot.served else None), name="store-probe"),
-        ]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for each in (batcher, probe, follower):
-                each.stop()
-            if prediction_log is not None:
-                await asyncio.to_thread(prediction_log.stop, LOG_FLUSH_S)
-            if tracing is not None:
-                await asyncio.to_thread(tracing.stop)
+        wake = [each.wake for each in (follower, challenger) if each is not None]
+        webhooks.append(mlflow_webhook(settings.webhook_secret, settings, *wake))
 
     def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         if isinstance(error, NotFoundException):
@@ -111,6 +104,7 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         "formats": formats,
         "slot": slot,
         "probe": probe,
+        "challenger": challenger,
         "metrics": metrics,
         "stopping": stopping,
         "keys": keys,
@@ -128,17 +122,53 @@ def create_app(settings: Settings, loader: Loader | None = None, stopping: threa
         ],
         dependencies={name: _provide(part) for name, part in parts.items()},
         exception_handlers={Exception: handle_error},
-        lifespan=[lifespan],
+        lifespan=[lambda _: _running(batcher, follower, probe, slot, challenger, prediction_log, tracing)],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
     )
     request_log = RequestLog(sys.stderr.buffer) if settings.log_level in {"debug", "info"} else None
-    scoring = Scoring(slot, probe.breaker, batcher, metrics, prediction_log)
+    scoring = Scoring(slot, probe.breaker, batcher, metrics, prediction_log, challenger)
     endpoint = ScoringEndpoint(app.asgi_handler, formats, settings, keys, scoring)
     routes = frozenset((*formats, *(route.path for route in app.routes)))
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    batcher: MicroBatcher,
+    follower: AliasFollower,
+    probe: StoreProbe,
+    slot: ModelSlot,
+    challenger: Challenger | None,
+    prediction_log: PredictionLog | None,
+    tracing: Tracing | None,
+) -> AsyncIterator[None]:
+    """Run what works in the background of requests."""
+    batcher.start()
+    if prediction_log is not None:
+        prediction_log.start()
+    tasks = [
+        asyncio.create_task(follower.run(), name="alias-follower"),
+        asyncio.create_task(probe.run(lambda: slot.served.scorer if slot.served else None), name="store-probe"),
+    ]
+    if challenger is not None:
+        tasks.append(asyncio.create_task(challenger.run(), name="challenger"))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in (batcher, probe, follower):
+            each.stop()
+        if challenger is not None:
+            await challenger.stop()
+        if prediction_log is not None:
+            await asyncio.to_thread(prediction_log.stop, LOG_FLUSH_S)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
 
 
 def wire_formats(settings: Settings) -> dict[str, WireFormat]:

@@ -258,6 +258,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prediction_log_sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Fraction of the requests in the prediction log, chosen by request id: 0 for none."""
 
+    challenger_sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Fraction of the requests that the version under the alias `challenger` scores, too, after they were answered,
+    chosen by request id as for the prediction log. 0 ignores the alias."""
+
     log_level: LogLevel = "info"
     """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""
 

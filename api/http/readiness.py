@@ -11,6 +11,7 @@ from msgspec import Meta
 from api.model.model_slot import ModelSlot, Refusal
 from api.model.store_health import StoreProbe
 from api.protocols.problems import MEDIA_TYPE, NOT_READY, TYPE_PREFIX, Problem, new_instance
+from api.shadow.challenger import Challenger
 from scoring.online.empty_views import empty_views_problem
 from scoring.settings import Settings
 
@@ -64,6 +65,13 @@ class FeatureStoreState(msgspec.Struct, frozen=True):
     empty: Annotated[str | None, Meta(description="Names feature views without a row, and the command that fills it.")]
 
 
+class ChallengerState(msgspec.Struct, frozen=True):
+    """The version under the alias `challenger`, whose scores are only logged. It does not affect readiness."""
+
+    model: str
+    problem: Annotated[str | None, Meta(description="Why it can't score requests; null if it can.")]
+
+
 class Readiness(msgspec.Struct, frozen=True):
     """The state of the model, the registries and the feature store."""
 
@@ -73,10 +81,15 @@ class Readiness(msgspec.Struct, frozen=True):
     registry: RegistryState
     refused: RefusedVersion | None
     feature_store: FeatureStoreState
+    challenger: ChallengerState | None = None
 
 
 def readiness(
-    settings: Settings, slot: ModelSlot, probe: StoreProbe, stopping: threading.Event
+    settings: Settings,
+    slot: ModelSlot,
+    probe: StoreProbe,
+    stopping: threading.Event,
+    challenger: Challenger | None = None,
 ) -> tuple[Readiness, str | None]:
     """Return the state, and why the process is not ready; None if it is."""
     served, store = slot.served, probe.state
@@ -101,6 +114,7 @@ def readiness(
         RegistryState(None if age_s is None else round(age_s, 3), slot.poll_problem),
         _refused(slot.refusal, slot.clock()) if slot.refusal else None,
         FeatureStoreState(store.usable, store.problem, _age_s(store.answered_at), empty),
+        None if challenger is None or challenger.state is None else ChallengerState(*challenger.state),
     )
     return state, problem
 

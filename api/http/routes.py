@@ -23,6 +23,7 @@ from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.protocols.answers import model_of
 from api.protocols.response import header_value
+from api.shadow.challenger import Challenger
 from api.telemetry.metrics import Metrics
 from scoring.settings import Settings
 
@@ -61,9 +62,10 @@ class Health(Controller):
         slot: NamedDependency[ModelSlot],
         probe: NamedDependency[StoreProbe],
         stopping: NamedDependency[threading.Event],
+        challenger: NamedDependency[Challenger | None],
     ) -> Response[Any]:
         """Return 200 while the model and the feature store are usable and the process is not stopping."""
-        return readiness_response(*readiness(settings, slot, probe, stopping))
+        return readiness_response(*readiness(settings, slot, probe, stopping, challenger))
 
     @get(["/ping", "/health"])
     async def ping(

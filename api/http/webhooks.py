@@ -68,8 +68,8 @@ class Deliveries:
         return new
 
 
-def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None]) -> HTTPRouteHandler:
-    """Make the route for deliveries, which calls `wake` for those about the registered model of the settings."""
+def mlflow_webhook(secret: Secret, settings: Settings, *wake: Callable[[], None]) -> HTTPRouteHandler:
+    """Make the route for deliveries, which calls each `wake` for those about the registered model of the settings."""
     deliveries, bodies = Deliveries(secret), BodyReader(settings.body_timeout_s)
 
     @post(PATH, status_code=204)
@@ -84,6 +84,7 @@ def mlflow_webhook(secret: Secret, settings: Settings, wake: Callable[[], None])
             event = Event()  # signed, but in a format of a later MLflow: an additional poll is harmless
         if event.data.get("name", settings.model_name) == settings.model_name:
             log.info("registry_event", entity=event.entity, action=event.action)
-            wake()
+            for each in wake:
+                each()
 
     return webhook

@@ -66,6 +66,11 @@ class MicroBatcher:
         """Whether `score` would raise Overloaded now."""
         return self._unfinished + self._abandoned >= self._max_unfinished
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a request waits for a thread. Any thread may ask."""
+        return bool(self._waiting)
+
     async def score(self, request: PendingRequest) -> RowScores:
         """Score one request.
 

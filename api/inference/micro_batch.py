@@ -104,7 +104,7 @@ class MicroBatch:
             looked_up: called in this thread when the lookup for all of them has ended.
         """
         scorer = self.requests[0].scorer
-        entity_rows = _merged(self.requests)
+        entity_rows = merged_rows(self.requests)
         try:
             online = self.online = scorer.look_up(entity_rows, self.as_of)
         except BaseException as error:  # the callers get it
@@ -123,7 +123,7 @@ class MicroBatch:
 def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVectors) -> list[RequestResult]:
     """Return the result of each request, by one prediction for all of them or, if that fails, by one for each."""
     try:
-        return _split(scorer.score(_merged(requests), online), requests)
+        return split(scorer.score(merged_rows(requests), online), requests)
     except BaseException as error:
         if len(requests) == 1:
             return [error]
@@ -151,14 +151,16 @@ def _parts(requests: Sequence[PendingRequest], online: OnlineVectors) -> list[On
     ]
 
 
-def _merged(requests: Sequence[PendingRequest]) -> EntityRows:
+def merged_rows(requests: Sequence[PendingRequest]) -> EntityRows:
+    """Return the entities of requests with the same columns."""
     if len(requests) == 1:
         return requests[0].entity_rows
     columns = requests[0].entity_rows
     return {name: list(itertools.chain.from_iterable(each.entity_rows[name] for each in requests)) for name in columns}
 
 
-def _split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
+def split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
+    """Return the result of each of the requests that were scored together."""
     outputs, reasons = [column.to_pylist() for column in scores.outputs.columns], _to_list(scores.reasons)
     ends = itertools.accumulate(request.rows for request in requests)
     results = [

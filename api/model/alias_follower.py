@@ -27,14 +27,17 @@ WARM_UP_S = 5.0
 class AliasFollower:
     """Fills a `ModelSlot`, in a thread of its own: a registry that hangs delays only the next poll."""
 
-    def __init__(self, settings: Settings, loader: Loader, slot: ModelSlot, probe: StoreProbe) -> None:
+    def __init__(
+        self, settings: Settings, loader: Loader, slot: ModelSlot, probe: StoreProbe | None, alias: str | None = None
+    ) -> None:
         """Follow nothing yet.
 
         Args:
             settings: all settings.
             loader: polls the registries and loads versions.
             slot: gets the loaded version.
-            probe: warms up a version's connection to the online store before it serves.
+            probe: warms up a version's connection to the online store before it serves; None to do without.
+            alias: the alias that the loader follows, for the log; that of the settings by default.
         """
         self._settings = settings
         self._loader = loader
@@ -43,6 +46,7 @@ class AliasFollower:
         self._executor = ThreadPoolExecutor(1, "follower")
         self._woken = asyncio.Event()
         self._logged: str | None = None
+        self._alias = alias or settings.model_alias
 
     def wake(self) -> None:
         """Poll now instead of at the end of the interval."""
@@ -54,7 +58,7 @@ class AliasFollower:
             try:
                 await self.poll()
             except Exception:  # an unexpected error must not end the polling
-                log.exception("poll_failed")
+                log.exception("poll_failed", alias=self._alias)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._settings.poll_interval_s)
             self._woken.clear()
@@ -72,7 +76,10 @@ class AliasFollower:
             self._registry_failed(error)
             return
         slot.polled_at = slot.clock()
-        if slot.served is not None and slot.served.target == target:
+        if target is None:
+            slot.refusal = None
+            await self._serve(None)
+        elif slot.served is not None and slot.served.target == target:
             slot.refusal = None
             await self._find_example(slot.served)
         elif slot.refusal is None or slot.refusal.target != target or slot.clock() >= slot.refusal.retry_at:
@@ -99,22 +106,38 @@ class AliasFollower:
             self._refuse(target, error)
             return
         self._registry_answered()
-        await self._probe.check(scorer, WARM_UP_S)
+        if self._probe is not None:
+            await self._probe.check(scorer, WARM_UP_S)
         if await self._alias_moved(target):
-            log.info("model_not_swapped", model=str(scorer.version), reason="The alias moved while it was loaded.")
+            await self._in_thread(scorer.close)
+            reason = "The alias moved while it was loaded."
+            log.info("model_not_swapped", model=str(scorer.version), alias=self._alias, reason=reason)
             self.wake()
             return
-        slot.served = Served(target, scorer, form)
-        await self._find_example(slot.served)
+        await self._serve(Served(target, scorer, form))
         slot.swaps += 1
         slot.refusal = None
         log.info(
             "model_swapped",
             model=str(scorer.version),
+            alias=self._alias,
             replaced=str(current.version) if current else None,
             feature_service=scorer.features.service,
             took_s=round(slot.clock() - started_at, 3),
         )
+
+    async def _serve(self, served: Served | None) -> None:
+        before, self._slot.served = self._slot.served, served
+        if before is not None:
+            await self._in_thread(before.scorer.close)
+        if served is not None:
+            await self._find_example(served)
+
+    def withdraw(self, served: Served, error: Exception) -> None:
+        """Stop serving a version that can't serve any more, unless another one has replaced it. It is retried later."""
+        if self._slot.served is served:
+            self._slot.served = None
+            self._refuse(served.target, error)
 
     async def _find_example(self, served: Served) -> None:
         """Give the request form join keys from the online store, which may have been empty at the last poll."""
@@ -130,13 +153,13 @@ class AliasFollower:
 
     def _registry_answered(self) -> None:
         if self._slot.poll_problem is not None:
-            log.info("registry_answers_again")
+            log.info("registry_answers_again", alias=self._alias)
         self._slot.poll_problem = self._logged = None
 
     def _registry_failed(self, error: Exception) -> None:
         reason = _reason(error)
         if reason != self._logged:  # once, not at every poll or attempt to download
-            log.warning("registry_gives_no_answer", reason=reason, exc_info=_unexpected(error))
+            log.warning("registry_gives_no_answer", alias=self._alias, reason=reason, exc_info=_unexpected(error))
         self._logged = reason
         self._slot.poll_problem = _public(error)
 
@@ -148,7 +171,8 @@ class AliasFollower:
         reason = _reason(error)
         if before is None or before.reason != reason:
             event = "model_not_tried" if of_this_machine else "model_refused"
-            log.error(event, model=str(target.version), reason=reason, exc_info=_unexpected(error))
+            facts = {"model": str(target.version), "alias": self._alias, "reason": reason}
+            log.error(event, **facts, exc_info=_unexpected(error))
         wait_s = min(FIRST_RETRY_S * 2 ** (attempts - 1), LONGEST_RETRY_S)
         slot.refusal = Refusal(target, reason, _public(error), attempts, of_this_machine, slot.clock() + wait_s)
         slot.refusals += not of_this_machine

@@ -56,8 +56,8 @@ class Target(msgspec.Struct, frozen=True):
 class Loader(Protocol):
     """Creates scorers. Called from one thread at a time."""
 
-    def poll(self) -> Target:
-        """Return what should serve now.
+    def poll(self) -> Target | None:
+        """Return what should serve now; None if nothing should.
 
         Raises:
             RegistryError, FeatureStoreError: a registry does not answer, or does not know.
@@ -93,16 +93,18 @@ class RegistryLoader:
         self._validate_files = validate_files
         self._reports: dict[str, ValidationReport] = {}
 
-    def poll(self) -> Target:
+    def poll(self) -> Target | None:
         """See `Loader.poll`."""
-        version = resolve_version(self._registry, self._settings)
+        return Target(resolve_version(self._registry, self._settings), self._definitions())
+
+    def _definitions(self) -> str:
+        """Return the hash of the current feature definitions. Raises FeatureStoreError."""
         store = self._open()
         try:
             store.refresh_registry()
-            definitions = read_definitions(store).hash
+            return read_definitions(store).hash
         except Exception as error:  # every Feast registry raises its own kinds
             raise FeatureStoreError("reading its registry", error) from error
-        return Target(version, definitions)
 
     def load(self, target: Target, current: Scorer | None) -> Scorer:
         """See `Loader.load`."""
@@ -119,7 +121,7 @@ class RegistryLoader:
         else:
             files = fetch_model(self._registry, target.version, folder, LoadingRules.from_settings(self._settings))
             features = self._link(store, target.version, files.signature)
-            report = self._validate(files, lambda: _known_rows(store, features, current))
+            report = self._validate(files, lambda: known_rows(store, features, current))
             model = load_model(files, report.as_array, report.outputs)
             verify_loaded(model, report)
             _log_report(model, report)
@@ -169,7 +171,7 @@ class RegistryLoader:
         return self._watched
 
 
-def _known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer | None) -> pa.Table | None:
+def known_rows(store: "FeatureStore", features: ModelFeatures, current: Scorer | None) -> pa.Table | None:
     """Return complete feature vectors of recently requested entities, or else of stored ones; None without any."""
     lookup = fastest_lookup(store, features)
     candidates: list[EntityRows | None] = []

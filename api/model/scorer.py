@@ -99,6 +99,9 @@ class Scorer(Protocol):
             FeatureStoreError: the online store failed.
         """
 
+    def close(self) -> None:
+        """End its processes, if it has any. Called when it no longer serves; requests may still use it."""
+
 
 class OnlineScorer:
     """A `Scorer` on a Feast online store."""
@@ -193,3 +196,6 @@ class OnlineScorer:
         row = {name: [NEUTRAL.get(dtype, 0)] for name, dtype in self.features.request_columns.items()}
         read_rows(self._lookup.stored, row)
         self._empty.search_again()
+
+    def close(self) -> None:
+        """See `Scorer.close`."""

@@ -24,7 +24,7 @@ class SettledLoader:
         self._loader = loader
         self._settled = False
 
-    def poll(self) -> Target:
+    def poll(self) -> Target | None:
         """See `Loader.poll`."""
         with self._unless_settled():
             return self._loader.poll()

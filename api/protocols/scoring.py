@@ -12,6 +12,7 @@ from api.model.request_schema import EntityRequest
 from api.model.scorer import RowScores
 from api.model.store_health import NO_ANSWER, Breaker
 from api.protocols.problems import type_of
+from api.shadow.challenger import Challenger
 from api.telemetry.metrics import Metrics
 from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestContext
@@ -33,8 +34,10 @@ class Scoring:
         batcher: MicroBatcher,
         metrics: Metrics,
         prediction_log: PredictionLog | None = None,
+        challenger: Challenger | None = None,
     ) -> None:
         self._slot = slot
+        self._challenger = challenger
         self._prediction_log = prediction_log
         self._breaker = breaker
         self._batcher = batcher
@@ -100,6 +103,8 @@ class Scoring:
         finally:
             if self._prediction_log is not None:
                 self._prediction_log.add(served, request.request_id, pending, scores, problem)
+            if self._challenger is not None and self._challenger.slot.served is not None:
+                self._challenger.add(served, request.request_id, pending)
         return scores
 
     async def _score(self, served: Served, pending: PendingRequest, context: RequestContext) -> RowScores:

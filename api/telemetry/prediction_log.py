@@ -52,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     pending: PendingRequest
     scores: RowScores | None
     problem: str | None
+    role: str
     latency_ms: float
     ended_at: float
     """Seconds since 1970."""
@@ -77,7 +78,8 @@ class PredictionLog(Collector):
         """Rows that were not added, because too many waited."""
         self._converted = 0
         """Rows of the records that were taken from the queue. This and all below is written by the thread only."""
-        self._current: tuple[Served, LogSchema] | None = None
+        self._current: dict[str, tuple[Served, LogSchema]] = {}
+        """Role → the last version that served in it."""
         self._tables: list[tuple[LogSchema, pa.Table]] = []
         self._rows_in_memory = 0
         self._written = self._dropped = 0
@@ -98,9 +100,15 @@ class PredictionLog(Collector):
             log.error("prediction_log_dropped", rows=waiting, reason=f"not written within {within_s:g} s")
 
     def add(
-        self, served: Served, request_id: str, pending: PendingRequest, scores: RowScores | None, problem: str | None
+        self,
+        served: Served,
+        request_id: str,
+        pending: PendingRequest,
+        scores: RowScores | None,
+        problem: str | None,
+        role: str | None = None,
     ) -> None:
-        """Log a request that has ended, unless it is not in the sample."""
+        """Log a request that has ended, unless it is not in the sample. The role is the followed alias by default."""
         if not in_sample(request_id, self._fraction):
             return
         if self._recorded - self._converted > MAX_RECORDED_ROWS:
@@ -108,7 +116,8 @@ class PredictionLog(Collector):
             return
         self._recorded += pending.rows
         latency_ms = (time.perf_counter() - pending.queued_at) * 1e3
-        self._records.append(Record(served, request_id, pending, scores, problem, latency_ms, time.time()))
+        role = role or self._role
+        self._records.append(Record(served, request_id, pending, scores, problem, role, latency_ms, time.time()))
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
@@ -151,7 +160,7 @@ class PredictionLog(Collector):
         for group in groups.values():
             rows = sum(record.pending.rows for record in group)
             try:
-                self._make_rows(self._schema(group[0].served), group)
+                self._make_rows(self._schema(group[0]), group)
             except Exception as error:  # the thread must survive any error
                 self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
                 self._dropped += rows
@@ -173,20 +182,21 @@ class PredictionLog(Collector):
             self._tables.append((schema, table))
             self._rows_in_memory += table.num_rows
 
-    def _schema(self, served: Served) -> LogSchema:
-        if self._current is None or self._current[0] is not served:
+    def _schema(self, record: Record) -> LogSchema:
+        served, role = record.served, record.role
+        if role not in self._current or self._current[role][0] is not served:
             scorer = served.scorer
             schema = LogSchema(
                 scorer.version,
                 scorer.features,
                 scorer.outputs,
                 scorer.log_schema(),
-                role=self._role,
+                role=role,
                 definitions=served.target.definitions,
                 policy=self._policy,
             )
-            self._current = served, schema
-        return self._current[1]
+            self._current[role] = served, schema
+        return self._current[role][1]
 
     def _write(self) -> bool:
         """Write all rows, one file for each version and day. Return whether that succeeded."""
@@ -215,10 +225,11 @@ class PredictionLog(Collector):
             pq.write_table(rows, part, compression="zstd")
 
     def _measure(self, schema: LogSchema, rows: pa.Table) -> None:
-        if self._current is None or self._current[1] is not schema:
+        served, current = self._current.get(self._role, (None, None))
+        if served is None or current is not schema:
             return
         try:
-            self._drift.add(self._current[0], rows)
+            self._drift.add(served, rows)
         except Exception as error:  # the thread must survive any error, also of a crafted baseline
             log.warning("drift_not_measured", reason=type(error).__name__)
 

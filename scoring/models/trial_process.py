@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import msgspec
 import pyarrow as pa
@@ -25,6 +26,7 @@ from scoring.errors import ModelRefused, why_no_room
 from scoring.imports import import_model_libraries
 from scoring.models.admission import ValidationReport, validate
 from scoring.models.loading_rules import LoadingRules
+from scoring.models.model import Model
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
 
@@ -58,14 +60,19 @@ class TrialResult(msgspec.Struct, frozen=True):
     report: ValidationReport | None = None
 
 
-def encode(message: TrialTask | TrialResult) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     """Return the message as MessagePack."""
     return msgspec.msgpack.encode(message, enc_hook=_encode_rows)
 
 
 def decode(file: Path, kind: Any) -> Any:
     """Read a message of this type from the file."""
-    return msgspec.msgpack.decode(file.read_bytes(), type=kind, dec_hook=_decode_rows)
+    return decode_bytes(file.read_bytes(), kind)
+
+
+def decode_bytes(message: bytes, kind: Any) -> Any:
+    """Return the message of this type that `encode` encoded."""
+    return msgspec.msgpack.decode(message, type=kind, dec_hook=_decode_rows)
 
 
 def _encode_rows(rows: pa.Table) -> bytes:
@@ -90,28 +97,32 @@ def in_new_process(model_folder: Path, folder: Path, timeout_s: float) -> int | 
     Returns:
         The exit status, or -n if signal n ended the process; None if it was killed at the time limit.
     """
-    root = str(Path(__file__).parents[2])
-    # Importing Feast 0.67 sets variables that would move the trial's Prometheus files.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-    environment["MALLOC_ARENA_MAX"] = str(ARENAS)
-    with (
-        (folder / STDERR).open("wb") as stderr,
-        subprocess.Popen(
-            [sys.executable, "-m", "scoring.models.trial_process", str(model_folder), str(folder)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,  # so that signals to its process group reach the trial's processes only
-        ) as trial,
-    ):
+    arguments = ["scoring.models.trial_process", str(model_folder), str(folder)]
+    with (folder / STDERR).open("wb") as stderr, start(arguments, stderr) as trial:
         try:
             return trial.wait(timeout_s + IMPORT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _kill_group(trial.pid)
+            kill_group(trial.pid)
+
+
+def start(module: Sequence[str], stderr: BinaryIO, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start `python -m` with a module and its arguments, in a session of its own."""
+    root = str(Path(__file__).parents[2])
+    # Importing Feast 0.67 sets variables that would move the trial's Prometheus files.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    environment["MALLOC_ARENA_MAX"] = str(ARENAS)
+    return subprocess.Popen(
+        [sys.executable, "-m", *module],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,  # so that signals to its process group reach the trial's processes only
+    )
 
 
 class PreforkedTrial:
@@ -160,13 +171,13 @@ def _wait(process: int, timeout_s: float) -> int | None:
     """Return a child's exit status; None if it did not end in time. Kill its process group in either case."""
     with os.fdopen(os.pidfd_open(process)) as ended:
         in_time = bool(select.select([ended], [], [], timeout_s)[0])
-    _kill_group(process)
+    kill_group(process)
     os.kill(process, signal.SIGKILL)  # it may not lead a group yet
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return status if in_time else None
 
 
-def _kill_group(leader: int) -> None:
+def kill_group(leader: int) -> None:
     """Kill a trial and every process that it started; they are in its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them have ended
         os.killpg(leader, signal.SIGKILL)
@@ -179,7 +190,7 @@ def _be_the_trial(pipe: Connection) -> NoReturn:
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, signal.SIG_DFL)
         os.setsid()
-        _end_with_parent()
+        end_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
@@ -202,7 +213,7 @@ def _await_task(pipe: Connection) -> int:
         return 1
     pipe.close()
     use_few_arenas(ARENAS)
-    status = _run(model_folder, folder)
+    status, _ = run_trial(model_folder, folder)
     sys.stderr.flush()
     return status
 
@@ -210,34 +221,39 @@ def _await_task(pipe: Connection) -> int:
 def main() -> int:
     """Run a trial: `python -m scoring.models.trial_process MODEL_FOLDER TASK_FOLDER`."""
     model_folder, folder = map(Path, sys.argv[1:])
-    _end_with_parent()
+    end_with_parent()
     import_model_libraries()  # before the limits are set, so that they cover the model alone
-    return _run(model_folder, folder)
+    return run_trial(model_folder, folder)[0]
 
 
-def _run(model_folder: Path, folder: Path) -> int:
-    """Run the task in `folder` and write the result there. Return the exit status."""
+def run_trial(model_folder: Path, folder: Path) -> tuple[int, Model | None]:
+    """Run the task in `folder` and write the result there. Return the exit status, and the model unless refused.
+
+    It sets the limits of this process, which also apply to later predictions.
+    """
     try:
-        (folder / RESULT).write_bytes(_result(model_folder, decode(folder / TASK, TrialTask)))
+        model, result = _result(model_folder, decode(folder / TASK, TrialTask))
+        (folder / RESULT).write_bytes(encode(result))
     except Exception as error:
         if why_no_room(error) is None:
             raise
-        return NO_ROOM
-    return 0
+        return NO_ROOM, None
+    return 0, model
 
 
-def _result(model_folder: Path, task: TrialTask) -> bytes:
+def _result(model_folder: Path, task: TrialTask) -> tuple[Model | None, TrialResult]:
     _set_limits(task.rules)
     try:
         files = read_model_files(task.version, model_folder, task.rules)
-        return encode(TrialResult(report=validate(files, task.known_rows)[1]))
+        model, report = validate(files, task.known_rows)
+        return model, TrialResult(report=report)
     except ModelRefused as error:
         if why_no_room(error) is not None:
             raise
-        return encode(TrialResult(refused=error.reason))
+        return None, TrialResult(refused=error.reason)
     except MemoryError:
         limit = f"SERVING_MAX_LOAD_MEMORY_BYTES={task.rules.max_memory_bytes}"
-        return encode(TrialResult(refused=f"it needs more memory than {limit} to load and predict."))
+        return None, TrialResult(refused=f"it needs more memory than {limit} to load and predict.")
 
 
 def _set_limits(rules: LoadingRules) -> None:
@@ -251,7 +267,7 @@ def _set_limits(rules: LoadingRules) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     kill_with_parent: Literal[1] = 1  # PR_SET_PDEATHSIG
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the alarm ends the trial
         ctypes.CDLL(None).prctl(kill_with_parent, signal.SIGKILL)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scoring.errors import FeatureStoreError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import REQUEST_ID, in_sample
+from scoring.monitoring.prediction_log import CHALLENGER, REQUEST_ID, ROLE, in_sample
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -24,7 +24,7 @@ COPIED = "_feast.json"
 
 
 def copy_to_feast(store: "FeatureStore", folder: Location, files: Mapping[str, Path]) -> int:
-    """Copy the rows of a day's new files, and return their number.
+    """Copy the rows of a day's new files, and return their number. A challenger's are not copied: nothing served them.
 
     The LoggingConfig's `sample_rate` is a fraction of all requests, of which the log may already be a sample. A file is
     recorded once it is copied: after a run that was killed in between, the next run copies that file again.
@@ -44,7 +44,7 @@ def copy_to_feast(store: "FeatureStore", folder: Location, files: Mapping[str, P
     for name in files.keys() - set(copied):
         table = pq.ParquetFile(files[name]).read()
         service = _logged_service(store, table["feature_service"][0].as_py())
-        if service is not None:
+        if service is not None and table[ROLE][0].as_py() != CHALLENGER:
             rows += _copy(store, service, table)
             copied.append(name)
             with publishing(record) as part:

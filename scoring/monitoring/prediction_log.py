@@ -14,8 +14,8 @@ These columns follow, with the names that they have in a batch output, if they a
 - the request inputs of the model
 - the outputs, `reason`, `model_name`, `model_version`, `feature_service`
 - `__<view>__timestamp` and `__<view>__status` of a view that only on-demand views read
-- `__role` (the alias that the version served under), `__definitions` (the hash of the feature definitions), `__policy`
-  (a JSON object: the policy for missing features),
+- `__role` (the alias that the version served under, or `challenger`), `__definitions` (the hash of the feature
+  definitions), `__policy` (a JSON object: the policy for missing features),
   `__overrides` (a JSON object of the features that the request overrides, null without any), `__latency_ms` (from the
   decoded request to its scores), `__problem` (if scoring the request failed)
 
@@ -52,6 +52,8 @@ NOT_READ, PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 0, 1, 2, 3, 4
 EVENT_TIME = pa.timestamp("s", "UTC")
 LOG_TIMESTAMP, LOG_DATE, REQUEST_ID = "__log_timestamp", "__log_date", "__request_id"
 ROLE, DEFINITIONS, LATENCY_MS, PROBLEM = "__role", "__definitions", "__latency_ms", "__problem"
+CHALLENGER = "challenger"
+"""The alias of the version that scores answered requests again, and its role."""
 OVERRIDES, POLICY = "__overrides", "__policy"
 FETCHED_AT_ONCE = 8
 REQUEST_COLUMNS = b"serving:request_columns"

@@ -82,13 +82,35 @@ def read_online_vectors(
     rows = _count_rows(features, entity_rows)
     if rows == 0:
         return OnlineVectors(features.signature.schema.empty_table(), pa.nulls(0, pa.string()))
-    read = read_rows(lookup.stored, entity_rows)
+    return vectors_of(lookup, features, read_rows(lookup.stored, entity_rows), entity_rows, now.timestamp())
+
+
+def vectors_of(
+    lookup: Lookup,
+    features: ModelFeatures,
+    read: StoreRead,
+    entity_rows: Mapping[str, Sequence[Any]],
+    now_s: float | np.ndarray,
+) -> OnlineVectors:
+    """Return the vectors of entities, at least one, for which `lookup.stored` or another reader read these features.
+
+    Args:
+        lookup: the lookup strategy.
+        features: the features that fill the model's inputs.
+        read: what was read for the entities.
+        entity_rows: as in `read_online_vectors`.
+        now_s: the time at which rows must be within their time to live, in seconds since 1970; one, or one per row.
+
+    Raises:
+        EntityRowsError: a request's value does not fit.
+        UnusableFeature: a value does not fit the declared type.
+    """
     absent, unusable = {}, {}
     oldest_s = np.inf
     for view in features.views:
         event_s = read.event_s[view.name]
         missing = event_s == 0
-        expired = missing if view.ttl_s is None else missing | (event_s + view.ttl_s < now.timestamp())
+        expired = missing if view.ttl_s is None else missing | (event_s + view.ttl_s < now_s)
         # Nearly always, every row exists and is fresh. Masks that are all false would be slower than these checks.
         if missing.any():
             absent[view.name] = pa.array(missing)

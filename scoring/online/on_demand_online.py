@@ -38,6 +38,7 @@ class OnDemandOnline:
     def __init__(self, views: OnDemandViews, inputs: Sequence[Feature], types: Mapping[str, pa.DataType]) -> None:
         """Store the views, the features that they read from other views, and the types of their request fields."""
         self._views = views
+        self.inputs = inputs
         self._sources = {each.column: each.views[0] for each in inputs}
         self._types = types
 

@@ -34,6 +34,13 @@ class StoreRead(msgspec.Struct, frozen=True):
             {name: column.take(indices) for name, column in self.columns.items()},
         )
 
+    def slice(self, start: int, rows: int) -> "StoreRead":
+        """Return the features of consecutive rows."""
+        return StoreRead(
+            {view: event_s[start : start + rows] for view, event_s in self.event_s.items()},
+            {name: column.slice(start, rows) for name, column in self.columns.items()},
+        )
+
 
 class StoreReader(Protocol):
     """Reads the features that one model version needs, for any number of entities. Threads may share it."""

@@ -85,6 +85,7 @@ class FakeScorer:
         self.empty_views: list[str] = []
         self.store_error: Exception | None = None
         self.lookup_error: Exception | None = None
+        self.closed = False
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         if self.lookup_error is not None:
@@ -111,6 +112,9 @@ class FakeScorer:
     def check_store(self) -> None:
         if self.store_error is not None:
             raise self.store_error
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeLoader:

@@ -9,6 +9,7 @@ from api.app import create_app, wire_formats
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
 from api.protocols.problems import PROBLEM_TYPES
+from api.shadow.challenger import Challenger
 from api.telemetry.metrics import PREFIX, Metrics, ServingState
 from api.telemetry.prediction_log import PredictionLog
 from scoring.files.location import Location
@@ -33,7 +34,9 @@ def test_exactly_the_exported_metrics_are_documented() -> None:
 
     metrics = Metrics()
     metrics.read_at_each_scrape(ServingState(ModelSlot(), StoreProbe().breaker))
-    metrics.read_at_each_scrape(PredictionLog(Settings(model_name="m", prediction_log=Location(ROOT))))
+    settings = Settings(model_name="m", prediction_log=Location(ROOT))
+    metrics.read_at_each_scrape(PredictionLog(settings))
+    metrics.read_at_each_scrape(Challenger(settings, FakeLoader(), ModelSlot(), bool, repr, None))
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     names = {
         family.name + ("_total" if family.type == "counter" else "")

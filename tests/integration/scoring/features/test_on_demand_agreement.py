@@ -18,6 +18,7 @@ from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
 from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import fastest_lookup, read_online_vectors, read_rows
+from scoring.online.shared_lookup import SharedLookup
 from tests.support.feature_repository import open_repository, write_definitions
 from tests.support.servers import RedisServer
 
@@ -242,6 +243,22 @@ def test_two_views_with_features_of_one_name_and_moments_agree(world, kind):
     assert repr(batch["age"][0]).count(str(narrow[0])) == 1
     assert str(narrow[1]) in batch["age"][0]
     assert f"{first.year}, {first.month}, {first.day}, {first.hour}, {first.minute}, {first.second}," in batch["age"][0]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "feast"])
+@pytest.mark.parametrize("other", [("computed", "product", "ratio", "part"), ("moments", "age", "ratio")])
+def test_vectors_are_the_same_if_some_features_were_read_for_another_version(world, kind, other):
+    store, rows = world.stores[kind], {"shop_id": [*SHOPS, EMPTY, UNKNOWN]}
+    features, of_other = world.link(kind, "moments", "age", "ratio"), world.link(kind, *other)
+    read = read_online_vectors(fastest_lookup(store, of_other), of_other, rows, NOW).read
+    lookup = SharedLookup(store, features, of_other, list(read.columns))
+    half = len(SHOPS) // 2
+    shared = lookup.vectors([read.slice(0, half), read.slice(half, 99)], rows, NOW.timestamp())
+    alone = read_online_vectors(fastest_lookup(store, features), features, rows, NOW)
+    assert shared.vectors.to_pydict() == alone.vectors.to_pydict()
+    assert shared.reasons == alone.reasons
+    missing = set() if lookup._extra is None else set(lookup._extra.read(rows).columns)
+    assert missing == set(alone.read.columns) - set(read.columns) - {"moments:age"}  # which is computed
 
 
 def test_a_row_of_nothing_but_nulls_is_a_row_to_a_function_and_none_is_none(world):

@@ -400,7 +400,7 @@ def test_the_members_of_all_other_responses_in_order(client: TestClient[Any]) ->
     )
     assert json.loads(version)["mlflow"] == metadata.version("mlflow")
     members = {name: value for name, value in client.get("/ready").json().items() if not name.endswith("_s")}
-    assert list(members) == ["ready", "alias", "model", "registry", "refused", "feature_store"]
+    assert list(members) == ["ready", "alias", "model", "registry", "refused", "feature_store", "challenger"]
     model = [("name", "ranker"), ("version", 1), ("feature_service", "service"), ("unproven", None)]
     assert list(members["model"].items()) == model
     assert list(members["registry"]) == ["last_answer_age_s", "problem"]

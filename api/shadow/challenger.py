@@ -1,0 +1,271 @@
+"""Scores answered requests with the challenger, in a thread that sheds load first.
+
+A request adds one small record once its answer has gone out. The thread takes several of them at a time while no
+request waits, makes their vectors from what was read for the champion, and sends them to the challenger's process. It
+uses at most a fixed share of one processor's time, because it competes with requests for the interpreter's lock. What
+exceeds that waits, up to a bound, and is then dropped and counted.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import msgspec
+import numpy as np
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.inference.batch_policy import MAX_ROWS
+from api.inference.micro_batch import MicroBatch, PendingRequest, RequestResult, merged_rows, split
+from api.model.alias_follower import AliasFollower
+from api.model.loading import Loader
+from api.model.model_slot import ModelSlot, Served
+from api.model.scorer import RowScores
+from api.shadow.loading import ChallengerScorer
+from api.shadow.process import ProcessEnded
+from api.telemetry.prediction_log import PredictionLog
+from scoring.errors import ServingError, first_line
+from scoring.monitoring.prediction_log import CHALLENGER, in_sample
+from scoring.online.lookup import OnlineVectors
+from scoring.online.reading import StoreRead
+from scoring.online.shared_lookup import SharedLookup
+from scoring.predict import MODEL_FAILED
+from scoring.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "serving_challenger_"
+INTERVAL_S = 0.1
+# Of one processor's time, for the work that competes for the interpreter's lock: the vectors, not the prediction.
+SHARE = 0.05
+MAX_WAITING_ROWS = 10_000
+STOP_S = 1.0
+
+
+class Answered(msgspec.Struct, frozen=True, gc=False):
+    """A request that the champion has scored."""
+
+    served: Served
+    request_id: str
+    pending: PendingRequest
+    batch: MicroBatch
+    read: StoreRead
+    """What was read for the micro-batch."""
+
+    def features(self) -> StoreRead:
+        """Return what was read for this request."""
+        return self.read.slice(self.pending.start, self.pending.rows)
+
+
+class Challenger(Collector):
+    """The challenger of one process. `add` is called on the event loop; it is also a collector of its metrics."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loader: Loader,
+        champion: ModelSlot,
+        busy: Callable[[], bool],
+        problem_of: Callable[[Exception], str],
+        prediction_log: PredictionLog | None,
+    ) -> None:
+        """Score nothing yet.
+
+        Args:
+            settings: the settings of the application.
+            loader: loads challengers.
+            champion: holds the version that answers requests.
+            busy: whether requests wait. Called in the thread.
+            problem_of: returns the name of an error's type of problem.
+            prediction_log: gets the scores.
+        """
+        self.slot = ModelSlot()
+        self._follower = AliasFollower(settings, loader, self.slot, None, CHALLENGER)
+        self._sample = settings.challenger_sample
+        self._champion, self._busy, self._problem_of = champion, busy, problem_of
+        self._log = prediction_log
+        self._waiting: deque[Answered] = deque()
+        self._rows: Counter[str] = Counter()
+        """Result → rows. This and the next two are used by the event loop only."""
+        self._logged: str | None = None
+        self._added = 0
+        self._taken = 0
+        """Rows that the thread took from those that were added. This and all below is written by the thread only."""
+        self._lookup: tuple[Served, Served, SharedLookup | None] | None = None
+        """The challenger, the champion, and how they share features; None if they can't."""
+        self._problem: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="challenger", daemon=True)
+
+    def wake(self) -> None:
+        """Poll the alias now."""
+        self._follower.wake()
+
+    async def run(self) -> None:
+        """Follow the alias until cancelled, once there is a champion."""
+        self._loop = asyncio.get_running_loop()
+        while self._champion.served is None:
+            await asyncio.sleep(INTERVAL_S)
+        self._thread.start()
+        await self._follower.run()
+
+    async def stop(self) -> None:
+        """End the challenger's process and the thread."""
+        self._stop.set()
+        self._follower.stop()
+        served, self.slot.served = self.slot.served, None
+        if served is not None:
+            await asyncio.to_thread(served.scorer.close)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, STOP_S)
+
+    def add(self, served: Served, request_id: str, pending: PendingRequest) -> None:
+        """Score a request that has ended, soon after its answer, if its features were read and it is in the sample."""
+        batch = pending.batch
+        if batch is None or batch.online is None or batch.online.read is None:
+            return
+        if not in_sample(request_id, self._sample):
+            return
+        if self._added - self._taken + pending.rows > MAX_WAITING_ROWS:
+            self._rows["shed"] += pending.rows
+            return
+        self._added += pending.rows
+        # The event loop calls this after it has sent the answer.
+        self._loop.call_soon(self._waiting.append, Answered(served, request_id, pending, batch, batch.online.read))
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        rows = CounterMetricFamily(PREFIX + "rows", "Entities scored by the challenger, by result.", labels=("result",))
+        for result in ("scored", "failed", "shed"):
+            rows.add_metric((result,), self._rows[result])
+        yield rows
+        info = GaugeMetricFamily(
+            PREFIX + "info", "The challenger that is loaded: always 1.", labels=("name", "version")
+        )
+        if self.slot.served is not None:
+            version = self.slot.served.target.version
+            info.add_metric((version.name, str(version.version)), 1)
+        yield info
+        refused = int(self.slot.refusal is not None or self._problem is not None)
+        yield GaugeMetricFamily(PREFIX + "refused", "1 while the alias challenger's version can't score.", refused)
+
+    @property
+    def state(self) -> tuple[str, str | None] | None:
+        """The version that the alias names, and why it can't score requests if it can't; None without the alias."""
+        if self.slot.refusal is not None:
+            return str(self.slot.refusal.target.version), self.slot.refusal.public
+        return None if self.slot.served is None else (str(self.slot.served.target.version), self._problem)
+
+    def _run(self) -> None:
+        pause_s = INTERVAL_S
+        while not self._stop.wait(pause_s):
+            began = time.thread_time()
+            try:
+                if self._waiting and not self._busy():
+                    self._score_next()
+            except Exception:  # the thread must survive any error
+                log.exception("challenger_failed")
+            pause_s = max(INTERVAL_S, (time.thread_time() - began) / SHARE)
+
+    def _score_next(self) -> None:
+        taken = self._take()
+        served, champion, lookup = self.slot.served, taken[0].served, None
+        if served is not None:
+            if self._lookup is None or self._lookup[0] is not served or self._lookup[1] is not champion:
+                self._lookup = served, champion, self._share(served, champion, taken[0].read)
+            lookup = self._lookup[2]
+        if served is None or lookup is None:
+            self._on_loop(self._rows.update, {"shed": sum(each.pending.rows for each in taken)})
+            return
+        for group in [taken] if served.scorer.mergeable else [[each] for each in taken]:
+            self._score(served, lookup, group)
+
+    def _take(self) -> list[Answered]:
+        """Return waiting requests that may be scored together."""
+        taken = [self._waiting.popleft()]
+        rows = taken[0].pending.rows
+        while self._waiting and self._waiting[0].served is taken[0].served:
+            if rows + self._waiting[0].pending.rows > MAX_ROWS:
+                break
+            taken.append(self._waiting.popleft())
+            rows += taken[-1].pending.rows
+        self._taken += rows
+        return taken
+
+    def _share(self, served: Served, champion: Served, read: StoreRead) -> SharedLookup | None:
+        self._problem = None
+        if served.target.definitions != champion.target.definitions:
+            return None  # both will soon have the same
+        scorer, other = served.scorer, champion.scorer.features
+        needed, given = scorer.features.request_columns, other.request_columns
+        if needed != given or set(scorer.features.overridable) != set(other.overridable):
+            columns = [", ".join((*each.request_columns, *each.overridable)) for each in (scorer.features, other)]
+            self._problem = f"It needs other columns of a request ({columns[0]}) than the champion ({columns[1]})."
+        else:
+            try:
+                return cast(ChallengerScorer, scorer).share(other, list(read.columns))
+            except ServingError as error:
+                self._problem = str(error)
+        log.error("challenger_not_comparable", model=str(scorer.version), reason=self._problem)
+        return None
+
+    def _score(self, served: Served, lookup: SharedLookup, group: Sequence[Answered]) -> None:
+        started_at = time.perf_counter()
+        requests = [each.pending for each in group]
+        counts = [request.rows for request in requests]
+        online: OnlineVectors | None = None
+        results: Sequence[RequestResult]
+        try:
+            entity_rows = merged_rows(requests)
+            now_s = np.repeat([each.batch.as_of.timestamp() for each in group], counts)
+            online = lookup.vectors([each.features() for each in group], entity_rows, now_s)
+            results = split(served.scorer.score(entity_rows, online), requests)
+        except Exception as error:
+            results = [error] * len(group)
+            if isinstance(error, ProcessEnded):
+                self._on_loop(self._follower.withdraw, served, error)
+        starts = np.cumsum([0, *counts])
+        records = [
+            (each.request_id, _logged(served, each, online, int(start), started_at), result)
+            for each, start, result in zip(group, starts, results, strict=False)
+        ]
+        self._on_loop(self._deliver, served, records)
+
+    def _deliver(self, served: Served, records: Sequence[tuple[str, PendingRequest, RequestResult]]) -> None:
+        for request_id, pending, result in records:
+            scores = result if isinstance(result, RowScores) else None
+            problem = self._problem_of(result) if isinstance(result, Exception) else None
+            failed = pending.rows if scores is None else scores.reasons.count(MODEL_FAILED)
+            self._rows["failed"] += failed
+            self._rows["scored"] += pending.rows - failed
+            if self._log is not None:
+                self._log.add(served, request_id, pending, scores, problem, CHALLENGER)
+        failure = next((result for _, _, result in records if isinstance(result, Exception)), None)
+        reason = None if failure is None else first_line(failure)
+        if reason is not None and reason != self._logged and not isinstance(failure, ProcessEnded):
+            log.warning("challenger_failed", model=str(served.scorer.version), reason=reason)
+        self._logged = reason
+
+    def _on_loop(self, function: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _logged(
+    served: Served, answered: Answered, online: OnlineVectors | None, start: int, started_at: float
+) -> PendingRequest:
+    """Return the request as the prediction log takes it, with the challenger's features, as of the same time."""
+    rows = answered.pending.rows
+    pending = PendingRequest(served.scorer, answered.pending.entity_rows, rows)
+    pending.queued_at = started_at
+    batch = MicroBatch([pending])
+    batch.as_of = answered.batch.as_of
+    if online is not None and online.read is not None:
+        read = online.read.slice(start, rows)
+        batch.online = OnlineVectors(online.vectors, online.reasons.slice(start, rows), None, read)
+    return pending
