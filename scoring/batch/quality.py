@@ -1,6 +1,5 @@
 """Measures the quality of a batch input or output: column samples, and the age of feature sources."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -45,22 +44,11 @@ def sampled_rows(outputs: int) -> int:
     return SAMPLED_ROWS * FULLY_SAMPLED_OUTPUTS // max(outputs, FULLY_SAMPLED_OUTPUTS)
 
 
-def predictions(table: ParquetFiles, names: Sequence[str]) -> dict[str, pa.Array]:
-    """Return the non-null values of each output, or of a sample of the rows."""
-    return {name: sample(table, name, sampled_rows(len(names))) for name in names}
-
-
 def are_labels(values: pa.Array | pa.ChunkedArray) -> bool:
     """Return whether an output is a label: a string, a boolean, or an integer with few different values."""
     if pa.types.is_integer(values.type):
         return bool(pc.count_distinct(values, mode="only_valid").as_py() <= MOST_INTEGER_LABELS)
     return not pa.types.is_floating(values.type)
-
-
-def label_shares(values: pa.Array) -> dict[object, float]:
-    """Return label → share of the values, most frequent first."""
-    counts = [(each["values"], each["counts"] / len(values)) for each in pc.value_counts(values).to_pylist()]
-    return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
 
 
 def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAge]:

@@ -7,7 +7,7 @@ A training script logs it with the model:
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
     for name, values in outputs.items():
         column = PREDICTION if len(outputs) == 1 else f"{PREDICTION}_{name}"
         columns[column] = pa.array(np.ravel(values), from_pandas=True)
-    return describe_all(columns, len(features))
+    return describe_all(pa.table(columns))
 
 
 def content_in(folder: Path) -> bytes | None:
@@ -134,26 +134,25 @@ def answered(rows: pa.Table | pa.RecordBatch) -> Any:
     return rows.filter(pc.is_null(rows[PROBLEM]))
 
 
-def read_log(files: Iterable[Path], features: ModelFeatures) -> Iterator[Mapping[str, pa.Array]]:
+def read_log(files: Iterable[Path], features: ModelFeatures) -> Iterator[pa.Table]:
     """Yield the columns of logged rows that were answered, by their names in a baseline, some rows at a time."""
     for place in files:
         with pq.ParquetFile(place) as file:
             columns = log_columns(features, file.schema_arrow)
             for batch in file.iter_batches(BATCH_ROWS, columns=list({*columns.values(), PROBLEM}), use_threads=False):
                 rows = answered(batch)
-                yield {name: rows[column] for name, column in columns.items()}
+                yield pa.table({name: rows[column] for name, column in columns.items()})
 
 
 def measure_log(files: Iterable[Path], features: ModelFeatures, source: str) -> Baseline:
     """Return the distributions of logged rows, or of a sample of them."""
     files = list(files)
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
-    sampled: dict[str, list[pa.Array]] = {}
-    for columns in read_log(files, features):
-        step = -(-rows // sampled_rows(len(columns)))
-        for name, values in columns.items():
-            sampled.setdefault(name, []).append(values.take(pa.array(range(0, len(values), max(step, 1)))))
-    return describe_all({name: pa.chunked_array(each) for name, each in sampled.items()}, rows, source)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    sampled = []
+    for rows in read_log(files, features):
+        step = max(1, -(-total // sampled_rows(rows.num_columns)))
+        sampled.append(rows.take(pa.array(range(0, rows.num_rows, step))))
+    return describe_all(pa.concat_tables(sampled, promote_options="default"), source, total)
 
 
 def _first_day_of(log: Location, version: ModelVersion) -> Location:

@@ -5,7 +5,7 @@ A number has the deciles of its baseline as bins, and a bin for each value that 
 or boolean) has its most frequent values and all others.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -21,7 +21,6 @@ MIN_ROWS_FOR_DRIFT = 100
 EMPTY_SHARE = 1e-4
 MOST_CATEGORIES = 100
 MOST_NAMED = 5
-Columns = Mapping[str, pa.Array | pa.ChunkedArray]
 
 
 class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
@@ -94,9 +93,10 @@ class Observed:
         self.new: dict[str, list[str]] = {}
         """Column → some of its new categories."""
 
-    def add(self, columns: Columns) -> None:
-        """Count the values of columns. Skip a column that the baseline lacks or has with another type."""
-        for name, values in columns.items():
+    def add(self, rows: pa.Table) -> None:
+        """Count the values of each column. Skip one that the baseline lacks or has with another type."""
+        for name in rows.column_names:
+            values = rows[name]
             column = self.baseline.columns.get(name)
             if column is None:
                 continue
@@ -161,23 +161,28 @@ def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:
     return ColumnBaseline(present, float(counts[-1]) / max(len(values), 1), shares, edges, categories)
 
 
-def describe_all(columns: Columns, rows: int, source: str = "training") -> Baseline:
-    """Return the distributions of columns, without those that are neither a number nor a category."""
+def describe_all(rows: pa.Table, source: str = "training", total: int | None = None) -> Baseline:
+    """Return the distributions of columns, without those that are neither a number nor a category.
+
+    `rows` are a sample of `total` rows, by default all.
+    """
     found = {}
-    for name, values in columns.items():
+    for name in rows.column_names:
         try:
-            found[name] = describe(values)
+            found[name] = describe(rows[name])
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-    return Baseline(rows, found, source)
+    return Baseline(rows.num_rows if total is None else total, found, source)
 
 
 def count(column: ColumnBaseline, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return the number of values in each bin, then of nulls: int64 (n_bins + 1,).
 
     Raises:
-        pa.ArrowInvalid, pa.ArrowNotImplementedError: the values can't be converted to the baseline's type.
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: the values are not of the baseline's type.
     """
+    if _is_number(values.type) is (column.edges is None):
+        raise pa.ArrowInvalid("another type")
     if column.edges is not None:
         numbers = _numbers(values)
         places = np.searchsorted(np.array(column.edges, np.float32), numbers[~np.isnan(numbers)], side="right")
@@ -209,16 +214,15 @@ def psi(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.sum((after - before) * np.log(after / before)))
 
 
-def drift(reference: pa.Array, current: pa.Array) -> float | None:
-    """Return the PSI of an output relative to earlier values of it, or None if either are too few."""
-    column = describe(reference)
-    return index(column, count(column, current))
-
-
 def summary(baseline: Baseline, drifts: Sequence[ColumnDrift], problems: Sequence[str]) -> str:
     """Return in one line what exceeds its threshold, or else the largest PSI."""
     largest = next((each for each in drifts if each.psi is not None), None)
-    passed = "too few values to measure PSI" if largest is None else f"largest PSI {largest.psi:.3f} ({largest.column})"
+    if not drifts:
+        passed = "no column has the name and type of one in the baseline: nothing is compared"
+    elif largest is None:
+        passed = f"too few values to measure PSI: {MIN_ROWS_FOR_DRIFT} are needed"
+    else:
+        passed = f"largest PSI {largest.psi:.3f} ({largest.column})"
     return f"{listed(problems, MOST_NAMED, '; ') or passed}; relative to: {baseline.source}"
 
 

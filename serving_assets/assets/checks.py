@@ -32,9 +32,8 @@ DESCRIPTIONS = {
     STALE: "No feature is past its view's time to live in more than SERVING_MAX_STALE_RATE of the rows.",
     FRESH: "The newest event of each feature view's source is not older than SERVING_MAX_SOURCE_AGE_S, or than the "
     "view's time to live.",
-    DRIFT: "The predictions are distributed as in the output that this one replaces, or in the latest one: the "
-    "population stability index of each output, over deciles of numbers and over labels, is at most "
-    "SERVING_MAX_PREDICTION_DRIFT.",
+    DRIFT: "The predictions are distributed as in the output that this one replaces, or in the latest one, by the "
+    "measures and settings of drift_from_baseline.",
     BASELINE: "Features and outputs are distributed as in training, or else as on the first day of the prediction log: "
     "the population stability index is at most SERVING_MAX_FEATURE_DRIFT or SERVING_MAX_PREDICTION_DRIFT, nulls "
     "increased by at most SERVING_MAX_NULL_INCREASE, and at most SERVING_MAX_NEW_CATEGORIES are new categories.",

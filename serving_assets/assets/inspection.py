@@ -7,17 +7,16 @@ from datetime import UTC, datetime
 import dagster as dg
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scoring.batch.manifest import ScoringSummary, published_output
-from scoring.batch.quality import SourceAge, are_labels, label_shares, predictions
+from scoring.batch.quality import SourceAge
 from scoring.batch.request import input_types
 from scoring.errors import StorageError, first_line
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.comparison import compare_with_replaced, sampled_table
-from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, ColumnDrift, Observed, drift, summary
+from scoring.monitoring.drift import Baseline, ColumnDrift, Observed, describe_all, summary
 from scoring.predict import MODEL_FAILED, NOT_FINITE
 from scoring.settings import Settings
 from serving_assets.assets.checks import (
@@ -67,10 +66,9 @@ class InputInspection:
             self.findings += self._rates(table, stale)
         self.findings.append(self._fresh)
         stop_if_blocked(str(self._place), self.findings)
-        self.metadata = table_metadata(table, self._place)
-        drifts = observe(self._baseline, table, self._features.signature.names)
-        self.findings.append(baseline_finding(self._baseline, drifts, self._features, self._settings))
-        self.metadata["drift"] = drift_table(drifts)
+        drifts = observe(self._baseline, sampled_table(table, self._features.signature.names))
+        self.findings.append(drift_finding(BASELINE, self._baseline, drifts, self._features, self._settings))
+        self.metadata = table_metadata(table, self._place) | {"drift": drift_table(drifts)}
 
     def _rates(self, table: ParquetFiles, stale: Mapping[str, int]) -> list[Finding]:
         missing = {feature.input: table.nulls(feature.input) for feature in self._features.features}
@@ -90,14 +88,6 @@ class InputInspection:
         ]
 
 
-class EarlierPredictions(msgspec.Struct, frozen=True):
-    """The predictions of an output that was published before."""
-
-    place: str
-    outputs: dict[str, pa.Array]
-    """Output column → its values or a sample of them, without nulls."""
-
-
 class OutputInspection:
     """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Findings are kept even if it raises."""
 
@@ -106,7 +96,7 @@ class OutputInspection:
         place: Location,
         features: ModelFeatures,
         settings: Settings,
-        earlier: EarlierPredictions | None,
+        earlier: Baseline | None,
         drawing: Executor | None,
         baseline: Baseline | None = None,
     ) -> None:
@@ -135,13 +125,13 @@ class OutputInspection:
         columns = columns_finding(table.schema, self._features)
         self.findings = [rows_finding(outcome.rows, table.rows), columns, finite_finding(outcome)]
         names = outcome.output_names
-        now, limit = predictions(table, names), self._settings.max_prediction_drift
-        self.findings.append(drift_finding(self._earlier, now, limit))
+        rows = sampled_table(table, names)
+        found = {DRIFT: self._earlier, BASELINE: self._baseline}
+        drifts = {check: observe(baseline, rows) for check, baseline in found.items()}
+        for check, baseline in found.items():
+            self.findings.append(drift_finding(check, baseline, drifts[check], self._features, self._settings))
         stop_if_blocked(str(self._place), self.findings)
-        self._metadata = table_metadata(table, self._place)
-        drifts = observe(self._baseline, table, names)
-        self.findings.append(baseline_finding(self._baseline, drifts, self._features, self._settings))
-        self._metadata["drift"] = drift_table(drifts)
+        self._metadata = table_metadata(table, self._place) | {"drift": drift_table(drifts[BASELINE])}
         compared = compare_with_replaced(self._place.parent, table, names)
         if compared is not None:
             self._metadata |= comparison_metadata(compared)
@@ -159,13 +149,13 @@ def _markdown(plot: Future[str]) -> str:
         return f"could not be drawn ({type(error).__name__}: {first_line(error)})"
 
 
-def earlier_predictions(folders: Sequence[Location]) -> EarlierPredictions | None:
-    """Return the predictions of the first of these folders that has an output; None if none has one."""
+def earlier_predictions(folders: Sequence[Location]) -> Baseline | None:
+    """Return the distributions of the predictions in the first folder that has an output; None if none has one."""
     for folder in folders:
         try:
             parts, names = published_output(folder)
             with ParquetFiles(parts) as table:
-                return EarlierPredictions(str(parts[0] if len(parts) == 1 else folder), predictions(table, names))
+                return describe_all(sampled_table(table, names), str(parts[0] if len(parts) == 1 else folder))
         except (StorageError, OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
             continue  # the old output is unreadable; it must not block the new output
     return None
@@ -206,59 +196,27 @@ def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float
     return Finding(check, not over, f"{what}: {named} of {rows} rows ({limit:.1%} allowed)")
 
 
-def drift_finding(earlier: EarlierPredictions | None, now: Mapping[str, pa.Array], limit: float) -> Finding:
-    """Check that the values of each output are distributed as earlier ones were.
-
-    Args:
-        earlier: earlier predictions; only outputs of the same name and type are compared.
-        now: output column → its values, without nulls.
-        limit: the largest population stability index that passes.
-    """
-    if earlier is None:
-        return Finding(DRIFT, True, "there is no earlier output to compare with")
-    alike = [name for name in now if name in earlier.outputs and earlier.outputs[name].type == now[name].type]
-    if not alike:
-        return Finding(DRIFT, True, f"no output has the name and type of one in {earlier.place}: nothing is compared")
-    indexes = [(drift(earlier.outputs[name], now[name]), name) for name in alike]
-    index, name = max(indexes, key=lambda pair: pair[0] or 0)
-    before, after = earlier.outputs[name], now[name]
-    if index is None:
-        counts = f"{len(after)} here, {len(before)} in {earlier.place}, {MIN_ROWS_FOR_DRIFT} are needed"
-        return Finding(DRIFT, True, f"too few predictions to measure drift: {counts}")
-    of = f" of {name}, the largest of {len(alike)} outputs" if len(alike) > 1 else ""
-    measured = f"population stability index {index:.3f}{of} ({limit:g} allowed) relative to {earlier.place}"
-    return Finding(DRIFT, index <= limit, f"{measured}; {_change(before, after)}")
-
-
-def observe(baseline: Baseline | None, table: ParquetFiles, names: Sequence[str]) -> list[ColumnDrift]:
-    """Return the drift of these columns of a table, or of a sample of its rows; empty without a baseline."""
-    if baseline is None or not names:
+def observe(baseline: Baseline | None, rows: pa.Table) -> list[ColumnDrift]:
+    """Return the drift of each column of a table; empty without a baseline."""
+    if baseline is None:
         return []
     observed = Observed(baseline)
-    rows = sampled_table(table, names)
-    observed.add({name: rows[name] for name in names})
+    observed.add(rows)
     return observed.drifts()
 
 
-def baseline_finding(
-    baseline: Baseline | None, drifts: Sequence[ColumnDrift], features: ModelFeatures, settings: Settings
+def drift_finding(
+    check: str, baseline: Baseline | None, drifts: Sequence[ColumnDrift], features: ModelFeatures, settings: Settings
 ) -> Finding:
-    """Check that features and outputs are distributed as in the baseline."""
+    """Check that features and outputs are distributed as in the baseline, for BASELINE or DRIFT."""
     if baseline is None:
-        return Finding(BASELINE, True, "there is no baseline: log one with the model (docs/monitoring.md)")
+        log_one = "there is no baseline: log one with the model (docs/monitoring.md)"
+        return Finding(check, True, log_one if check == BASELINE else "there is no earlier output to compare with")
     problems: list[str] = []
     for each in drifts:
         limit = settings.max_feature_drift if each.column in features.signature.names else settings.max_prediction_drift
         problems += each.problems(limit, settings.max_null_increase, settings.max_new_categories)
-    return Finding(BASELINE, not problems, summary(baseline, drifts, problems))
-
-
-def _change(before: pa.Array, after: pa.Array) -> str:
-    if are_labels(before):
-        shares = [label_shares(before), label_shares(after)]
-        label = max(shares[0] | shares[1], key=lambda each: abs(shares[1].get(each, 0) - shares[0].get(each, 0)))
-        return f"share of {label!r} {shares[1].get(label, 0):.1%} (before: {shares[0].get(label, 0):.1%})"
-    return f"mean {pc.mean(after).as_py():.4g} (before: {pc.mean(before).as_py():.4g})"
+    return Finding(check, not problems, summary(baseline, drifts, problems))
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:

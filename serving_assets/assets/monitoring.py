@@ -25,7 +25,7 @@ from scoring.serving import link_registered_version
 from serving_assets.assets.checks import BASELINE, Finding, results, specs
 from serving_assets.assets.display import drift_table, markdown_table, table_metadata
 from serving_assets.assets.failures import failing_in_one_line
-from serving_assets.assets.inspection import baseline_finding
+from serving_assets.assets.inspection import drift_finding
 from serving_assets.resources import Serving
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _compare_with_baseline(
     for columns in read_log(files, features):
         observed.add(columns)
     drifts = observed.drifts()
-    return baseline_finding(baseline, drifts, features, settings), drifts
+    return drift_finding(BASELINE, baseline, drifts, features, settings), drifts
 
 
 def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:

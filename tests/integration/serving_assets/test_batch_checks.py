@@ -126,7 +126,7 @@ def test_predictions_distributed_differently_from_the_replaced_or_else_the_lates
     other = checks(graph.run(version=2))["batch_output:prediction_drift"]
 
     assert same.passed
-    assert "index 0.000" in same.description
+    assert same.description.startswith("largest PSI 0.000 (prediction)")
     assert not other.passed
     assert other.severity is dg.AssetCheckSeverity.WARN
 
@@ -251,7 +251,10 @@ def test_the_labels_and_probabilities_of_a_classifier_are_checked_drawn_and_comp
     assert manifest["outcome"]["outputs"] == dict(zip(columns, ["string", *["double"] * 3], strict=True))
     drift = checks(result)["batch_output:prediction_drift"]
     assert drift.passed
-    assert "no output has the name and type of one in " in drift.description
+    assert (
+        "no column has the name and type of one in the baseline: nothing is compared; relative to: "
+        in drift.description
+    )
     found = metadata(result, "batch_output")
     assert str(found["changed_predictions"]).startswith(
         "the outputs can't be compared: only driver_ranker/1 has prediction (double); only driver_ranker/"
@@ -260,7 +263,7 @@ def test_the_labels_and_probabilities_of_a_classifier_are_checked_drawn_and_comp
 
     result = graph.run(version=second)
 
-    assert "largest of 4 outputs (0.25 allowed)" in checks(result)["batch_output:prediction_drift"].description
+    assert "PSI " in checks(result)["batch_output:prediction_drift"].description
     found = metadata(result, "batch_output")
     assert " of 150 rows differ from driver_ranker/" in str(found["changed_predictions"])
     assert "prediction_gold in 150 by " in str(found["changed_predictions"])

@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def version() -> Any:
-    return served(describe_all({"x0": pa.array(FULL), "prediction": pa.array(FULL)}, 200))
+    return served(describe_all(pa.table({"x0": FULL, "prediction": FULL})))
 
 
 def test_rows_count_for_an_hour_and_in_slots(clock: SimpleNamespace, version: Any) -> None:
@@ -84,9 +84,7 @@ def test_another_version_starts_anew_and_one_without_a_baseline_has_no_values(ve
 def test_the_number_of_columns_is_bounded() -> None:
     metrics, many = DriftMetrics(), drift.MOST_COLUMNS + 5
     names = [f"x{number}" for number in range(many)]
-    metrics.add(
-        served(describe_all({name: pa.array(FULL) for name in names}, 200), inputs=many), rows(FULL, inputs=many)
-    )
+    metrics.add(served(describe_all(pa.table(dict.fromkeys(names, FULL))), inputs=many), rows(FULL, inputs=many))
 
     assert len(samples(metrics)) == 2 * drift.MOST_COLUMNS
 

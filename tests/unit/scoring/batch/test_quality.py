@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scoring.batch import quality
-from scoring.batch.quality import MOST_INTEGER_LABELS, SAMPLED_ROWS, predictions, sample
+from scoring.batch.quality import MOST_INTEGER_LABELS, SAMPLED_ROWS, sample
 from scoring.files.parquet import ParquetFiles
 
 
@@ -25,14 +25,6 @@ def table(tmp_path):
 def test_an_integer_of_many_values_is_a_number():
     assert quality.are_labels(pa.array(range(MOST_INTEGER_LABELS)))
     assert not quality.are_labels(pa.array(range(MOST_INTEGER_LABELS + 1)))
-
-
-def test_more_outputs_are_sampled_by_fewer_rows(table):
-    names = [f"prediction_{i}" for i in range(8)]
-    columns = dict.fromkeys(names, np.arange(2 * SAMPLED_ROWS))
-    with table(columns, row_group_size=SAMPLED_ROWS // 8) as files:
-        assert len(predictions(files, names[:1])[names[0]]) == SAMPLED_ROWS
-        assert {len(each) for each in predictions(files, names).values()} == {SAMPLED_ROWS // 2}
 
 
 @pytest.mark.parametrize("statistics", [True, False])

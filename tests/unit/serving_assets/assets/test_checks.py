@@ -8,13 +8,25 @@ import pytest
 from scoring.batch.manifest import ScoringSummary
 from scoring.batch.quality import SourceAge
 from scoring.files.transfer import Content
-from serving_assets.assets.checks import DRIFT, FINITE, NULLS, ROWS, Finding, NotPublished, results, stop_if_blocked
+from scoring.monitoring.drift import describe_all
+from scoring.settings import Settings
+from serving_assets.assets.checks import (
+    BASELINE,
+    DRIFT,
+    FINITE,
+    NULLS,
+    ROWS,
+    Finding,
+    NotPublished,
+    results,
+    stop_if_blocked,
+)
 from serving_assets.assets.inspection import (
-    EarlierPredictions,
     columns_finding,
     drift_finding,
     finite_finding,
     fresh_finding,
+    observe,
     rates_finding,
     rows_finding,
 )
@@ -69,36 +81,56 @@ def test_a_source_older_than_its_time_to_live_is_found_and_the_setting_takes_pre
     assert fresh_finding([SourceAge("stats", None, 1.0)], None, NOW).passed
 
 
-def test_drift_is_reported_with_the_output_that_it_is_relative_to():
-    values = np.random.default_rng(1).normal(0, 1, 500)
+VALUES = np.random.default_rng(1).normal(0, 1, 500)
 
-    def found(earlier, now):
-        before = EarlierPredictions("old/batch_output.parquet", {"prediction": pa.array(earlier)})
-        return drift_finding(before, {"prediction": pa.array(now)}, 0.25)
 
-    assert drift_finding(None, {"prediction": pa.array(values)}, 0.25).passed
-    assert "too few" in found(values[:10], values).summary
-    shifted = found(values, values + 2)
+def found(earlier, now):
+    baseline = describe_all(pa.table(earlier), "old/batch_output.parquet")
+    drifts = observe(baseline, pa.table(now))
+    return drift_finding(DRIFT, baseline, drifts, features(), Settings(model_name="m"))
+
+
+def test_drift_is_reported_with_what_it_is_relative_to():
+    shifted = found({"prediction": VALUES}, {"prediction": VALUES + 2})
+
     assert (shifted.check, shifted.passed) == (DRIFT, False)
-    assert shifted.summary.startswith("population stability index ")
-    assert f"relative to old/batch_output.parquet; mean {np.mean(values + 2):.4g} (before: " in shifted.summary
-    labels = found(["gold"] * 150 + ["silver"] * 50, ["gold"] * 60 + ["silver"] * 140)
-    assert (labels.passed, labels.summary.rpartition("; ")[2]) == (False, "share of 'gold' 30.0% (before: 75.0%)")
-    assert "share of False 50.0% (before: 100.0%)" in found([False] * 100, [False] * 50 + [True] * 50).summary
-    unlike = found(values, ["gold"] * 500)
-    assert unlike.passed
-    assert "no output has the name and type of one in old/batch_output.parquet" in unlike.summary
+    assert shifted.summary.startswith("prediction has PSI ")
+    assert shifted.summary.endswith("(0.25 allowed); relative to: old/batch_output.parquet")
+    assert not found({"prediction": ["a"] * 150 + ["b"] * 50}, {"prediction": ["a"] * 60 + ["b"] * 140}).passed
 
 
-def test_the_largest_drift_of_several_outputs_is_reported_and_named():
-    values = np.random.default_rng(1).normal(0, 1, 500)
-    before = {name: pa.array(values) for name in ("prediction_a", "prediction_b", "prediction_gone")}
-    now = {"prediction_a": pa.array(values), "prediction_b": pa.array(values + 2), "prediction_new": pa.array(values)}
+@pytest.mark.parametrize(
+    ("now", "summary"),
+    [
+        (VALUES, "largest PSI 0.000 (prediction)"),
+        (VALUES[:10], "too few values to measure PSI: 100 are needed"),
+        (["gold"] * 500, "no column has the name and type of one in the baseline: nothing is compared"),
+    ],
+)
+def test_what_passes_is_described(now, summary):
+    same = found({"prediction": VALUES}, {"prediction": now})
 
-    found = drift_finding(EarlierPredictions("old", before), now, 0.25)
+    assert same.passed
+    assert same.summary == f"{summary}; relative to: old/batch_output.parquet"
 
-    assert not found.passed
-    assert " of prediction_b, the largest of 2 outputs (0.25 allowed) relative to old; mean " in found.summary
+
+@pytest.mark.parametrize(("check", "summary"), [(DRIFT, "no earlier output"), (BASELINE, "log one with the model")])
+def test_without_a_baseline_the_check_passes_and_names_the_reason(check, summary):
+    passed = drift_finding(check, None, [], features(), Settings(model_name="m"))
+
+    assert passed.passed
+    assert summary in passed.summary
+
+
+def test_features_and_outputs_have_their_own_thresholds():
+    settings = Settings(model_name="m", max_feature_drift=100.0)
+    baseline = describe_all(pa.table({"x": VALUES, "prediction": VALUES}))
+    drifts = observe(baseline, pa.table({"x": VALUES + 2, "prediction": VALUES + 2}))
+
+    reported = drift_finding(BASELINE, baseline, drifts, features(request_inputs={"x": pa.float64()}), settings)
+
+    assert "prediction has PSI" in reported.summary
+    assert "x has PSI" not in reported.summary
 
 
 def test_only_blocking_checks_prevent_publication():
