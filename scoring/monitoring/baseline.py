@@ -113,22 +113,6 @@ def log_columns(features: ModelFeatures, schema: pa.Schema) -> dict[str, str]:
     return {name: column for name, column in columns.items() if column in schema.names}
 
 
-def files_by_version(files: Iterable[Path]) -> dict[tuple[str, int], list[Path]]:
-    """Return name and version of the model → the files of the prediction log with its rows. Each file has one version.
-
-    Raises:
-        StorageError: a file can't be read.
-    """
-    found: dict[tuple[str, int], list[Path]] = {}
-    for place in files:
-        try:
-            (row,) = pq.ParquetFile(place).read_row_group(0, ["model_name", "model_version"]).slice(0, 1).to_pylist()
-        except (OSError, LookupError, ValueError, pa.ArrowInvalid) as error:
-            raise StorageError("reading", place.name, error) from None
-        found.setdefault((row["model_name"], row["model_version"]), []).append(place)
-    return found
-
-
 def answered(rows: pa.Table | pa.RecordBatch) -> Any:
     """Return the logged rows of requests that were answered with scores."""
     return rows.filter(pc.is_null(rows[PROBLEM]))

@@ -78,7 +78,7 @@ def replay(
         RegistryError, ModelRefused, FeatureStoreError: a version can't be loaded or joined, as in a batch run.
     """
     with scratch_folder() as scratch, publishing(report) as part, pq.ParquetWriter(part, REPORT_SCHEMA) as writer:
-        logged = _by_version(fetch_log(log, scratch).values(), log)
+        logged = files_by_version(fetch_log(log, scratch).values(), log)
         counts: Counter[str] = Counter()
         rows = unanswered = 0
         versions: Counter[str] = Counter()
@@ -97,7 +97,7 @@ Scored = tuple[str, int, str]
 """Model name, version, and the policy as JSON: what a row was scored with."""
 
 
-def _by_version(files: Iterable[Path], log: Location) -> dict[tuple[Scored, str], list[Path]]:
+def files_by_version(files: Iterable[Path], log: Location) -> dict[tuple[Scored, str], list[Path]]:
     """Return what the rows of each file were scored with, and its schema → the files.
 
     One version has several schemas if features were added to its feature service meanwhile.

@@ -14,11 +14,11 @@ from scoring.errors import ServingError, SettingsError, StorageError, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Entry, Location
 from scoring.files.parquet import ParquetFiles
-from scoring.monitoring.baseline import FILE, files_by_version, keep_first_day, measure_log, read_baseline, read_log
+from scoring.monitoring.baseline import FILE, keep_first_day, measure_log, read_baseline, read_log
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
 from scoring.monitoring.prediction_log import day_folder, fetch_log, log_files
-from scoring.monitoring.replay import REPORTS, ReplayReport
+from scoring.monitoring.replay import REPORTS, ReplayReport, files_by_version
 from scoring.monitoring.replay import replay as replay_log
 from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
 from scoring.serving import link_registered_version
@@ -59,11 +59,14 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
             rows = sum(pq.read_metadata(copy).num_rows for copy in copies.values())
             store = serving.open_feature_store()
             copied = copy_to_feast(store, folder, copies)
+            versions: dict[tuple[str, int], list[Path]] = {}
+            for ((name, version, _), _), paths in files_by_version(copies.values(), folder).items():
+                versions.setdefault((name, version), []).extend(paths)
             found = {
                 f"{name}/{version}": _compare_with_baseline(
                     serving, store, (name, version), paths, context.partition_key
                 )
-                for (name, version), paths in files_by_version(copies.values()).items()
+                for (name, version), paths in versions.items()
             }
     findings = {model: [finding] for model, (finding, _) in found.items()}
     yield from results("prediction_log", [BASELINE], findings, "version")
