@@ -20,7 +20,7 @@ MIN_ROWS_FOR_DRIFT = 100
 # An empty bin counts as this share, to avoid log(0).
 EMPTY_SHARE = 1e-4
 MOST_CATEGORIES = 100
-MOST_NAMED = 5
+MOST_NAMED, SEARCHED = 5, 1000
 
 
 class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
@@ -107,8 +107,9 @@ class Observed:
             self.counts[name] = self.counts.get(name, 0) + counts
             named = self.new.setdefault(name, [])
             if column.edges is None and not column.shares[-1] and counts[-2] and len(named) < MOST_NAMED:
-                new = set(_strings(values).unique().to_pylist()) - {None, *column.categories, *named}
-                named += sorted(new)[: MOST_NAMED - len(named)]
+                strings = _strings(values).drop_null()
+                new = strings.filter(pc.invert(pc.is_in(strings, pa.array([*column.categories, *named], pa.string()))))
+                named += new.slice(0, SEARCHED).unique().to_pylist()[: MOST_NAMED - len(named)]
 
     def drifts(self) -> list[ColumnDrift]:
         """Return the drift of each column that has rows, the largest PSI first."""
@@ -145,15 +146,15 @@ def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:
         numbers = _numbers(values)
         finite = numbers[np.isfinite(numbers)].astype(float)
         deciles = np.quantile(finite, np.linspace(0, 1, BINS + 1)[1:-1]) if len(finite) else np.array([])
-        found, repeats = np.unique(deciles.astype(np.float32), return_counts=True)
+        each, repeats = np.unique(deciles.astype(np.float32), return_counts=True)
         with np.errstate(over="ignore"):
-            bounds = np.append(found, np.nextafter(found[repeats > 1], np.float32(np.inf)))
+            bounds = np.append(each, np.nextafter(each[repeats > 1], np.float32(np.inf)))
         edges = np.unique(bounds[np.isfinite(bounds)]).tolist()
     else:
-        frequent = [
-            (pair["counts"], pair["values"]) for pair in _strings(values).drop_null().value_counts().to_pylist()
-        ]
-        categories = [name for _, name in sorted(frequent, key=lambda pair: (-pair[0], pair[1]))][:MOST_CATEGORIES]
+        found = _strings(values).drop_null().value_counts()
+        frequent = pa.table({"name": found.field("values"), "rows": found.field("counts")})
+        frequent = frequent.sort_by([("rows", "descending"), ("name", "ascending")]).slice(0, MOST_CATEGORIES)
+        categories = frequent["name"].to_pylist()
     bins = [0.0] * (1 + len(categories if edges is None else edges))
     counts = count(ColumnBaseline(0, 0, bins, edges, categories), values)
     present = int(counts[:-1].sum())
