@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -205,7 +206,9 @@ class PredictionLog(Collector):
                 schema = self._tables[0][0]
                 rows = pa.concat_tables([table for each, table in self._tables if each is schema])
                 of_day = pc.equal(rows[LOG_DATE], rows[LOG_DATE][0])
-                written, rest = rows.filter(of_day), rows.filter(pc.invert(of_day))
+                written, rest = rows, rows.slice(0, 0)
+                if not pc.all(of_day).as_py():
+                    written, rest = rows.filter(of_day), rows.filter(pc.invert(of_day))
                 self._write_file(written)
                 self._measure(schema, written)
                 others = [(each, table) for each, table in self._tables if each is not schema]
@@ -221,8 +224,15 @@ class PredictionLog(Collector):
     def _write_file(self, rows: pa.Table) -> None:
         model = f"{rows['model_name'][0].as_py()}-{rows['model_version'][0].as_py()}"
         place = day_folder(self._folder, str(rows[LOG_DATE][0])) / f"{model}-{uuid.uuid4().hex}.parquet"
-        with publishing(place) as part:
-            pq.write_table(rows, part, compression="zstd")
+        schema = rows.schema
+        options: dict[str, Any] = {
+            "compression": "zstd",
+            "use_dictionary": [field.name for field in schema if not pa.types.is_floating(field.type)],
+            "store_schema": False,  # so that readers get dictionaries of constants as plain columns
+        }
+        with publishing(place) as part, pq.ParquetWriter(part, schema, **options) as writer:
+            writer.write_table(rows)
+            writer.add_key_value_metadata(schema.metadata)
 
     def _measure(self, schema: LogSchema, rows: pa.Table) -> None:
         served, current = self._current.get(self._role, (None, None))

@@ -107,12 +107,12 @@ class LogSchema:
         """Define the columns; `feast_schema` comes from `feast_log_schema`."""
         self._features = features
         self._constants = {
-            "model_name": pa.scalar(version.name),
-            "model_version": pa.scalar(version.version, pa.int64()),
-            "feature_service": pa.scalar(features.service),
-            ROLE: pa.scalar(role),
-            DEFINITIONS: pa.scalar(definitions),
-            POLICY: pa.scalar(encode_policy(policy)),
+            "model_name": pa.array([version.name]),
+            "model_version": pa.array([version.version], pa.int64()),
+            "feature_service": pa.array([features.service]),
+            ROLE: pa.array([role]),
+            DEFINITIONS: pa.array([definitions]),
+            POLICY: pa.array([encode_policy(policy)]),
         }
         self._outputs = outputs
         of_feast = dict(zip(feast_schema.names, feast_schema.types, strict=True))
@@ -123,7 +123,10 @@ class LogSchema:
         for view in self._unlisted(features):
             prefix = view_prefix(view.name)
             own += [(f"{prefix}__timestamp", EVENT_TIME), (f"{prefix}__status", pa.int32())]
-        own += [("reason", pa.string()), *((name, value.type) for name, value in self._constants.items())]
+        own += [
+            ("reason", pa.string()),
+            *((name, pa.dictionary(pa.int8(), value.type)) for name, value in self._constants.items()),
+        ]
         own += [(OVERRIDES, pa.string()), (LATENCY_MS, pa.float64()), (PROBLEM, pa.string())]
         fields = [*feast_schema, *(pa.field(*each) for each in own if each[0] not in of_feast)]
         self.schema = pa.schema(fields, {REQUEST_COLUMNS: msgspec.json.encode(list(self._requested))})
@@ -141,26 +144,20 @@ class LogSchema:
         rows = sum(counts)
         columns = self._of_views(batches)
         for name, dtype in self._requested.items():
-            columns[name] = pa.array([value for request in requests for value in request.entity_rows[name]], dtype)
+            columns[name] = _joined([request.entity_rows[name] for request in requests], counts, dtype)
         as_of = np.array([batch.as_of.astimezone(UTC).replace(tzinfo=None) for batch in batches], "datetime64[us]")
         times = np.repeat(as_of, [batch.rows for batch in batches])
         columns[LOG_TIMESTAMP] = pa.array(times).cast(pa.timestamp("us", "UTC"))
         columns[LOG_DATE] = pa.array(times.astype("datetime64[D]"))
         columns[REQUEST_ID] = _repeated([request.request_id for request in requests], counts, pa.string())
         for place, field in enumerate(self._outputs.schema):
-            outputs = [
-                value
-                for request in requests
-                for value in (
-                    itertools.repeat(None, request.rows) if request.outputs is None else request.outputs[place]
-                )
-            ]
-            columns[field.name] = pa.array(outputs, field.type)
-        reasons = [reason for request in requests for reason in request.reasons or itertools.repeat(None, request.rows)]
-        columns["reason"] = pa.array(reasons, pa.string())
+            outputs = [request.outputs and request.outputs[place] for request in requests]
+            columns[field.name] = _joined(outputs, counts, field.type)
+        columns["reason"] = _joined([request.reasons for request in requests], counts, pa.string())
         if self._features.overridable:
             columns[OVERRIDES] = pa.array(self._overrides(requests), pa.string())
-        columns |= {name: pa.repeat(value, rows) for name, value in self._constants.items()}
+        same = pa.repeat(pa.scalar(0, pa.int8()), rows)
+        columns |= {name: pa.DictionaryArray.from_arrays(same, value) for name, value in self._constants.items()}
         columns[LATENCY_MS] = _repeated([request.latency_ms for request in requests], counts, pa.float64())
         columns[PROBLEM] = _repeated([request.problem for request in requests], counts, pa.string())
         return pa.Table.from_arrays(
@@ -180,18 +177,21 @@ class LogSchema:
         counts = [batch.rows for batch in batches]
         now_s = np.repeat([batch.as_of.timestamp() for batch in batches], counts)
         read = np.repeat([batch.read is not None for batch in batches], counts)
-        states = {view.name: _state(view, batches, read, now_s) for view in self._features.views}
+        present = np.full(len(now_s), PRESENT, np.int32)  # nearly always the status of all rows
+        states = {view.name: _state(view, batches, read, now_s, present) for view in self._features.views}
         for unlisted in self._unlisted(self._features):
             prefix, (times, statuses) = view_prefix(unlisted.name), states[unlisted.name]
-            columns |= {f"{prefix}__timestamp": times, f"{prefix}__status": pa.array(statuses, pa.int32())}
+            columns |= {f"{prefix}__timestamp": times, f"{prefix}__status": pa.array(statuses)}
         for feature in self._features.features:
             name = feast_name(feature.column)
             values = pa.chunked_array([_values(batch, feature) for batch in batches], feature.dtype)
-            status = np.where(values.is_null(), NULL_VALUE, PRESENT)
+            status = present if values.null_count == 0 else np.where(values.is_null(), NULL_VALUE, PRESENT)
             for view in feature.views:
-                status = np.where(states[view][1] != PRESENT, states[view][1], status)
-            columns[name] = pc.if_else(pa.array(status == PRESENT), values, pa.scalar(None, feature.dtype))
-            columns[f"{name}__status"] = pa.array(status, pa.int32())
+                if states[view][1] is not present:
+                    status = np.where(states[view][1] != PRESENT, states[view][1], status)
+            if status is not present:
+                values = pc.if_else(pa.array(status == PRESENT), values, pa.scalar(None, feature.dtype))
+            columns |= {name: values, f"{name}__status": pa.array(status)}
             if not feature.on_demand:
                 columns[f"{name}__timestamp"] = states[feature.views[0]][0]
         return columns
@@ -280,17 +280,23 @@ class _CachedRegistry:
 
 
 def _state(
-    view: View, batches: Sequence[LoggedBatch], read: np.ndarray, now_s: np.ndarray
+    view: View, batches: Sequence[LoggedBatch], read: np.ndarray, now_s: np.ndarray, present: np.ndarray
 ) -> tuple[pa.Array, np.ndarray]:
-    """Return the event times of a view's rows, and their statuses regardless of values, int (n_rows,)."""
+    """Return the event times of a view's rows, and their statuses regardless of values, int32 (n_rows,).
+
+    These are the array `present` itself if all rows are present.
+    """
     event_s = np.concatenate(
         [np.zeros(batch.rows) if batch.read is None else batch.read.event_s[view.name] for batch in batches]
     )
     found = event_s != 0
-    status = np.where(found, PRESENT, np.where(read, NOT_FOUND, NOT_READ))
-    if view.ttl_s is not None:
-        status[found & (event_s + view.ttl_s < now_s)] = OUTSIDE_MAX_AGE
-    return pa.array(event_s.astype(np.int64), mask=~found).cast(EVENT_TIME), status
+    expired = found & (event_s + (np.inf if view.ttl_s is None else view.ttl_s) < now_s)
+    times = pa.array(event_s.astype(np.int64), mask=~found).cast(EVENT_TIME)
+    if found.all() and not expired.any():
+        return times, present
+    status = np.where(found, PRESENT, np.where(read, NOT_FOUND, NOT_READ)).astype(np.int32)
+    status[expired] = OUTSIDE_MAX_AGE
+    return times, status
 
 
 def _values(batch: LoggedBatch, feature: Feature) -> pa.Array:
@@ -298,6 +304,14 @@ def _values(batch: LoggedBatch, feature: Feature) -> pa.Array:
         return pa.nulls(batch.rows, feature.dtype)
     values = batch.read.columns[feature.column]
     return values if values.type == feature.dtype else values.cast(feature.dtype, safe=False)
+
+
+def _joined(parts: Sequence[Sequence[Any] | None], counts: Sequence[int], dtype: pa.DataType) -> pa.Array:
+    """Return the values of all parts in order. A part may be None for as many nulls as its count."""
+    if all(part is None or part.count(None) == len(part) for part in parts):
+        return pa.nulls(sum(counts), dtype)
+    given = (itertools.repeat(None, n) if part is None else part for part, n in zip(parts, counts, strict=True))
+    return pa.array(list(itertools.chain.from_iterable(given)), dtype)
 
 
 def _repeated(values: Sequence[Any], counts: Sequence[int], dtype: pa.DataType) -> pa.Array:
