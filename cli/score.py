@@ -1,7 +1,6 @@
 """`model-serving score`: from a file of entity rows to predictions, without Dagster."""
 
 import contextlib
-import functools
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from cli.request_file import STDIO, check_output, check_request, read_request
 from cli.stores import Stores, load_version, open_stores
 
 if TYPE_CHECKING:
-    from scoring.batch.manifest import Manifest, ScoringSummary
+    from scoring.batch.manifest import Manifest
     from scoring.batch.request import RequestCopy
     from scoring.files.location import Location
     from scoring.files.parquet import ParquetFiles
@@ -95,32 +94,23 @@ def score_version(
     Raises:
         ServingError: as `load_version` and the engine's two methods; or a prediction is NaN, infinite or null.
     """
-    from scoring.batch.manifest import Origin
-    from scoring.engine import choose_engine
-    from scoring.features.feature_store import read_definitions
+    from scoring.engine import choose_engine, score_request
+    from scoring.errors import PredictionFailed
     from scoring.files.location import Location
-    from scoring.predict import Policy
+    from scoring.predict import NOT_FINITE, Policy
 
     settings, _, store = stores
     shown.stage("Loading the model")
     serving = load_version(stores, version, scratch)
     copy, folder = read(serving), Location(scratch / "result")
-    engine, features = choose_engine(settings), serving.features
-    origin = Origin(copy.content, str(serving.model.version), features.service, read_definitions(store).hash)
-    shown.stage("Joining features")
-    engine.write_input(copy, origin, store, features, folder, progress=shown.rows)
-    shown.stage(f"Scoring with {serving.model.version}")
-    check, policy = functools.partial(_check_finite, serving), Policy.from_settings(settings)
-    return folder, engine.write_output(folder, serving, policy, check, shown.rows)
-
-
-def _check_finite(serving: "ServingModel", _table: "ParquetFiles", outcome: "ScoringSummary") -> None:
-    from scoring.errors import PredictionFailed
-    from scoring.predict import NOT_FINITE
-
-    if broken := outcome.reasons.get(NOT_FINITE):
-        problem = f"{broken} of {outcome.scored + broken} predictions are NaN, infinite or null; nothing was written."
-        raise PredictionFailed(str(serving.model.version), problem)
+    shown.stage(f"Joining features and scoring with {serving.model.version}")
+    policy = Policy.from_settings(settings)
+    manifest = score_request(choose_engine(settings), serving, copy, store, policy, folder, shown.rows)
+    if broken := manifest.outcome.reasons.get(NOT_FINITE):
+        total = broken + manifest.outcome.scored
+        problem = f"{broken} of {total} predictions are NaN, infinite or null; nothing was written."
+        raise PredictionFailed(manifest.origin.model, problem)
+    return folder, manifest
 
 
 def _write(folder: "Location", manifest: "Manifest", output: str) -> None:

@@ -7,7 +7,7 @@ import click
 
 from cli.configuration import settings_options
 from cli.display import json_option, print_json, print_table, progress
-from cli.stores import load_version, open_registry, open_stores
+from cli.stores import load_version, open_features, open_registry, open_stores
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -76,19 +76,26 @@ def _refusal(
 @click.command(epilog=EPILOG)
 @click.argument("version", type=click.IntRange(1), metavar="N")
 @click.option("--unchecked", is_flag=True, help="Do not load the version first.")
+@click.option("--force", is_flag=True, help="Promote the challenger whatever its comparison says.")
 @settings_options
 @json_option
-def promote(version: int, unchecked: bool, as_json: bool) -> None:
+def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:
     """Set the alias on version N, once it is admitted.
+
+    If the alias `challenger` names N, its comparison must pass the thresholds (SERVING_PROMOTE_*), too.
 
     The API swaps to it within seconds, and Dagster scores the newest request again. The version that the alias named
     before is recorded in a tag of the registered model, for `model-serving rollback`.
     """
     with progress() as shown:
-        if unchecked:
-            settings, registry = open_registry(shown, to_load=False)
-        else:
-            stores = settings, registry, _ = open_stores(shown)
+        settings, registry = open_registry(shown, to_load=not unchecked)
+        from scoring.monitoring.challenger_report import check_promotion
+
+        if not force:
+            check_promotion(registry, settings, version)
+        if not unchecked:
+            shown.stage("Importing Feast")
+            stores = settings, registry, open_features(settings)
             shown.stage(f"Loading version {version}")
             load_version(stores, version)
         before = registry.promote(settings.model_name, settings.model_alias, version)

@@ -1,10 +1,11 @@
-"""The interface of the two batch engines, and the choice between this process and Spark."""
+"""The interface of the two batch engines, the choice between this process and Spark, and scoring with either."""
 
 from typing import TYPE_CHECKING, Protocol
 
 from scoring.batch.engine import InspectInput, InspectOutput, LocalEngine, ReportRows, accept
 from scoring.batch.manifest import Manifest, Origin
 from scoring.batch.request import RequestCopy
+from scoring.features.feature_store import read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.transfer import Content
@@ -91,6 +92,22 @@ class Engine(Protocol):
         after the output, and if only that fails (the object store goes down between two uploads), the next run repairs
         the manifest.
         """
+
+
+def score_request(
+    engine: Engine,
+    serving: ServingModel,
+    request: RequestCopy,
+    store: "FeatureStore",
+    policy: Policy,
+    folder: Location,
+    progress: ReportRows = accept,
+) -> Manifest:
+    """Join a request, and score it into a folder. Raises as the engine's two methods."""
+    features, model = serving.features, str(serving.model.version)
+    origin = Origin(request.content, model, features.service, read_definitions(store).hash)
+    engine.write_input(request, origin, store, features, folder, progress=progress)
+    return engine.write_output(folder, serving, policy, progress=progress)
 
 
 def choose_engine(settings: Settings) -> Engine:

@@ -26,6 +26,7 @@ values.
     ├── StorageError                a folder or an object store can't be read or written
     │   ├── StillWritten
     │   └── NoRoom                  this machine has not enough disk space for a model version's files
+    ├── PromotionRefused            the comparison of the challenger does not allow its promotion
     ├── FeaturesRejected            policy `reject`: an entity row lacks a usable feature
     └── PredictionFailed            the model raised, or its output is not one number per row
 """
@@ -259,6 +260,15 @@ class NoRoom(StorageError):
             "keeping a model version's files in",
             place,
             f"{why}. Free disk space there, or set TMPDIR to another folder.",
+        )
+
+
+class PromotionRefused(ServingError):
+    """The comparison of the challenger `model` (`name/version`) does not allow its promotion."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        super().__init__(
+            f"{model} is not promoted: {problem}. Promote it anyway with --force (in Dagster, force: true)."
         )
 
 

@@ -188,6 +188,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Fraction of a feature's or output's values that may be categories which training did not have. Above it, Dagit
     shows a warning."""
 
+    promote_min_rows: Annotated[int, Meta(ge=0)] = 1000
+    """Rows that the comparison of the challenger needs before `promote` moves the alias to it (docs/monitoring.md)."""
+
+    promote_max_changed_decisions: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Largest share of changed decisions with which `promote` moves the alias to the challenger."""
+
+    promote_max_error_rate_increase: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Largest increase of the share of rows without a prediction with which `promote` moves the alias to the
+    challenger."""
+
+    promote_max_latency_ratio: Annotated[float, Meta(gt=0)] | None = None
+    """Largest ratio of the challenger's median latency to the champion's with which `promote` moves the alias to the
+    challenger. If not set, it is not checked."""
+
     max_source_age_s: Annotated[float, Meta(gt=0)] | None = None
     """Age in seconds of the newest event in a feature view's source. Above it, Dagit shows a warning. If not set, the
     view's TTL applies."""

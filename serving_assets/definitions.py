@@ -12,17 +12,33 @@ from dagster._core.secrets.env_file import get_env_var_dict
 from scoring.errors import SettingsError
 from scoring.settings import Settings
 from serving_assets.assets.batch_assets import batch_input, batch_output, batch_request
+from serving_assets.assets.challenger import challenger_comparison
 from serving_assets.assets.feature_assets import feast_registry, online_store
 from serving_assets.assets.model_version import registered_model_version
 from serving_assets.assets.monitoring import prediction_log, replay
 from serving_assets.assets.scores_table import scores_table
 from serving_assets.resources import Serving
-from serving_assets.sensors.jobs import EXECUTOR, refresh_online_store, request_everyone, score_batch, serve_batch
+from serving_assets.sensors.jobs import (
+    EXECUTOR,
+    promote,
+    refresh_online_store,
+    request_everyone,
+    score_batch,
+    serve_batch,
+)
 from serving_assets.sensors.request_sensors import new_batch_request, score_the_others
 from serving_assets.sensors.schedules import daily_everyone, hourly_online_store
 from serving_assets.sensors.version_sensor import new_model_version
 
-ASSETS = (batch_request, feast_registry, online_store, registered_model_version, batch_input, batch_output)
+ASSETS = (
+    batch_request,
+    feast_registry,
+    online_store,
+    registered_model_version,
+    batch_input,
+    batch_output,
+    challenger_comparison,
+)
 
 
 OPTIONAL = {"SERVING_SCORES_TABLE": (scores_table,), "SERVING_PREDICTION_LOG": (prediction_log, replay)}
@@ -61,7 +77,7 @@ if overridden := overriding(Path.cwd()):
 # Owners and the table are read here, because Dagster needs them when it loads the code location.
 definitions = dg.Definitions(
     assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), assets(os.environ)),
-    jobs=[score_batch, serve_batch, refresh_online_store, request_everyone],
+    jobs=[score_batch, serve_batch, refresh_online_store, request_everyone, promote],
     sensors=[new_model_version, new_batch_request, score_the_others],
     schedules=[hourly_online_store, daily_everyone],
     resources={"serving": Serving()},

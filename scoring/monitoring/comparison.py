@@ -19,6 +19,7 @@ from scoring.files.parquet import ParquetFiles, no_rows
 RANGES = 8
 MAX_LISTED = 5
 MOST_CHANGES = 20
+QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 NO_PREDICTION = "(no prediction)"
 STATISTICS: Mapping[str, Callable[[np.ndarray], float]] = {
     "mean": np.nanmean, "standard deviation": np.nanstd, "minimum": np.nanmin, "median": np.nanmedian,
@@ -80,7 +81,8 @@ class VersionComparison(msgspec.Struct, frozen=True):
             found.append({"output": name, "rows_that_differ": int(np.count_nonzero(changed)), "share": share})
             if not self.labels(name) and len(differences := self.differences(name)):
                 sizes = np.abs(differences)
-                changes = {"median": np.median(sizes), "largest": np.max(sizes), "mean": np.mean(differences)}
+                quantiles = zip(QUANTILES, np.quantile(sizes, list(QUANTILES.values())), strict=True)
+                changes = {**dict(quantiles), "largest": np.max(sizes), "mean": np.mean(differences)}
                 found[-1] |= {f"{kind}_change": float(value) for kind, value in changes.items()}
         return found
 
@@ -109,8 +111,8 @@ class VersionComparison(msgspec.Struct, frozen=True):
         """Return the differences as tables with columns and formatted values, without empty tables."""
         headings = {"statistic": "", "earlier": self.earlier_version, "current": self.current_version}
         found = {}
-        tables = {"version_comparison": self.statistics() or self.outputs(), "changed_labels": self.changed_labels()}
-        for name, rows in tables.items():
+        tables = (self.statistics(), self.outputs(), self.changed_labels())
+        for name, rows in zip(("version_comparison", "changes", "changed_labels"), tables, strict=True):
             shown = [
                 {
                     headings.get(key, key.replace("_", " ")): f"{each:.6g}" if isinstance(each, float) else each
@@ -181,14 +183,27 @@ def compare_outputs(
     earlier: tuple[str, ParquetFiles, Sequence[str]], current: tuple[str, ParquetFiles, Sequence[str]]
 ) -> VersionComparison:
     """Compare two scored files with the same rows. Each is `name/version`, the file, and its output columns."""
-    types = [{name: table.schema.field(name).type for name in names} for _, table, names in (earlier, current)]
-    alike = [name for name, dtype in types[1].items() if types[0].get(name) == dtype]
-    unlike = []
-    for (version, _, _), outputs in zip((earlier, current), types, strict=True):
-        if own := [f"{name} ({dtype})" for name, dtype in outputs.items() if name not in alike]:
-            unlike.append(f"only {version} has {listed(own, MAX_LISTED)}")
+    schemas = [
+        (version, pa.schema([table.schema.field(name) for name in names]))
+        for version, table, names in (earlier, current)
+    ]
+    alike, unlike = common_outputs(*schemas)
     tables = [sampled_table(table, alike) for _, table, _ in (earlier, current)]
     return VersionComparison(earlier[0], current[0], tables[0], tables[1], current[1].rows, unlike)
+
+
+def common_outputs(earlier: tuple[str, pa.Schema], current: tuple[str, pa.Schema]) -> tuple[list[str], list[str]]:
+    """Return the outputs with the same name and type in both versions, and a phrase for each version about others."""
+    alike = [
+        field.name
+        for field in current[1]
+        if field.type in (each.type for each in earlier[1] if each.name == field.name)
+    ]
+    unlike = []
+    for version, schema in (earlier, current):
+        if own := [f"{field.name} ({field.type})" for field in schema if field.name not in alike]:
+            unlike.append(f"only {version} has {listed(own, MAX_LISTED)}")
+    return alike, unlike
 
 
 def sampled_table(table: ParquetFiles, names: Sequence[str]) -> pa.Table:

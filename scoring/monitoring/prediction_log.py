@@ -231,6 +231,20 @@ def fetch_log(folder: Location, scratch: Path) -> dict[str, Path]:
         return dict(zip((entry.name for entry in files), pool.map(copy, files), strict=True))
 
 
+def read_constants(file: Path, names: Sequence[str], place: Location) -> dict[str, Any]:
+    """Return the values of columns that are the same in all rows of a log file; `place` names it in an error.
+
+    Raises:
+        StorageError: it can't be read.
+    """
+    try:
+        with pq.ParquetFile(file) as opened:
+            (row,) = opened.read_row_group(0, list(names)).slice(0, 1).to_pylist()
+        return {name: row[name] for name in names}
+    except (OSError, LookupError, ValueError) as error:
+        raise StorageError("reading", str(place), error) from None
+
+
 def in_sample(request_id: str, fraction: float) -> bool:
     """Return whether a request is in a sample of this fraction: the same for each process and each smaller sample."""
     return zlib.crc32(request_id.encode("utf-8", "replace")) < fraction * 2**32

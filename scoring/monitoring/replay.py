@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.arrow.timestamps import TIMESTAMP
 from scoring.batch.engine import LocalEngine
-from scoring.batch.manifest import OUTPUT_NAME, Origin
+from scoring.batch.manifest import OUTPUT_NAME
 from scoring.batch.request import RequestCopy, entity_columns
-from scoring.errors import ModelNotRegistered, StorageError, VersionNotFound
+from scoring.engine import score_request
+from scoring.errors import ModelNotRegistered, VersionNotFound
 from scoring.features.feature_store import read_definitions
 from scoring.features.model_features import ModelFeatures
 from scoring.files.atomic import scratch_folder
@@ -36,6 +37,7 @@ from scoring.monitoring.prediction_log import (
     REQUEST_ID,
     ROLE,
     fetch_log,
+    read_constants,
 )
 from scoring.monitoring.replay_causes import CAUSES, PREFIX, VERSION_GONE, Comparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
@@ -104,14 +106,9 @@ def files_by_version(files: Iterable[Path], log: Location) -> dict[tuple[Scored,
     """
     found: dict[tuple[Scored, str], list[Path]] = {}
     for place in files:
-        try:
-            with pq.ParquetFile(place) as file:
-                first = file.read_row_group(0, ["model_name", "model_version", POLICY]).slice(0, 1)
-                schema = str(file.schema_arrow.remove_metadata())
-            (row,) = first.to_pylist()
-            scored = row["model_name"], row["model_version"], row[POLICY]
-        except (OSError, LookupError) as error:
-            raise StorageError("reading", str(log / place.name), error) from None
+        row = read_constants(place, ("model_name", "model_version", POLICY), log / place.name)
+        schema = str(pq.read_schema(place).remove_metadata())
+        scored = row["model_name"], row["model_version"], row[POLICY]
         found.setdefault((scored, schema), []).append(place)
     return found
 
@@ -183,11 +180,8 @@ class _ReplayOfVersion:
     def _compared(self, serving: ServingModel, request: Path, folder: Location) -> Iterator[pa.Table]:
         definitions = read_definitions(self._store).hash
         copy = RequestCopy(request, str(request), content_of(request, request.name))
-        origin = Origin(copy.content, str(serving.model.version), serving.features.service, definitions)
-        engine = LocalEngine()
-        engine.write_input(copy, origin, self._store, serving.features, folder)
         policy = _complete_policy(self._policy)
-        engine.write_output(folder, serving, policy)
+        score_request(LocalEngine(), serving, copy, self._store, policy, folder)
         comparison = Comparison(serving, self._store, definitions, policy)
         with ParquetFiles([folder / OUTPUT_NAME]) as scored:
             for rows in scored.between(0, scored.rows):

@@ -77,7 +77,7 @@ def version_comparison(compared: VersionComparison) -> str:
     names = compared.current.column_names[:MOST_COMPARED]
     with mpl.rc_context({"font.size": 7}), np.errstate(over="raise"):
         figure = Figure(figsize=(6.4, 1.9 * len(names)))
-        figure.subplots_adjust(0.06, 0.16 / len(names), 0.98, 1 - 0.16 / len(names), wspace=0.2, hspace=0.5)
+        figure.subplots_adjust(0.08, 0.16 / len(names), 0.98, 1 - 0.16 / len(names), wspace=0.2, hspace=0.5)
         for (both, change), name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
             (_compare_labels if compared.labels(name) else _compare_numbers)(both, change, compared, name)
             both.set_title(name, fontsize=8, y=1, parse_math=False)

@@ -143,10 +143,10 @@ def _outputs(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, _Ou
     return found
 
 
-def newest_scored(instance: dg.DagsterInstance, keys: Sequence[str]) -> str | None:
-    """Return the last of these requests that has a batch_output."""
+def newest_scored(instance: dg.DagsterInstance, keys: Sequence[str], most: int = 1) -> list[str]:
+    """Return the last of these requests that have a batch_output, at most `most` of them, the newest first."""
     latest = _latest_outputs(instance, keys)
-    return next((key for key in reversed(keys) if key in latest), None)
+    return [key for key in reversed(keys) if key in latest][:most]
 
 
 def _latest_outputs(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, int]:

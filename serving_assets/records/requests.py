@@ -13,6 +13,7 @@ import msgspec
 from scoring.batch.request import SUFFIXES
 from scoring.errors import BatchRequestError, StorageError, listed
 from scoring.files.location import Location
+from scoring.monitoring.challenger_report import REPORT_NAME
 
 batch_requests = dg.DynamicPartitionsDefinition(name="batch_requests")
 
@@ -23,8 +24,9 @@ BATCH_REQUEST = dg.AssetKey("batch_request")
 # A key is also the name of a folder, and users read and type it. Dagster uses "..." in ranges.
 SAFE_KEY = re.compile(r"[\w][\w.\-]{0,99}")
 SAFE_KEY_TEXT = "1 to 100 letters, digits, '_', '-' or '.', the first a letter, a digit or '_', without '...'"
-# A file of this project has this name beside the result folders. Some file systems ignore case.
 VERSION_FILE_NAME = "registered_model_version.json"
+# Files of this project have these names beside the result folders. Some file systems ignore case.
+RESERVED = (VERSION_FILE_NAME, REPORT_NAME)
 
 
 def request_asset(**options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -86,13 +88,13 @@ class Folder(msgspec.Struct, frozen=True):
             return ""
         return (
             f"Ignored: {listed([repr(name) for name in self.others])}. Rename or convert them: a request's name needs "
-            f"{SAFE_KEY_TEXT}, and one of the extensions {', '.join(SUFFIXES)}; {VERSION_FILE_NAME} is reserved."
+            f"{SAFE_KEY_TEXT}, and one of the extensions {', '.join(SUFFIXES)}; {' and '.join(RESERVED)} are reserved."
         )
 
 
 def is_safe_key(key: str) -> bool:
     """Return whether a partition key can be the name of a file and of a result folder."""
-    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() != VERSION_FILE_NAME
+    return bool(SAFE_KEY.fullmatch(key)) and "..." not in key and key.lower() not in RESERVED
 
 
 def list_requests(folder: Location) -> tuple[RequestFile, ...]:
@@ -147,7 +149,8 @@ def find_request(folder: Location, files: Mapping[str, RequestFile], key: str) -
     """
     if not is_safe_key(key):
         raise BatchRequestError(
-            repr(key), f"a request's name needs {SAFE_KEY_TEXT}; {VERSION_FILE_NAME} is reserved: rename the file."
+            repr(key),
+            f"a request's name needs {SAFE_KEY_TEXT}; {' and '.join(RESERVED)} are reserved: rename the file.",
         )
     file = files.get(key)
     if file is None:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from serving_assets.assets.challenger import promote_version
 from serving_assets.assets.everyone import everyone
 
 # Importing Feast, MLflow and scikit-learn takes seconds and 300 MB. One process does it once per run, not per step.
@@ -41,6 +42,15 @@ refresh_online_store = dg.define_asset_job(
 def request_everyone() -> None:
     """Write a batch request with every entity."""
     everyone()
+
+
+@dg.job(
+    description="Set the alias on the challenger if its comparison passes the thresholds (SERVING_PROMOTE_*), or on "
+    "another version: `ops: {promote_version: {config: {version: 7}}}`. `force: true` skips the thresholds."
+)
+def promote() -> None:
+    """Move the alias."""
+    promote_version()
 
 
 def pinned(version: int) -> dict[str, object]:

@@ -74,7 +74,7 @@ def _requests(instance: dg.DagsterInstance, serving: Serving) -> list[RequestSta
         return newest
     # It was refused, or its run failed: the newest request with a result must not wait for its correction.
     scored = newest_scored(instance, keys[:-1])
-    return newest if scored is None else request_states(instance, [scored, keys[-1]], known)
+    return request_states(instance, [*scored, keys[-1]], known) if scored else newest
 
 
 def _written(cursor: VersionCursor) -> str:

@@ -40,7 +40,8 @@ def test_rows_are_compared_in_order_and_a_prediction_that_came_or_went_counts(tm
     assert metadata["changed_predictions"].value == (
         "3 of 5 rows differ from m/1: by 0.5 in the median, 1 at most, -0.1667 on average"
     )
-    changes = {"median_change": 0.5, "largest_change": 1.0, "mean_change": -0.5 / 3}
+    quantiles = {"median_change": 0.5, "p95_change": 0.95, "p99_change": 0.99}
+    changes = {**quantiles, "largest_change": 1.0, "mean_change": -0.5 / 3}
     assert compared.outputs() == [{"output": "prediction", "rows_that_differ": 3, "share": 0.6, **changes}]
     assert {"statistic": "maximum", "earlier": 5.0, "current": 4.0} in compared.statistics()
     table = str(metadata["version_comparison"].value)
@@ -82,9 +83,10 @@ def test_several_outputs_are_compared_each_by_its_kind(tmp_path: Path) -> None:
         "5 of 5 rows differ from m/1: prediction_label in 4, prediction_gold in 5 by 0.5 at most"
     )
     metadata = comparison_metadata(compared)
-    assert str(metadata["version_comparison"].value).splitlines()[2:] == [
-        "| prediction_label | 4 | 0.8 |  |  |  |",
-        "| prediction_gold | 5 | 1 | 0.5 | 0.5 | 0.5 |",
+    assert "version_comparison" not in metadata
+    assert str(metadata["changes"].value).splitlines()[2:] == [
+        "| prediction_label | 4 | 0.8 |  |  |  |  |  |",
+        "| prediction_gold | 5 | 1 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 |",
     ]
     assert str(metadata["changed_labels"].value).splitlines() == [
         "| output | m/1 | m/2 | rows |",

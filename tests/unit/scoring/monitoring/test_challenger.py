@@ -1,0 +1,334 @@
+"""The comparison of a challenger's rows with the champion's, and the thresholds of its promotion."""
+
+import datetime as dt
+import itertools
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring.batch.quality import SAMPLED_ROWS
+from scoring.errors import StorageError
+from scoring.files.atomic import scratch_folder
+from scoring.files.location import Location
+from scoring.models.outputs import ONE_NUMBER, OutputColumn, Outputs
+from scoring.models.registry import ModelVersion
+from scoring.monitoring.challenger import Comparison, _Pairs, compare_log
+from scoring.monitoring.challenger_report import (
+    SCHEMA,
+    Report,
+    Side,
+    failed_thresholds,
+    read_report,
+    write_report,
+)
+from scoring.settings import Settings
+
+DAY = dt.datetime(2026, 11, 30, 12, tzinfo=dt.UTC)
+LABEL = Outputs((OutputColumn("label", "string"),))
+Scored = tuple[str, int, float | None]
+"""Request, entity, prediction."""
+
+
+def version(number: int, outputs: Outputs = ONE_NUMBER) -> Any:
+    """Return what the comparison reads of a loaded version."""
+    model = types.SimpleNamespace(version=ModelVersion("m", number), outputs=outputs)
+    return types.SimpleNamespace(model=model, features=types.SimpleNamespace(request_columns={"id": pa.int64()}))
+
+
+BOTH = version(1), version(2)
+
+
+def write_log(
+    log: Path,
+    number: int,
+    rows: Sequence[tuple[str, int, Any]],
+    name: str = "",
+    role: str | None = None,
+    latency_ms: float = 1.0,
+    problem: str | None = None,
+) -> None:
+    """Write rows as the API does; a row without a prediction has the reason `not_found`, or the problem."""
+    folder = log / f"date={DAY.date()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = pa.array([row[2] for row in rows])
+    if predictions.type == pa.null():
+        predictions = predictions.cast(pa.float64())
+    columns = {
+        "id": pa.array([row[1] for row in rows], pa.int64()),
+        "prediction": predictions,
+        "reason": pa.array([None if row[2] is not None or problem else "not_found" for row in rows], pa.string()),
+        "model_name": pa.repeat("m", len(rows)),
+        "model_version": pa.repeat(number, len(rows)),
+        "__role": pa.repeat(role or ("champion" if number == 1 else "challenger"), len(rows)),
+        "__request_id": pa.array([row[0] for row in rows]),
+        "__log_timestamp": pa.repeat(pa.scalar(DAY, pa.timestamp("us", "UTC")), len(rows)),
+        "__latency_ms": pa.repeat(latency_ms, len(rows)),
+        "__problem": pa.repeat(pa.scalar(problem, pa.string()), len(rows)),
+    }
+    pq.write_table(pa.table(columns), folder / f"m-{number}-{name}.parquet")
+
+
+def compared(log: Path, both: Any = BOTH) -> Comparison | None:
+    return compare_log(Location(log), ["2026-11-29", "2026-11-30"], both, "champion")
+
+
+def report_of(log: Path, both: Any = BOTH) -> Report:
+    found = compared(log, both)
+    assert found is not None
+    return found[0]
+
+
+def test_rows_are_matched_by_request_and_entity_and_only_those_of_both_versions_count(tmp_path: Path) -> None:
+    write_log(tmp_path, 1, [("a", 1, 5.0), ("a", 2, 4.0), ("b", 1, 1.0), ("b", 2, 2.0), ("c", 1, 1.0)], latency_ms=2)
+    write_log(tmp_path, 1, [("a", 1, 9.0)], "other", role="canary")
+    write_log(tmp_path, 3, [("a", 1, 9.0)], role="challenger")
+    # In another order, in two files; it has no answer to c.
+    write_log(tmp_path, 2, [("b", 2, 1.0), ("b", 1, None)], "one", latency_ms=6)
+    write_log(tmp_path, 2, [("a", 2, 5.5), ("a", 1, 5.0)], "two", latency_ms=4)
+
+    found = compared(tmp_path)
+    assert found is not None
+    report, predictions = found
+    assert (report.source, report.name, report.rows) == ("log", "2026-11-29 to 2026-11-30", 4)
+    assert (report.decisions, report.changed_decisions, report.changed_share) == (2, 1, 0.5)
+    assert (report.champion, report.challenger) == (
+        Side("m/1", 0, {}, 2.0, 2.0),
+        Side("m/2", 1, {"not_found": 1}, 5.0, pytest.approx(5.98)),
+    )
+    assert (report.error_increase, report.latency_ratio) == (0.25, 2.5)
+    (output,) = report.outputs
+    assert [output[key] for key in ("output", "rows_that_differ", "share", "largest_change")] == [
+        "prediction",
+        3,
+        0.75,
+        1.5,
+    ]
+    assert predictions.summary().startswith("3 of 4 rows differ from m/1: by 1 in the median")
+
+
+def test_a_request_that_failed_counts_with_its_problem(tmp_path: Path) -> None:
+    write_log(tmp_path, 1, [("a", 1, 5.0), ("a", 2, None)])
+    write_log(tmp_path, 2, [("a", 1, None), ("a", 2, None)], problem="deadline-exceeded")
+
+    report = report_of(tmp_path)
+    assert report.champion.reasons == {"not_found": 1}
+    assert report.challenger.reasons == {"deadline-exceeded": 2}
+    assert report.changed_share == 1
+
+
+def test_an_entity_may_be_in_a_request_twice_and_ties_go_to_the_first(tmp_path: Path) -> None:
+    write_log(tmp_path, 1, [("a", 1, 1.0), ("a", 1, 2.0), ("a", 3, 2.0)])
+    write_log(tmp_path, 2, [("a", 3, 2.0), ("a", 1, 1.0), ("a", 1, 2.0)])
+
+    report = report_of(tmp_path)
+    assert (report.rows, report.decisions, report.changed_decisions) == (3, 1, 0)
+
+
+def test_a_request_with_one_entity_has_no_decision(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_log(tmp_path, number, [("a", 1, float(number)), ("b", 1, None)])
+
+    report = report_of(tmp_path)
+    assert (report.rows, report.decisions, report.changed_share) == (2, 0, 0)
+
+
+def test_labels_are_decisions_of_their_rows(tmp_path: Path) -> None:
+    both = version(1, LABEL), version(2, LABEL)
+    write_log(tmp_path, 1, [("a", 1, "gold"), ("a", 2, "tin"), ("b", 1, None), ("b", 2, None)])
+    write_log(tmp_path, 2, [("a", 1, "gold"), ("a", 2, "gold"), ("b", 1, "tin"), ("b", 2, None)])
+
+    report = report_of(tmp_path, both)
+    assert (report.decision, report.decisions, report.changed_decisions) == ("label of a row", 4, 2)
+    assert "median_change" not in report.outputs[0]
+
+
+def test_every_decision_changes_if_only_one_version_ranks_entities(tmp_path: Path) -> None:
+    write_log(tmp_path, 1, [("a", 1, 1.0), ("a", 2, 2.0)])
+    write_log(tmp_path, 2, [("a", 1, "gold"), ("a", 2, "tin")])
+
+    found = compared(tmp_path, (version(1), version(2, LABEL)))
+    assert found is not None
+    assert found[0].changed_share == 1
+    assert found[0].outputs == []
+    assert found[1].summary() == (
+        "the outputs can't be compared: only m/1 has prediction (double); only m/2 has prediction (string)"
+    )
+
+
+def test_several_numbers_without_a_ranking_have_no_decision(tmp_path: Path) -> None:
+    outputs = Outputs((OutputColumn("x", "double"), OutputColumn("y", "double")))
+    table = pa.table({"prediction_x": [1.0, 2.0], "prediction_y": [1.0, None], "reason": pa.nulls(2, pa.string())})
+    pq.write_table(table, tmp_path / "one.parquet")
+    files = [[tmp_path / "one.parquet"]] * 2
+    with _Pairs((version(1, outputs), version(2, outputs)), files, tmp_path, logged=False) as pairs:
+        report, _ = pairs.compared("batch", "day1", (1.0, 2.0))
+    assert (report.rows, report.decisions, report.decision) == (2, 0, "none: no output is a label or ranks entities")
+    assert [output["share"] for output in report.outputs] == [0, 0]
+    assert (report.champion.seconds, report.challenger.seconds, report.latency_ratio) == (1.0, 2.0, None)
+
+
+def test_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    assert compared(tmp_path) is None
+    write_log(tmp_path, 1, [("a", 1, 1.0)])
+    assert compared(tmp_path) is None
+    write_log(tmp_path, 2, [("b", 1, 1.0)])
+    assert compared(tmp_path) is None
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    write_log(tmp_path, 1, [("a", 1, 1.0)])
+    write_log(tmp_path, 2, [("a", 1, 1.0)])
+    file = next(tmp_path.rglob("m-2-.parquet"))
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4] + b"\xff" * 60 + pages[64:])
+    with pytest.raises(StorageError, match=r"^(Reading|Comparing)"):
+        compared(tmp_path)
+
+
+SCORES = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(-1e6, 1e6))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.tuples(SCORES, SCORES, st.booleans()), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_the_report_counts_what_a_loop_over_the_requests_counts(
+    requests: list[list[tuple[float | None, float | None, bool]]],
+) -> None:
+    champion = [(str(request), row, each[0]) for request, rows in enumerate(requests) for row, each in enumerate(rows)]
+    challenger = [
+        (str(request), row, each[1])
+        for request, rows in enumerate(requests)
+        for row, each in enumerate(rows)
+        if each[2]
+    ]
+    pairs = [[(a, b) for a, b, scored in rows if scored] for rows in requests]
+    flat = [pair for rows in pairs for pair in rows]
+    with scratch_folder() as log:
+        write_log(log, 1, champion)
+        write_log(log, 2, challenger or [("other", 0, 1.0)])
+        found = compared(log)
+        if not flat:
+            assert found is None
+            return
+        assert found is not None
+        report, batch = found[0], batch_report(log, flat)
+
+    several = [rows for rows in pairs if len(rows) > 1]
+    assert (report.decisions, report.changed_decisions) == (
+        len(several),
+        sum(best([a for a, _ in rows]) != best([b for _, b in rows]) for rows in several),
+    )
+    orders = [[compare(before[side], after[side]) for side in (0, 1)] for before, after in itertools.pairwise(flat)]
+    assert (batch.decisions, batch.changed_decisions) == (len(orders), sum(a != b for a, b in orders))
+    for each in (report, batch):
+        assert each.rows == len(flat)
+        assert each.champion.unscored == sum(a is None for a, _ in flat)
+        assert each.challenger.unscored == sum(b is None for _, b in flat)
+        (output,) = each.outputs
+        assert output["rows_that_differ"] == sum(a != b for a, b in flat)
+        sizes = [abs(b - a) for a, b in flat if a is not None and b is not None]
+        if sizes:
+            assert output["largest_change"] == max(sizes)
+            assert output["p95_change"] == np.quantile(sizes, 0.95)
+
+
+def batch_report(folder: Path, pairs: list[tuple[float | None, float | None]]) -> Report:
+    for side in (0, 1):
+        values = pa.array([pair[side] for pair in pairs], pa.float64())
+        reasons = pa.array([None if pair[side] is not None else "not_found" for pair in pairs], pa.string())
+        pq.write_table(
+            pa.table({"prediction": values, "reason": reasons}), folder / f"{side}.parquet", row_group_size=2
+        )
+    with _Pairs(BOTH, [[folder / "0.parquet"], [folder / "1.parquet"]], folder, logged=False) as compared:
+        return compared.compared("batch", "day1", (1.0, 1.0))[0]
+
+
+def best(scores: list[float | None]) -> int | None:
+    known = [score for score in scores if score is not None]
+    return scores.index(max(known)) if known else None
+
+
+def compare(before: float | None, after: float | None) -> int | None:
+    return None if before is None or after is None else (after > before) - (after < before)
+
+
+def test_predictions_of_a_large_log_are_a_sample_and_decisions_are_of_all_rows(tmp_path: Path) -> None:
+    rows = 2 * SAMPLED_ROWS
+    for side in (0, 1):
+        values = pa.array(np.random.default_rng(side).random(rows))
+        pq.write_table(
+            pa.table({"prediction": values, "reason": pa.nulls(rows, pa.string())}), tmp_path / f"{side}.parquet"
+        )
+    files = [[tmp_path / "0.parquet"], [tmp_path / "1.parquet"]]
+    with _Pairs(BOTH, files, tmp_path, logged=False) as pairs:
+        report, predictions = pairs.compared("batch", "day1", (1.0, 1.0))
+    assert (report.rows, report.decisions, predictions.current.num_rows) == (rows, rows - 1, SAMPLED_ROWS)
+    assert report.changed_share == pytest.approx(0.5, abs=0.01)
+    assert predictions.summary().endswith(f"(a sample of {rows} rows)")
+
+
+def settings_with(**changes: Any) -> Settings:
+    return Settings(model_name="m", **{"promote_min_rows": 10, "promote_max_latency_ratio": 1.5} | changes)
+
+
+PASSING = Report(
+    "log", "2026-11-30", DAY, 100, "label of a row", 100, 10,
+    Side("m/1", 1, {}, 2.0, 3.0), Side("m/2", 2, {"not_found": 2}, 3.0, 4.0, None), [],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({}, None),
+        ({"rows": 9}, "9 rows are compared, and SERVING_PROMOTE_MIN_ROWS is 10"),
+        (
+            {"changed_decisions": 51},
+            "0.51 of the decisions change (log 2026-11-30), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5",
+        ),
+        (
+            {"challenger": Side("m/2", 3, {}, 2.0, 2.0)},
+            "the error rate increases by 0.02 (log 2026-11-30), and SERVING_PROMOTE_MAX_ERROR_RATE_INCREASE is 0.01",
+        ),
+        (
+            {"challenger": Side("m/2", 1, {}, 4.0, 4.0)},
+            "the median latency is 2 times the champion's (log 2026-11-30), and SERVING_PROMOTE_MAX_LATENCY_RATIO is "
+            "1.5",
+        ),
+    ],
+)
+def test_a_failed_threshold_is_named_with_value_and_limit(changes: dict[str, Any], failed: str | None) -> None:
+    report = msgspec.structs.replace(PASSING, **changes)
+    found = failed_thresholds([report], settings_with())
+    assert [each for each in found if "rows are" in each or report.rows == 100] == ([failed] if failed else [])
+
+
+def test_each_source_must_pass_and_their_rows_count_together() -> None:
+    other = msgspec.structs.replace(PASSING, source="batch", name="day1", changed_decisions=60)
+    assert failed_thresholds([PASSING, other], settings_with(promote_min_rows=200)) == [
+        "0.6 of the decisions change (batch day1), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5"
+    ]
+    slower = msgspec.structs.replace(PASSING, challenger=Side("m/2", 1, {}, 400.0, 400.0))
+    assert failed_thresholds([slower], settings_with(promote_max_latency_ratio=None)) == []
+
+
+def test_the_report_is_a_file_of_one_schema_that_is_read_again(tmp_path: Path) -> None:
+    place = Location(tmp_path / "report.parquet")
+    assert read_report(place) == []
+    write_report([PASSING], place)
+    assert read_report(place) == [PASSING]
+    assert pq.read_schema(tmp_path / "report.parquet").equals(SCHEMA)
+    write_report([], place)
+    assert read_report(place) == []
+    assert pq.read_schema(tmp_path / "report.parquet").equals(SCHEMA)
+    (tmp_path / "report.parquet").write_bytes(b"not parquet")
+    with pytest.raises(StorageError, match=r"^Reading .*report.parquet failed: "):
+        read_report(place)
