@@ -8,6 +8,7 @@ exceeds that waits, up to a bound, and is then dropped and counted.
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -30,8 +31,7 @@ from api.shadow.loading import ChallengerScorer
 from api.shadow.process import ProcessEnded
 from api.telemetry.prediction_log import PredictionLog
 from scoring.errors import ServingError, first_line
-from scoring.monitoring.prediction_log import CHALLENGER, in_sample
-from scoring.online.lookup import OnlineVectors
+from scoring.monitoring.prediction_log import CHALLENGER, LoggedBatch, LoggedRequest, LogSchema, in_sample
 from scoring.online.reading import StoreRead
 from scoring.online.shared_lookup import SharedLookup
 from scoring.predict import MODEL_FAILED
@@ -40,9 +40,11 @@ from scoring.settings import Settings
 log = structlog.get_logger(__name__)
 
 PREFIX = "serving_challenger_"
-INTERVAL_S = 0.1
-# Of one processor's time, for the work that competes for the interpreter's lock: the vectors, not the prediction.
-SHARE = 0.05
+# Less often with more requests each: the thread competes with requests for the interpreter's lock, so that it may be
+# active while less than one of a hundred requests is answered.
+INTERVAL_S = 0.5
+SHARE = 0.01
+LONGEST_PAUSE_S = 5.0
 MAX_WAITING_ROWS = 10_000
 STOP_S = 1.0
 
@@ -54,12 +56,6 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     request_id: str
     pending: PendingRequest
     batch: MicroBatch
-    read: StoreRead
-    """What was read for the micro-batch."""
-
-    def features(self) -> StoreRead:
-        """Return what was read for this request."""
-        return self.read.slice(self.pending.start, self.pending.rows)
 
 
 class Challenger(Collector):
@@ -87,18 +83,21 @@ class Challenger(Collector):
         self.slot = ModelSlot()
         self._follower = AliasFollower(settings, loader, self.slot, None, CHALLENGER)
         self._sample = settings.challenger_sample
+        if prediction_log is not None:
+            self._sample = min(self._sample, settings.prediction_log_sample)
         self._champion, self._busy, self._problem_of = champion, busy, problem_of
         self._log = prediction_log
         self._waiting: deque[Answered] = deque()
         self._rows: Counter[str] = Counter()
-        """Result → rows. This and the next two are used by the event loop only."""
-        self._logged: str | None = None
+        """Result → rows. This and the next are used by the event loop only."""
         self._added = 0
         self._taken = 0
         """Rows that the thread took from those that were added. This and all below is written by the thread only."""
         self._lookup: tuple[Served, Served, SharedLookup | None] | None = None
         """The challenger, the champion, and how they share features; None if they can't."""
+        self._schema: tuple[Served, LogSchema] | None = None
         self._problem: str | None = None
+        self._reported: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="challenger", daemon=True)
 
@@ -136,7 +135,7 @@ class Challenger(Collector):
             return
         self._added += pending.rows
         # The event loop calls this after it has sent the answer.
-        self._loop.call_soon(self._waiting.append, Answered(served, request_id, pending, batch, batch.online.read))
+        self._loop.call_soon(self._waiting.append, Answered(served, request_id, pending, batch))
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
@@ -168,16 +167,16 @@ class Challenger(Collector):
             try:
                 if self._waiting and not self._busy():
                     self._score_next()
-            except Exception:  # the thread must survive any error
-                log.exception("challenger_failed")
-            pause_s = max(INTERVAL_S, (time.thread_time() - began) / SHARE)
+            except Exception as error:  # the thread must survive any error, whose message may quote a value
+                log.error("challenger_failed", reason=type(error).__name__)
+            pause_s = min(max(INTERVAL_S, (time.thread_time() - began) / SHARE), LONGEST_PAUSE_S)
 
     def _score_next(self) -> None:
         taken = self._take()
         served, champion, lookup = self.slot.served, taken[0].served, None
         if served is not None:
             if self._lookup is None or self._lookup[0] is not served or self._lookup[1] is not champion:
-                self._lookup = served, champion, self._share(served, champion, taken[0].read)
+                self._lookup = served, champion, self._share(served, champion, _reads(taken[:1])[0])
             lookup = self._lookup[2]
         if served is None or lookup is None:
             self._on_loop(self._rows.update, {"shed": sum(each.pending.rows for each in taken)})
@@ -217,55 +216,60 @@ class Challenger(Collector):
     def _score(self, served: Served, lookup: SharedLookup, group: Sequence[Answered]) -> None:
         started_at = time.perf_counter()
         requests = [each.pending for each in group]
-        counts = [request.rows for request in requests]
-        online: OnlineVectors | None = None
+        as_of = np.array([each.batch.as_of.replace(tzinfo=None) for each in group], "datetime64[us]")
+        as_of = np.repeat(as_of, [request.rows for request in requests])
+        read: StoreRead | None = None
         results: Sequence[RequestResult]
         try:
             entity_rows = merged_rows(requests)
-            now_s = np.repeat([each.batch.as_of.timestamp() for each in group], counts)
-            online = lookup.vectors([each.features() for each in group], entity_rows, now_s)
+            online = lookup.vectors(_reads(group), entity_rows, as_of.astype(np.int64) / 1e6)
+            read = online.read
             results = split(served.scorer.score(entity_rows, online), requests)
         except Exception as error:
             results = [error] * len(group)
-            if isinstance(error, ProcessEnded):
-                self._on_loop(self._follower.withdraw, served, error)
-        starts = np.cumsum([0, *counts])
-        records = [
-            (each.request_id, _logged(served, each, online, int(start), started_at), result)
-            for each, start, result in zip(group, starts, results, strict=False)
-        ]
-        self._on_loop(self._deliver, served, records)
+        self._report(served, next((each for each in results if isinstance(each, Exception)), None))
+        latency_ms = (time.perf_counter() - started_at) * 1e3
+        logged = [self._logged(each, result, latency_ms) for each, result in zip(group, results, strict=True)]
+        failed = sum(each.rows if each.reasons is None else each.reasons.count(MODEL_FAILED) for each in logged)
+        self._on_loop(self._rows.update, {"failed": failed, "scored": len(as_of) - failed})
+        if self._log is not None:
+            if self._schema is None or self._schema[0] is not served:
+                self._schema = served, self._log.schema(served, CHALLENGER)
+            schema = self._schema[1]
+            self._log.add_rows(schema, schema.table([LoggedBatch(logged, as_of, read)]))
 
-    def _deliver(self, served: Served, records: Sequence[tuple[str, PendingRequest, RequestResult]]) -> None:
-        for request_id, pending, result in records:
-            scores = result if isinstance(result, RowScores) else None
-            problem = self._problem_of(result) if isinstance(result, Exception) else None
-            failed = pending.rows if scores is None else scores.reasons.count(MODEL_FAILED)
-            self._rows["failed"] += failed
-            self._rows["scored"] += pending.rows - failed
-            if self._log is not None:
-                self._log.add(served, request_id, pending, scores, problem, CHALLENGER)
-        failure = next((result for _, _, result in records if isinstance(result, Exception)), None)
+    def _logged(self, answered: Answered, result: RequestResult, latency_ms: float) -> LoggedRequest:
+        outputs = reasons = problem = None
+        if isinstance(result, RowScores):
+            outputs, reasons = result.outputs, result.reasons
+        elif isinstance(result, Exception):
+            problem = self._problem_of(result)
+        request = answered.pending
+        return LoggedRequest(
+            answered.request_id, request.entity_rows, request.rows, outputs, reasons, latency_ms, problem
+        )
+
+    def _report(self, served: Served, failure: Exception | None) -> None:
+        """Log a failure unless it is the last one again, and withdraw a challenger whose process ended."""
         reason = None if failure is None else first_line(failure)
-        if reason is not None and reason != self._logged and not isinstance(failure, ProcessEnded):
+        if isinstance(failure, ProcessEnded):
+            self._on_loop(self._follower.withdraw, served, failure)
+        elif reason is not None and reason != self._reported:
             log.warning("challenger_failed", model=str(served.scorer.version), reason=reason)
-        self._logged = reason
+        self._reported = reason
 
     def _on_loop(self, function: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _logged(
-    served: Served, answered: Answered, online: OnlineVectors | None, start: int, started_at: float
-) -> PendingRequest:
-    """Return the request as the prediction log takes it, with the challenger's features, as of the same time."""
-    rows = answered.pending.rows
-    pending = PendingRequest(served.scorer, answered.pending.entity_rows, rows)
-    pending.queued_at = started_at
-    batch = MicroBatch([pending])
-    batch.as_of = answered.batch.as_of
-    if online is not None and online.read is not None:
-        read = online.read.slice(start, rows)
-        batch.online = OnlineVectors(online.vectors, online.reasons.slice(start, rows), None, read)
-    return pending
+def _reads(group: Sequence[Answered]) -> list[StoreRead]:
+    """Return what was read for these requests, in their order, in as few parts as possible."""
+    reads = []
+    for batch, parts in itertools.groupby(group, lambda each: each.batch):
+        requests, online = [part.pending for part in parts], batch.online
+        if online is None or online.read is None:
+            continue  # `add` takes no such request
+        whole = requests == list(batch.requests)
+        reads += [online.read] if whole else [online.read.slice(each.start, each.rows) for each in requests]
+    return reads

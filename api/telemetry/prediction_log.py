@@ -53,7 +53,6 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     pending: PendingRequest
     scores: RowScores | None
     problem: str | None
-    role: str
     latency_ms: float
     ended_at: float
     """Seconds since 1970."""
@@ -79,8 +78,9 @@ class PredictionLog(Collector):
         """Rows that were not added, because too many waited."""
         self._converted = 0
         """Rows of the records that were taken from the queue. This and all below is written by the thread only."""
-        self._current: dict[str, tuple[Served, LogSchema]] = {}
-        """Role → the last version that served in it."""
+        self._made: deque[tuple[LogSchema, pa.Table]] = deque()
+        """Rows that another thread made."""
+        self._current: tuple[Served, LogSchema] | None = None
         self._tables: list[tuple[LogSchema, pa.Table]] = []
         self._rows_in_memory = 0
         self._written = self._dropped = 0
@@ -101,15 +101,9 @@ class PredictionLog(Collector):
             log.error("prediction_log_dropped", rows=waiting, reason=f"not written within {within_s:g} s")
 
     def add(
-        self,
-        served: Served,
-        request_id: str,
-        pending: PendingRequest,
-        scores: RowScores | None,
-        problem: str | None,
-        role: str | None = None,
+        self, served: Served, request_id: str, pending: PendingRequest, scores: RowScores | None, problem: str | None
     ) -> None:
-        """Log a request that has ended, unless it is not in the sample. The role is the followed alias by default."""
+        """Log a request that has ended, unless it is not in the sample."""
         if not in_sample(request_id, self._fraction):
             return
         if self._recorded - self._converted > MAX_RECORDED_ROWS:
@@ -117,8 +111,24 @@ class PredictionLog(Collector):
             return
         self._recorded += pending.rows
         latency_ms = (time.perf_counter() - pending.queued_at) * 1e3
-        role = role or self._role
-        self._records.append(Record(served, request_id, pending, scores, problem, role, latency_ms, time.time()))
+        self._records.append(Record(served, request_id, pending, scores, problem, latency_ms, time.time()))
+
+    def add_rows(self, schema: LogSchema, rows: pa.Table) -> None:
+        """Log rows that were made with a schema of `schema`. Called by any thread."""
+        self._made.append((schema, rows))
+
+    def schema(self, served: Served, role: str) -> LogSchema:
+        """Return the columns of a version's rows. Called by any thread."""
+        scorer = served.scorer
+        return LogSchema(
+            scorer.version,
+            scorer.features,
+            scorer.outputs,
+            scorer.log_schema(),
+            role=role,
+            definitions=served.target.definitions,
+            policy=self._policy,
+        )
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
@@ -153,7 +163,9 @@ class PredictionLog(Collector):
                 return
 
     def _convert(self) -> None:
-        """Make rows of the records."""
+        """Make rows of the records, and take those that are made."""
+        for _ in range(len(self._made)):
+            self._take(*self._made.popleft())
         records = [self._records.popleft() for _ in range(len(self._records))]
         groups: dict[int, list[Record]] = {}
         for record in records:
@@ -161,7 +173,7 @@ class PredictionLog(Collector):
         for group in groups.values():
             rows = sum(record.pending.rows for record in group)
             try:
-                self._make_rows(self._schema(group[0]), group)
+                self._make_rows(self._schema(group[0].served), group)
             except Exception as error:  # the thread must survive any error
                 self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
                 self._dropped += rows
@@ -180,24 +192,16 @@ class PredictionLog(Collector):
             self._make_rows(schema, records[:middle])
             self._make_rows(schema, records[middle:])
         else:
-            self._tables.append((schema, table))
-            self._rows_in_memory += table.num_rows
+            self._take(schema, table)
 
-    def _schema(self, record: Record) -> LogSchema:
-        served, role = record.served, record.role
-        if role not in self._current or self._current[role][0] is not served:
-            scorer = served.scorer
-            schema = LogSchema(
-                scorer.version,
-                scorer.features,
-                scorer.outputs,
-                scorer.log_schema(),
-                role=role,
-                definitions=served.target.definitions,
-                policy=self._policy,
-            )
-            self._current[role] = served, schema
-        return self._current[role][1]
+    def _take(self, schema: LogSchema, table: pa.Table) -> None:
+        self._tables.append((schema, table))
+        self._rows_in_memory += table.num_rows
+
+    def _schema(self, served: Served) -> LogSchema:
+        if self._current is None or self._current[0] is not served:
+            self._current = served, self.schema(served, self._role)
+        return self._current[1]
 
     def _write(self) -> bool:
         """Write all rows, one file for each version and day. Return whether that succeeded."""
@@ -235,11 +239,10 @@ class PredictionLog(Collector):
             writer.add_key_value_metadata(schema.metadata)
 
     def _measure(self, schema: LogSchema, rows: pa.Table) -> None:
-        served, current = self._current.get(self._role, (None, None))
-        if served is None or current is not schema:
+        if self._current is None or self._current[1] is not schema:
             return
         try:
-            self._drift.add(served, rows)
+            self._drift.add(self._current[0], rows)
         except Exception as error:  # the thread must survive any error, also of a crafted baseline
             log.warning("drift_not_measured", reason=type(error).__name__)
 

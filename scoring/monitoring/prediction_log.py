@@ -79,8 +79,8 @@ class LoggedBatch(msgspec.Struct, frozen=True):
     """Requests whose features were read together, in the order of their rows."""
 
     requests: Sequence[LoggedRequest]
-    as_of: datetime
-    """The time as of which features were read."""
+    as_of: datetime | np.ndarray
+    """The time as of which features were read; or one per row (rows,), datetime64[us] in UTC."""
     read: StoreRead | None
     """What was read for the rows of these requests. None if it failed."""
 
@@ -88,6 +88,12 @@ class LoggedBatch(msgspec.Struct, frozen=True):
     def rows(self) -> int:
         """Return the number of rows."""
         return sum(request.rows for request in self.requests)
+
+    def times(self) -> np.ndarray:
+        """Return `as_of` of each row."""
+        if isinstance(self.as_of, np.ndarray):
+            return self.as_of
+        return np.full(self.rows, self.as_of.astimezone(UTC).replace(tzinfo=None), "datetime64[us]")
 
 
 class LogSchema:
@@ -142,11 +148,10 @@ class LogSchema:
         requests = [request for batch in batches for request in batch.requests]
         counts = [request.rows for request in requests]
         rows = sum(counts)
-        columns = self._of_views(batches)
+        times = np.concatenate([batch.times() for batch in batches])
+        columns = self._of_views(batches, times.astype(np.int64) / 1e6)
         for name, dtype in self._requested.items():
             columns[name] = _joined([request.entity_rows[name] for request in requests], counts, dtype)
-        as_of = np.array([batch.as_of.astimezone(UTC).replace(tzinfo=None) for batch in batches], "datetime64[us]")
-        times = np.repeat(as_of, [batch.rows for batch in batches])
         columns[LOG_TIMESTAMP] = pa.array(times).cast(pa.timestamp("us", "UTC"))
         columns[LOG_DATE] = pa.array(times.astype("datetime64[D]"))
         columns[REQUEST_ID] = _repeated([request.request_id for request in requests], counts, pa.string())
@@ -171,11 +176,10 @@ class LogSchema:
                 given = {name: value for name, value in zip(names, row, strict=True) if value is not None}
                 yield msgspec.json.encode(given).decode() if given else None
 
-    def _of_views(self, batches: Sequence[LoggedBatch]) -> dict[str, Any]:
+    def _of_views(self, batches: Sequence[LoggedBatch], now_s: np.ndarray) -> dict[str, Any]:
         """Return values, event times and statuses of the features that were read."""
         columns: dict[str, Any] = {}
         counts = [batch.rows for batch in batches]
-        now_s = np.repeat([batch.as_of.timestamp() for batch in batches], counts)
         read = np.repeat([batch.read is not None for batch in batches], counts)
         present = np.full(len(now_s), PRESENT, np.int32)  # nearly always the status of all rows
         states = {view.name: _state(view, batches, read, now_s, present) for view in self._features.views}
