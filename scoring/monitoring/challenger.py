@@ -84,11 +84,8 @@ def compare_log(log: Location, days: Sequence[str], both: Both, role: str) -> Co
         if not all(found):
             return None
         with _Pairs(both, found, scratch, logged=True) as pairs:
-            return (
-                pairs.compared("log", " to ".join(dict.fromkeys((days[0], days[-1]))), (None, None))
-                if pairs.rows
-                else None
-            )
+            name = " to ".join(dict.fromkeys((days[0], days[-1])))
+            return pairs.compared("log", name, (None, None)) if pairs.rows else None
 
 
 def _local(file: Location, copy: Path) -> Path:
@@ -121,14 +118,8 @@ class _Pairs:
             columns += ["row_number() OVER (PARTITION BY entity ORDER BY filename, file_row_number) AS nth"]
             columns += ["file_row_number AS place", f"coalesce({PROBLEM}, reason) AS reason", f"{LATENCY_MS} AS ms"]
         else:
-            columns = [
-                "0 AS request",
-                "0 AS entity",
-                "row_number() OVER () AS nth",
-                "nth AS place",
-                "reason",
-                "NULL AS ms",
-            ]
+            columns = ["0 AS request", "0 AS entity", "row_number() OVER () AS nth"]
+            columns += ["nth AS place", "reason", "NULL AS ms"]
         kept = ["a.place", "a.request"]
         self._connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(scratch / "spill")})
         try:

@@ -131,7 +131,7 @@ def failed_thresholds(reports: Sequence[Report], settings: Settings) -> list[str
     failed = [] if rows >= settings.promote_min_rows else [_phrase(f"{rows} rows are compared", "min_rows", settings)]
     for report in reports:
         for value, what, setting in (
-            (report.changed_share, "{:.4g} of the decisions change", "max_changed_decisions"),
+            (report.changed_share, "the share of changed decisions is {:.4g}", "max_changed_decisions"),
             (report.error_increase, "the error rate increases by {:.4g}", "max_error_rate_increase"),
             (report.latency_ratio, "the median latency is {:.4g} times the champion's", "max_latency_ratio"),
         ):

@@ -19,8 +19,12 @@ from sklearn.preprocessing import FunctionTransformer
 from api.app import create_app
 from api.model.loading import RegistryLoader
 from api.shadow.loading import ChallengerLoader
+from scoring.files.location import Location
 from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
+from scoring.monitoring.challenger import compare_log
+from scoring.monitoring.challenger_report import Report, find_challenger
+from scoring.serving import load_serving_model
 from tests.support.servers import wait_until
 from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world
 
@@ -80,6 +84,7 @@ class Api:
             SERVING_MODEL_FORMATS="skops,cloudpickle",
         )
         registry = MlflowRegistry.from_settings(settings)
+        self.settings, self.registry = settings, registry
         loader = RegistryLoader(settings, registry, lambda files, rows: validate(files, rows)[1])
         self.client = TestClient(create_app(settings, loader, challenger_loader=ChallengerLoader(settings, registry)))
         self.asked = 0
@@ -108,6 +113,17 @@ def logged(folder: Path, role: str) -> pa.Table:
     return rows.filter(pc.equal(rows["__role"], role))
 
 
+def compared(api: Api, world: World, log: Path) -> Report:
+    """Return the comparison of the logged rows."""
+    versions = find_challenger(api.registry, api.settings)
+    assert versions is not None
+    champion, challenger = (load_serving_model(api.registry, world.store(), each, api.settings) for each in versions)
+    days = sorted(folder.name.removeprefix("date=") for folder in log.iterdir())
+    found = compare_log(Location(log), days, (champion, challenger), "champion")
+    assert found is not None
+    return found[0]
+
+
 def test_answers_do_not_depend_on_what_a_challenger_does(world: World, order: Path, tmp_path: Path) -> None:
     api, log = Api(world, tmp_path / "log"), tmp_path / "log"
     with api.client:
@@ -134,3 +150,10 @@ def test_answers_do_not_depend_on_what_a_challenger_does(world: World, order: Pa
     assert challenger.select(same).equals(champion.select(same).slice(0, challenger.num_rows))
     assert challenger["reason"].to_pylist()[:15] == [None, None, "not_found"] * 5
     assert challenger["__problem"].to_pylist() == [None] * 15 + ["prediction-failed"] * 9
+    order.write_text("")
+    report = compared(api, world, log)
+    assert (report.rows, report.decisions) == (24, 8)
+    assert report.changed_decisions in {3, 8}  # both versions may prefer the same driver
+    assert report.champion.reasons == {"not_found": 8}
+    assert report.challenger.reasons == {"not_found": 5, "prediction-failed": 9}
+    assert report.latency_ratio is not None

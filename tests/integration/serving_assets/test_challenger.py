@@ -131,7 +131,7 @@ def test_the_job_promotes_the_challenger_if_its_comparison_passes(graph: Graph) 
     compare(graph)
     for setting, limit, problem in (
         ("MIN_ROWS", "100", "45 rows are compared"),
-        ("MAX_CHANGED_DECISIONS", "0.01", "of the decisions change (batch day1)"),
+        ("MAX_CHANGED_DECISIONS", "0.01", "the share of changed decisions is "),
         ("MAX_LATENCY_RATIO", "1.1", "the median latency is 1.5 times the champion's (log "),
     ):
         found = failure(promote(graph, {f"SERVING_PROMOTE_{setting}": limit}))

@@ -292,7 +292,7 @@ PASSING = Report(
         ({"rows": 9}, "9 rows are compared, and SERVING_PROMOTE_MIN_ROWS is 10"),
         (
             {"changed_decisions": 51},
-            "0.51 of the decisions change (log 2026-11-30), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5",
+            "the share of changed decisions is 0.51 (log 2026-11-30), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5",
         ),
         (
             {"challenger": Side("m/2", 3, {}, 2.0, 2.0)},
@@ -314,7 +314,7 @@ def test_a_failed_threshold_is_named_with_value_and_limit(changes: dict[str, Any
 def test_each_source_must_pass_and_their_rows_count_together() -> None:
     other = msgspec.structs.replace(PASSING, source="batch", name="day1", changed_decisions=60)
     assert failed_thresholds([PASSING, other], settings_with(promote_min_rows=200)) == [
-        "0.6 of the decisions change (batch day1), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5"
+        "the share of changed decisions is 0.6 (batch day1), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5"
     ]
     slower = msgspec.structs.replace(PASSING, challenger=Side("m/2", 1, {}, 400.0, 400.0))
     assert failed_thresholds([slower], settings_with(promote_max_latency_ratio=None)) == []
