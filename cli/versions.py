@@ -76,7 +76,7 @@ def _refusal(
 @click.command(epilog=EPILOG)
 @click.argument("version", type=click.IntRange(1), metavar="N")
 @click.option("--unchecked", is_flag=True, help="Do not load the version first.")
-@click.option("--force", is_flag=True, help="Promote the challenger whatever its comparison says.")
+@click.option("--force", is_flag=True, help="Skip the thresholds of the challenger's comparison.")
 @settings_options
 @json_option
 def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:

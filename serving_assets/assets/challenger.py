@@ -124,7 +124,7 @@ class Promotion(dg.Config):
     """Run configuration of promote_version."""
 
     version: int | None = Field(default=None, ge=1, description="The version. The default is the challenger.")
-    force: bool = Field(default=False, description="Promote the challenger whatever its comparison says.")
+    force: bool = Field(default=False, description="Skip the thresholds of the challenger's comparison.")
 
 
 @dg.op(description="Sets the alias on a version once it is admitted; on the challenger only if its comparison passes.")
