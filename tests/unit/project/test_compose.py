@@ -317,7 +317,7 @@ def test_prometheus_accepts_its_configuration() -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every sample name that /metrics can export."""
     settings = Settings(model_name="m", prediction_log=Location(tmp_path_factory.mktemp("log")))
-    with TestClient(create_app(settings, FakeLoader(FakeScorer(7)))) as client:
+    with TestClient(create_app(settings, FakeLoader(FakeScorer(7)), None, FakeLoader(FakeScorer(8)))) as client:
         when_ready(client)
         families = list(text_string_to_metric_families(client.get("/metrics").text))
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}

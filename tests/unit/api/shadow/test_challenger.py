@@ -16,11 +16,13 @@ from api.app import create_app
 from api.inference.batcher import MicroBatcher
 from api.model.loading import Target
 from api.shadow import challenger
+from api.shadow.loading import ChallengerLoader
 from api.shadow.process import ProcessEnded
-from scoring.errors import ModelRefused, PredictionFailed
+from scoring.errors import AliasNotSet, ModelRefused, PredictionFailed
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
+from scoring.models.registry import ModelVersion
 from scoring.online.lookup import OnlineVectors
 from scoring.online.reading import EntityRows, StoreRead
 from scoring.settings import Settings
@@ -265,3 +267,26 @@ def test_only_the_sampled_requests_are_scored() -> None:
         assert rows(client, "scored") < 70
     with api(loader, challenger_sample=0.0) as client:
         assert when_ready(client).get("/ready").json()["challenger"] is None
+
+
+class Aliases:
+    """A registry with these aliases."""
+
+    def __init__(self, **aliases: int) -> None:
+        self.aliases = aliases
+
+    def resolve(self, name: str, alias: str) -> ModelVersion:
+        if alias not in self.aliases:
+            raise AliasNotSet(name, alias)
+        return ModelVersion(name, self.aliases[alias])
+
+
+def test_the_alias_names_a_challenger_unless_it_is_missing_or_on_the_champion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChallengerLoader, "_definitions", lambda _: "definitions")
+    registry: Any = Aliases(champion=1)
+    loader = ChallengerLoader(Settings(model_name="ranker"), registry)
+    assert loader.poll() is None
+    registry.aliases["challenger"] = 1
+    assert loader.poll() is None
+    registry.aliases["challenger"] = 2
+    assert loader.poll() == Target(ModelVersion("ranker", 2), "definitions")
