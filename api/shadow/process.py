@@ -33,7 +33,7 @@ from scoring.models.trial_process import (
 from scoring.predict import Policy, Scores, score
 
 MODULE = "api.shadow.process"
-NICENESS = 14  # in addition to a trial's
+NICENESS = 5  # in addition to a trial's
 # The kernel ends the process with the highest value first if the machine or the container has no memory left.
 OOM_SCORE = "1000"
 
