@@ -303,26 +303,9 @@ def webhook_to(api: ApiServer, world: World) -> Iterator[None]:
         world.client.delete_webhook(created.webhook_id)
 
 
-def children_of(api: ApiServer) -> list[Path]:
-    """Return a file for each child of the API's process, which is empty or missing once the child has ended."""
-    lists = Path(f"/proc/{api.process.pid}/task").glob("*/children")
-    return [Path(f"/proc/{child}/cmdline") for each in lists for child in each.read_text().split()]
-
-
-def has_ended(child: Path) -> bool:
-    return not (child.exists() and child.read_bytes())
-
-
 def test_a_killed_process_recovers_by_itself_and_a_webhook_triggers_a_poll(world: World, api: ApiServer) -> None:
     before = served_version(api)
-    challenger = register_driver_model(world, alpha=0.2, promote=False)
-    world.client.set_registered_model_alias(world.settings.model_name, "challenger", str(challenger))
-    wait_until(lambda: api.get("/ready").json()["challenger"], lambda: api.get("/ready").text)
-    processes = children_of(api)
-    assert any(b"api.shadow.process" in each.read_bytes() for each in processes)
     api.kill()
-    wait_until(lambda: all(map(has_ended, processes)), "the end of the challenger")
-    world.client.delete_registered_model_alias(world.settings.model_name, "challenger")
     api.environment["SERVING_POLL_INTERVAL_S"] = "600"
     api.start()
     assert served_version(api) == before
