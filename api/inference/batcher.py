@@ -71,8 +71,8 @@ class MicroBatcher:
         """Whether a request waits for a thread. Any thread may ask."""
         return bool(self._waiting)
 
-    async def score(self, request: PendingRequest) -> RowScores:
-        """Score one request.
+    async def score(self, request: PendingRequest, deadline_s: float | None = None) -> RowScores:
+        """Score one request, within `deadline_s` seconds if it has a deadline of its own.
 
         Raises:
             Overloaded: too many requests are unfinished.
@@ -87,10 +87,14 @@ class MicroBatcher:
         self._waiting.append(request)
         if not self._policy.gathering:
             self._schedule_start()
-        self._by_deadline.append(request)
-        if not self._timer_set:
-            self._timer_set = True
-            self._loop.call_later(self.deadline_s, self._expire)
+        if deadline_s is not None:
+            timer = self._loop.call_later(deadline_s, self._give_up, request)
+            result.add_done_callback(lambda _: timer.cancel())
+        else:
+            self._by_deadline.append(request)
+            if not self._timer_set:
+                self._timer_set = True
+                self._loop.call_later(self.deadline_s, self._expire)
         try:
             return await result
         except asyncio.CancelledError:
@@ -102,13 +106,15 @@ class MicroBatcher:
         """End the requests whose deadline is over, and set the timer for the next one."""
         now, requests = time.perf_counter(), self._by_deadline
         while requests and (requests[0].abandoned or requests[0].queued_at + self.deadline_s <= now):
-            request = requests.popleft()
-            if request.result is not None and not request.result.done():
-                request.result.set_exception(TimeoutError())
-                self._leave(request)
+            self._give_up(requests.popleft())
         self._timer_set = bool(requests)
         if requests:
             self._loop.call_later(requests[0].queued_at + self.deadline_s - now, self._expire)
+
+    def _give_up(self, request: PendingRequest) -> None:
+        if request.result is not None and not request.result.done():
+            request.result.set_exception(TimeoutError())
+            self._leave(request)
 
     def _leave(self, request: PendingRequest) -> None:
         """Record that no caller waits for this unfinished request."""

@@ -54,7 +54,8 @@ class BulkScores:
     ) -> None:
         """Score a table with one version, one block after the other, each as a request of its own.
 
-        The whole answer is kept until the last block is scored, so that an error of any block still has its status.
+        A block may take all the time that is left to the request: of hundreds of blocks, one may well be slow. The
+        whole answer is kept until the last block is scored, so that an error of any block still has its status.
         """
         ends_at = time.monotonic() + self._deadline_s
         left = asyncio.ensure_future(call.left())
@@ -64,10 +65,11 @@ class BulkScores:
                     await asyncio.sleep(PAUSE_S)
                 if left.done():
                     raise ClientLeft
-                if time.monotonic() >= ends_at:
-                    raise DeadlineExceeded(self._deadline_s)
+                left_s = max(ends_at - time.monotonic(), 0)
                 request = block_of(served.form, request_id, table, start, min(BLOCK_ROWS, table.num_rows - start))
-                answer.add(request, await scoring.score(served, request, call.context))
+                answer.add(request, await scoring.score(served, request, call.context, left_s))
+        except DeadlineExceeded:
+            raise DeadlineExceeded(self._deadline_s) from None
         finally:
             left.cancel()
             with contextlib.suppress(asyncio.CancelledError):

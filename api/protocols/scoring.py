@@ -83,8 +83,12 @@ class Scoring:
         context.model = str(served.scorer.version)
         return served
 
-    async def score(self, served: Served, request: EntityRequest, context: RequestContext) -> RowScores:
+    async def score(
+        self, served: Served, request: EntityRequest, context: RequestContext, deadline_s: float | None = None
+    ) -> RowScores:
         """Score the entities of a request, and record in `context` what is known about it.
+
+        It has `deadline_s` seconds, or else SERVING_DEADLINE_S.
 
         Raises:
             InvalidRequest, FeaturesRejected: the request can't be answered.
@@ -96,7 +100,7 @@ class Scoring:
         pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
         scores = problem = None
         try:
-            scores = await self._score(served, pending, context)
+            scores = await self._score(served, pending, context, deadline_s)
         except BaseException as error:
             problem = type_of(error).name if isinstance(error, Exception) else CANCELLED
             raise
@@ -107,15 +111,17 @@ class Scoring:
                 self._challenger.add(served, request.request_id, pending)
         return scores
 
-    async def _score(self, served: Served, pending: PendingRequest, context: RequestContext) -> RowScores:
+    async def _score(
+        self, served: Served, pending: PendingRequest, context: RequestContext, deadline_s: float | None
+    ) -> RowScores:
         self._breaker.check()
         context.pending = pending
         try:
-            scores = await self._batcher.score(pending)
+            scores = await self._batcher.score(pending, deadline_s)
         except TimeoutError:
             if pending.in_store:
                 self._blame_store(pending, NO_ANSWER)
-            raise DeadlineExceeded(self._batcher.deadline_s) from None
+            raise DeadlineExceeded(deadline_s or self._batcher.deadline_s) from None
         except EntityRowsError as error:
             raise served.form.invalid(str(error).removesuffix(".")) from None
         except UnusableFeature:

@@ -457,6 +457,19 @@ def test_a_large_request_ends_at_its_deadline() -> None:
     assert (response.status_code, response.json()["detail"]) == (503, "There was no response within 0.2 s.")
 
 
+def test_a_slow_block_of_a_large_request_has_the_time_of_the_whole_request() -> None:
+    blocks: list[int] = []
+
+    def slow_once(entity_rows: Any) -> list[tuple[Any, str | None]]:
+        blocks.append(1)
+        time.sleep(0.5 if len(blocks) == 2 else 0)
+        return [(0.0, None)] * len(entity_rows["driver_id"])
+
+    with api(FakeScorer(function=slow_once), deadline_s=0.2) as client:
+        assert post(when_ready(client), ARROW, STREAM).status_code == 200
+    assert len(blocks) > 2
+
+
 def test_a_client_that_leaves_stops_its_request() -> None:
     blocks: list[int] = []
 
