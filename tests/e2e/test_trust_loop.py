@@ -1,9 +1,16 @@
-"""100,000 requests while versions, features and definitions change: a replay explains every difference."""
+"""100,000 requests while versions, features and definitions change: a replay explains every difference.
+
+Meanwhile the object store of the prediction log hangs, and at the end one replica is killed.
+"""
 
 import asyncio
 import contextlib
 import datetime as dt
+import io
 import json
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +27,19 @@ from scoring.features.feature_store import apply_definitions
 from scoring.features.materialize import materialize_online_store
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
+from scoring.monitoring.prediction_log import day_folder, log_files
 from scoring.monitoring.replay import replay
 from tests.support.api_server import ApiServer, Connection
-from tests.support.servers import MlflowServer, RedisServer, wait_until
+from tests.support.s3 import make_bucket
+from tests.support.servers import MlflowServer, RedisServer, S3Server, wait_until
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
 REQUESTS = 100_000
 CONNECTIONS = 8
 """Per replica."""
+LOG_SECONDS = 5
+HANGS_S = 8
+LOG = Location("s3://trust/log")
 FRESH = range(1001, 1041)
 PUSHED = range(1041, 1051)
 """Drivers with new rows that are materialized a little later."""
@@ -91,10 +103,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer,
 
 
 @pytest.fixture
-def replicas(tmp_path: Path, world: World) -> Iterator[list[ApiServer]]:
+def replicas(
+    tmp_path: Path, world: World, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[ApiServer]]:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    make_bucket(s3_server, "trust")
     environment = world.environment | {
-        "SERVING_PREDICTION_LOG": str(tmp_path / "log"),
-        "SERVING_PREDICTION_LOG_SECONDS": "5",
+        "SERVING_PREDICTION_LOG": str(LOG),
+        "SERVING_PREDICTION_LOG_SECONDS": str(LOG_SECONDS),
         "SERVING_POLL_INTERVAL_S": "1",
         "SERVING_DEADLINE_S": "20",
         "SERVING_DRAIN_S": "0",
@@ -108,19 +125,19 @@ def replicas(tmp_path: Path, world: World) -> Iterator[list[ApiServer]]:
         yield servers
 
 
-async def send(replicas: list[ApiServer], numbers: Iterator[int]) -> Counter[int]:
-    """Send the requests with these numbers, one driver each, over all connections. Return status → responses."""
-    statuses: Counter[int] = Counter()
+async def send(replicas: list[ApiServer], numbers: Iterator[int]) -> dict[int, tuple[int, int, float]]:
+    """Send the requests with these numbers, one driver each. Return number → status, port, time of the response."""
+    answers: dict[int, tuple[int, int, float]] = {}
 
     async def client(port: int) -> None:
         async with Connection(port) as connection:
             for number in numbers:
                 body = {"request_id": str(number), "driver_ids": [DRIVERS[number % len(DRIVERS)]]}
                 answer = await connection.ask("POST", "/scores", json.dumps(body).encode())
-                statuses[answer.status] += 1
+                answers[number] = answer.status, port, time.monotonic()
 
     await asyncio.gather(*(client(server.port) for server in replicas for _ in range(CONNECTIONS)))
-    return statuses
+    return answers
 
 
 def served(replica: ApiServer) -> tuple[int, str]:
@@ -128,13 +145,21 @@ def served(replica: ApiServer) -> tuple[int, str]:
     return facts["model"]["version"], facts["definitions"]
 
 
-def changes(world: World, replicas: list[ApiServer]) -> list[Callable[[], None]]:
-    """Return what happens during each part of the requests but the first."""
+def changes(world: World, replicas: list[ApiServer], s3: S3Server) -> list[Callable[[], None]]:
+    """Return what happens during each part of the requests."""
     now = dt.datetime.now(dt.UTC)
     definitions = served(replicas[0])[1]
 
     def until_all(condition: Callable[[ApiServer], bool]) -> None:
         wait_until(lambda: all(map(condition, replicas)), lambda: str([served(each) for each in replicas]), 60)
+
+    def hang_the_object_store() -> None:
+        assert s3.process is not None
+        os.kill(s3.process.pid, signal.SIGSTOP)
+        try:
+            time.sleep(HANGS_S)
+        finally:
+            os.kill(s3.process.pid, signal.SIGCONT)
 
     def swap_version() -> None:
         version = register_driver_model(world, alpha=0.01)
@@ -155,37 +180,48 @@ def changes(world: World, replicas: list[ApiServer]) -> list[Callable[[], None]]
         older = now - dt.timedelta(minutes=30)
         add_rows(world, stats(LATE, older, now + dt.timedelta(days=1)), stats(RENEWED, older, older))
 
-    return [swap_version, reapply_definitions, push_rows, swap_back]
+    return [hang_the_object_store, swap_version, reapply_definitions, push_rows, swap_back]
 
 
 @pytest.mark.timeout(600)
-def test_a_replay_explains_every_difference(world: World, replicas: list[ApiServer], tmp_path: Path) -> None:
-    steps: list[Callable[[], None]] = [lambda: None, *changes(world, replicas)]
+def test_a_replay_explains_every_difference(
+    world: World, replicas: list[ApiServer], s3_server: S3Server, tmp_path: Path
+) -> None:
+    steps = changes(world, replicas, s3_server)
     size = REQUESTS // len(steps)
 
-    async def all_parts() -> Counter[int]:
-        statuses: Counter[int] = Counter()
+    async def all_parts() -> dict[int, tuple[int, int, float]]:
+        answers: dict[int, tuple[int, int, float]] = {}
         for part, step in enumerate(steps):
             requests = iter(range(part * size, (part + 1) * size))
             answered, _ = await asyncio.gather(send(replicas, requests), asyncio.to_thread(step))
-            statuses += answered
-        return statuses
+            answers |= answered
+        return answers
 
-    assert uvloop.run(all_parts()) == {200: REQUESTS}
-    for server in replicas:
-        server.stop()
+    answers = uvloop.run(all_parts())
+    stopped, killed = replicas
+    killed_at = time.monotonic()
+    killed.kill()
+    stopped.stop()
 
-    logged = pa.concat_tables(pq.read_table(file, partitioning=None) for file in (tmp_path / "log").rglob("*.parquet"))
-    assert sorted(map(int, logged["__request_id"].to_pylist())) == list(range(REQUESTS))
+    assert Counter(status for status, _, _ in answers.values()) == {200: REQUESTS}
+    days = logged_days()
+    files = [folder / entry.name for folder in days for entry in folder.files()]
+    logged = pa.concat_tables(pq.read_table(io.BytesIO(file.read_bytes())) for file in files)
+    ids = list(map(int, logged["__request_id"].to_pylist()))
+    assert len(ids) == len(set(ids))
+    lost = [answers[number] for number in answers.keys() - set(ids)]
+    assert {port for _, port, _ in lost} <= {killed.port}
+    assert all(at > killed_at - LOG_SECONDS - 2 for _, _, at in lost)  # a file takes its time, too
     assert set(logged["model_version"].to_pylist()) == {1, 2}
     assert len(set(logged["__definitions"].to_pylist())) == 2
 
     causes: Counter[str] = Counter()
     entities: dict[str, set[int]] = {}
     registry = MlflowRegistry.from_settings(world.settings)
-    for day in (tmp_path / "log").iterdir():
-        report = tmp_path / f"{day.name}.parquet"
-        causes.update(replay(Location(day), world.settings, registry, world.store(), Location(report)).causes)
+    for folder in days:
+        report = tmp_path / f"{folder.name}.parquet"
+        causes.update(replay(folder, world.settings, registry, world.store(), Location(report)).causes)
         for row in pq.read_table(report, columns=["entity", "cause"]).to_pylist():
             entities.setdefault(row["cause"], set()).add(int(row["entity"]))
     assert causes["unexplained"] == 0, entities
@@ -193,3 +229,10 @@ def test_a_replay_explains_every_difference(world: World, replicas: list[ApiServ
     assert entities["past_ttl"] == set(RENEWED)
     assert entities["not_materialized"] == set(PUSHED)
     assert entities["definition_changed"] >= {*OLD, *RENEWED}
+
+
+def logged_days() -> list[Location]:
+    """Return the log's folders: one, or two around midnight (UTC)."""
+    today = dt.datetime.now(dt.UTC).date()
+    folders = [day_folder(LOG, str(day)) for day in (today - dt.timedelta(days=1), today)]
+    return [folder for folder in folders if log_files(folder)]
