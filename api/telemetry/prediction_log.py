@@ -27,6 +27,7 @@ from api.model.model_slot import Served
 from api.model.scorer import RowScores
 from api.telemetry.drift import DriftMetrics
 from scoring.errors import ServingError, first_line
+from scoring.features.feature_store import definitions_read_by
 from scoring.files.transfer import publishing
 from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder, in_sample
 from scoring.online.reading import StoreRead
@@ -126,7 +127,7 @@ class PredictionLog(Collector):
             scorer.outputs,
             scorer.log_schema(),
             role=role,
-            definitions=served.target.definitions,
+            definitions=definitions_read_by(scorer.features),
             policy=self._policy,
         )
 

@@ -15,6 +15,7 @@ import msgspec
 
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.redis_timeouts import bound_redis
+from scoring.features.model_features import ModelFeatures
 from scoring.imports import import_feast, inside
 from scoring.settings import Settings
 
@@ -115,6 +116,18 @@ def read_definitions(store: "FeatureStore") -> AppliedDefinitions:
         for definition in definitions:
             digest.update(_content(definition.to_proto().spec))
     return AppliedDefinitions(store.project, digest.hexdigest(), *names)
+
+
+def definitions_read_by(features: ModelFeatures) -> str:
+    """Return a hash of the definitions that decide what a model's features are: the views that it reads, and how they
+    fill its inputs. Other views of the repository, or of the feature service, do not change it."""
+    link = (features.features, features.views, features.join_keys, sorted(features.request_columns.items()))
+    digest = hashlib.sha256(repr(link).encode())
+    names = {view.name for view in features.views}
+    views = [view for name, view in sorted(features.feast.views.items()) if name in names]
+    for view in (*views, *features.feast.on_demand_views):
+        digest.update(_content(view.to_proto().spec))
+    return digest.hexdigest()
 
 
 def freeze_definitions(store: "FeatureStore", read_timeout_s: float) -> "FeatureStore":

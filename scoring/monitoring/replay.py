@@ -5,7 +5,7 @@ features. The batch engine joins and scores it with that exact version. Each row
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,7 @@ from scoring.batch.engine import LocalEngine
 from scoring.batch.manifest import OUTPUT_NAME
 from scoring.batch.request import RequestCopy, entity_columns
 from scoring.engine import score_request
-from scoring.errors import ModelNotRegistered, VersionNotFound
-from scoring.features.feature_store import read_definitions
-from scoring.features.model_features import ModelFeatures
+from scoring.errors import FeatureServiceNotFound, MissingFeatures, ModelNotRegistered, ModelRefused, VersionNotFound
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location, storage_errors
 from scoring.files.parquet import ParquetFiles, write_tables
@@ -39,7 +37,7 @@ from scoring.monitoring.prediction_log import (
     fetch_log,
     read_constants,
 )
-from scoring.monitoring.replay_causes import CAUSES, PREFIX, VERSION_GONE, Comparison
+from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, Comparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
 from scoring.predict import Policy
 from scoring.serving import ServingModel, load_serving_model
@@ -132,13 +130,23 @@ class _ReplayOfVersion:
         """Yield tables of REPORT_SCHEMA."""
         try:
             version = self._registry.version(self._name, self._version)
+            serving = load_serving_model(self._registry, self._store, version, self._settings)
         except (VersionNotFound, ModelNotRegistered):
-            yield from self._of_gone_version()
+            yield from self._not_replayed(VERSION_GONE, "")
+            return
+        except (MissingFeatures, FeatureServiceNotFound) as error:
+            yield from self._not_replayed(DEFINITION_CHANGED, str(error))
+            return
+        except ModelRefused as error:
+            yield from self._not_replayed(VERSION_GONE, str(error))
+            return
+        columns = [name for name in entity_columns(serving.features) if name != EVENT_TIMESTAMP]
+        if missing := [name for name in columns if name not in pq.read_schema(self._files[0]).names]:
+            yield from self._not_replayed(DEFINITION_CHANGED, f"requests had no {', '.join(missing)}")
             return
         with scratch_folder() as scratch:
-            serving = load_serving_model(self._registry, self._store, version, self._settings)
             request = scratch / "request.parquet"
-            self.rows = write_tables(self._requests(serving.features), request, {})
+            self.rows = write_tables(self._requests(columns), request, {})
             if self.rows:
                 yield from self._compared(serving, request, Location(scratch / "result"))
 
@@ -152,15 +160,14 @@ class _ReplayOfVersion:
                     self.unanswered += rows.num_rows - answered.num_rows
                     yield answered
 
-    def _requests(self, features: ModelFeatures) -> Iterator[pa.Table]:
-        """Yield the log's rows as those of a batch request, with the logged columns under names of their own."""
-        own = [name for name in entity_columns(features) if name != EVENT_TIMESTAMP]
+    def _requests(self, own: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the log's rows as those of a batch request, with the other columns under names of their own."""
         for rows in self._answered():
             columns = {name: rows[name] for name in own} | {EVENT_TIMESTAMP: rows[LOG_TIMESTAMP].cast(TIMESTAMP)}
             kept = {PREFIX + name: rows[name] for name in rows.column_names if name not in own}
             yield pa.table(columns | kept)
 
-    def _of_gone_version(self) -> Iterator[pa.Table]:
+    def _not_replayed(self, cause: str, detail: str) -> Iterator[pa.Table]:
         for rows in self._answered():
             self.rows += rows.num_rows
             outputs = [name for name in rows.column_names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
@@ -175,14 +182,13 @@ class _ReplayOfVersion:
                 "logged": as_text(rows, outputs),
                 "replayed": pa.nulls(rows.num_rows, pa.string()),
             }
-            yield report_rows(columns, [VERSION_GONE] * rows.num_rows, [""] * rows.num_rows)
+            yield report_rows(columns, [cause] * rows.num_rows, [detail] * rows.num_rows)
 
     def _compared(self, serving: ServingModel, request: Path, folder: Location) -> Iterator[pa.Table]:
-        definitions = read_definitions(self._store).hash
         copy = RequestCopy(request, str(request), content_of(request, request.name))
         policy = _complete_policy(self._policy)
         score_request(LocalEngine(), serving, copy, self._store, policy, folder)
-        comparison = Comparison(serving, self._store, definitions, policy)
+        comparison = Comparison(serving, self._store, policy)
         with ParquetFiles([folder / OUTPUT_NAME]) as scored:
             for rows in scored.between(0, scored.rows):
                 different = comparison.different(rows)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from scoring.arrow.signature import EVENT_TIMESTAMP, conform_or_null
 from scoring.feast_plugins.event_times import EventTimes, read_event_times
+from scoring.features.feature_store import definitions_read_by
 from scoring.features.model_features import ModelFeatures, View, feast_name, reasons_from_nulls
 from scoring.files.atomic import scratch_folder
 from scoring.monitoring.prediction_log import (
@@ -41,9 +42,9 @@ CAUSES = {
     LATE_ROW: "a feature row that was created after the answer, for an earlier time",
     NOT_MATERIALIZED: "a feature row that the online store did not have yet",
     PAST_TTL: "the online store's row was past its time to live",
-    DEFINITION_CHANGED: "the feature definitions have changed since",
+    DEFINITION_CHANGED: "the definitions of features that the version reads have changed since",
     REQUEST_INPUT: "the request overrides a feature; with its value, batch computes the same",
-    VERSION_GONE: "the registry no longer has the version",
+    VERSION_GONE: "the registry no longer has the version, or it can't be loaded",
     UNEXPLAINED: "none of these",
 }
 """Cause → what it means, in the order in which they are reported."""
@@ -55,14 +56,14 @@ PREFIX = "log:"
 class Comparison:
     """Compares the rows of a batch output with the logged ones beside them."""
 
-    def __init__(self, serving: ServingModel, store: "FeatureStore", definitions: str, policy: Policy) -> None:
+    def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy) -> None:
         self._serving = serving
         self._policy = policy
         self._features = serving.features
         self._outputs = list(serving.model.outputs.names)
         self._model = str(serving.model.version)
         self._store = store
-        self._definitions = definitions
+        self._definitions = definitions_read_by(serving.features)
 
     def different(self, rows: pa.Table) -> pa.Table:
         """Return the rows with another answer."""
@@ -127,7 +128,7 @@ class Comparison:
                 cause = next((each for each in causes if each[0] != UNEXPLAINED), causes[0])
                 if found[place] is None or cause[0] == UNEXPLAINED:
                     found[place] = cause
-        return [each or (UNEXPLAINED, "") for each in found]
+        return [each or (UNEXPLAINED, "the features are the same") for each in found]
 
     def _of_view(
         self, rows: pa.Table, view: View, times: dict[str, EventTimes] | None, at: Sequence[datetime]

@@ -137,6 +137,37 @@ def test_definitions_that_have_changed(world: World, log: Path, report: Path) ->
         apply_definitions(open_feature_store(world.settings))
 
 
+def test_definitions_that_the_version_does_not_read_may_change(world: World, log: Path, report: Path) -> None:
+    definitions = world.folder / "feature_repo" / "definitions.py"
+    before = definitions.read_text()
+    other = """
+other = FeatureView(name="other", entities=[driver], schema=driver_stats.schema, source=driver_stats_source)
+other_service = FeatureService(name="other", features=[other])
+"""
+    definitions.write_text(before + other)
+    apply_definitions(open_feature_store(world.settings))
+    try:
+        with with_source_rows(world, lambda stats: new_row(world, stats, 1001, pd.Timestamp("2100-01-01"))):
+            assert replayed(world, log, report).causes["late_row"] == 2
+    finally:
+        definitions.write_text(before)
+        apply_definitions(open_feature_store(world.settings))
+
+
+def test_features_that_are_gone(world: World, log: Path, report: Path) -> None:
+    definitions = world.folder / "feature_repo" / "definitions.py"
+    before = definitions.read_text()
+    definitions.write_text(before.replace('name="conv_rate"', 'name="renamed_rate"'))
+    apply_definitions(open_feature_store(world.settings))
+    try:
+        found = replayed(world, log, report)
+    finally:
+        definitions.write_text(before)
+        apply_definitions(open_feature_store(world.settings))
+    assert found.causes["definition_changed"] == found.rows == 2 * (len(DRIVERS) + 1)
+    assert "does not serve its inputs conv_rate" in pq.read_table(report)["detail"][0].as_py()
+
+
 def test_a_version_that_is_gone(world: World, tmp_path: Path, report: Path) -> None:
     version = register_driver_model(world, alpha=0.01)
     serve(world, tmp_path / "log", DRIVERS)
