@@ -27,7 +27,7 @@ from serving_assets.sensors.jobs import (
     serve_batch,
 )
 from serving_assets.sensors.request_sensors import new_batch_request, score_the_others
-from serving_assets.sensors.schedules import daily_everyone, hourly_online_store
+from serving_assets.sensors.schedules import daily_everyone, daily_replay, hourly_online_store
 from serving_assets.sensors.version_sensor import new_model_version
 
 ASSETS = (
@@ -41,7 +41,8 @@ ASSETS = (
 )
 
 
-OPTIONAL = {"SERVING_SCORES_TABLE": (scores_table,), "SERVING_PREDICTION_LOG": (prediction_log, replay)}
+LOG = "SERVING_PREDICTION_LOG"
+OPTIONAL = {"SERVING_SCORES_TABLE": (scores_table,), LOG: (prediction_log, replay)}
 """Setting → the assets that are in the graph only if it is set."""
 
 
@@ -49,6 +50,11 @@ def assets(environment: Mapping[str, str]) -> tuple[dg.AssetsDefinition, ...]:
     """Return the assets of the graph."""
     chosen = [assets for setting, assets in OPTIONAL.items() if environment.get(setting, "").strip()]
     return (*ASSETS, *itertools.chain.from_iterable(chosen))
+
+
+def schedules(environment: Mapping[str, str]) -> tuple[dg.ScheduleDefinition, ...]:
+    """Return the schedules: that of the replay only with its assets."""
+    return (hourly_online_store, daily_everyone, *([daily_replay] if environment.get(LOG, "").strip() else []))
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -79,7 +85,7 @@ definitions = dg.Definitions(
     assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), assets(os.environ)),
     jobs=[score_batch, serve_batch, refresh_online_store, request_everyone, promote],
     sensors=[new_model_version, new_batch_request, score_the_others],
-    schedules=[hourly_online_store, daily_everyone],
+    schedules=schedules(os.environ),
     resources={"serving": Serving()},
     executor=EXECUTOR,
 )

@@ -34,6 +34,13 @@ refresh_online_store = dg.define_asset_job(
     description="Update the online store (feast materialize-incremental).",
 )
 
+# In the code location only with its assets.
+replay_day = dg.define_asset_job(
+    name="replay_day",
+    selection=dg.AssetSelection.assets("prediction_log", "replay"),
+    description="Count and replay the prediction log of a day (UTC), which is the partition.",
+)
+
 
 @dg.job(
     description="Write a batch request with every entity as of the latest midnight in UTC, or of another time: "

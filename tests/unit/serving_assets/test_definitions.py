@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from serving_assets.assets.scores_table import scores_table
-from serving_assets.definitions import assets, definitions, owners
+from serving_assets.definitions import assets, definitions, owners, schedules
+from serving_assets.sensors.schedules import daily_replay
 
 ROOT = Path(__file__).resolve().parents[3]
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
@@ -120,3 +121,22 @@ def test_everyone_is_scored_as_of_the_midnight_before_the_tick():
 
     (run,) = definitions.resolve_schedule_def("daily_everyone").evaluate_tick(tick).run_requests
     assert run.run_config == {"ops": {"everyone": {"config": {"as_of": "2026-11-30"}}}}
+
+
+@pytest.mark.parametrize("value", [None, "", "log"])
+def test_the_replay_of_the_day_before_the_tick_is_scheduled_if_there_is_a_log(value):
+    environment = {"SERVING_PREDICTION_LOG": value} if value is not None else {}
+    assert (daily_replay in schedules(environment)) == (value == "log")
+
+    loaded = dg.Definitions(
+        assets=assets({"SERVING_PREDICTION_LOG": "log"}), schedules=[daily_replay], resources=definitions.resources
+    )
+    schedule = loaded.resolve_schedule_def("daily_replay")
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+    tick = dg.build_schedule_context(
+        scheduled_execution_time=datetime(2026, 12, 1, 0, 30, tzinfo=UTC), repository_def=loaded.get_repository_def()
+    )
+    (run,) = schedule.evaluate_tick(tick).run_requests
+    assert run.partition_key == "2026-11-30"
+    keys = loaded.resolve_job_def("replay_day").asset_layer.selected_asset_keys
+    assert {key.to_user_string() for key in keys} == {"prediction_log", "replay"}
