@@ -94,7 +94,7 @@ class ChallengerScorer:
         incomplete = len(online.reasons) - online.reasons.null_count
         if self._rejects and incomplete:
             raise FeaturesRejected([], incomplete)
-        return self._process.score(online.vectors, online.reasons)
+        return self._process.score(online.vectors, online.reasons, self.outputs.schema)
 
     def stored_keys(self) -> EntityRows | None:
         """Return None: requests are described by the champion."""
