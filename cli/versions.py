@@ -91,13 +91,13 @@ def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:
         settings, registry = open_registry(shown, to_load=not unchecked)
         from scoring.monitoring.challenger_report import check_promotion
 
-        if not force:
-            check_promotion(registry, settings, version)
         if not unchecked:
             shown.stage("Importing Feast")
             stores = settings, registry, open_features(settings)
             shown.stage(f"Loading version {version}")
             load_version(stores, version)
+        if not force:  # after loading, because another promotion may end meanwhile
+            check_promotion(registry, settings, version)
         before = registry.promote(settings.model_name, settings.model_alias, version)
     _print_moved(settings, before, version, as_json)
 

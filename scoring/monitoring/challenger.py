@@ -190,8 +190,9 @@ class _Pairs:
                 decision, rest = "order of two consecutive rows", "QUALIFY lag(place) OVER (ORDER BY place) IS NOT NULL"
                 sql = "({0} > lag({0}) OVER (ORDER BY place), {0} < lag({0}) OVER (ORDER BY place))"
             before, after = map(sql.format, values)
-        elif ranks != [None, None]:
-            decision, before, after, rest = "every row: only one version ranks entities", "0", "1", ""
+        elif ranks != [None, None] or set(outputs[0].schema) != set(outputs[1].schema):
+            decision = "every row: only one version ranks entities or has an output"
+            before, after, rest = "0", "1", ""
         elif labels:
             decision, rest = "label of a row", ""
             before, after = (f"row({', '.join(each)})" for each in zip(*labels, strict=True))

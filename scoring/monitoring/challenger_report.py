@@ -104,11 +104,11 @@ def read_report(file: Location) -> list[Report]:
     try:
         with storage_errors("reading", file), file.open() as opened:
             rows = pq.read_table(opened).to_pylist(maps_as_pydicts="strict")
+        return msgspec.convert(rows, list[Report])
     except FileNotFoundError:
         return []
-    except pa.ArrowInvalid as error:
-        raise StorageError("reading", str(file), error) from None
-    return msgspec.convert(rows, list[Report])
+    except (pa.ArrowInvalid, msgspec.ValidationError) as error:
+        raise StorageError("reading", str(file), f"{error}: materialize challenger_comparison again") from None
 
 
 def find_challenger(registry: Registry, settings: Settings) -> tuple[ModelVersion, ModelVersion] | None:
@@ -138,6 +138,8 @@ def failed_thresholds(reports: Sequence[Report], settings: Settings) -> list[str
             limit = getattr(settings, f"promote_{setting}")
             if None not in (value, limit) and value > limit:
                 failed.append(_phrase(f"{what.format(value)} ({report.source} {report.name})", setting, settings))
+    if settings.promote_max_latency_ratio is not None and all(report.latency_ratio is None for report in reports):
+        failed.append(_phrase("no median latency can be compared", "max_latency_ratio", settings))
     return failed
 
 

@@ -134,8 +134,8 @@ def promote_version(context: dg.OpExecutionContext, config: Promotion, serving: 
         settings = serving.settings
         name, alias, registry = settings.model_name, settings.model_alias, MlflowRegistry.from_settings(settings)
         version = registry.version(name, config.version) if config.version else registry.resolve(name, CHALLENGER)
-        if not config.force:
-            check_promotion(registry, settings, version.version)
         load_serving_model(registry, serving.open_feature_store(), version, settings)
+        if not config.force:  # after loading, because another promotion may end meanwhile
+            check_promotion(registry, settings, version.version)
         before = registry.promote(name, alias, version.version)
     context.log.info(f"{name}@{alias} names version {version.version}, before: {before or 'none'}.")

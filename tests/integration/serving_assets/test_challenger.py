@@ -2,11 +2,13 @@
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+import cli.versions
 from cli.main import main
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
@@ -14,6 +16,7 @@ from scoring.monitoring.challenger_report import read_report
 from scoring.monitoring.prediction_log import LoggedBatch, LoggedRequest, LogSchema, feast_log_schema
 from scoring.predict import Policy
 from scoring.serving import load_serving_model
+from serving_assets.assets import challenger
 from serving_assets.assets.challenger import challenger_comparison
 from serving_assets.resources import Serving
 from tests.support.graph import Graph, driver_rows, failure, metadata
@@ -141,6 +144,30 @@ def test_the_job_promotes_the_challenger_if_its_comparison_passes(graph: Graph) 
 
     assert promote(graph, {"SERVING_PROMOTE_MAX_CHANGED_DECISIONS": "1"}).success
     assert champion(graph.world) == 2
+
+
+def test_a_promotion_that_ends_while_another_loads_is_not_overwritten(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compare(graph)
+    limits = {"SERVING_PROMOTE_MIN_ROWS": "1", "SERVING_PROMOTE_MAX_CHANGED_DECISIONS": "1"}
+    third = register_driver_model(graph.world, alpha=0.2, promote=False)
+    load = challenger.load_serving_model
+
+    def load_slowly(*arguments: Any) -> Any:
+        graph.world.promote(third)
+        return load(*arguments)
+
+    monkeypatch.setattr(challenger, "load_serving_model", load_slowly)
+    monkeypatch.setattr(cli.versions, "load_version", lambda *_: graph.world.promote(third))
+    for name, value in (graph.environment | limits).items():
+        monkeypatch.setenv(name, value)
+    refused = f"challenger_comparison.parquet has no comparison with driver_ranker/{third}: materialize"
+    assert refused in failure(promote(graph, limits))
+    graph.world.promote(1)
+    assert main(["promote", "2"]) == 1
+    assert refused in capfd.readouterr().err
+    assert champion(graph.world) == third
 
 
 def promote(graph: Graph, environment: dict[str, str] | None = None) -> dg.ExecuteInProcessResult:

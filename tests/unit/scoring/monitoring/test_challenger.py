@@ -164,6 +164,30 @@ def test_every_decision_changes_if_only_one_version_ranks_entities(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ([("other", "string"), ("x", "double")], ["gold", 1.0]),  # a label with another name
+        ([("label", "int64"), ("x", "double")], [1, 1.0]),  # and of another type
+        ([("label", "string"), ("x", "string")], ["gold", "1"]),  # a number that became a label
+        ([("label", "string"), ("x", "double"), ("y", "double")], ["gold", 1.0, 1.0]),
+    ],
+)
+def test_every_decision_changes_if_only_one_version_has_an_output(
+    tmp_path: Path, columns: list[Any], values: list[Any]
+) -> None:
+    sides = [("label", "string"), ("x", "double")], columns
+    both = [Outputs(tuple(OutputColumn(*each) for each in side)) for side in sides]
+    for outputs, row in zip(both, (["gold", 1.0], values), strict=True):
+        columns_of_file = {name: [value] * 2 for name, value in zip(outputs.names, row, strict=True)}
+        table = pa.table(columns_of_file | {"reason": pa.nulls(2, pa.string())})
+        pq.write_table(table, tmp_path / f"{both.index(outputs)}.parquet")
+    versions = version(1, both[0]), version(2, both[1])
+    with _Pairs(versions, [[tmp_path / "0.parquet"], [tmp_path / "1.parquet"]], tmp_path, logged=False) as pairs:
+        report, _ = pairs.compared("batch", "day1", (1.0, 2.0))
+    assert (report.rows, report.decisions, report.changed_share) == (2, 2, 1)
+
+
 def test_several_numbers_without_a_ranking_have_no_decision(tmp_path: Path) -> None:
     outputs = Outputs((OutputColumn("x", "double"), OutputColumn("y", "double")))
     table = pa.table({"prediction_x": [1.0, 2.0], "prediction_y": [1.0, None], "reason": pa.nulls(2, pa.string())})
@@ -320,6 +344,17 @@ def test_each_source_must_pass_and_their_rows_count_together() -> None:
     assert failed_thresholds([slower], settings_with(promote_max_latency_ratio=None)) == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"source": "batch", "champion": Side("m/1", 1, {}, None, None, 1.0)}, {"champion": Side("m/1", 1, {}, 0.0, 0.0)}],
+)
+def test_a_threshold_without_a_value_fails(changes: dict[str, Any]) -> None:
+    report = msgspec.structs.replace(PASSING, **changes)
+    found = "no median latency can be compared, and SERVING_PROMOTE_MAX_LATENCY_RATIO is 1.5"
+    assert failed_thresholds([report], settings_with()) == [found]
+    assert failed_thresholds([report, PASSING], settings_with()) == []
+
+
 def test_the_report_is_a_file_of_one_schema_that_is_read_again(tmp_path: Path) -> None:
     place = Location(tmp_path / "report.parquet")
     assert read_report(place) == []
@@ -332,3 +367,7 @@ def test_the_report_is_a_file_of_one_schema_that_is_read_again(tmp_path: Path) -
     (tmp_path / "report.parquet").write_bytes(b"not parquet")
     with pytest.raises(StorageError, match=r"^Reading .*report.parquet failed: "):
         read_report(place)
+    for table in (pa.table({"a": [1]}), pa.Table.from_pylist([{"source": "other"}], SCHEMA)):
+        pq.write_table(table, tmp_path / "report.parquet")
+        with pytest.raises(StorageError, match=r"^Reading .*report.parquet failed: .*: materialize .* again"):
+            read_report(place)
