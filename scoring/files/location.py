@@ -132,8 +132,10 @@ class Location:
                 return OSFile(str(self._path))
             return s3().open_input_file(self._bucket_path)
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, most: int | None = None) -> bytes:
         """Return all bytes of a small file, those of one version even if another process replaces the file meanwhile.
+
+        Of a file with more bytes than `most`, return only that many.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -141,7 +143,7 @@ class Location:
         """
         for _ in range(ATTEMPTS):
             with self.open() as file, storage_errors("reading", self):
-                content = bytes(file.read())
+                content = bytes(file.read(most))
                 # In S3, opening asks for the size, and reading asks for as many bytes of what is there by then.
                 if self._path is not None or str(file.metadata()["ETag"], "ascii") == self.stamp():
                     return content

@@ -210,8 +210,10 @@ class MlflowRegistry:
                 raise ModelRefused(str(model), "its files are no longer in the artifact store.") from None
             raise RegistryUnreachable(self._registry_uri, error) from error
 
-    def read(self, model: ModelVersion, file: str) -> bytes | None:
+    def read(self, model: ModelVersion, file: str, most: int = -1) -> bytes | None:
         """Return the content of a file in the folder of the version's files; None if there is no such file.
+
+        Of a file with more bytes than `most`, return only that many.
 
         Raises:
             RegistryUnreachable: the files can't be listed or fetched.
@@ -226,8 +228,8 @@ class MlflowRegistry:
             raise RegistryUnreachable(self._registry_uri, error) from error
         if file not in [PurePosixPath(entry.path).name for entry in listed]:
             return None
-        with scratch_folder() as folder:
-            return self.download(model, folder, file).read_bytes()
+        with scratch_folder() as folder, self.download(model, folder, file).open("rb") as content:
+            return content.read(most)
 
     def _files_are_gone(self, client: "MlflowClient", model: ModelVersion) -> bool:
         import mlflow.artifacts

@@ -6,7 +6,7 @@ A training script logs it with the model:
     log_baseline(logged.model_id, features, model.predict(features))
 """
 
-import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,11 @@ FILE = "serving_baseline.json"
 FIRST_DAYS = "_baseline"
 """The folder of the baselines of first days, beside the days of the log."""
 BATCH_ROWS = 65_536
+# Decoding holds up all threads: 0.4 s for this size. 2000 columns of numbers, or 600 of short strings, have as much.
+MOST_BYTES = 2_000_000
+TOO_LARGE = f"it has more than {MOST_BYTES:,} bytes"
+
+logger = logging.getLogger(__name__)
 
 
 def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> None:
@@ -45,12 +50,18 @@ def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> N
         model_id: the attribute of what MLflow's `log_model` returned.
         features: (n_rows, n_inputs), named as in the model's signature.
         predictions: (n_rows,) of the output that is served; for several, a mapping or a frame: output → (n_rows,).
+
+    Raises:
+        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings.
     """
     import mlflow
 
+    content = msgspec.json.encode(measure_training(features, predictions))
+    if len(content) > MOST_BYTES:
+        raise ValueError(TOO_LARGE)
     with scratch_folder() as scratch:
         file = scratch / FILE
-        file.write_bytes(msgspec.json.encode(measure_training(features, predictions)))
+        file.write_bytes(content)
         mlflow.MlflowClient().log_model_artifact(model_id, str(file))
 
 
@@ -66,25 +77,34 @@ def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
 
 
 def content_in(folder: Path) -> bytes | None:
-    """Return the content of FILE in a model's folder; None without it."""
+    """Return the content of FILE in a model's folder, or more than MOST_BYTES of it; None without it."""
     file = folder / FILE
-    return file.read_bytes() if file.is_file() else None
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return content.read(MOST_BYTES + 1)
 
 
 def read_baseline(version: ModelVersion, logged: bytes | None, log: Location | None) -> Baseline | None:
-    """Return the baseline of a version; None without a readable one.
+    """Return the baseline of a version; None without a valid one. Report an invalid one in the log.
 
     Args:
         version: the version.
-        logged: the content of its FILE, None without one.
+        logged: the content of its FILE, or more than MOST_BYTES of it; None without one.
         log: the prediction log, which has baselines of first days.
     """
-    with contextlib.suppress(StorageError, OSError, msgspec.MsgspecError):
-        if logged is not None:
-            return msgspec.json.decode(logged, type=Baseline)
-        if log is not None:
-            return msgspec.json.decode(_first_day_of(log, version).read_bytes(), type=Baseline)
-    return None
+    if logged is not None and (found := _decoded(logged, f"{FILE} of {version}")) is not None:
+        return found
+    if log is None:
+        return None
+    place = _first_day_of(log, version)
+    try:
+        return _decoded(place.read_bytes(MOST_BYTES + 1), str(place))
+    except FileNotFoundError:
+        return None
+    except StorageError as error:
+        logger.warning("There is no baseline: %s", error)
+        return None
 
 
 def keep_first_day(log: Location, version: ModelVersion, day: str, measure: Callable[[str], Baseline]) -> Baseline:
@@ -137,6 +157,16 @@ def measure_log(files: Iterable[Path], features: ModelFeatures, source: str) -> 
         step = max(1, -(-total // sampled_rows(rows.num_columns)))
         sampled.append(rows.take(pa.array(range(0, rows.num_rows, step))))
     return describe_all(pa.concat_tables(sampled, promote_options="default"), source, total)
+
+
+def _decoded(content: bytes, place: str) -> Baseline | None:
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(TOO_LARGE)
+        return msgspec.json.decode(content, type=Baseline)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are not UTF-8
+        logger.warning("The baseline %s is not used: %s", place, error)
+        return None
 
 
 def _first_day_of(log: Location, version: ModelVersion) -> Location:

@@ -5,7 +5,9 @@ A number has the deciles of its baseline as bins, and a bin for each value that 
 or boolean) has its most frequent values and all others.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -22,15 +24,17 @@ EMPTY_SHARE = 1e-4
 MOST_CATEGORIES = 100
 MOST_NAMED, SEARCHED = 5, 1000
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
 
 class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
     """The distribution of one feature or output."""
 
     values: int
     """Number of values without nulls. NaN counts as null."""
-    nulls: float
+    nulls: Share
     """Share of the rows."""
-    shares: list[float]
+    shares: list[Share]
     """Share of the values in each bin: below the first edge, from each edge on; or of each category, then of all
     others."""
     edges: list[float] | None = None
@@ -41,6 +45,8 @@ class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
     def __post_init__(self) -> None:
         if len(self.shares) != 1 + len(self.categories if self.edges is None else self.edges):
             raise ValueError("the number of shares is not the number of bins")
+        if any(before >= after for before, after in itertools.pairwise(self.edges or ())):
+            raise ValueError("the edges do not ascend")
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -51,7 +57,7 @@ class Baseline(msgspec.Struct, frozen=True):
     """Inputs of the model by their names in its signature, and outputs by their names in a batch output."""
     source: str = "training"
     """What was measured."""
-    version: int = 1
+    version: Literal[1] = 1
     """Of this format."""
 
 

@@ -1,10 +1,16 @@
 """What a training script's frames and arrays become in a baseline."""
 
+import logging
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
-from scoring.monitoring.baseline import measure_training
+from scoring.files.location import Location
+from scoring.models.registry import ModelVersion
+from scoring.monitoring.baseline import FILE, MOST_BYTES, content_in, log_baseline, measure_training, read_baseline
 
 LABELS = np.array(["no", "yes", "no", "no"])
 
@@ -33,3 +39,47 @@ def test_several_outputs_have_their_names(kind):
 
     assert list(baseline.columns) == ["rate", "prediction_label", "prediction_yes"]
     assert baseline.columns["prediction_yes"].edges is not None
+
+
+VERSION = ModelVersion("m", 1, {}, 0)
+COLUMN = {"values": 1000, "nulls": 0.0, "shares": [0.25, 0.25, 0.5], "edges": [1.0, 2.0]}
+
+
+def content(version: object = 1, **changed: object) -> bytes:
+    return msgspec.json.encode({"rows": 1000, "columns": {"x": COLUMN | changed}, "version": version})
+
+
+@pytest.mark.parametrize("first_day", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (content() + b" " * MOST_BYTES, "it has more than 2,000,000 bytes"),
+        (b"{", "Input data was truncated"),
+        (b'{"rows": 1, "columns": {"\xff": 1}}', "can't decode byte 0xff"),
+        (b'{"other": ' + b"[" * 100_000, "recursion"),
+        (content(version=2), "Invalid enum value 2 - at `$.version`"),
+        (content(shares=[-0.5, 0.5, 1.0]), "Expected `float` >= 0.0"),
+        (content(nulls=2.0), "Expected `float` <= 1.0"),
+        (content(edges=[2.0, 1.0]), "the edges do not ascend"),
+    ],
+    ids=["too large", "cut", "not UTF-8", "deep", "another version", "negative", "above 1", "unsorted"],
+)
+def test_an_invalid_baseline_counts_as_none_and_is_reported_once(
+    stored: bytes, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, first_day: bool
+) -> None:
+    place = tmp_path / ("_baseline/m-1.json" if first_day else FILE)
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(stored)
+    assert read_baseline(VERSION, content(), None) is not None
+
+    with caplog.at_level(logging.WARNING):
+        assert read_baseline(VERSION, content_in(tmp_path), Location(tmp_path)) is None
+
+    (message,) = caplog.messages
+    assert message.startswith(f"The baseline {place if first_day else f'{FILE} of m/1'} is not used: ")
+    assert reason in message
+
+
+def test_a_baseline_that_is_too_large_is_not_logged() -> None:
+    with pytest.raises(ValueError, match="more than 2,000,000 bytes"):
+        log_baseline("m-1", pd.DataFrame({"x": ["a" * MOST_BYTES]}), [1.0])
