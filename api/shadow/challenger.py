@@ -58,6 +58,19 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     batch: MicroBatch
 
 
+class Pair(msgspec.Struct, frozen=True):
+    """A challenger, and the champion whose requests it scores."""
+
+    served: Served
+    champion: Served
+    lookup: SharedLookup | None
+    """Makes the challenger's vectors; None if it can't score these requests."""
+    problem: str | None
+    """Why it can't; None while both are linked to different definitions."""
+    schema: LogSchema | None
+    """The columns of its rows in the log; None without a log."""
+
+
 class Challenger(Collector):
     """The challenger of one process. `add` is called on the event loop; it is also a collector of its metrics."""
 
@@ -93,10 +106,7 @@ class Challenger(Collector):
         self._added = 0
         self._taken = 0
         """Rows that the thread took from those that were added. This and all below is written by the thread only."""
-        self._lookup: tuple[Served, Served, SharedLookup | None] | None = None
-        """The challenger, the champion, and how they share features; None if they can't."""
-        self._schema: tuple[Served, LogSchema] | None = None
-        self._problem: str | None = None
+        self._pair: Pair | None = None
         self._reported: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="challenger", daemon=True)
@@ -150,7 +160,7 @@ class Challenger(Collector):
             version = self.slot.served.target.version
             info.add_metric((version.name, str(version.version)), 1)
         yield info
-        refused = int(self.slot.refusal is not None or self._problem is not None)
+        refused = int(self.state is not None and self.state[1] is not None)
         yield GaugeMetricFamily(PREFIX + "refused", "1 while the alias challenger's version can't score.", refused)
 
     @property
@@ -158,13 +168,20 @@ class Challenger(Collector):
         """The version that the alias names, and why it can't score requests if it can't; None without the alias."""
         if self.slot.refusal is not None:
             return str(self.slot.refusal.target.version), self.slot.refusal.public
-        return None if self.slot.served is None else (str(self.slot.served.target.version), self._problem)
+        pair = self._pair
+        problem = pair.problem if pair is not None and self._is_current(pair) else None
+        return None if self.slot.served is None else (str(self.slot.served.target.version), problem)
+
+    def _is_current(self, pair: Pair) -> bool:
+        return pair.served is self.slot.served and pair.champion is self._champion.served
 
     def _run(self) -> None:
         pause_s = INTERVAL_S
         while not self._stop.wait(pause_s):
             began = time.thread_time()
             try:
+                if self._pair is not None and not self._is_current(self._pair):
+                    self._pair = None  # otherwise a model that was replaced would stay in memory
                 if self._waiting and not self._busy():
                     self._score_next()
             except Exception as error:  # the thread must survive any error, whose message may quote a value
@@ -173,16 +190,18 @@ class Challenger(Collector):
 
     def _score_next(self) -> None:
         taken = self._take()
-        served, champion, lookup = self.slot.served, taken[0].served, None
-        if served is not None:
-            if self._lookup is None or self._lookup[0] is not served or self._lookup[1] is not champion:
-                self._lookup = served, champion, self._share(served, champion, _reads(taken[:1])[0])
-            lookup = self._lookup[2]
-        if served is None or lookup is None:
-            self._on_loop(self._rows.update, {"shed": sum(each.pending.rows for each in taken)})
+        served, champion = self.slot.served, taken[0].served
+        pair = self._pair
+        if served is not None and (pair is None or pair.served is not served or pair.champion is not champion):
+            pair = self._pair = self._paired(served, champion, _reads(taken[:1])[0])
+        if served is None or pair is None or pair.lookup is None:
+            self._shed(taken)
             return
         for group in [taken] if served.scorer.mergeable else [[each] for each in taken]:
-            self._score(served, lookup, group)
+            self._score(pair, pair.lookup, group)
+
+    def _shed(self, requests: Sequence[Answered]) -> None:
+        self._on_loop(self._rows.update, {"shed": sum(each.pending.rows for each in requests)})
 
     def _take(self) -> list[Answered]:
         """Return waiting requests that may be scored together."""
@@ -196,47 +215,55 @@ class Challenger(Collector):
         self._taken += rows
         return taken
 
-    def _share(self, served: Served, champion: Served, read: StoreRead) -> SharedLookup | None:
-        self._problem = None
-        if served.target.definitions != champion.target.definitions:
-            return None  # both will soon have the same
+    def _paired(self, served: Served, champion: Served, read: StoreRead) -> Pair:
+        lookup = problem = schema = None
         scorer, other = served.scorer, champion.scorer.features
         needed, given = scorer.features.request_columns, other.request_columns
-        if needed != given or set(scorer.features.overridable) != set(other.overridable):
+        if served.target.definitions != champion.target.definitions:
+            pass  # both will soon have the same
+        elif needed != given or set(scorer.features.overridable) != set(other.overridable):
             columns = [", ".join((*each.request_columns, *each.overridable)) for each in (scorer.features, other)]
-            self._problem = f"It needs other columns of a request ({columns[0]}) than the champion ({columns[1]})."
+            problem = f"It needs other columns of a request ({columns[0]}) than the champion ({columns[1]})."
         else:
             try:
-                return cast(ChallengerScorer, scorer).share(other, list(read.columns))
+                lookup = cast(ChallengerScorer, scorer).share(other, list(read.columns))
+                schema = None if self._log is None else self._log.schema(served, CHALLENGER)
             except ServingError as error:
-                self._problem = str(error)
-        log.error("challenger_not_comparable", model=str(scorer.version), reason=self._problem)
-        return None
+                problem = str(error)
+        if problem is not None:
+            log.error("challenger_not_comparable", model=str(scorer.version), reason=problem)
+        return Pair(served, champion, lookup, problem, schema)
 
-    def _score(self, served: Served, lookup: SharedLookup, group: Sequence[Answered]) -> None:
+    def _score(self, pair: Pair, lookup: SharedLookup, group: Sequence[Answered]) -> None:
         started_at = time.perf_counter()
         requests = [each.pending for each in group]
         as_of = np.array([each.batch.as_of.replace(tzinfo=None) for each in group], "datetime64[us]")
         as_of = np.repeat(as_of, [request.rows for request in requests])
         read: StoreRead | None = None
-        results: Sequence[RequestResult]
+        results: Sequence[RequestResult] = []
+        late: list[bool] = []
         try:
             entity_rows = merged_rows(requests)
-            online = lookup.vectors(_reads(group), entity_rows, as_of.astype(np.int64) / 1e6)
-            read = online.read
-            results = split(served.scorer.score(entity_rows, online), requests)
+            online, changed = lookup.vectors(_reads(group), entity_rows, as_of.astype(np.int64) / 1e6)
+            parts = np.split(changed, np.cumsum([request.rows for request in requests])[:-1])
+            late = [bool(part.any()) for part in parts]
+            if not any(late):
+                read = online.read
+                results = split(pair.served.scorer.score(entity_rows, online), requests)
         except Exception as error:
             results = [error] * len(group)
-        self._report(served, next((each for each in results if isinstance(each, Exception)), None))
+        if any(late):
+            self._shed([each for each, is_late in zip(group, late, strict=True) if is_late])
+            if rest := [each for each, is_late in zip(group, late, strict=True) if not is_late]:
+                self._score(pair, lookup, rest)
+            return
+        self._report(pair.served, next((each for each in results if isinstance(each, Exception)), None))
         latency_ms = (time.perf_counter() - started_at) * 1e3
         logged = [self._logged(each, result, latency_ms) for each, result in zip(group, results, strict=True)]
         failed = sum(each.rows if each.reasons is None else each.reasons.count(MODEL_FAILED) for each in logged)
         self._on_loop(self._rows.update, {"failed": failed, "scored": len(as_of) - failed})
-        if self._log is not None:
-            if self._schema is None or self._schema[0] is not served:
-                self._schema = served, self._log.schema(served, CHALLENGER)
-            schema = self._schema[1]
-            self._log.add_rows(schema, schema.table([LoggedBatch(logged, as_of, read)]))
+        if self._log is not None and pair.schema is not None:
+            self._log.add_rows(pair.schema, pair.schema.table([LoggedBatch(logged, as_of, read)]))
 
     def _logged(self, answered: Answered, result: RequestResult, latency_ms: float) -> LoggedRequest:
         outputs = reasons = problem = None

@@ -49,8 +49,13 @@ class SharedLookup:
                 self._extra, self._views, known = self._lookup.stored, set(), []
         self._known = known
 
-    def vectors(self, reads: Sequence[StoreRead], entity_rows: EntityRows, now_s: float | np.ndarray) -> OnlineVectors:
-        """Return the vectors of n entity rows.
+    def vectors(
+        self, reads: Sequence[StoreRead], entity_rows: EntityRows, now_s: float | np.ndarray
+    ) -> tuple[OnlineVectors, np.ndarray]:
+        """Return the vectors of n entity rows, and which of these have changed since the other version read them.
+
+        A row has changed, bool (n,), if what is missing comes from a row of a view that is newer than `now_s`, or that
+        is not the one that was read for the other version.
 
         Args:
             reads: what was read for them, for the other version; one or more parts, in their order.
@@ -62,10 +67,13 @@ class SharedLookup:
         """
         event_s = {name: np.concatenate([read.event_s[name] for read in reads]) for name in self._views}
         columns = {name: pa.concat_arrays([read.columns[name] for read in reads]) for name in self._known}
+        changed = np.zeros(len(next(iter(entity_rows.values()))), bool)
         if self._extra is not None:
             extra = read_rows(self._extra, entity_rows)
+            for name, times in extra.event_s.items():
+                changed |= times != event_s[name] if name in event_s else times > now_s
             event_s, columns = extra.event_s | event_s, extra.columns | columns
-        return vectors_of(self._lookup, self._features, StoreRead(event_s, columns), entity_rows, now_s)
+        return vectors_of(self._lookup, self._features, StoreRead(event_s, columns), entity_rows, now_s), changed
 
 
 def _stored(lookup: Lookup, features: ModelFeatures) -> list[Feature]:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from scoring.features.model_features import ModelFeatures
 from scoring.imports import inside
 from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import fastest_lookup, read_online_vectors, read_rows
+from scoring.online.reading import StoreRead
 from scoring.online.shared_lookup import SharedLookup
 from tests.support.feature_repository import open_repository, write_definitions
 from tests.support.servers import RedisServer
@@ -253,12 +255,31 @@ def test_vectors_are_the_same_if_some_features_were_read_for_another_version(wor
     read = read_online_vectors(fastest_lookup(store, of_other), of_other, rows, NOW).read
     lookup = SharedLookup(store, features, of_other, list(read.columns))
     half = len(SHOPS) // 2
-    shared = lookup.vectors([read.slice(0, half), read.slice(half, 99)], rows, NOW.timestamp())
+    shared, changed = lookup.vectors([read.slice(0, half), read.slice(half, 99)], rows, NOW.timestamp())
     alone = read_online_vectors(fastest_lookup(store, features), features, rows, NOW)
     assert shared.vectors.to_pydict() == alone.vectors.to_pydict()
     assert shared.reasons == alone.reasons
+    assert not changed.any()
     missing = set() if lookup._extra is None else set(lookup._extra.read(rows).columns)
     assert missing == set(alone.read.columns) - set(read.columns) - {"moments:age"}  # which is computed
+
+
+def test_rows_are_reported_whose_missing_features_are_not_of_the_time_at_which_the_others_were_read(world):
+    store, rows = world.stores["sqlite"], {"shop_id": [*SHOPS, EMPTY, UNKNOWN]}
+    features, other = world.link("sqlite", "moments", "age", "ratio"), world.link("sqlite", "computed", "ratio")
+    read = read_online_vectors(fastest_lookup(store, other), other, rows, NOW).read
+
+    def changed(columns: set[str], now: dt.datetime, stats: np.ndarray) -> list[bool]:
+        before = StoreRead(read.event_s | {"stats": stats}, read.columns)
+        lookup = SharedLookup(store, features, other, list(columns))
+        return lookup.vectors([before], rows, now.timestamp())[1].tolist()
+
+    columns, stats = set(read.columns), read.event_s["stats"]
+    assert changed(columns, NOW, stats) == [False] * 8
+    assert changed(columns, NOW - dt.timedelta(hours=2), stats) == [True] * 7 + [False]  # `place` is newer
+    older = np.where(np.arange(8) == 3, stats - 1, stats)
+    assert changed(columns, NOW, older) == [False] * 8  # nothing of `stats` is read again
+    assert changed(columns - {"stats:f8"}, NOW, older) == [place == 3 for place in range(8)]
 
 
 def test_a_row_of_nothing_but_nulls_is_a_row_to_a_function_and_none_is_none(world):

@@ -1,12 +1,15 @@
 """The challenger of an API on fake models: what it scores and sheds, and that no answer depends on it."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
@@ -49,13 +52,16 @@ class FakeChallenger(FakeScorer):
             return [(value and value + 100, reason) for value, reason in id_as_score(entity_rows)]
 
         super().__init__(version, **{"function": add, **fields})
+        self.changed: set[int] = set()
+        """Drivers of which a row of a view is newer than the champion's."""
 
     def share(self, other: ModelFeatures, columns: list[str]) -> "FakeChallenger":
         return self
 
-    def vectors(self, reads: Sequence[StoreRead], entity_rows: EntityRows, now_s: Any) -> OnlineVectors:
+    def vectors(self, reads: Sequence[StoreRead], entity_rows: EntityRows, now_s: Any) -> Any:
         reasons = pa.nulls(len(now_s), pa.string())
-        return OnlineVectors(pa.table({}), reasons, None, StoreRead({}, {}))
+        changed = np.isin(entity_rows["driver_id"], list(self.changed))
+        return OnlineVectors(pa.table({}), reasons, None, StoreRead({}, {})), changed
 
 
 class Alias(FakeLoader):
@@ -71,10 +77,12 @@ def _score_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenger, "SHARE", 1.0)
 
 
-def api(loader: FakeLoader, folder: Path | None = None, **fields: Any) -> TestClient[Any]:
+def api(
+    loader: FakeLoader, folder: Path | None = None, champions: FakeLoader | None = None, **fields: Any
+) -> TestClient[Any]:
     log = {} if folder is None else {"prediction_log": Location(folder)}
     settings = Settings(model_name="ranker", poll_interval_s=0.05, deadline_s=5.0, **log, **fields)
-    return TestClient(create_app(settings, FakeLoader(Champion()), None, loader))
+    return TestClient(create_app(settings, champions or FakeLoader(Champion()), None, loader))
 
 
 def metric(client: TestClient[Any], name: str) -> float:
@@ -123,6 +131,57 @@ def test_its_outputs_are_logged_beside_the_champions(tmp_path: Path) -> None:
         assert table[column].to_pylist()[:6] == table[column].to_pylist()[6:]
     assert min(table["__latency_ms"].to_pylist()) > 0
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
+
+
+def test_requests_whose_missing_features_are_newer_than_the_answer_are_shed(tmp_path: Path) -> None:
+    scorer = FakeChallenger()
+    scorer.changed = {2}
+    loader = Alias(scorer)
+    with api(loader, tmp_path) as client:
+        challenged(loader, client)
+        for name, ids in (("a", IDS), ("b", [1, 3]), ("c", [2])):
+            ask(client, name, ids)
+        until(client, "scored", 2)
+        until(client, "shed", 4)
+
+    table = logged(tmp_path)
+    assert table["__request_id"].to_pylist()[:2] == ["b", "b"]
+    assert table["__role"].to_pylist().count("challenger") == 2
+
+
+def test_a_problem_ends_with_its_cause_without_further_requests() -> None:
+    loader = Alias(FakeChallenger(link=features(JoinKey("customer_id", "int64"))))
+    with api(loader) as client:
+        challenged(loader, client)
+        ask(client)
+        until(client, "shed", 3)
+        assert metric(client, "refused") == 1
+        loader.scorer = FakeChallenger(3)
+        wait_until(lambda: 'version="3"' in client.get("/metrics").text, "the swap", 10, every_s=0.01)
+        assert metric(client, "refused") == 0
+        assert client.get("/ready").json()["challenger"] == {"model": "ranker/3", "problem": None}
+        loader.scorer = None
+        wait_until(lambda: client.get("/ready").json()["challenger"] is None, "the end", 10, every_s=0.01)
+        assert metric(client, "refused") == 0
+
+
+def test_a_replaced_champion_does_not_stay_in_memory() -> None:
+    loader = Alias(FakeChallenger())
+    champions = FakeLoader(Champion())
+    replaced = weakref.ref(champions.scorer)
+    with api(loader, champions=champions) as client:
+        challenged(loader, client)
+        ask(client)
+        until(client, "scored", 3)
+        loader.scorer = None
+        champions.point_to(Champion(3))
+
+        def freed() -> bool:
+            ask(client)
+            gc.collect()
+            return replaced() is None
+
+        wait_until(freed, "the end of the champion", 10, every_s=0.05)
 
 
 def test_without_the_alias_nothing_is_scored_and_a_removed_one_ends_its_challenger() -> None:
