@@ -4,11 +4,14 @@ There are two sources of rows that both versions scored: the prediction log, to 
 answers under its own role, and batch requests. DuckDB joins the rows of both versions and counts; it spills to disk.
 """
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pyarrow as pa
 
 from scoring.batch.manifest import output_parts
 from scoring.batch.quality import sampled_rows
@@ -17,7 +20,8 @@ from scoring.engine import Engine, score_request
 from scoring.errors import StorageError
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
-from scoring.files.transfer import fetch
+from scoring.files.parquet import ParquetFiles
+from scoring.models.outputs import Outputs
 from scoring.monitoring.challenger_report import Report, Side
 from scoring.monitoring.comparison import VersionComparison, common_outputs
 from scoring.monitoring.prediction_log import (
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 MEMORY = "1GB"
+AT_ONCE = 2**18
 NO_REASON = "unknown"
 
 Both = tuple[ServingModel, ServingModel]
@@ -59,7 +64,7 @@ def compare_request(
             started = time.monotonic()
             score_request(engine, serving, request, store, policy, folder / role)
             seconds.append(round(time.monotonic() - started, 3))
-            files.append([_local(part, scratch / f"{role}-{part.name}") for part in output_parts(folder / role)])
+            files.append(output_parts(folder / role))
         with _Pairs(both, files, scratch, logged=False) as pairs:
             return pairs.compared("batch", key, seconds)
 
@@ -73,36 +78,55 @@ def compare_log(log: Location, days: Sequence[str], both: Both, role: str) -> Co
         StorageError: a file can't be read.
     """
     files: dict[tuple[str, str], list[Path]] = {}
+    places: dict[Path | Location, Location] = {}
     with scratch_folder() as scratch:
         for day in days:
             (scratch / day).mkdir()
             for name, copy in fetch_log(day_folder(log, day), scratch / day).items():
-                row = read_constants(copy, ("model_name", "model_version", ROLE), day_folder(log, day) / name)
+                places[copy] = day_folder(log, day) / name
+                row = read_constants(copy, ("model_name", "model_version", ROLE), places[copy])
                 files.setdefault((f"{row['model_name']}/{row['model_version']}", row[ROLE]), []).append(copy)
         scored = zip(both, (role, CHALLENGER), strict=True)
         found = [files.get((str(serving.model.version), each), []) for serving, each in scored]
         if not all(found):
             return None
-        with _Pairs(both, found, scratch, logged=True) as pairs:
+        with _Pairs(both, found, scratch, places, logged=True) as pairs:
             name = " to ".join(dict.fromkeys((days[0], days[-1])))
             return pairs.compared("log", name, (None, None)) if pairs.rows else None
 
 
-def _local(file: Location, copy: Path) -> Path:
-    if file.local is None:
-        fetch(file, copy)
-    return file.local or copy
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _pieces(
+    files: Sequence[Path | Location], columns: Mapping[str, str], places: Mapping[Path | Location, Location]
+) -> Iterator[pa.Table]:
+    """Yield columns of all rows under other names, and `place`, which counts the rows."""
+    rows = 0
+    for file in files:
+        try:
+            with ParquetFiles([file]) as opened:
+                for piece in opened.between(0, opened.rows, list(columns.values())):
+                    named = piece.select(list(columns.values())).rename_columns(list(columns))
+                    place = pa.array(range(rows, rows := rows + piece.num_rows), pa.int64())
+                    if piece.num_rows:
+                        yield named.append_column("place", place)
+        except (OSError, LookupError, ValueError) as error:
+            raise StorageError("reading", str(places.get(file, file)), error) from None
 
 
 class _Pairs:
     """The rows that both versions have, as the table `pairs`. Columns of the champion begin with `a_`, others `b_`."""
 
-    def __init__(self, both: Both, files: Sequence[Sequence[Path]], scratch: Path, *, logged: bool) -> None:
+    def __init__(
+        self,
+        both: Both,
+        files: Sequence[Sequence[Path | Location]],
+        scratch: Path,
+        places: Mapping[Path | Location, Location] | None = None,
+        *,
+        logged: bool,
+    ) -> None:
         """Join the versions' rows: logged ones by request and entity, others by their places in the files.
+
+        An error names a file as in `places`.
 
         Raises:
             StorageError: a file can't be read.
@@ -111,34 +135,45 @@ class _Pairs:
 
         self._both = both
         self._logged = logged
-        common = [name for name in both[0].features.request_columns if name in both[1].features.request_columns]
-        if logged:  # a request may have an entity several times
-            request = f"{REQUEST_ID}, {LOG_TIMESTAMP}"
-            columns = [f"hash({request}) AS request", f"hash({', '.join([request, *map(_quote, common)])}) AS entity"]
-            columns += ["row_number() OVER (PARTITION BY entity ORDER BY filename, file_row_number) AS nth"]
-            columns += ["file_row_number AS place", f"coalesce({PROBLEM}, reason) AS reason", f"{LATENCY_MS} AS ms"]
-        else:
-            columns = ["0 AS request", "0 AS entity", "row_number() OVER () AS nth"]
-            columns += ["nth AS place", "reason", "NULL AS ms"]
-        kept = ["a.place", "a.request"]
+        nth = "row_number() OVER (PARTITION BY entity ORDER BY place)" if logged else "place"  # it may be there twice
+        kept, sides = ["a.place", "a.request"], []
         self._connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(scratch / "spill")})
         try:
-            for side, serving, paths in zip("ab", both, files, strict=True):
-                read = self._connection.read_parquet(
-                    [str(path) for path in paths], union_by_name=True, filename=True, file_row_number=True
-                )
-                read.create_view(f"{side}_files")
-                outputs = [f"{_quote(name)} AS o{place}" for place, name in enumerate(serving.model.outputs.names)]
-                query = f"SELECT {', '.join([*columns, *outputs])} FROM {side}_files"
-                self._connection.execute(f"CREATE VIEW {side} AS {query}")
-                names = ["reason", "ms", *(f"o{place}" for place in range(len(outputs)))]
+            for side, serving, of_side in zip("ab", both, files, strict=True):
+                names = self._read(side, serving.model.outputs, of_side, places or {})
                 kept += [f"{side}.{name} AS {side}_{name}" for name in names]
-            pairs = f"SELECT {', '.join(kept)} FROM a JOIN b ON a.entity = b.entity AND a.nth = b.nth"
-            self._connection.execute(f"CREATE TABLE pairs AS {pairs}")
+                sides.append(f"(SELECT *, {nth} AS nth FROM {side}) AS {side}")
+            joined = f"{' JOIN '.join(sides)} ON a.entity = b.entity AND a.nth = b.nth"
+            self._connection.execute(f"CREATE TABLE pairs AS SELECT {', '.join(kept)} FROM {joined}")
+            self._connection.execute("DROP TABLE a; DROP TABLE b")
         except duckdb.Error as error:
             self._connection.close()
-            raise StorageError("comparing rows in", str(files[1][0].parent), error) from None
+            raise StorageError("comparing rows in", str(scratch), error) from None
         self.rows: int = self._row("SELECT count(*) FROM pairs")[0]
+
+    def _read(
+        self, side: str, outputs: Outputs, files: Sequence[Path | Location], places: Mapping[Path | Location, Location]
+    ) -> list[str]:
+        """Copy the rows of one version to a table. Return its columns that `pairs` has, too."""
+        # In the table, columns have names of their own: no input or output has one of them.
+        columns = {"reason": "reason"} | {f"o{place}": name for place, name in enumerate(outputs.names)}
+        types = {"reason": "string", "ms": "double"} | {f"o{place}": c.type for place, c in enumerate(outputs.columns)}
+        values = {name: name for name in types} | {"ms": "NULL", "request": "0", "entity": "0", "place": "place"}
+        if self._logged:
+            first, second = (serving.features.request_columns for serving in self._both)
+            names = (REQUEST_ID, LOG_TIMESTAMP, *(name for name in first if name in second))
+            key = {f"k{place}": name for place, name in enumerate(names)}
+            columns |= {"problem": PROBLEM, "ms": LATENCY_MS} | key
+            values |= {"reason": "coalesce(problem, reason)", "ms": "ms"}
+            values |= {"request": "hash(k0, k1)", "entity": f"hash({', '.join(key)})"}
+        declared = types | {"request": "uint64", "entity": "uint64", "place": "int64"}
+        self._connection.execute(f"CREATE TABLE {side} ({', '.join(map(' '.join, declared.items()))})")
+        insert = f"INSERT INTO {side} SELECT {', '.join(values[name] for name in declared)} FROM piece"
+        # Many files are small, and a statement takes milliseconds.
+        pieces = _pieces(files, columns, places)
+        for _, alike in itertools.groupby(pieces, lambda each: (each.schema, each["place"][0].as_py() // AT_ONCE)):
+            self._connection.register("piece", pa.concat_tables(alike)).execute(insert)
+        return list(types)
 
     def __enter__(self) -> Self:
         return self

@@ -213,9 +213,38 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_log(tmp_path, 2, [("a", 1, 1.0)])
     file = next(tmp_path.rglob("m-2-.parquet"))
     pages = file.read_bytes()
-    file.write_bytes(pages[:4] + b"\xff" * 60 + pages[64:])
-    with pytest.raises(StorageError, match=r"^(Reading|Comparing)"):
+    start = pq.read_metadata(file).row_group(0).column(1).data_page_offset  # the predictions
+    file.write_bytes(pages[:start] + b"\xff" * 20 + pages[start + 20 :])
+    with pytest.raises(StorageError, match=f"^Reading {file} failed: "):
         compared(tmp_path)
+    write_log(tmp_path, 2, [("a", 1, 1.0)], "other")
+    pq.write_table(pq.read_table(file.with_name("m-2-other.parquet")).drop(["__problem"]), file)
+    with pytest.raises(StorageError, match=f"^Reading {file} failed: .*__problem"):
+        compared(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["entity", "filename", "file_row_number", "place", "k0", "O0", "Ms", 'a"b'])
+def test_a_join_key_may_have_any_name(tmp_path: Path, key: str) -> None:
+    both = version(1), version(2)
+    for number, serving in enumerate(both, 1):
+        serving.features.request_columns = {key: pa.int64()}
+        rows = [("a", 7, 1.0), ("b", 7, 2.0), ("b", 8, 3.0)]
+        write_log(tmp_path, number, rows if number == 1 else [("b", 8, 3.0), ("b", 7, 2.5)])
+        file = next(tmp_path.rglob(f"m-{number}-.parquet"))
+        table = pq.read_table(file)
+        pq.write_table(table.rename_columns([key, *table.column_names[1:]]), file)
+    report = report_of(tmp_path, both)
+    assert (report.rows, report.outputs[0]["rows_that_differ"]) == (2, 1)
+
+
+def test_a_path_is_not_a_pattern(tmp_path: Path) -> None:
+    for name in ("a*b", "aXb"):
+        (tmp_path / name).mkdir()
+        table = pa.table({"prediction": [1.0, 2.0], "reason": pa.nulls(2, pa.string())})
+        pq.write_table(table, tmp_path / name / "one.parquet")
+    files = [[tmp_path / "a*b" / "one.parquet"]] * 2
+    with _Pairs(BOTH, files, tmp_path, logged=False) as pairs:
+        assert pairs.rows == 2
 
 
 SCORES = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(-1e6, 1e6))
