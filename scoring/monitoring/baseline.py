@@ -7,7 +7,7 @@ A training script logs it with the model:
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scoring.batch.quality import sampled_rows
 from scoring.errors import StorageError
@@ -26,7 +25,7 @@ from scoring.files.transfer import publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import ModelVersion
 from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, describe_all
-from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS
+from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS, LogFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +34,6 @@ FILE = "serving_baseline.json"
 """In the folder of the model's files."""
 FIRST_DAYS = "_baseline"
 """The folder of the baselines of first days, beside the days of the log."""
-BATCH_ROWS = 65_536
 # Decoding holds up all threads: 0.4 s for this size. 2000 columns of numbers, or 600 of short strings, have as much.
 MOST_BYTES = 2_000_000
 TOO_LARGE = f"it has more than {MOST_BYTES:,} bytes"
@@ -138,25 +136,28 @@ def answered(rows: pa.Table | pa.RecordBatch) -> Any:
     return rows.filter(pc.is_null(rows[PROBLEM]))
 
 
-def read_log(files: Iterable[Path], features: ModelFeatures) -> Iterator[pa.Table]:
-    """Yield the columns of logged rows that were answered, by their names in a baseline, some rows at a time."""
-    for place in files:
-        with pq.ParquetFile(place) as file:
-            columns = log_columns(features, file.schema_arrow)
-            for batch in file.iter_batches(BATCH_ROWS, columns=list({*columns.values(), PROBLEM}), use_threads=False):
-                rows = answered(batch)
-                yield pa.table({name: rows[column] for name, column in columns.items()})
+def read_log(files: Iterable[LogFile], features: ModelFeatures) -> Iterator[pa.Table]:
+    """Yield the columns of logged rows that were answered, by their names in a baseline, some rows at a time.
+
+    Raises:
+        StorageError: a file can't be read.
+    """
+    for file in files:
+        columns = log_columns(features, file.schema)
+        for table in file.tables(list({*columns.values(), PROBLEM})):
+            rows = answered(table)
+            yield pa.table({name: rows[column] for name, column in columns.items()})
 
 
-def measure_log(files: Iterable[Path], features: ModelFeatures, source: str) -> Baseline:
-    """Return the distributions of logged rows, or of a sample of them."""
-    files = list(files)
-    total = sum(pq.read_metadata(file).num_rows for file in files)
-    sampled = []
+def measure_log(files: Sequence[LogFile], features: ModelFeatures, source: str) -> Baseline:
+    """Return the distributions of logged rows that were answered, or of a sample of them. Raises StorageError."""
+    total = sum(file.rows for file in files)
+    sampled, measured = [], 0
     for rows in read_log(files, features):
         step = max(1, -(-total // sampled_rows(rows.num_columns)))
-        sampled.append(rows.take(pa.array(range(0, rows.num_rows, step))))
-    return describe_all(pa.concat_tables(sampled, promote_options="default"), source, total)
+        sampled.append(rows.take(pa.array(range(0, rows.num_rows, step), pa.int64())))
+        measured += rows.num_rows
+    return describe_all(pa.concat_tables(sampled, promote_options="default"), source, measured)
 
 
 def _decoded(content: bytes, place: str) -> Baseline | None:

@@ -33,7 +33,6 @@ from scoring.monitoring.prediction_log import (
     ROLE,
     day_folder,
     fetch_log,
-    read_constants,
 )
 from scoring.predict import Policy
 from scoring.serving import ServingModel
@@ -82,10 +81,9 @@ def compare_log(log: Location, days: Sequence[str], both: Both, role: str) -> Co
     with scratch_folder() as scratch:
         for day in days:
             (scratch / day).mkdir()
-            for name, copy in fetch_log(day_folder(log, day), scratch / day).items():
-                places[copy] = day_folder(log, day) / name
-                row = read_constants(copy, ("model_name", "model_version", ROLE), places[copy])
-                files.setdefault((f"{row['model_name']}/{row['model_version']}", row[ROLE]), []).append(copy)
+            for file in fetch_log(day_folder(log, day), scratch / day):
+                row, places[file.copy] = file.constants, file.place
+                files.setdefault((f"{row['model_name']}/{row['model_version']}", row[ROLE]), []).append(file.copy)
         scored = zip(both, (role, CHALLENGER), strict=True)
         found = [files.get((str(serving.model.version), each), []) for serving, each in scored]
         if not all(found):

@@ -3,18 +3,16 @@
 There, `feast validate` and `feast monitor run --source-type log` read it.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from scoring.errors import FeatureStoreError
+from scoring.errors import FeatureStoreError, StorageError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import CHALLENGER, REQUEST_ID, ROLE, in_sample
+from scoring.monitoring.prediction_log import CHALLENGER, REQUEST_ID, ROLE, LogFile, in_sample
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -23,7 +21,7 @@ COPIED = "_feast.json"
 """The file beside those of a day that names the ones that were copied."""
 
 
-def copy_to_feast(store: "FeatureStore", folder: Location, files: Mapping[str, Path]) -> int:
+def copy_to_feast(store: "FeatureStore", folder: Location, files: Sequence[LogFile]) -> int:
     """Copy the rows of a day's new files, and return their number. A challenger's are not copied: nothing served them.
 
     The LoggingConfig's `sample_rate` is a fraction of all requests, of which the log may already be a sample. A file is
@@ -32,24 +30,33 @@ def copy_to_feast(store: "FeatureStore", folder: Location, files: Mapping[str, P
     Args:
         store: the Feast store.
         folder: the day's folder, for the record of the copied files.
-        files: name of each file → its local copy.
+        files: the day's files.
 
     Raises:
         FeatureStoreError: the offline store failed.
-        StorageError: the record can't be read or written.
+        StorageError: a file or the record can't be read, or the record can't be written.
     """
-    record = folder / COPIED
-    copied: list[str] = msgspec.json.decode(record.read_bytes()) if record.exists() else []
+    served = [file for file in files if file.constants[ROLE] != CHALLENGER]
+    services = {name: _logged_service(store, name) for name in {file.constants["feature_service"] for file in served}}
+    wanted = [file for file in served if services[file.constants["feature_service"]] is not None]
+    copied = _copied(folder / COPIED) if wanted else []
     rows = 0
-    for name in files.keys() - set(copied):
-        table = pq.ParquetFile(files[name]).read()
-        service = _logged_service(store, table["feature_service"][0].as_py())
-        if service is not None and table[ROLE][0].as_py() != CHALLENGER:
-            rows += _copy(store, service, table)
-            copied.append(name)
-            with publishing(record) as part:
+    for file in wanted:
+        if file.copy.name not in copied:
+            rows += _copy(store, services[file.constants["feature_service"]], pa.concat_tables(file.tables()))
+            copied.append(file.copy.name)
+            with publishing(folder / COPIED) as part:
                 part.write_bytes(msgspec.json.encode(copied))
     return rows
+
+
+def _copied(record: Location) -> list[str]:
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StorageError("reading", str(record), error) from None
 
 
 def _logged_service(store: "FeatureStore", name: str) -> Any:

@@ -22,6 +22,7 @@ These columns follow, with the names that they have in a batch output, if they a
 The metadata of a file's Arrow schema names the request's columns (`REQUEST_COLUMNS`).
 """
 
+import contextlib
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.errors import StorageError
+from scoring.errors import StorageError, listed
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
 from scoring.files.location import Entry, Location
 from scoring.models.outputs import Outputs
@@ -58,6 +59,9 @@ OVERRIDES, POLICY = "__overrides", "__policy"
 FETCHED_AT_ONCE = 8
 REQUEST_COLUMNS = b"serving:request_columns"
 """Key of a file's schema metadata: a JSON list of the columns that came with the request."""
+BATCH_ROWS = 65_536
+CONSTANTS = "model_name", "model_version", "feature_service", ROLE, POLICY
+"""Columns with one value in all rows of a file."""
 
 
 class LoggedRequest(msgspec.Struct, frozen=True):
@@ -215,37 +219,55 @@ def log_files(folder: Location) -> list[Entry]:
     return sorted(files, key=lambda entry: entry.name)
 
 
-def fetch_log(folder: Location, scratch: Path) -> dict[str, Path]:
-    """Copy the files of a day's folder to `scratch`, several at a time. Return name → copy, sorted by name.
+class LogFile(msgspec.Struct, frozen=True):
+    """A file of the log, with a copy on this machine."""
+
+    place: Location
+    copy: Path
+    schema: pa.Schema
+    rows: int
+    constants: Mapping[str, Any]
+    """The values of CONSTANTS."""
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield these columns, by default all, some rows at a time. Raises StorageError."""
+        with _reading(self.place), pq.ParquetFile(self.copy) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+                yield pa.Table.from_batches([batch])
+
+
+def fetch_log(folder: Location, scratch: Path) -> list[LogFile]:
+    """Copy the files of a day's folder to `scratch`, several at a time. Return them sorted by name.
 
     Raises:
-        StorageError: a file can't be read, or is not Parquet.
+        StorageError: a file can't be read, or is not one of the log.
     """
 
-    def copy(entry: Entry) -> Path:
-        (scratch / entry.name).write_bytes((folder / entry.name).read_bytes())
-        try:
-            pq.read_metadata(scratch / entry.name)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError("reading", str(folder / entry.name), error) from None
-        return scratch / entry.name
+    def fetched(entry: Entry) -> LogFile:
+        place, copy = folder / entry.name, scratch / entry.name
+        with _reading(place):
+            copy.write_bytes(place.read_bytes())
+            with pq.ParquetFile(copy) as file:
+                schema, rows = file.schema_arrow, file.metadata.num_rows
+                needed = {*CONSTANTS, LOG_TIMESTAMP, REQUEST_ID, LATENCY_MS, PROBLEM, REQUEST_COLUMNS.decode()}
+                known = {*schema.names, *(name.decode() for name in schema.metadata or ())}
+                if missing := sorted(needed - known):
+                    raise ValueError(f"it lacks {listed(missing)}")
+                if not rows:
+                    raise ValueError("it has no rows")
+                constants = next(file.iter_batches(1, columns=list(CONSTANTS))).to_pylist()[0]
+        return LogFile(place, copy, schema, rows, constants)
 
-    files = log_files(folder)
     with ThreadPoolExecutor(FETCHED_AT_ONCE, "fetch") as pool:
-        return dict(zip((entry.name for entry in files), pool.map(copy, files), strict=True))
+        return list(pool.map(fetched, log_files(folder)))
 
 
-def read_constants(file: Path, names: Sequence[str], place: Location) -> dict[str, Any]:
-    """Return the values of columns that are the same in all rows of a log file; `place` names it in an error.
-
-    Raises:
-        StorageError: it can't be read.
-    """
+@contextlib.contextmanager
+def _reading(place: Location) -> Iterator[None]:
+    """Raise a StorageError that names the file for any error of a damaged one."""
     try:
-        with pq.ParquetFile(file) as opened:
-            (row,) = opened.read_row_group(0, list(names)).slice(0, 1).to_pylist()
-        return {name: row[name] for name in names}
-    except (OSError, LookupError, ValueError) as error:
+        yield
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise StorageError("reading", str(place), error) from None
 
 

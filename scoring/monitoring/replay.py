@@ -22,7 +22,7 @@ from scoring.batch.request import RequestCopy, entity_columns
 from scoring.engine import score_request
 from scoring.errors import FeatureServiceNotFound, MissingFeatures, ModelNotRegistered, ModelRefused, VersionNotFound
 from scoring.files.atomic import scratch_folder
-from scoring.files.location import Location, storage_errors
+from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import content_of, publishing
 from scoring.models.outputs import PREDICTION
@@ -34,8 +34,8 @@ from scoring.monitoring.prediction_log import (
     REQUEST_COLUMNS,
     REQUEST_ID,
     ROLE,
+    LogFile,
     fetch_log,
-    read_constants,
 )
 from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, Comparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
@@ -78,7 +78,7 @@ def replay(
         RegistryError, ModelRefused, FeatureStoreError: a version can't be loaded or joined, as in a batch run.
     """
     with scratch_folder() as scratch, publishing(report) as part, pq.ParquetWriter(part, REPORT_SCHEMA) as writer:
-        logged = files_by_version(fetch_log(log, scratch).values(), log)
+        logged = files_by_version(fetch_log(log, scratch))
         counts: Counter[str] = Counter()
         rows = unanswered = 0
         versions: Counter[str] = Counter()
@@ -97,17 +97,15 @@ Scored = tuple[str, int, str]
 """Model name, version, and the policy as JSON: what a row was scored with."""
 
 
-def files_by_version(files: Iterable[Path], log: Location) -> dict[tuple[Scored, str], list[Path]]:
+def files_by_version(files: Iterable[LogFile]) -> dict[tuple[Scored, str], list[LogFile]]:
     """Return what the rows of each file were scored with, and its schema → the files.
 
     One version has several schemas if features were added to its feature service meanwhile.
     """
-    found: dict[tuple[Scored, str], list[Path]] = {}
-    for place in files:
-        row = read_constants(place, ("model_name", "model_version", POLICY), log / place.name)
-        schema = str(pq.read_schema(place).remove_metadata())
-        scored = row["model_name"], row["model_version"], row[POLICY]
-        found.setdefault((scored, schema), []).append(place)
+    found: dict[tuple[Scored, str], list[LogFile]] = {}
+    for file in files:
+        scored = file.constants["model_name"], file.constants["model_version"], file.constants[POLICY]
+        found.setdefault((scored, str(file.schema.remove_metadata())), []).append(file)
     return found
 
 
@@ -115,7 +113,7 @@ class _ReplayOfVersion:
     """The replay of the rows of one version with one policy."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, store: "FeatureStore", scored: Scored, files: list[Path]
+        self, settings: Settings, registry: Registry, store: "FeatureStore", scored: Scored, files: list[LogFile]
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -141,7 +139,7 @@ class _ReplayOfVersion:
             yield from self._not_replayed(VERSION_GONE, str(error))
             return
         columns = [name for name in entity_columns(serving.features) if name != EVENT_TIMESTAMP]
-        if missing := [name for name in columns if name not in pq.read_schema(self._files[0]).names]:
+        if missing := [name for name in columns if name not in self._files[0].schema.names]:
             yield from self._not_replayed(DEFINITION_CHANGED, f"requests had no {', '.join(missing)}")
             return
         with scratch_folder() as scratch:
@@ -152,13 +150,10 @@ class _ReplayOfVersion:
 
     def _answered(self) -> Iterator[pa.Table]:
         for file in self._files:
-            with pq.ParquetFile(file) as opened:
-                for group in range(opened.num_row_groups):
-                    with storage_errors("reading", Location(file)):
-                        rows = opened.read_row_group(group)
-                    answered = rows.filter(pc.is_null(rows[PROBLEM]))
-                    self.unanswered += rows.num_rows - answered.num_rows
-                    yield answered
+            for rows in file.tables():
+                answered = rows.filter(pc.is_null(rows[PROBLEM]))
+                self.unanswered += rows.num_rows - answered.num_rows
+                yield answered
 
     def _requests(self, own: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the log's rows as those of a batch request, with the other columns under names of their own."""

@@ -4,11 +4,9 @@ import functools
 import hashlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import pyarrow.parquet as pq
 
 from scoring.errors import ServingError, SettingsError, StorageError, first_line
 from scoring.files.atomic import scratch_folder
@@ -17,7 +15,7 @@ from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.baseline import FILE, MOST_BYTES, keep_first_day, measure_log, read_baseline, read_log
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
-from scoring.monitoring.prediction_log import day_folder, fetch_log, log_files
+from scoring.monitoring.prediction_log import LogFile, day_folder, fetch_log, log_files
 from scoring.monitoring.replay import REPORTS, ReplayReport, files_by_version
 from scoring.monitoring.replay import replay as replay_log
 from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
@@ -56,17 +54,17 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
         files = _files(folder)
         with scratch_folder() as scratch:
             copies = fetch_log(folder, scratch)
-            rows = sum(pq.read_metadata(copy).num_rows for copy in copies.values())
+            rows = sum(copy.rows for copy in copies)
             store = serving.open_feature_store()
             copied = copy_to_feast(store, folder, copies)
-            versions: dict[tuple[str, int], list[Path]] = {}
-            for ((name, version, _), _), paths in files_by_version(copies.values(), folder).items():
-                versions.setdefault((name, version), []).extend(paths)
+            versions: dict[tuple[str, int], list[LogFile]] = {}
+            for ((name, version, _), _), logged in files_by_version(copies).items():
+                versions.setdefault((name, version), []).extend(logged)
             found = {
                 f"{name}/{version}": _compare_with_baseline(
-                    serving, store, (name, version), paths, context.partition_key
+                    serving, store, (name, version), logged, context.partition_key
                 )
-                for (name, version), paths in versions.items()
+                for (name, version), logged in versions.items()
             }
     findings = {model: [finding] for model, (finding, _) in found.items()}
     yield from results("prediction_log", [BASELINE], findings, "version")
@@ -143,7 +141,7 @@ def _files(folder: Location) -> list[Entry]:
 
 
 def _compare_with_baseline(
-    serving: Serving, store: "FeatureStore", model: tuple[str, int], files: list[Path], day: str
+    serving: Serving, store: "FeatureStore", model: tuple[str, int], files: list[LogFile], day: str
 ) -> tuple[Finding, list[ColumnDrift]]:
     """Compare a version's rows of a day with its training, or else with the first day of its log."""
     settings, registry = serving.settings, serving.registry

@@ -68,13 +68,16 @@ def write_log(
         "reason": pa.array([None if row[2] is not None or problem else "not_found" for row in rows], pa.string()),
         "model_name": pa.repeat("m", len(rows)),
         "model_version": pa.repeat(number, len(rows)),
+        "feature_service": pa.repeat("s", len(rows)),
+        "__policy": pa.repeat("{}", len(rows)),
         "__role": pa.repeat(role or ("champion" if number == 1 else "challenger"), len(rows)),
         "__request_id": pa.array([row[0] for row in rows]),
         "__log_timestamp": pa.repeat(pa.scalar(DAY, pa.timestamp("us", "UTC")), len(rows)),
         "__latency_ms": pa.repeat(latency_ms, len(rows)),
         "__problem": pa.repeat(pa.scalar(problem, pa.string()), len(rows)),
     }
-    pq.write_table(pa.table(columns), folder / f"m-{number}-{name}.parquet")
+    table = pa.table(columns, metadata={"serving:request_columns": '["id"]'})
+    pq.write_table(table, folder / f"m-{number}-{name}.parquet")
 
 
 def compared(log: Path, both: Any = BOTH) -> Comparison | None:
@@ -232,7 +235,8 @@ def test_a_join_key_may_have_any_name(tmp_path: Path, key: str) -> None:
         write_log(tmp_path, number, rows if number == 1 else [("b", 8, 3.0), ("b", 7, 2.5)])
         file = next(tmp_path.rglob(f"m-{number}-.parquet"))
         table = pq.read_table(file)
-        pq.write_table(table.rename_columns([key, *table.column_names[1:]]), file)
+        renamed = table.rename_columns([key, *table.column_names[1:]])
+        pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), file)
     report = report_of(tmp_path, both)
     assert (report.rows, report.outputs[0]["rows_that_differ"]) == (2, 1)
 
