@@ -45,7 +45,8 @@ class DriftMetrics:
             self._slots.popleft()
         columns = list(log_columns(features, rows.schema).items())[:MOST_COLUMNS]
         logged = answered(rows)
-        self._slots[-1][1].add(pa.table({name: logged[column] for name, column in columns}))
+        if logged.num_rows:
+            self._slots[-1][1].add(pa.table({name: logged[column] for name, column in columns}))
         self._measured = now, merged([slot for _, slot in self._slots]).drifts()
 
     def collect(self) -> Iterator[Metric]:

@@ -48,6 +48,11 @@ class ColumnBaseline(msgspec.Struct, frozen=True, dict=True):
         if any(before >= after for before, after in itertools.pairwise(self.edges or ())):
             raise ValueError("the edges do not ascend")
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has values and names all of them, so that others are new categories."""
+        return self.edges is None and not self.shares[-1] and self.values > 0
+
 
 class Baseline(msgspec.Struct, frozen=True):
     """The distributions that a model version is compared with."""
@@ -83,6 +88,9 @@ class ColumnDrift(msgspec.Struct, frozen=True):
         if self.nulls > self.nulls_before + nulls:
             allowed = f"{self.nulls_before:.1%} in the baseline, {nulls:.1%} more allowed"
             yield f"{self.column} is null in {self.nulls:.1%} of the rows ({allowed})"
+        if self.rows and self.nulls_before == 1 and 1 - self.nulls > nulls:
+            values = f"{1 - self.nulls:.1%} of the rows ({nulls:.1%} allowed)"
+            yield f"{self.column} has values in {values}, none in the baseline"
         if self.new is not None and self.new > new:
             names = ", ".join(map(repr, self.new_categories))
             yield f"{self.column} has new categories in {self.new:.1%} of the values ({new:.1%} allowed): {names}"
@@ -112,21 +120,20 @@ class Observed:
                 continue
             self.counts[name] = self.counts.get(name, 0) + counts
             named = self.new.setdefault(name, [])
-            if column.edges is None and not column.shares[-1] and counts[-2] and len(named) < MOST_NAMED:
+            if column.complete and counts[-2] and len(named) < MOST_NAMED:
                 strings = _strings(values).drop_null()
                 new = strings.filter(pc.invert(pc.is_in(strings, pa.array([*column.categories, *named], pa.string()))))
                 named += new.slice(0, SEARCHED).unique().to_pylist()[: MOST_NAMED - len(named)]
 
     def drifts(self) -> list[ColumnDrift]:
-        """Return the drift of each column that has rows, the largest PSI first."""
-        found = [self._drift(name, counts) for name, counts in self.counts.items() if counts.any()]
+        """Return the drift of each column, the largest PSI first."""
+        found = [self._drift(name, counts) for name, counts in self.counts.items()]
         return sorted(found, key=lambda each: -(each.psi or 0))
 
     def _drift(self, name: str, counts: np.ndarray) -> ColumnDrift:
         column, rows, values = self.baseline.columns[name], int(counts.sum()), int(counts[:-1].sum())
-        complete = column.edges is None and not column.shares[-1]
-        new = float(counts[-2] / max(values, 1)) if complete else None
-        nulls = float(counts[-1] / rows)
+        new = float(counts[-2] / max(values, 1)) if column.complete else None
+        nulls = float(counts[-1] / max(rows, 1))
         return ColumnDrift(name, rows, index(column, counts), nulls, column.nulls, new, self.new.get(name, ()))
 
 
@@ -150,11 +157,13 @@ def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:
     categories: list[str] = []
     if _is_number(values.type):
         numbers = _numbers(values)
-        finite = numbers[np.isfinite(numbers)].astype(float)
-        deciles = np.quantile(finite, np.linspace(0, 1, BINS + 1)[1:-1]) if len(finite) else np.array([])
-        each, repeats = np.unique(deciles.astype(np.float32), return_counts=True)
+        finite = numbers[np.isfinite(numbers)]
+        # Edges are values of the column, so that those of a float32 column are float32, too.
+        wanted = np.linspace(0, 1, BINS + 1)[1:-1]
+        deciles = np.quantile(finite, wanted, method="higher") if len(finite) else finite
+        each, repeats = np.unique(deciles, return_counts=True)
         with np.errstate(over="ignore"):
-            bounds = np.append(each, np.nextafter(each[repeats > 1], np.float32(np.inf)))
+            bounds = np.append(each, np.nextafter(each[repeats > 1].astype(np.float32), np.float32(np.inf)))
         edges = np.unique(bounds[np.isfinite(bounds)]).tolist()
     else:
         found = _strings(values).drop_null().value_counts()
@@ -162,7 +171,7 @@ def describe(values: pa.Array | pa.ChunkedArray) -> ColumnBaseline:
         frequent = frequent.sort_by([("rows", "descending"), ("name", "ascending")]).slice(0, MOST_CATEGORIES)
         categories = frequent["name"].to_pylist()
     bins = [0.0] * (1 + len(categories if edges is None else edges))
-    counts = count(ColumnBaseline(0, 0, bins, edges, categories), values)
+    counts = count(ColumnBaseline(len(values), 0, bins, edges, categories), values)
     present = int(counts[:-1].sum())
     shares = (counts[:-1] / max(present, 1)).tolist()
     return ColumnBaseline(present, float(counts[-1]) / max(len(values), 1), shares, edges, categories)
@@ -188,11 +197,19 @@ def count(column: ColumnBaseline, values: pa.Array | pa.ChunkedArray) -> np.ndar
     Raises:
         pa.ArrowInvalid, pa.ArrowNotImplementedError: the values are not of the baseline's type.
     """
-    if _is_number(values.type) is (column.edges is None):
+    if not column.values or pa.types.is_null(values.type):  # a column without values fits any type
+        nulls = pc.sum(pc.is_null(values, nan_is_null=True)).as_py() or 0
+        places = np.zeros(len(values) - nulls, np.int64)
+    elif _is_number(values.type) is (column.edges is None):
         raise pa.ArrowInvalid("another type")
-    if column.edges is not None:
-        numbers = _numbers(values)
-        places = np.searchsorted(np.array(column.edges, np.float32), numbers[~np.isnan(numbers)], side="right")
+    elif column.edges is not None:
+        numbers, edges = _numbers(values), np.array(column.edges)
+        with np.errstate(over="ignore"):
+            rounded = edges.astype(np.float32)
+            # A feature is a Float32 in one store and a double in another: compare both as float32.
+            if values.type in {pa.float16(), pa.float32()} or np.array_equal(rounded, edges):
+                numbers, edges = numbers.astype(np.float32), rounded
+        places = np.searchsorted(edges, numbers[~np.isnan(numbers)], side="right")
     else:
         known = pa.array(column.categories, pa.string())
         found = pc.index_in(_strings(values).drop_null(), known)
@@ -226,6 +243,8 @@ def summary(baseline: Baseline, drifts: Sequence[ColumnDrift], problems: Sequenc
     largest = next((each for each in drifts if each.psi is not None), None)
     if not drifts:
         passed = "no column has the name and type of one in the baseline: nothing is compared"
+    elif not any(each.rows for each in drifts):
+        passed = "there are no rows to compare"
     elif largest is None:
         passed = f"too few values to measure PSI: {MIN_ROWS_FOR_DRIFT} are needed"
     else:
@@ -238,10 +257,8 @@ def _is_number(dtype: pa.DataType) -> bool:
 
 
 def _numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return numbers as float32, NaN for null: a feature is a Float32 in one store and a double in another."""
-    with np.errstate(over="ignore"):
-        numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        return np.asarray(numbers.astype(np.float32))
+    """Return numbers as float64, NaN for null."""
+    return np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _strings(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

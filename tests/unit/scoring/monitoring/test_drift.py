@@ -120,6 +120,31 @@ def test_a_single_value_that_moves_either_way_is_drift(constant, moved):
     assert drift([constant] * 200, [constant * (1 + moved) + moved] * 200) > 1
 
 
+def test_large_numbers_are_compared_as_doubles_unless_one_side_is_float32():
+    assert drift(NORMAL + 1e9, NORMAL + 1e9 + 5) > 1
+    assert drift(np.full(200, 0.1), np.full(200, 0.1, np.float32)) == 0
+    assert drift(np.full(200, 0.1, np.float32), np.full(200, 0.1)) == 0
+    assert drift(np.full(200, 0.1), np.full(200, 0.2, np.float32)) > 1
+    tenths = np.arange(2000) % 15 / 10
+    assert drift(tenths, tenths.astype(np.float32)) == drift(tenths.astype(np.float32), tenths) == 0
+
+
+@pytest.mark.parametrize("dtype", [pa.float64(), pa.string(), pa.null()])
+@pytest.mark.parametrize("values", [[0.5] * 60 + [None] * 40, ["a"] * 60 + [None] * 40, [[1.0]] * 60 + [None] * 40])
+def test_a_column_that_was_null_in_training_and_has_values_now(dtype, values):
+    found = observed(pa.nulls(200, dtype), values)
+
+    expected = "x has values in 60.0% of the rows (10.0% allowed), none in the baseline"
+    assert list(found.problems(psi=0.25, nulls=0.1, new=0.01)) == [expected]
+    assert not list(found.problems(psi=0.25, nulls=0.6, new=0.01))
+    assert not list(observed(pa.nulls(200, dtype), pa.nulls(200)).problems(0.25, 0.1, 0.01))
+
+
+@pytest.mark.parametrize("before", [NORMAL, ["a", "b"] * 100])
+def test_a_column_of_arrows_null_type_is_null(before):
+    assert observed(before, pa.nulls(200)).nulls == 1
+
+
 def test_nulls_and_new_categories_are_shares_and_named():
     found = observed(["a", "b"] * 100 + [None] * 50, ["a"] * 90 + ["c", "d"] * 5 + [None] * 100)
 

@@ -104,6 +104,7 @@ def test_drift_is_reported_with_what_it_is_relative_to():
     [
         (VALUES, "largest PSI 0.000 (prediction)"),
         (VALUES[:10], "too few values to measure PSI: 100 are needed"),
+        (VALUES[:0], "there are no rows to compare"),
         (["gold"] * 500, "no column has the name and type of one in the baseline: nothing is compared"),
     ],
 )
