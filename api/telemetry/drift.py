@@ -22,7 +22,7 @@ LABELS = ("column", "kind")
 
 
 class DriftMetrics:
-    """Drift in the last hour of one version's rows. `add` is called by one thread."""
+    """Drift in the last hour of one version's rows. `follow` and `add` are called by one thread."""
 
     def __init__(self) -> None:
         """Know no version yet."""
@@ -30,12 +30,16 @@ class DriftMetrics:
         self._slots: deque[tuple[float, Observed]] = deque()
         self._measured: tuple[float, Sequence[ColumnDrift]] = 0.0, ()
 
-    def add(self, served: Served, rows: pa.Table) -> None:
-        """Count logged rows of the version that serves. Those of a version before it no longer count."""
-        features, baseline = served.scorer.features, served.scorer.baseline
+    def follow(self, served: Served) -> None:
+        """Forget the rows of the version that served before this one."""
         if self._served is not served:
             self._served, self._measured = served, (0.0, ())
             self._slots.clear()
+
+    def add(self, served: Served, rows: pa.Table) -> None:
+        """Count logged rows of the version that serves."""
+        self.follow(served)
+        features, baseline = served.scorer.features, served.scorer.baseline
         if baseline is None:
             return
         now = time.monotonic()

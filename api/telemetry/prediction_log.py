@@ -202,6 +202,7 @@ class PredictionLog(Collector):
     def _schema(self, served: Served) -> LogSchema:
         if self._current is None or self._current[0] is not served:
             self._current = served, self.schema(served, self._role)
+            self._drift.follow(served)
         return self._current[1]
 
     def _write(self) -> bool:

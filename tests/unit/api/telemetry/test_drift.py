@@ -74,7 +74,10 @@ def test_rows_count_for_an_hour_and_in_slots(clock: SimpleNamespace, version: An
 def test_another_version_starts_anew_and_one_without_a_baseline_has_no_values(version: Any) -> None:
     metrics = DriftMetrics()
     metrics.add(version, rows(HALF))
-    metrics.add(served(version.scorer.baseline), rows(FULL))
+    other = served(version.scorer.baseline)
+    metrics.follow(other)
+    assert samples(metrics) == {}
+    metrics.add(other, rows(FULL))
     assert samples(metrics)["psi", "feature", "x0"] == 0
 
     metrics.add(served(None), rows(FULL))
