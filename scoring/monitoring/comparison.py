@@ -111,8 +111,13 @@ class VersionComparison(msgspec.Struct, frozen=True):
         """Return the differences as tables with columns and formatted values, without empty tables."""
         headings = {"statistic": "", "earlier": self.earlier_version, "current": self.current_version}
         found = {}
-        tables = (self.statistics(), self.outputs(), self.changed_labels())
-        for name, rows in zip(("version_comparison", "changes", "changed_labels"), tables, strict=True):
+        statistics, outputs = self.statistics(), self.outputs()
+        tables = {
+            "version_comparison": statistics or outputs,
+            "changed_outputs": outputs if statistics else [],
+            "changed_labels": self.changed_labels(),
+        }
+        for name, rows in tables.items():
             shown = [
                 {
                     headings.get(key, key.replace("_", " ")): f"{each:.6g}" if isinstance(each, float) else each

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from scoring.errors import ServingError, SettingsError, StorageError, first_line
+from scoring.errors import ServingError, SettingsError, first_line
 from scoring.files.atomic import scratch_folder
-from scoring.files.location import Entry, Location
+from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.baseline import FILE, MOST_BYTES, keep_first_day, measure_log, read_baseline, read_log
 from scoring.monitoring.drift import ColumnDrift, Observed
@@ -51,7 +51,7 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
     """Count the files and rows of this run's day, copy new ones to Feast, and compare them with the baselines."""
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
-        files = _files(folder)
+        files = log_files(folder)
         with scratch_folder() as scratch:
             copies = fetch_log(folder, scratch)
             rows = sum(copy.rows for copy in copies)
@@ -67,6 +67,7 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
                 for (name, version), logged in versions.items()
             }
     findings = {model: [finding] for model, (finding, _) in found.items()}
+    findings = findings or {"none": [Finding(BASELINE, True, "there are no rows of this day")]}
     yield from results("prediction_log", [BASELINE], findings, "version")
     names = "\n".join(f"{entry.name} {entry.size}" for entry in files)
     yield dg.MaterializeResult(
@@ -104,7 +105,6 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
         report = folder.parent / REPORTS / f"{context.partition_key}.parquet"
-        _files(folder)
         found = replay_log(folder, serving.settings, serving.registry, serving.open_feature_store(), report)
         with ParquetFiles([report]) as table:
             metadata = table_metadata(table, report)
@@ -118,26 +118,11 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
     yield dg.MaterializeResult(metadata=metadata)
 
 
-class NothingLogged(StorageError):
-    """There are no files of this day."""
-
-    def __init__(self, folder: Location) -> None:
-        super().__init__("reading", str(folder), "the prediction log has no rows of this day")
-
-
 def _folder(serving: Serving, day: str) -> Location:
     log = serving.settings.prediction_log
     if log is None:
         raise SettingsError(VARIABLE, "is not set in this run, but was when the code location was loaded.")
     return day_folder(log, day)
-
-
-def _files(folder: Location) -> list[Entry]:
-    """Return the files of a day. Raises NothingLogged if there are none."""
-    files = log_files(folder)
-    if not files:
-        raise NothingLogged(folder)
-    return files
 
 
 def _compare_with_baseline(

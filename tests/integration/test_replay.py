@@ -283,7 +283,11 @@ def materialized(environment: dict[str, str], day: str) -> dg.ExecuteInProcessRe
         )
 
 
-def test_a_day_without_rows_is_an_error_that_names_the_folder(world: World, tmp_path: Path, dagster_home: Path) -> None:
-    environment = world.environment | {"SERVING_PREDICTION_LOG": str(tmp_path)}
-    with pytest.raises(dg.Failure, match=r"date=2026-01-02 failed: the prediction log has no rows of this day"):
-        materialized(environment, "2026-01-02")
+def test_a_day_without_rows_has_nothing_to_replay(world: World, tmp_path: Path, dagster_home: Path) -> None:
+    result = materialized(world.environment | {"SERVING_PREDICTION_LOG": str(tmp_path)}, "2026-01-02")
+
+    (logged,) = result.asset_materializations_for_node("prediction_log")
+    assert logged.metadata["dagster/row_count"].value == 0
+    (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "differences_explained"]
+    assert check.passed
+    assert check.description == "0 of 0 rows differ; 0 without a known cause"

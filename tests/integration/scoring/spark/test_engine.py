@@ -438,7 +438,7 @@ def test_dagster_shows_the_same_checks_and_metadata(engine: "SparkEngine", tmp_p
     ours, theirs = (Location(tmp_path / name / "artifacts" / "now") for name in ("spark", "local"))
     assert table(ours).equals(table(theirs))
     assert spark["checks"] == local["checks"]
-    assert len(local["checks"]) == 9
+    assert len(local["checks"]) == 11
     for asset in ("batch_input", "batch_output"):
         assert spark[asset].keys() == local[asset].keys()
         for key in ("dagster/row_count", "dagster/column_schema", "preview", "model_version", "feature_service"):

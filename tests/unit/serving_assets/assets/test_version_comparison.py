@@ -83,8 +83,7 @@ def test_several_outputs_are_compared_each_by_its_kind(tmp_path: Path) -> None:
         "5 of 5 rows differ from m/1: prediction_label in 4, prediction_gold in 5 by 0.5 at most"
     )
     metadata = comparison_metadata(compared)
-    assert "version_comparison" not in metadata
-    assert str(metadata["changes"].value).splitlines()[2:] == [
+    assert str(metadata["version_comparison"].value).splitlines()[2:] == [
         "| prediction_label | 4 | 0.8 |  |  |  |  |  |",
         "| prediction_gold | 5 | 1 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 |",
     ]
