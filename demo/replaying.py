@@ -7,7 +7,7 @@ from cli.processes import CannotStart
 from scoring.features.feature_store import open_feature_store
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
-from scoring.monitoring.prediction_log import day_folder, log_files
+from scoring.monitoring.log_files import day_folder, log_files
 from scoring.monitoring.replay import REPORTS, ReplayReport, replay
 from scoring.settings import Settings
 

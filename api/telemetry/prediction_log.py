@@ -29,7 +29,8 @@ from api.telemetry.drift import DriftMetrics
 from scoring.errors import ServingError, first_line
 from scoring.features.feature_store import definitions_read_by
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, day_folder, in_sample
+from scoring.monitoring.log_files import day_folder
+from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, in_sample
 from scoring.online.reading import StoreRead
 from scoring.predict import Policy
 from scoring.settings import Settings

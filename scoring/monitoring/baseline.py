@@ -25,7 +25,8 @@ from scoring.files.transfer import publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import ModelVersion
 from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, describe_all
-from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS, LogFile
+from scoring.monitoring.log_files import LogFile
+from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

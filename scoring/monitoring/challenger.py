@@ -24,16 +24,8 @@ from scoring.files.parquet import ParquetFiles
 from scoring.models.outputs import Outputs
 from scoring.monitoring.challenger_report import Report, Side
 from scoring.monitoring.comparison import VersionComparison, common_outputs
-from scoring.monitoring.prediction_log import (
-    CHALLENGER,
-    LATENCY_MS,
-    LOG_TIMESTAMP,
-    PROBLEM,
-    REQUEST_ID,
-    ROLE,
-    day_folder,
-    fetch_log,
-)
+from scoring.monitoring.log_files import day_folder, fetch_log
+from scoring.monitoring.prediction_log import CHALLENGER, LATENCY_MS, LOG_TIMESTAMP, PROBLEM, REQUEST_ID, ROLE
 from scoring.predict import Policy
 from scoring.serving import ServingModel
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 from scoring.errors import FeatureStoreError, StorageError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
-from scoring.monitoring.prediction_log import CHALLENGER, REQUEST_ID, ROLE, LogFile, in_sample
+from scoring.monitoring.log_files import LogFile
+from scoring.monitoring.prediction_log import CHALLENGER, REQUEST_ID, ROLE, in_sample
 
 if TYPE_CHECKING:
     from feast import FeatureStore

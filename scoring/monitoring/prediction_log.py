@@ -14,32 +14,26 @@ These columns follow, with the names that they have in a batch output, if they a
 - the request inputs of the model
 - the outputs, `reason`, `model_name`, `model_version`, `feature_service`
 - `__<view>__timestamp` and `__<view>__status` of a view that only on-demand views read
-- `__role` (the alias that the version served under, or `challenger`), `__definitions` (the hash of the feature
-  definitions), `__policy` (a JSON object: the policy for missing features),
+- `__role` (the alias that the version served under, or `challenger`), `__definitions` (a hash of the
+  definitions of the features that the version reads), `__policy` (a JSON object: the policy for missing features),
   `__overrides` (a JSON object of the features that the request overrides, null without any), `__latency_ms` (from the
   decoded request to its scores), `__problem` (if scoring the request failed)
 
 The metadata of a file's Arrow schema names the request's columns (`REQUEST_COLUMNS`).
 """
 
-import contextlib
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from scoring.errors import StorageError, listed
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
-from scoring.files.location import Entry, Location
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.reading import StoreRead
@@ -56,12 +50,8 @@ ROLE, DEFINITIONS, LATENCY_MS, PROBLEM = "__role", "__definitions", "__latency_m
 CHALLENGER = "challenger"
 """The alias of the version that scores answered requests again, and its role."""
 OVERRIDES, POLICY = "__overrides", "__policy"
-FETCHED_AT_ONCE = 8
 REQUEST_COLUMNS = b"serving:request_columns"
 """Key of a file's schema metadata: a JSON list of the columns that came with the request."""
-BATCH_ROWS = 65_536
-CONSTANTS = "model_name", "model_version", "feature_service", ROLE, POLICY
-"""Columns with one value in all rows of a file."""
 
 
 class LoggedRequest(msgspec.Struct, frozen=True):
@@ -203,72 +193,6 @@ class LogSchema:
             if not feature.on_demand:
                 columns[f"{name}__timestamp"] = states[feature.views[0]][0]
         return columns
-
-
-def day_folder(log: Location, day: str) -> Location:
-    """Return the folder with the files of one day (UTC), `2026-11-30`."""
-    return log / f"date={day}"
-
-
-def log_files(folder: Location) -> list[Entry]:
-    """Return the files of a day's folder, sorted by name; none if there is no such folder. Raises StorageError."""
-    try:
-        files = [entry for entry in folder.files() if entry.name.endswith(".parquet")]
-    except FileNotFoundError:
-        return []
-    return sorted(files, key=lambda entry: entry.name)
-
-
-class LogFile(msgspec.Struct, frozen=True):
-    """A file of the log, with a copy on this machine."""
-
-    place: Location
-    copy: Path
-    schema: pa.Schema
-    rows: int
-    constants: Mapping[str, Any]
-    """The values of CONSTANTS."""
-
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield these columns, by default all, some rows at a time. Raises StorageError."""
-        with _reading(self.place), pq.ParquetFile(self.copy) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-                yield pa.Table.from_batches([batch])
-
-
-def fetch_log(folder: Location, scratch: Path) -> list[LogFile]:
-    """Copy the files of a day's folder to `scratch`, several at a time. Return them sorted by name.
-
-    Raises:
-        StorageError: a file can't be read, or is not one of the log.
-    """
-
-    def fetched(entry: Entry) -> LogFile:
-        place, copy = folder / entry.name, scratch / entry.name
-        with _reading(place):
-            copy.write_bytes(place.read_bytes())
-            with pq.ParquetFile(copy) as file:
-                schema, rows = file.schema_arrow, file.metadata.num_rows
-                needed = {*CONSTANTS, LOG_TIMESTAMP, REQUEST_ID, LATENCY_MS, PROBLEM, REQUEST_COLUMNS.decode()}
-                known = {*schema.names, *(name.decode() for name in schema.metadata or ())}
-                if missing := sorted(needed - known):
-                    raise ValueError(f"it lacks {listed(missing)}")
-                if not rows:
-                    raise ValueError("it has no rows")
-                constants = next(file.iter_batches(1, columns=list(CONSTANTS))).to_pylist()[0]
-        return LogFile(place, copy, schema, rows, constants)
-
-    with ThreadPoolExecutor(FETCHED_AT_ONCE, "fetch") as pool:
-        return list(pool.map(fetched, log_files(folder)))
-
-
-@contextlib.contextmanager
-def _reading(place: Location) -> Iterator[None]:
-    """Raise a StorageError that names the file for any error of a damaged one."""
-    try:
-        yield
-    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
-        raise StorageError("reading", str(place), error) from None
 
 
 def in_sample(request_id: str, fraction: float) -> bool:

@@ -27,16 +27,8 @@ from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import content_of, publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import Registry
-from scoring.monitoring.prediction_log import (
-    LOG_TIMESTAMP,
-    POLICY,
-    PROBLEM,
-    REQUEST_COLUMNS,
-    REQUEST_ID,
-    ROLE,
-    LogFile,
-    fetch_log,
-)
+from scoring.monitoring.log_files import LogFile, fetch_log
+from scoring.monitoring.prediction_log import LOG_TIMESTAMP, POLICY, PROBLEM, REQUEST_COLUMNS, REQUEST_ID, ROLE
 from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, Comparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
 from scoring.predict import Policy

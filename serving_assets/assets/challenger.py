@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from scoring.batch.request import copied_request
-from scoring.models.registry import MlflowRegistry, ModelVersion
+from scoring.models.registry import ModelVersion
 from scoring.monitoring.challenger import Comparison, compare_log, compare_request
 from scoring.monitoring.challenger_report import (
     REPORT_NAME,
@@ -132,7 +132,7 @@ def promote_version(context: dg.OpExecutionContext, config: Promotion, serving: 
     """Move the alias as `model-serving promote` does."""
     with failing_in_one_line():
         settings = serving.settings
-        name, alias, registry = settings.model_name, settings.model_alias, MlflowRegistry.from_settings(settings)
+        name, alias, registry = settings.model_name, settings.model_alias, serving.registry
         version = registry.version(name, config.version) if config.version else registry.resolve(name, CHALLENGER)
         load_serving_model(registry, serving.open_feature_store(), version, settings)
         if not config.force:  # after loading, because another promotion may end meanwhile

@@ -15,7 +15,7 @@ from scoring.files.parquet import ParquetFiles
 from scoring.monitoring.baseline import FILE, MOST_BYTES, keep_first_day, measure_log, read_baseline, read_log
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
-from scoring.monitoring.prediction_log import LogFile, day_folder, fetch_log, log_files
+from scoring.monitoring.log_files import LogFile, day_folder, fetch_log
 from scoring.monitoring.replay import REPORTS, ReplayReport, files_by_version
 from scoring.monitoring.replay import replay as replay_log
 from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
@@ -51,14 +51,13 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
     """Count the files and rows of this run's day, copy new ones to Feast, and compare them with the baselines."""
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
-        files = log_files(folder)
         with scratch_folder() as scratch:
-            copies = fetch_log(folder, scratch)
-            rows = sum(copy.rows for copy in copies)
+            files = fetch_log(folder, scratch)
+            sizes = {file.place.name: file.copy.stat().st_size for file in files}
             store = serving.open_feature_store()
-            copied = copy_to_feast(store, folder, copies)
+            copied = copy_to_feast(store, folder, files)
             versions: dict[tuple[str, int], list[LogFile]] = {}
-            for ((name, version, _), _), logged in files_by_version(copies).items():
+            for ((name, version, _), _), logged in files_by_version(files).items():
                 versions.setdefault((name, version), []).extend(logged)
             found = {
                 f"{name}/{version}": _compare_with_baseline(
@@ -69,15 +68,15 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
     findings = {model: [finding] for model, (finding, _) in found.items()}
     findings = findings or {"none": [Finding(BASELINE, True, "there are no rows of this day")]}
     yield from results("prediction_log", [BASELINE], findings, "version")
-    names = "\n".join(f"{entry.name} {entry.size}" for entry in files)
+    names = "\n".join(f"{name} {size}" for name, size in sizes.items())
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.sha256(names.encode()).hexdigest()),
         metadata={
             "dagster/uri": dg.MetadataValue.path(str(folder)),
-            "dagster/row_count": dg.MetadataValue.int(rows),
+            "dagster/row_count": dg.MetadataValue.int(sum(file.rows for file in files)),
             "files": dg.MetadataValue.int(len(files)),
             "rows_copied_to_feast": dg.MetadataValue.int(copied),
-            "bytes": dg.MetadataValue.int(sum(entry.size for entry in files)),
+            "bytes": dg.MetadataValue.int(sum(sizes.values())),
             **{f"drift of {model}": drift_table(drifts) for model, (_, drifts) in found.items()},
         },
     )

@@ -79,6 +79,20 @@ def with_source_rows(world: World, change: Callable[[pd.DataFrame], pd.DataFrame
         file.write_bytes(before)
 
 
+@contextlib.contextmanager
+def with_definitions(world: World, change: Callable[[str], str]) -> Iterator[None]:
+    """Change and apply the feature definitions inside the block."""
+    file = world.folder / "feature_repo" / "definitions.py"
+    before = file.read_text()
+    file.write_text(change(before))
+    apply_definitions(open_feature_store(world.settings))
+    try:
+        yield
+    finally:
+        file.write_text(before)
+        apply_definitions(open_feature_store(world.settings))
+
+
 def new_row(world: World, stats: pd.DataFrame, driver: int, created: pd.Timestamp) -> pd.DataFrame:
     """Add a row for one driver, newer than what was materialized and older than the log."""
     row = stats[stats["driver_id"] == driver].tail(1).assign(conv_rate=0.123, created=created)
@@ -125,45 +139,27 @@ def test_a_row_past_its_time_to_live(world: World, tmp_path: Path, report: Path)
 
 
 def test_definitions_that_have_changed(world: World, log: Path, report: Path) -> None:
-    definitions = world.folder / "feature_repo" / "definitions.py"
-    before = definitions.read_text()
-    store = open_feature_store(world.settings)
-    definitions.write_text(before.replace("timedelta(days=1)", "timedelta(microseconds=1)"))
-    apply_definitions(store)
-    try:
+    with with_definitions(world, lambda text: text.replace("timedelta(days=1)", "timedelta(microseconds=1)")):
         assert replayed(world, log, report).causes["definition_changed"] == 2 * len(DRIVERS)
-    finally:
-        definitions.write_text(before)
-        apply_definitions(open_feature_store(world.settings))
 
 
 def test_definitions_that_the_version_does_not_read_may_change(world: World, log: Path, report: Path) -> None:
-    definitions = world.folder / "feature_repo" / "definitions.py"
-    before = definitions.read_text()
     other = """
 other = FeatureView(name="other", entities=[driver], schema=driver_stats.schema, source=driver_stats_source)
 other_service = FeatureService(name="other", features=[other])
 """
-    definitions.write_text(before + other)
-    apply_definitions(open_feature_store(world.settings))
-    try:
-        with with_source_rows(world, lambda stats: new_row(world, stats, 1001, pd.Timestamp("2100-01-01"))):
-            assert replayed(world, log, report).causes["late_row"] == 2
-    finally:
-        definitions.write_text(before)
-        apply_definitions(open_feature_store(world.settings))
+    late = pd.Timestamp("2100-01-01")
+    with (
+        with_definitions(world, lambda text: text + other),
+        with_source_rows(world, lambda stats: new_row(world, stats, 1001, late)),
+    ):
+        assert replayed(world, log, report).causes["late_row"] == 2
 
 
 def test_features_that_are_gone(world: World, log: Path, report: Path) -> None:
-    definitions = world.folder / "feature_repo" / "definitions.py"
-    before = definitions.read_text()
-    definitions.write_text(before.replace('name="conv_rate"', 'name="renamed_rate"'))
-    apply_definitions(open_feature_store(world.settings))
-    try:
+    with with_definitions(world, lambda text: text.replace('name="conv_rate"', 'name="renamed_rate"')):
         found = replayed(world, log, report)
-    finally:
-        definitions.write_text(before)
-        apply_definitions(open_feature_store(world.settings))
+
     assert found.causes["definition_changed"] == found.rows == 2 * (len(DRIVERS) + 1)
     assert "does not serve its inputs conv_rate" in pq.read_table(report)["detail"][0].as_py()
 

@@ -27,7 +27,7 @@ from scoring.features.feature_store import apply_definitions
 from scoring.features.materialize import materialize_online_store
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
-from scoring.monitoring.prediction_log import day_folder, log_files
+from scoring.monitoring.log_files import day_folder, log_files
 from scoring.monitoring.replay import replay
 from tests.support.api_server import ApiServer, Connection
 from tests.support.s3 import make_bucket

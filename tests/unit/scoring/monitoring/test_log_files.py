@@ -15,7 +15,7 @@ from scoring.files.location import Location
 from scoring.monitoring import baseline
 from scoring.monitoring.baseline import measure_log
 from scoring.monitoring.feast_log import COPIED, copy_to_feast
-from scoring.monitoring.prediction_log import fetch_log
+from scoring.monitoring.log_files import fetch_log
 from tests.support.fakes import features
 
 ROWS = 150
