@@ -1,5 +1,6 @@
 """The project's performance targets, compared with the measured results."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from benchmarks.results import Result
 from benchmarks.tables import number
 
 PEERS = ("bentoml", "bentoml-batching", "mlserver", "fastapi")
+OURS = ("ours", "ours-bulk", "ours-log", "ours-challenger")
+ADDITIONS = (("log", "ours", 0.95), ("challenger", "ours-log", 0.9))
+"""What is added, the server without it, and the least requests/s relative to that."""
 MEMORY_LIMIT_MIB = 10**9 / 2**20
 """The offline store's memory_limit in feature_repo/feature_store.yaml: 1 GB."""
 
@@ -35,6 +39,28 @@ def targets(results: Mapping[str, Result]) -> Iterator[Target]:
 
 
 def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
+    yield from _beside_peers(sections)
+    if "online-5" in sections:
+        ours, floor = (_median(sections["online-5"], server, "cpu_us") for server in ("ours", "constant"))
+        yield _at_most(f"{online.title('online-5')}: CPU per request, x constant route", 2, ours / floor)
+    if {"online-5", "online-5-crowd"} <= sections.keys():
+        many, few = (_median(sections[section], "ours", "p99_ms") for section in ("online-5-crowd", "online-5"))
+        yield _at_most("5 ids: p99 at 64 connections, x p99 at 16", 5, many / few)
+    if sections:
+        failed = sum(each.failed for servers in sections.values() for name in OURS for each in servers.get(name, ()))
+        yield Target("Online: requests without a 200 response, all sections", "0", str(failed), failed == 0)
+    if "online-5-bulk" in sections:
+        beside, without = (_median(sections["online-5-bulk"], server, "p99_ms") for server in ("ours-bulk", "ours"))
+        yield _at_most("p99 beside a client that sends 100,000 ids at a time, x without it", 2, beside / without)
+    for ids, (what, without, least) in itertools.product((5, 100), ADDITIONS):
+        if (section := f"online-{ids}-{what}") in sections:
+            yield from _addition(section, sections[section], f"ours-{what}", without, least)
+    if "online-1000-candidates" in sections:
+        name, servers = online.title("online-1000-candidates"), sections["online-1000-candidates"]
+        yield _at_most(f"{name}: p99, ms", 15, _median(servers, "ours", "p99_ms"))
+
+
+def _beside_peers(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
     least_of = {"online-5": 20, "online-100": 20, "online-1000-candidates": 20}
     least_of |= {"online-5-forest": 10, "online-5-sqlite": 5}
     for section, least in (least_of | dict.fromkeys(map("online-5-{}".format, online.WITH_BENTOML), 15)).items():
@@ -49,23 +75,15 @@ def _online(sections: Mapping[str, dict[str, list[Round]]]) -> Iterator[Target]:
     for section in ("online-5", "online-100"):
         if section in sections:
             yield _below_peers(f"{online.title(section)}: p99", sections[section], "p99_ms")
-    if "online-5" in sections:
-        ours, floor = (_median(sections["online-5"], server, "cpu_us") for server in ("ours", "constant"))
-        yield _at_most(f"{online.title('online-5')}: CPU per request, x constant route", 2, ours / floor)
-    if {"online-5", "online-5-crowd"} <= sections.keys():
-        many, few = (_median(sections[section], "ours", "p99_ms") for section in ("online-5-crowd", "online-5"))
-        yield _at_most("5 ids: p99 at 64 connections, x p99 at 16", 5, many / few)
-    if sections:
-        failed = sum(each.failed for servers in sections.values() for each in servers["ours"])
-        yield Target("Online: requests without a 200 response, all sections", "0", str(failed), failed == 0)
-    if "online-5-bulk" in sections:
-        beside, without = (_median(sections["online-5-bulk"], server, "p99_ms") for server in ("ours-bulk", "ours"))
-        yield _at_most("p99 beside a client that sends 100,000 ids at a time, x without it", 2, beside / without)
-    if "online-1000-candidates" in sections:
-        name, servers = online.title("online-1000-candidates"), sections["online-1000-candidates"]
-        yield _at_most(f"{name}: p99, ms", 15, _median(servers, "ours", "p99_ms"))
     if "online-5-alone" in sections:
         yield _below_peers(f"{online.title('online-5-alone')}: p50", sections["online-5-alone"], "p50_ms")
+
+
+def _addition(section: str, servers: dict[str, list[Round]], name: str, without: str, least: float) -> Iterator[Target]:
+    rate = _median(servers, name, "requests_s") / _median(servers, without, "requests_s")
+    yield _at_least(f"{online.title(section)}: requests/s, x without it", least, rate)
+    p99 = _median(servers, name, "p99_ms") / _median(servers, without, "p99_ms")
+    yield _at_most(f"{online.title(section)}: p99, x without it", 1.1, p99)
 
 
 def _start(servers: dict[str, list[start.Start]]) -> Iterator[Target]:

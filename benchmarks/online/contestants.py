@@ -79,12 +79,31 @@ class Ours(Contestant):
         return [str(python_of(OURS)), "-m", "api"]
 
     def own_environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SERVING_PORT": str(self.port), **self.environment}
+        own = {"PYTHONPATH": str(ROOT), "SERVING_PORT": str(self.port), "SERVING_CHALLENGER_SAMPLE": "0"}
+        return {"OMP_NUM_THREADS": "1", **own, **self.environment}
 
     def choice(self, status: int, answer: bytes) -> Choice:
         if status == 422 and json.loads(answer)["type"].endswith("nothing-scored"):
             return None
         return super().choice(status, answer)
+
+
+class OursLogging(Ours):
+    """The product with a prediction log of all requests."""
+
+    name = "ours-log"
+
+    def own_environment(self) -> dict[str, str]:
+        return super().own_environment() | {"SERVING_PREDICTION_LOG": str(self.directory / "log")}
+
+
+class OursChallenger(OursLogging):
+    """The product with a prediction log, and with a challenger for all requests."""
+
+    name = "ours-challenger"
+
+    def own_environment(self) -> dict[str, str]:
+        return super().own_environment() | {"SERVING_CHALLENGER_SAMPLE": "1"}
 
 
 class Peer(Contestant):
@@ -257,8 +276,10 @@ class Constant(Contestant):
 
 
 ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlBatching, MlServer, FastApi, Constant)
-OF_PROTOCOL: dict[str, tuple[type[Contestant], ...]] = {
+COMPARED: dict[str, tuple[type[Contestant], ...]] = {
     "MLflow's protocol": (OursInvocations, MlflowServe),
     "Open Inference Protocol V2": (OursTensors, MlServerTensors),
+    "with a prediction log": (Ours, OursLogging),
+    "with a challenger": (OursLogging, OursChallenger),
 }
-"""Protocol → those that are compared in it. ALL have their own forms of requests."""
+"""What some contestants are compared in → those contestants. ALL have their own forms of requests."""

@@ -22,8 +22,8 @@ class Workload(msgspec.Struct, frozen=True):
     connections: int
     model: str = "elasticnet"
     store: str = "redis"
-    protocol: str | None = None
-    """A key of OF_PROTOCOL; None if each server has its own."""
+    compared: str | None = None
+    """A key of COMPARED; None if each server has its own protocol."""
     bulk: bool = False
     """Whether each round is repeated beside a client that sends large tables."""
 

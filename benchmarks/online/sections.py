@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, OF_PROTOCOL, BentoMl, BentoMlRanking, Constant, Ours, OursRanking
+from benchmarks.online.contestants import ALL, COMPARED, BentoMl, BentoMlRanking, Constant, Ours, OursRanking
 from benchmarks.online.fleet import fleet
 from benchmarks.online.rounds import Round, Workload, measure
 from benchmarks.results import Result, code_version, now, this_machine
@@ -29,9 +29,13 @@ WORKLOADS = {
     "online-5-classes": Workload(5, 16, model="classes"),
     "online-5-sqlite": Workload(5, 16, store="sqlite"),
     "online-5-bulk": Workload(5, 16, bulk=True),
-    "online-5-mlflow": Workload(5, 16, protocol="MLflow's protocol"),
+    "online-5-mlflow": Workload(5, 16, compared="MLflow's protocol"),
     "online-1000-candidates": Workload(1000, 1, store="ranking"),
-    "online-5-v2": Workload(5, 16, protocol="Open Inference Protocol V2"),
+    "online-5-v2": Workload(5, 16, compared="Open Inference Protocol V2"),
+    "online-5-log": Workload(5, 16, compared="with a prediction log"),
+    "online-100-log": Workload(100, 16, compared="with a prediction log"),
+    "online-5-challenger": Workload(5, 16, compared="with a challenger"),
+    "online-100-challenger": Workload(100, 16, compared="with a challenger"),
 }
 FIRST = ("redis", "elasticnet")
 # Models of which only BentoML is measured beside the product.
@@ -49,6 +53,8 @@ STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite", "ranking": "a view of the u
 SERVER_NAMES = {
     "ours": "**model-serving**",
     "ours-bulk": "**model-serving**, beside a client that sends 100,000 ids at a time",
+    "ours-log": "**model-serving**, prediction log",
+    "ours-challenger": "**model-serving**, prediction log and challenger",
     "bentoml": "BentoML",
     "bentoml-batching": "BentoML, adaptive batching",
     "mlserver": "MLServer",
@@ -57,7 +63,7 @@ SERVER_NAMES = {
     "constant": "constant route (floor)",
 }
 # The peer that rates are compared with, if it was measured.
-BASES = ("bentoml", "mlflow-serve", "mlserver")
+BASES = ("bentoml", "mlflow-serve", "mlserver", "ours", "ours-log")
 HEAD = ("server", "requests/s", "x {base}", "p50 ms", "p99 ms", "CPU µs/request", "Redis CPU µs/request", "MiB")
 
 
@@ -65,9 +71,9 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
     """Run these sections with all or only the named servers. Servers keep running until store or model changes."""
     chosen = [(name, WORKLOADS[name]) for name in WORKLOADS if name in sections]
     same_servers = itertools.groupby(
-        chosen, lambda each: (each[1].store, each[1].model, each[1].protocol, each[1].bulk)
+        chosen, lambda each: (each[1].store, each[1].model, each[1].compared, each[1].bulk)
     )
-    for (store, model, protocol, bulk), group in same_servers:
+    for (store, model, compared, bulk), group in same_servers:
         machine = this_machine()
         # The constant route uses neither model nor store, so it runs only with the first ones.
         possible = [kind for kind in ALL if kind is not Constant or (store, model) == FIRST]
@@ -75,8 +81,8 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
             possible = [Ours]
         if model in WITH_BENTOML:
             possible = [Ours, BentoMl]
-        if protocol is not None:
-            possible = list(OF_PROTOCOL[protocol])
+        if compared is not None:
+            possible = list(COMPARED[compared])
         if store == "ranking":
             possible = [OursRanking, BentoMlRanking]
         kinds = [kind for kind in possible if not servers or kind.name in servers]
@@ -99,8 +105,8 @@ def title(section: str) -> str:
     """The heading of a section."""
     load = WORKLOADS[section]
     connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
-    protocol = f", {load.protocol}" if load.protocol else ", beside large tables" if load.bulk else ""
-    return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}{protocol}"
+    compared = f", {load.compared}" if load.compared else ", beside large tables" if load.bulk else ""
+    return f"{load.ids} ids, {connections}, {MODEL_NAMES[load.model]}, {STORE_NAMES[load.store]}{compared}"
 
 
 def as_table(result: Result) -> str:

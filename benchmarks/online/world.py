@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DRIVERS = range(1001, 101_001)
 MODELS = ("elasticnet", "forest", "boosting", "xgboost", "lightgbm", "onnx", "classes")
+CHALLENGER = "lightgbm"
 STORES = ("redis", "sqlite", "ranking")
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is rebuilt before that.
@@ -115,6 +116,9 @@ def _build(folder: Path, redis: str | None) -> World:
             (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
         else:
             joblib.dump(model, folder / f"{name}.joblib")
+    registered = world.settings.model_name
+    challenger = world.client.get_model_version_by_alias(registered, CHALLENGER).version
+    world.client.set_registered_model_alias(registered, "challenger", challenger)
     _keep(world, redis)
     return world
 

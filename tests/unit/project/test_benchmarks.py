@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from benchmarks.environments import DISTRIBUTION, SHARED, requirements_of
-from benchmarks.online.contestants import ALL, OF_PROTOCOL, Contestant
+from benchmarks.online.contestants import ALL, COMPARED, Contestant
 from benchmarks.online.rounds import Round
 from benchmarks.page import SECTIONS, title_of, write_page
 from benchmarks.paths import ROOT
@@ -82,7 +82,7 @@ def test_the_page_shows_what_was_measured_and_names_what_was_not(tmp_path, onlin
 
 
 def test_a_request_body_asks_for_exactly_these_drivers():
-    for kind in itertools.chain(ALL, *OF_PROTOCOL.values()):
+    for kind in itertools.chain(ALL, *COMPARED.values()):
         contestant: Contestant = kind(Path("/nowhere"))
         body = contestant.body([1001, 1002]).decode()
         assert "[1001,1002]" in body
