@@ -5,6 +5,8 @@ after SERVING_PREDICTION_LOG_SECONDS or SERVING_PREDICTION_LOG_ROWS. If files ca
 to a bound. What exceeds it is dropped, counted and reported in the log: no request waits or fails.
 """
 
+import itertools
+import operator
 import threading
 import time
 import uuid
@@ -14,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from api.inference.micro_batch import MicroBatch, PendingRequest
+from api.inference.micro_batch import PendingRequest
 from api.model.model_slot import Served
 from api.model.scorer import RowScores
 from api.telemetry.drift import DriftMetrics
@@ -31,7 +32,6 @@ from scoring.features.feature_store import definitions_read_by
 from scoring.files.transfer import publishing
 from scoring.monitoring.log_files import day_folder
 from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, in_sample
-from scoring.online.reading import StoreRead
 from scoring.predict import Policy
 from scoring.settings import Settings
 
@@ -51,13 +51,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """What the log keeps of a request until its rows are made."""
 
     served: Served
-    request_id: str
     pending: PendingRequest
-    scores: RowScores | None
-    problem: str | None
-    latency_ms: float
+    request: LoggedRequest
     ended_at: float
     """Seconds since 1970."""
+
+
+SERVED, BATCH = operator.attrgetter("served"), operator.attrgetter("pending.batch")
 
 
 class PredictionLog(Collector):
@@ -112,8 +112,12 @@ class PredictionLog(Collector):
             self._refused += pending.rows
             return
         self._recorded += pending.rows
+        outputs = reasons = None
+        if scores is not None:
+            outputs, reasons = scores.outputs, scores.reasons
         latency_ms = (time.perf_counter() - pending.queued_at) * 1e3
-        self._records.append(Record(served, request_id, pending, scores, problem, latency_ms, time.time()))
+        request = LoggedRequest(request_id, pending.entity_rows, pending.rows, outputs, reasons, latency_ms, problem)
+        self._records.append(Record(served, pending, request, time.time()))
 
     def add_rows(self, schema: LogSchema, rows: pa.Table) -> None:
         """Log rows that were made with a schema of `schema`. Called by any thread."""
@@ -169,13 +173,11 @@ class PredictionLog(Collector):
         for _ in range(len(self._made)):
             self._take(*self._made.popleft())
         records = [self._records.popleft() for _ in range(len(self._records))]
-        groups: dict[int, list[Record]] = {}
-        for record in records:
-            groups.setdefault(id(record.served), []).append(record)
-        for group in groups.values():
+        for served, of_version in itertools.groupby(records, SERVED):
+            group = list(of_version)
             rows = sum(record.pending.rows for record in group)
             try:
-                self._make_rows(self._schema(group[0].served), group)
+                self._make_rows(self._schema(served), group)
             except Exception as error:  # the thread must survive any error
                 self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
                 self._dropped += rows
@@ -184,7 +186,7 @@ class PredictionLog(Collector):
     def _make_rows(self, schema: LogSchema, records: list[Record]) -> None:
         """Make rows of records of one version. A record that can't be converted does not affect the others."""
         try:
-            table = schema.table(_batches(records))
+            table = schema.table(list(_batches(records)))
         except Exception as error:  # a refused request may have values that no Arrow type can hold
             if len(records) == 1:
                 self._report(f"rows could not be made ({type(error).__name__})")  # its message may quote a value
@@ -271,38 +273,15 @@ class PredictionLog(Collector):
         self._problem = problem
 
 
-def _batches(records: list[Record]) -> list[LoggedBatch]:
-    """Return the records by the micro-batches that they were looked up in."""
-    by_batch: dict[int, list[Record]] = {}
-    for record in records:
-        by_batch.setdefault(id(record.pending.batch or record), []).append(record)
-    return [_batch(group) for group in by_batch.values()]
-
-
-def _batch(records: list[Record]) -> LoggedBatch:
-    batch = records[0].pending.batch
-    requests = [
-        LoggedRequest(
-            record.request_id,
-            record.pending.entity_rows,
-            record.pending.rows,
-            None if record.scores is None else record.scores.outputs,
-            None if record.scores is None else record.scores.reasons,
-            record.latency_ms,
-            record.problem,
-        )
-        for record in sorted(records, key=lambda record: record.pending.start)
-    ]
-    as_of = datetime.fromtimestamp(records[0].ended_at, UTC) if batch is None else batch.as_of
-    return LoggedBatch(requests, as_of, _read(records, batch))
-
-
-def _read(records: list[Record], batch: MicroBatch | None) -> StoreRead | None:
-    """Return what was read for these requests, sorted by their places in the micro-batch."""
-    if batch is None or batch.online is None or batch.online.read is None:
-        return None
-    read = batch.online.read
-    pieces = sorted((record.pending.start, record.pending.rows) for record in records)
-    if sum(rows for _, rows in pieces) == len(batch.online.reasons):
-        return read
-    return read.take(np.concatenate([np.arange(start, start + rows) for start, rows in pieces]))
+def _batches(records: list[Record]) -> Iterator[LoggedBatch]:
+    """Yield the records by the micro-batches that they were looked up in, each in one part if it is complete."""
+    for batch, part in itertools.groupby(records, BATCH):
+        group = list(part)
+        read = None if batch is None or batch.online is None else batch.online.read
+        if batch is None or [record.pending for record in group] != list(batch.requests):
+            for record in group:
+                as_of = datetime.fromtimestamp(record.ended_at, UTC) if batch is None else batch.as_of
+                own = read and read.slice(record.pending.start, record.pending.rows)
+                yield LoggedBatch([record.request], as_of, own)
+        else:
+            yield LoggedBatch([record.request for record in group], batch.as_of, read)

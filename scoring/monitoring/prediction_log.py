@@ -23,6 +23,7 @@ The metadata of a file's Arrow schema names the request's columns (`REQUEST_COLU
 """
 
 import itertools
+import operator
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -54,7 +55,7 @@ REQUEST_COLUMNS = b"serving:request_columns"
 """Key of a file's schema metadata: a JSON list of the columns that came with the request."""
 
 
-class LoggedRequest(msgspec.Struct, frozen=True):
+class LoggedRequest(msgspec.Struct, frozen=True, gc=False):
     """A request, or a part of one, in the log."""
 
     request_id: str
@@ -81,13 +82,10 @@ class LoggedBatch(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> int:
         """Return the number of rows."""
-        return sum(request.rows for request in self.requests)
+        return sum(map(ROWS, self.requests))
 
-    def times(self) -> np.ndarray:
-        """Return `as_of` of each row."""
-        if isinstance(self.as_of, np.ndarray):
-            return self.as_of
-        return np.full(self.rows, self.as_of.astimezone(UTC).replace(tzinfo=None), "datetime64[us]")
+
+ROWS = operator.attrgetter("rows")
 
 
 class LogSchema:
@@ -140,15 +138,16 @@ class LogSchema:
     def table(self, batches: Sequence[LoggedBatch]) -> pa.Table:
         """Return the rows of some batches, with `schema`, in their order."""
         requests = [request for batch in batches for request in batch.requests]
-        counts = [request.rows for request in requests]
+        counts = list(map(ROWS, requests))
         rows = sum(counts)
-        times = np.concatenate([batch.times() for batch in batches])
+        times = _times(batches)
         columns = self._of_views(batches, times.astype(np.int64) / 1e6)
         for name, dtype in self._requested.items():
             columns[name] = _joined([request.entity_rows[name] for request in requests], counts, dtype)
         columns[LOG_TIMESTAMP] = pa.array(times).cast(pa.timestamp("us", "UTC"))
-        columns[LOG_DATE] = pa.array(times.astype("datetime64[D]"))
-        columns[REQUEST_ID] = _repeated([request.request_id for request in requests], counts, pa.string())
+        columns[LOG_DATE] = pa.array(times).cast(pa.date32())
+        places = pa.array(np.repeat(np.arange(len(requests)), counts))
+        columns[REQUEST_ID] = pa.array([request.request_id for request in requests], pa.string()).take(places)
         for place, field in enumerate(self._outputs.schema):
             outputs = [request.outputs and request.outputs[place] for request in requests]
             columns[field.name] = _joined(outputs, counts, field.type)
@@ -157,8 +156,8 @@ class LogSchema:
             columns[OVERRIDES] = pa.array(self._overrides(requests), pa.string())
         same = pa.repeat(pa.scalar(0, pa.int8()), rows)
         columns |= {name: pa.DictionaryArray.from_arrays(same, value) for name, value in self._constants.items()}
-        columns[LATENCY_MS] = _repeated([request.latency_ms for request in requests], counts, pa.float64())
-        columns[PROBLEM] = _repeated([request.problem for request in requests], counts, pa.string())
+        columns[LATENCY_MS] = pa.array([request.latency_ms for request in requests], pa.float64()).take(places)
+        columns[PROBLEM] = pa.array([request.problem for request in requests], pa.string()).take(places)
         return pa.Table.from_arrays(
             [_typed(field, columns.get(field.name), rows) for field in self.schema], schema=self.schema
         )
@@ -243,6 +242,19 @@ class _CachedRegistry:
         return lambda *arguments, allow_cache=True: method(*arguments, allow_cache=True)  # noqa: ARG005
 
 
+def _times(batches: Sequence[LoggedBatch]) -> np.ndarray:
+    """Return the time as of which the features of each row were read, datetime64[us] (n_rows,), in UTC."""
+    if any(isinstance(batch.as_of, np.ndarray) for batch in batches):
+        return np.concatenate([np.broadcast_to(_utc(batch.as_of), batch.rows) for batch in batches])
+    return np.repeat(np.array([_utc(batch.as_of) for batch in batches]), [batch.rows for batch in batches])
+
+
+def _utc(as_of: datetime | np.ndarray) -> Any:
+    if isinstance(as_of, np.ndarray):
+        return as_of
+    return np.datetime64(as_of.astimezone(UTC).replace(tzinfo=None), "us")
+
+
 def _state(
     view: View, batches: Sequence[LoggedBatch], read: np.ndarray, now_s: np.ndarray, present: np.ndarray
 ) -> tuple[pa.Array, np.ndarray]:
@@ -274,12 +286,9 @@ def _joined(parts: Sequence[Sequence[Any] | None], counts: Sequence[int], dtype:
     """Return the values of all parts in order. A part may be None for as many nulls as its count."""
     if all(part is None or part.count(None) == len(part) for part in parts):
         return pa.nulls(sum(counts), dtype)
-    given = (itertools.repeat(None, n) if part is None else part for part, n in zip(parts, counts, strict=True))
-    return pa.array(list(itertools.chain.from_iterable(given)), dtype)
-
-
-def _repeated(values: Sequence[Any], counts: Sequence[int], dtype: pa.DataType) -> pa.Array:
-    return pa.array(values, dtype).take(pa.array(np.repeat(np.arange(len(values)), counts)))
+    if None in parts:
+        parts = [[None] * n if part is None else part for part, n in zip(parts, counts, strict=True)]
+    return pa.array(list(itertools.chain.from_iterable(parts)), dtype)  # type: ignore[arg-type]  # no part is None
 
 
 def _typed(field: pa.Field, column: Any, rows: int) -> Any:
