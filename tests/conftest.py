@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 from collections.abc import Generator, Iterator
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from scoring.imports import collector_paused
+from scoring.imports import collector_paused, import_feast, import_model_libraries
 from tests.support.servers import MlflowServer, PostgresServer, RedisServer, S3Server, machines_program
 
 if TYPE_CHECKING:
@@ -38,10 +39,23 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Import the test modules, and with them Feast, MLflow and Dagster, with the garbage collector off."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Import the test modules and their libraries in little time: the libraries as the product does, and first.
+
+    In the process that only distributes the tests, nothing is imported.
+    """
+    if hasattr(session.config, "workerinput") or session.config.getoption("numprocesses", None) in {None, 0}:
+        import_model_libraries()
+        import_feast()
     with collector_paused():
-        return (yield)
+        result = yield
+    gc.freeze()
+    return result
+
+
+def pytest_unconfigure() -> None:
+    """Let the collector search all objects at exit, because ONNX's library reports those that are left as leaks."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,7 @@ class PredictionLog(Collector):
                 self._rows_in_memory -= written.num_rows
                 self._written += written.num_rows
         except (ServingError, OSError, pa.ArrowException) as error:
-            self._report(first_line(str(error)))
+            self._report(str(error) if isinstance(error, ServingError) else first_line(error))
             return False
         self._report(None)
         return True

@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import pytest
 
@@ -55,11 +55,15 @@ def machines_program(name: str, package: str) -> str:
     """Return the path of a program that no wheel provides. If it is missing, skip the test, or fail it under CI."""
     program = shutil.which(name)
     if program is None:
-        reason = f"no {name} on PATH; on Debian: apt-get install {package}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_unless_ci(f"no {name} on PATH; on Debian: apt-get install {package}")
     return program
+
+
+def skip_unless_ci(reason: str) -> NoReturn:
+    """Skip the test on a machine that can't run it, or fail it under CI."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def nginx_program() -> str:
