@@ -45,6 +45,8 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     In the process that only distributes the tests, nothing is imported.
     """
     if hasattr(session.config, "workerinput") or session.config.getoption("numprocesses", None) in {None, 0}:
+        import prometheus_client  # noqa: F401  # before Feast 0.67, which would make it keep its values in files
+
         import_model_libraries()
         import_feast()
     with collector_paused():
