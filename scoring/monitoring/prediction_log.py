@@ -244,9 +244,7 @@ class _CachedRegistry:
 
 def _times(batches: Sequence[LoggedBatch]) -> np.ndarray:
     """Return the time as of which the features of each row were read, datetime64[us] (n_rows,), in UTC."""
-    if any(isinstance(batch.as_of, np.ndarray) for batch in batches):
-        return np.concatenate([np.broadcast_to(_utc(batch.as_of), batch.rows) for batch in batches])
-    return np.repeat(np.array([_utc(batch.as_of) for batch in batches]), [batch.rows for batch in batches])
+    return np.concatenate([np.broadcast_to(_utc(batch.as_of), batch.rows) for batch in batches])
 
 
 def _utc(as_of: datetime | np.ndarray) -> Any:

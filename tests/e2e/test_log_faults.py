@@ -1,9 +1,10 @@
 """An API process whose prediction log is on a full disk, and that is killed beside its challenger."""
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,23 @@ FILE_ROWS = 200
 IDS = list(range(1001, 1101))
 
 
+@functools.cache
+def own_mounts() -> list[str]:
+    """Return the command that runs another one with mounts of its own: as root, or else in a user namespace."""
+    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        with contextlib.suppress(FileNotFoundError):
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+    skip_unless_ci("This user may not mount a file system in a namespace of its own (unshare --mount)")
+
+
 @dataclasses.dataclass
 class ApiWithSmallDisk(ApiServer):
     """The API with a prediction log on a file system of DISK bytes, which only its process sees under this path."""
 
     def command(self) -> list[str]:
         mount = f'mount -t tmpfs -o size={DISK} tmpfs "{self._log_folder}" && exec "$@"'
-        return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *super().command()]
+        return [*own_mounts(), "sh", "-c", mount, "sh", *super().command()]
 
     def own_environment(self) -> dict[str, str]:
         return super().own_environment() | {"SERVING_PREDICTION_LOG": str(self._log_folder)}
@@ -54,9 +65,6 @@ class ApiWithSmallDisk(ApiServer):
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiWithSmallDisk]:
-    namespace = ["unshare", "--user", "--map-root-user", "--mount", "true"]
-    if shutil.which("unshare") is None or subprocess.run(namespace, check=False).returncode:
-        skip_unless_ci("This user may not mount a file system in a namespace of its own")
     world = build_driver_world(tmp_path_factory.mktemp("drivers"), redis=f"{redis_server.connection_string},db=12")
     challenger = register_driver_model(world, alpha=0.3, promote=False)
     world.client.set_registered_model_alias(world.settings.model_name, "challenger", str(challenger))

@@ -10,6 +10,8 @@ import pytest
 
 from scoring.imports import collector_paused
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def test_the_collector_works_again_after_the_last_block() -> None:
     assert gc.isenabled()
@@ -49,7 +51,7 @@ def test_mlflows_client_fetches_files_from_the_server_alone_and_not_where_it_poi
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).resolve().parents[3],
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -57,3 +59,21 @@ def test_mlflows_client_fetches_files_from_the_server_alone_and_not_where_it_poi
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_collector_never_searches_an_imported_library_and_what_exists_later_as_before() -> None:
+    program = (
+        "import gc\n"
+        "from scoring.imports import importing\n"
+        "with importing('decimal'):\n"
+        "    import decimal\n"
+        "print(gc.get_freeze_count() > 1000)\n"
+        "gc.unfreeze()\n"
+        "with importing('decimal'):\n"
+        "    import decimal\n"
+        "print(gc.get_freeze_count(), gc.isenabled())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True", "0", "True"]
