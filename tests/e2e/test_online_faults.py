@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import pyarrow as pa
 import pytest
 
 from tests.support.api_server import BODY, Answer, ApiServer, Connection
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.timeout(400)
 DEADLINE_S = 0.3
 # Beyond the deadline. Only the median must keep it, because the machine may be busy with other tests.
 SLACK_S = 0.1
+ARROW = "application/vnd.apache.arrow.stream"
+TABLE_ROWS = 100_000
 KEYS = ("a-key-that-opens-the-api", "another-key-for-rotation")
 SETTINGS = {"SERVING_POLL_INTERVAL_S": "1", "SERVING_DEADLINE_S": str(DEADLINE_S), "SERVING_DRAIN_S": "1"}
 # A process takes long to start, so most tests share one.
@@ -133,6 +137,10 @@ def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close_and_l
     answers = 0
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema({"driver_id": pa.int64()})) as stream:
+        stream.write_table(pa.table({"driver_id": range(TABLE_ROWS)}))
+    table = sink.getvalue().to_pybytes()
 
     async def follow(port: int) -> None:
         nonlocal answers
@@ -143,13 +151,21 @@ def test_sigterm_loses_no_request_of_a_client_that_honors_connection_close_and_l
                     failures.append(f"{answer.status} {answer.body!r}")
                 answers += 1
 
+    def score_table(port: int) -> int:
+        headers = {"content-type": ARROW, "accept": ARROW}
+        answer = httpx.post(f"http://{HOST}:{port}/scores", content=table, headers=headers, timeout=60)
+        return pa.ipc.open_stream(answer.raise_for_status().content).read_all().num_rows
+
     async def load(server: ApiServer) -> None:
         clients = [asyncio.create_task(follow(server.port)) for _ in range(16)]
         await asyncio.sleep(2)
+        bulk = [asyncio.create_task(asyncio.to_thread(score_table, server.port)) for _ in range(2)]
+        await asyncio.sleep(0.2)
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         outcomes = await asyncio.gather(*clients, return_exceptions=True)
         failures.extend(repr(outcome) for outcome in outcomes if outcome is not None)
+        assert [await rows for rows in bulk] == [TABLE_ROWS] * 2
 
     with serving(tmp_path, drivers, SERVING_DRAIN_S="2", SERVING_DEADLINE_S="5", TMPDIR=str(scratch)) as server:
         asyncio.run(load(server))

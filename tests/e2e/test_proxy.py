@@ -193,3 +193,14 @@ def test_refusals_of_the_proxy_are_problems(proxy: Service, request_line: bytes,
     assert head.startswith(f"HTTP/1.1 {status} ".encode()), head
     assert b"\r\nContent-Type: application/problem+json" in head
     assert json.loads(body)["status"] == status
+
+
+@pytest.mark.parametrize("path", ["/scores", "/invocations", "/v2/models/m/infer"])
+def test_refusals_of_the_proxy_have_the_format_of_each_protocol(proxy: Service, path: str) -> None:
+    no_replica = httpx.post(f"http://{HOST}:{proxy.port}{path}", json={})
+    too_large = httpx.post(f"http://{HOST}:{proxy.port}{path}", content=b" " * (33 << 20))
+    assert (no_replica.status_code, too_large.status_code) == (503, 413)
+    for answer, code in (no_replica, "TEMPORARILY_UNAVAILABLE"), (too_large, "BAD_REQUEST"):
+        problem = answer.json()
+        assert problem["detail"] == problem["error"] == problem["message"]
+        assert problem["error_code"] == code
