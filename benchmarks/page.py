@@ -1,9 +1,11 @@
 """Write docs/benchmarks.md from the stored results."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.batch import sections as batch
+from benchmarks.headlines import headlines_picture, headlines_table
 from benchmarks.online import sections as online
 from benchmarks.online import start
 from benchmarks.results import Result, read
@@ -12,6 +14,7 @@ from benchmarks.targets import targets
 
 TEMPLATE = Path(__file__).with_name("page.md").read_text()
 """The page's prose, with a placeholder comment for each generated part."""
+WIDE = tuple(itertools.chain(*online.WIDE.values()))
 SECTIONS = (*online.WORKLOADS, start.SECTION, *batch.WORKS)
 
 
@@ -19,8 +22,10 @@ def write_page(folder: Path, page: Path) -> None:
     """Write the page from the results in a folder. A section without a result reads "Not measured."."""
     results = {name: result for name in SECTIONS if (result := read(folder, name)) is not None}
     parts = {
+        "HEADLINES": headlines_table(results),
         "TARGETS": _targets(results),
-        "ONLINE": "\n\n".join(_sections(results, tuple(online.WORKLOADS))),
+        "ONLINE": "\n\n".join(_sections(results, tuple(name for name in online.WORKLOADS if name not in WIDE))),
+        "WIDE": "\n\n".join(_wide(results)),
         "START": "\n\n".join(_sections(results, (start.SECTION,))),
         "BATCH": "\n\n".join(_sections(results, tuple(batch.WORKS))),
         "RUN": _run(results),
@@ -29,7 +34,9 @@ def write_page(folder: Path, page: Path) -> None:
     text = TEMPLATE
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    picture = page.parent / "images" / "benchmarks.svg"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_text(headlines_picture(results))
     page.write_text(text)
 
 
@@ -51,6 +58,13 @@ def _sections(results: Mapping[str, Result], names: tuple[str, ...]) -> Iterator
     for name in names:
         content = table_of(results[name]) if name in results else "Not measured."
         yield f"### {title_of(name)}\n\n`{name}`\n\n{content}"
+
+
+def _wide(results: Mapping[str, Result]) -> Iterator[str]:
+    for store, names in online.WIDE.items():
+        measured = [results[name] for name in names if name in results]
+        content = online.as_wide_table(measured) if measured else "Not measured."
+        yield f"### {online.STORE_NAMES[store]}\n\n{', '.join(f'`{name}`' for name in names)}\n\n{content}"
 
 
 def _targets(results: Mapping[str, Result]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks.environments import OURS, python_of
 from benchmarks.paths import PEERS, ROOT
 from benchmarks.processes import tree
@@ -61,6 +63,11 @@ class Contestant(Server):
         """Return the request body for these drivers."""
         template = self.template.replace("COUNT", str(len(ids))).replace("CONTEXT", str(ids[-1]))
         return template.replace("IDS", ",".join(map(str, ids))).encode()
+
+    def ask(self, ids: list[int]) -> httpx.Response:
+        """Send one request and return the response."""
+        headers = {"Content-Type": "application/json"}
+        return httpx.post(self.url, content=self.body(ids), headers=headers, timeout=60)
 
     def choice(self, status: int, answer: bytes) -> Choice:
         """Parse a response."""
@@ -190,6 +197,37 @@ class BentoMlRanking(BentoMl):
     template = CANDIDATES
 
 
+class FeastServe(Peer):
+    """Feast's own feature server. It answers with features only, so there is no choice to compare."""
+
+    name = "feast"
+    peer = "fastapi"  # its environment has what the server needs
+    path = "/get-online-features"
+    ready_path = "/health"
+    service = "driver_ranking"
+
+    @property
+    def template(self) -> str:  # type: ignore[override]  # a constant of the other servers
+        return f'{{"feature_service":"{self.service}","full_feature_names":true,"entities":{{"driver_id":[IDS]}}}}'
+
+    def command(self) -> list[str]:
+        feast = python_of(self.peer).with_name("feast")
+        repository = self.environment["BENCH_FEATURE_REPO"]
+        configuration = f"{repository}/{self.environment['BENCH_FEATURE_STORE_YAML']}"
+        # By default, its worker starts anew after 1,000 requests.
+        return [
+            *(str(feast), "-c", repository, "-f", configuration, "--log-level", "ERROR", "serve", "--no-access-log"),
+            *("--host", self.host, "--port", str(self.port), "--max-requests", "0", "--max-requests-jitter", "0"),
+        ]
+
+
+class FeastPrecomputed(FeastServe):
+    """Feast's own feature server with a service whose vectors are precomputed."""
+
+    name = "feast-precomputed"
+    service = "precomputed"
+
+
 class MlServer(Peer):
     """MLServer with a custom runtime and the V2 inference protocol."""
 
@@ -276,10 +314,11 @@ class Constant(Contestant):
 
 
 ALL: tuple[type[Contestant], ...] = (Ours, BentoMl, BentoMlBatching, MlServer, FastApi, Constant)
+BESIDE_FEAST: tuple[type[Contestant], ...] = (Ours, BentoMl, FeastServe, FeastPrecomputed)
 COMPARED: dict[str, tuple[type[Contestant], ...]] = {
     "MLflow's protocol": (OursInvocations, MlflowServe),
     "Open Inference Protocol V2": (OursTensors, MlServerTensors),
     "with a prediction log": (Ours, OursLogging),
     "with a challenger": (OursLogging, OursChallenger),
 }
-"""What some contestants are compared in → those contestants. ALL have their own forms of requests."""
+"""What some contestants are compared in → those contestants. ALL and BESIDE_FEAST have their own forms of requests."""

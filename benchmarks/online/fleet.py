@@ -19,6 +19,8 @@ class Fleet(NamedTuple):
 
     contestants: list[Contestant]
     redis: RedisServer | None
+    drivers: range
+    """The ids to ask for."""
     versions: dict[str, dict[str, str]]
     """Peer → package → version."""
 
@@ -33,8 +35,8 @@ def fleet(store: str, model: str, kinds: Sequence[type[Contestant]]) -> Iterator
             stack.callback(contestant.stop)
         with ThreadPoolExecutor(len(contestants)) as pool:
             list(pool.map(lambda each: each.start(), contestants))
-        check_same_answers(contestants)
-        yield Fleet(contestants, redis, versions)
+        check_same_answers(contestants, world.drivers)
+        yield Fleet(contestants, redis, world.drivers, versions)
 
 
 def prepare(kinds: Sequence[type[Contestant]]) -> dict[str, dict[str, str]]:

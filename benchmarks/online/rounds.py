@@ -1,5 +1,7 @@
 """Rounds of load that alternate between servers, so that other load on the machine affects all of them alike."""
 
+import math
+import random
 from collections.abc import Iterator
 
 import msgspec
@@ -7,9 +9,9 @@ import msgspec
 from benchmarks.online.bulk import bulk_client
 from benchmarks.online.contestants import Contestant
 from benchmarks.online.fleet import Fleet
-from benchmarks.online.world import DRIVERS
 from benchmarks.online.wrk import Load, run_wrk
 from benchmarks.processes import cpu_s, memory_mib
+from benchmarks.stopwatch import Stopwatch
 from tests.support.servers import Server
 
 WARM_UP_S = 1.0
@@ -26,6 +28,8 @@ class Workload(msgspec.Struct, frozen=True):
     """A key of COMPARED; None if each server has its own protocol."""
     bulk: bool = False
     """Whether each round is repeated beside a client that sends large tables."""
+    rounds: int = 5
+    """The largest number of rounds."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -43,25 +47,43 @@ class Round(msgspec.Struct, frozen=True):
     memory_mib: float
     failed: int
     """Requests without a response, or with a status other than 200."""
+    connections: int = 16
 
 
 def measure(fleet: Fleet, workload: Workload, rounds: int, seconds: float) -> Iterator[Round]:
     """Load each server once per round, in an order that rotates from round to round."""
-    for contestant in fleet.contestants:
-        _load(contestant, workload, WARM_UP_S, seed=0)
-    for number in range(rounds):
+    loads = {each.name: _bearable(fleet, each, workload, seconds) for each in fleet.contestants}
+    for number in range(min(rounds, workload.rounds)):
         turn = number % len(fleet.contestants)
         for contestant in fleet.contestants[turn:] + fleet.contestants[:turn]:
-            yield _one(fleet, contestant, workload, seconds, seed=number + 1)
+            load = loads[contestant.name]
+            yield _one(fleet, contestant, *load, seed=number + 1)
             if workload.bulk:
-                with bulk_client(contestant, DRIVERS):
-                    beside = _one(fleet, contestant, workload, seconds, seed=number + 1)
+                with bulk_client(contestant, fleet.drivers):
+                    beside = _one(fleet, contestant, *load, seed=number + 1)
                 yield msgspec.structs.replace(beside, server=f"{contestant.name}-bulk")
+
+
+def _bearable(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: float) -> tuple[Workload, float]:
+    """Warm a server up. Return the load of each round, and its seconds.
+
+    A server that could not answer one request of each connection in a round gets requests over one connection, for as
+    long as it takes to answer three.
+    """
+    watch, times = Stopwatch(), list[float]()
+    while len(times) < 10 and (len(times) < 2 or watch.elapsed_s < seconds):
+        one = Stopwatch()
+        contestant.ask(random.sample(fleet.drivers, workload.ids))
+        times.append(one.elapsed_s)
+    if min(times) * workload.connections > seconds:
+        return msgspec.structs.replace(workload, connections=1), max(seconds, math.ceil(3.3 * min(times)))
+    _load(fleet, contestant, workload, WARM_UP_S, seed=0)
+    return workload, seconds
 
 
 def _one(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: float, seed: int) -> Round:
     cpu, redis_cpu = _cpu_s(contestant), _cpu_s(fleet.redis)
-    load = _load(contestant, workload, seconds, seed)
+    load = _load(fleet, contestant, workload, seconds, seed)
     cpu, redis_cpu = _cpu_s(contestant) - cpu, _cpu_s(fleet.redis) - redis_cpu
     answered = load.requests - load.refused
     return Round(
@@ -73,12 +95,13 @@ def _one(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: floa
         redis_cpu_us=redis_cpu * 1e6 / max(1, load.requests),
         memory_mib=memory_mib(_process(contestant)),
         failed=load.refused + load.broken,
+        connections=workload.connections,
     )
 
 
-def _load(contestant: Contestant, workload: Workload, seconds: float, seed: int) -> Load:
+def _load(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: float, seed: int) -> Load:
     template = contestant.template.replace("COUNT", str(workload.ids))
-    return run_wrk(contestant.url, template, workload.ids, DRIVERS, workload.connections, seconds, seed)
+    return run_wrk(contestant.url, template, workload.ids, fleet.drivers, workload.connections, seconds, seed)
 
 
 def _cpu_s(server: Server | None) -> float:

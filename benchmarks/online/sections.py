@@ -7,7 +7,17 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.online.contestants import ALL, COMPARED, BentoMl, BentoMlRanking, Constant, Ours, OursRanking
+from benchmarks.online import world
+from benchmarks.online.contestants import (
+    ALL,
+    BESIDE_FEAST,
+    COMPARED,
+    BentoMl,
+    BentoMlRanking,
+    Constant,
+    Ours,
+    OursRanking,
+)
 from benchmarks.online.fleet import fleet
 from benchmarks.online.rounds import Round, Workload, measure
 from benchmarks.results import Result, code_version, now, this_machine
@@ -36,7 +46,10 @@ WORKLOADS = {
     "online-100-log": Workload(100, 16, compared="with a prediction log"),
     "online-5-challenger": Workload(5, 16, compared="with a challenger"),
     "online-100-challenger": Workload(100, 16, compared="with a challenger"),
+    **{f"{store}-{ids}": Workload(ids, 16, store=store, rounds=3) for store in world.WIDE for ids in (5, 100, 500)},
 }
+WIDE = {store: [name for name, each in WORKLOADS.items() if each.store == store] for store in world.WIDE}
+"""Store → its sections, which share a table."""
 FIRST = ("redis", "elasticnet")
 # Models of which only BentoML is measured beside the product.
 WITH_BENTOML = ("xgboost", "lightgbm", "onnx", "classes")
@@ -49,7 +62,15 @@ MODEL_NAMES = {
     "onnx": "RandomForest(100) in ONNX",
     "classes": "probabilities of RandomForest(100), 3 classes",
 }
-STORE_NAMES = {"redis": "Redis", "sqlite": "SQLite", "ranking": "a view of the user and one of the items in Redis"}
+STORE_NAMES = {
+    "redis": "Redis",
+    "sqlite": "SQLite",
+    "ranking": "a view of the user and one of the items in Redis",
+    **{
+        store: f"{10 * count} features in {count} view{'s' * (count > 1)} in Redis"
+        for store, count in world.WIDE.items()
+    },
+}
 SERVER_NAMES = {
     "ours": "**model-serving**",
     "ours-bulk": "**model-serving**, beside a client that sends 100,000 ids at a time",
@@ -60,6 +81,8 @@ SERVER_NAMES = {
     "mlserver": "MLServer",
     "fastapi": "FastAPI",
     "mlflow-serve": "MLflow's server",
+    "feast": "Feast's server",
+    "feast-precomputed": "Feast's server, precompute_online",
     "constant": "constant route (floor)",
 }
 # The peer that rates are compared with, if it was measured.
@@ -85,6 +108,8 @@ def run(sections: Sequence[str], scale: Scale, servers: Sequence[str] = ()) -> I
             possible = list(COMPARED[compared])
         if store == "ranking":
             possible = [OursRanking, BentoMlRanking]
+        if store in world.WIDE:
+            possible = list(BESIDE_FEAST)
         kinds = [kind for kind in possible if not servers or kind.name in servers]
         with fleet(store, model, kinds) as started:
             for name, workload in group:
@@ -116,6 +141,20 @@ def as_table(result: Result) -> str:
     base = median(rounds[name], "requests_s") if name in rounds else None
     head = [each.format(base=SERVER_NAMES[name]) for each in HEAD]
     return table(head, (_row(server, each, base) for server, each in rounds.items())) + _failures(rounds)
+
+
+def as_wide_table(results: Sequence[Result]) -> str:
+    """Return one table row per server and number of ids."""
+    head = ("ids", "server", "connections", *(each.format(base="BentoML") for each in HEAD[1:]))
+    rows, failures = [], ""
+    for result in results:
+        rounds = by_server(result.rows)
+        base = median(rounds["bentoml"], "requests_s") if "bentoml" in rounds else None
+        for server, each in rounds.items():
+            name, *figures = _row(server, each, base)
+            rows.append([str(WORKLOADS[result.section].ids), name, str(each[0].connections), *figures])
+        failures += _failures(rounds)
+    return table(head, rows) + failures
 
 
 def by_server(rows: Iterable[dict[str, Any]]) -> dict[str, list[Round]]:

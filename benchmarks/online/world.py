@@ -1,6 +1,7 @@
 """100,000 drivers in a real Redis and in SQLite, and registered models. Built once, then reopened.
 
-The world `ranking` has 100,000 users and 100,000 items in a Redis instead.
+The world `ranking` has 100,000 users and 100,000 items in a Redis instead. The world `wide-N` has 5,000 drivers with
+ten features in each of N views.
 
 The product materializes the stores, byte for byte as Feast does (the materialization benchmark compares the content).
 The product and the peers read the same stores: a peer with Feast's own configuration, the product with its own.
@@ -23,15 +24,25 @@ from benchmarks.paths import VAR
 from benchmarks.quietly import quietly
 from scoring.settings import LIBRARY_TYPES, SKLEARN_TYPES
 from tests.support.servers import HOST, RedisServer
-from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, build_ranking_world
+from tests.support.worlds import (
+    DRIVER_INPUTS,
+    RANKING_INPUTS,
+    World,
+    build_driver_world,
+    build_ranking_world,
+    build_wide_world,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DRIVERS = range(1001, 101_001)
+WIDE_DRIVERS = 5000  # Feast precomputes the vectors of some hundred drivers per second
 MODELS = ("elasticnet", "forest", "boosting", "xgboost", "lightgbm", "onnx", "classes")
 CHALLENGER = "lightgbm"
-STORES = ("redis", "sqlite", "ranking")
+WIDE = {f"wide-{views}": views for views in (1, 5, 25)}
+"""Store → its number of feature views."""
+STORES = ("redis", "sqlite", "ranking", *WIDE)
 OURS, PEERS = "feature_store.yaml", "feature_store_peers.yaml"
 # A driver's features are stale after a day; a world is rebuilt before that.
 FRESH_FOR = dt.timedelta(hours=18)
@@ -44,6 +55,11 @@ class OnlineWorld:
     folder: Path
     world: World
 
+    @property
+    def drivers(self) -> range:
+        """The ids that have features."""
+        return DRIVERS[:WIDE_DRIVERS] if self.folder.name in WIDE else DRIVERS
+
     def ours(self, model: str) -> dict[str, str]:
         """Return the environment of the API for one of MODELS."""
         return self.world.environment | {"SERVING_MODEL_ALIAS": model}
@@ -53,10 +69,16 @@ class OnlineWorld:
         return {
             "BENCH_FEATURE_REPO": self.world.environment["SERVING_FEATURE_REPO"],
             "BENCH_FEATURE_STORE_YAML": PEERS,
+            "BENCH_INPUTS": ",".join(self._inputs()),
             "BENCH_MODEL": str(self.folder / (f"{model}.onnx" if model == "onnx" else f"{model}.joblib")),
             "BENCH_REGISTERED_MODEL": f"models:/{self.world.settings.model_name}@{model}",
             "MLFLOW_TRACKING_URI": self.world.environment["MLFLOW_TRACKING_URI"],
         }
+
+    def _inputs(self) -> list[str]:
+        views = WIDE.get(self.folder.name, 0)
+        wide = [f"view{view:02}_{number}" for view in range(views) for number in range(10)]
+        return wide or (RANKING_INPUTS if self.folder.name == "ranking" else DRIVER_INPUTS)
 
 
 @contextlib.contextmanager
@@ -65,7 +87,7 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
     folder = VAR / "worlds" / store
     world = _kept(folder)
     if world is None:
-        print(f"Writing {len(DRIVERS):,} drivers to {store} ...", flush=True)
+        print(f"Writing the features of {store} ...", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     redis = None if store == "sqlite" else RedisServer(folder)
@@ -76,7 +98,7 @@ def open_world(store: str) -> Iterator[tuple[OnlineWorld, RedisServer | None]]:
             stack.callback(redis.stop)
         if world is None:
             with quietly():
-                world = _build_ranking(folder, address) if store == "ranking" else _build(folder, address)
+                world = (_build if store in {"redis", "sqlite"} else _build_linear)(folder, address)
         _configure(world, address)
         yield OnlineWorld(folder, world), redis
 
@@ -123,11 +145,14 @@ def _build(folder: Path, redis: str | None) -> World:
     return world
 
 
-def _build_ranking(folder: Path, redis: str | None) -> World:
+def _build_linear(folder: Path, redis: str | None) -> World:
     import joblib
     import mlflow
 
-    world = build_ranking_world(folder, redis, DRIVERS)
+    if views := WIDE.get(folder.name):
+        world = build_wide_world(folder, redis, DRIVERS[:WIDE_DRIVERS], views)
+    else:
+        world = build_ranking_world(folder, redis, DRIVERS)
     name = world.settings.model_name
     world.client.set_registered_model_alias(name, "elasticnet", "1")
     joblib.dump(mlflow.sklearn.load_model(f"models:/{name}/1"), folder / "elasticnet.joblib")

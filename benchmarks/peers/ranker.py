@@ -21,11 +21,11 @@ class Ranker:
     """A feature store and a model, loaded once. Threads may share an instance."""
 
     service, key = "driver_ranking", "driver_id"
-    inputs = ("acc_rate", "conv_rate", "avg_daily_trips")
 
     def __init__(self) -> None:
         folder = os.environ["BENCH_FEATURE_REPO"]
         self._store = FeatureStore(repo_path=folder, fs_yaml_file=f"{folder}/{os.environ['BENCH_FEATURE_STORE_YAML']}")
+        self._inputs = os.environ["BENCH_INPUTS"].split(",")
         self._service = self._store.get_feature_service(self.service)
         self._predict = _load(os.environ["BENCH_MODEL"])
 
@@ -50,7 +50,7 @@ class Ranker:
         frame = frame.dropna()  # ElasticNet raises on an unknown entity
         if frame.empty:
             return [], np.empty(0)
-        return frame[self.key].tolist(), self._predict(frame[list(self.inputs)])
+        return frame[self.key].tolist(), self._predict(frame[self._inputs])
 
     def best(self, driver_ids: list[int]) -> tuple[int | None, float | None]:
         """Return the driver with the highest score and the score, or None for both if no driver has features."""
@@ -68,7 +68,6 @@ class ItemRanker(Ranker):
     """Ranks items for a user, with features of both."""
 
     service, key = "ranking", "item_id"
-    inputs = ("budget", "visits", "price", "sold")
 
     def best_for(self, user_id: int, item_ids: list[int]) -> tuple[int | None, float | None]:
         """Return the best item for the user and its score, or None for both if there is none."""

@@ -283,6 +283,44 @@ def build_ranking_world(folder: Path, redis: str | None = None, ids: range = ran
     return world
 
 
+def build_wide_world(folder: Path, redis: str | None, ids: range, views: int) -> World:
+    """Drivers with ten features in each of several views, and an ElasticNet of all features.
+
+    The service `precomputed` has the same features as Feast's own feature vectors.
+
+    Args:
+        folder: an empty folder.
+        redis: connection string of the Redis online store; Feast precomputes no vectors in SQLite.
+        ids: the drivers' ids.
+        views: the number of views.
+    """
+    import numpy as np
+    import pandas as pd
+    from feast import FeatureService
+    from sklearn.linear_model import ElasticNet
+
+    world = _new_world(folder, REPOSITORIES / "wide", "driver_ranker")
+    if redis is not None:
+        _use_redis(world, redis)
+    random, rows, frames = np.random.default_rng(7), len(ids), []
+    for view in (f"view{number:02}" for number in range(views)):
+        values = {
+            f"{view}_{number}": random.integers(0, 1000, rows) if number % 2 else random.random(rows, dtype=np.float32)
+            for number in range(10)
+        }
+        frames.append(pd.DataFrame(values))
+        _write(world, view, frames[-1].assign(driver_id=np.asarray(ids), event_timestamp=world.now))
+    _apply_and_materialize(world)
+    store = world.store()
+    store.apply([FeatureService(name="precomputed", features=[*store.list_feature_views()], precompute_online=True)])
+    store.precompute_feature_service("precomputed")
+    frame = pd.concat(frames, axis="columns").head(2000).astype("float64")
+    target = (frame / frame.max()).sum(axis="columns") + random.normal(0, 0.05, len(frame))
+    model = ElasticNet(alpha=0.001).fit(frame, target)
+    world.register(model, frame, tags={"feast.feature_service": "driver_ranking"}, input_example=frame.head(20))
+    return world
+
+
 def _new_world(folder: Path, repository: Path, model: str) -> World:
     # It imports pytest, which the benchmarks' contenders lack.
     from tests.support.servers import new_mlflow_database

@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
 
 from benchmarks.environments import DISTRIBUTION, SHARED, requirements_of
-from benchmarks.online.contestants import ALL, COMPARED, Contestant
+from benchmarks.online.contestants import ALL, BESIDE_FEAST, COMPARED, Contestant
 from benchmarks.online.rounds import Round
+from benchmarks.online.sections import WIDE
 from benchmarks.page import SECTIONS, title_of, write_page
 from benchmarks.paths import ROOT
 from benchmarks.processes import cpu_s
@@ -75,14 +77,43 @@ def test_the_page_shows_what_was_measured_and_names_what_was_not(tmp_path, onlin
     write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
 
+    wide = {section for sections in WIDE.values() for section in sections}
     assert "| **model-serving** | 4,000 (2,000-36,000) | 25.0 |" in page
-    assert page.count("Not measured.") == len(SECTIONS) - 1
-    assert all(title_of(section) in page for section in SECTIONS)
-    assert "<!-- TARGETS -->" not in page
+    assert page.count("Not measured.") == len(SECTIONS) - 1 - len(wide) + len(WIDE)
+    assert all(title_of(section) in page for section in SECTIONS if section not in wide)
+    assert "<!--" not in page.replace("<!-- Generated", "")
+
+
+def test_the_page_begins_with_a_picture_and_a_table_of_speeds_and_their_targets(tmp_path, online_5):
+    save(tmp_path, online_5)
+    write_page(tmp_path, tmp_path / "page.md")
+
+    first, _, _ = (tmp_path / "page.md").read_text().partition("\n## ")
+    row = "| 5 ids, ElasticNet | 4,000 requests/s, p99 6.00 ms | BentoML: 160 requests/s, p99 150 ms | **25.0** |"
+    assert row in first
+    picture = ElementTree.fromstring((tmp_path / "images" / "benchmarks.svg").read_text())  # noqa: S314 - its own file
+    assert [text.text for text in picture.iterfind(".//{*}text")] == ["5 ids, ElasticNet", "25.0x"]
+
+
+def test_feature_sets_of_each_width_share_a_table(tmp_path):
+    peers = ("bentoml", "feast", "feast-precomputed")
+    results = {
+        f"wide-5-{ids}": result(
+            f"wide-5-{ids}", rounds("ours", 1000.0 * factor), *(rounds(each, 50.0) for each in peers)
+        )
+        for ids, factor in ((5, 2), (100, 1), (500, 0.5))
+    }
+    for each in results.values():
+        save(tmp_path, each)
+    write_page(tmp_path, tmp_path / "page.md")
+    assert "| 100 | **model-serving** | 16 | 1,000 (500-9,000) | 20.0 |" in (tmp_path / "page.md").read_text()
+
+    rate, *_ = (target for target in targets(results) if "x BentoML" in target.what)
+    assert (rate.measured, rate.wanted, rate.met) == ("40.0, 20.0, 10.0", "at least 15.0 each", False)
 
 
 def test_a_request_body_asks_for_exactly_these_drivers():
-    for kind in itertools.chain(ALL, *COMPARED.values()):
+    for kind in itertools.chain(ALL, BESIDE_FEAST, *COMPARED.values()):
         contestant: Contestant = kind(Path("/nowhere"))
         body = contestant.body([1001, 1002]).decode()
         assert "[1001,1002]" in body
