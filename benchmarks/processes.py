@@ -1,6 +1,7 @@
 """CPU and memory of a process and all its descendants, from /proc (Linux)."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -31,9 +32,14 @@ def cpu_s(root: int) -> float:
 
 
 def memory_mib(root: int) -> float:
-    """Return the tree's resident memory. A page shared by n processes counts as 1/n of a page in each."""
+    """Return the tree's resident memory."""
+    return memory_of(tree(root))
+
+
+def memory_of(processes: Iterable[int]) -> float:
+    """Return the resident memory in MiB. A page shared by n processes counts as 1/n of a page in each."""
     kib = 0
-    for process in tree(root):
+    for process in processes:
         try:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has exited

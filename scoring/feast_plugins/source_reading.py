@@ -74,6 +74,25 @@ class SourceRelation:
         ]
         connection.execute(f"CREATE VIEW {quote(name)} AS {' UNION ALL '.join(branches)}")
 
+    def pieces(self, rows: int) -> Iterator[tuple[str, pa.Schema, list[ds.ParquetFileFragment]]]:
+        """Yield queries over the relation `file` and the row groups that it stands for, of about `rows` rows each.
+
+        Together they are the rows of this relation. All can be pickled, and need no Feast.
+        """
+        for group in self._groups:
+            query = f"SELECT {', '.join(_selected(*each) for each in group.columns)} FROM file"
+            dataset = _dataset(group.files, self._columns)
+            taken, size = [], 0
+            for fragment in dataset.get_fragments():
+                for part in fragment.split_by_row_group():
+                    taken.append(part)
+                    size += part.row_groups[0].num_rows
+                    if size >= rows:
+                        yield query, dataset.schema, taken
+                        taken, size = [], 0
+            if taken:
+                yield query, dataset.schema, taken
+
     def failure(self) -> UnreadableSource | None:
         """Return why a query over this relation failed, by reading its files one by one; None if all can be read."""
         for group in self._groups:
@@ -199,17 +218,25 @@ def _relation(
     in_path = [column.name for column in columns if _kind(files[0], column)[1]]
     if files[0].is_local and not in_path:
         return parquet_files([file.path for file in files])
+    # One relation for all values: DuckDB takes a minute to plan a union of a thousand.
+    connection.register(name, _dataset(files, columns))
+    return quote(name)
+
+
+def _dataset(files: Sequence[SourceFile], columns: Sequence[Column]) -> ds.FileSystemDataset:
+    """Return files whose columns have the same types, with only these columns: DuckDB lacks some of Arrow's types."""
+    in_path = [column.name for column in columns if _kind(files[0], column)[1]]
+    names = {column.name for column in columns}
     filesystem = files[0].fragment.filesystem
-    schema = pa.schema([field.with_type(_exported(field.type)) for field in files[0].schema])
+    fields = [field for field in files[0].schema if field.name in names]
+    schema = pa.schema([field.with_type(_exported(field.type)) for field in fields])
     for key in in_path:
         schema = schema.append(pa.field(key, pa.string()))
-    # One relation for all values: DuckDB takes a minute to plan a union of a thousand.
     fragments = [
         FORMAT.make_fragment(file.path, filesystem, _keys(file, in_path)) if in_path else file.fragment
         for file in files
     ]
-    connection.register(name, ds.FileSystemDataset(fragments, schema, FORMAT, filesystem))
-    return quote(name)
+    return ds.FileSystemDataset(fragments, schema, FORMAT, filesystem)
 
 
 def _keys(file: SourceFile, names: Sequence[str]) -> ds.Expression:

@@ -63,7 +63,6 @@ def link_features(
         signature=signature,
         request_types={name: dtype for name, dtype in needed.items() if dtype in NEUTRAL},
         served={feature.column: feature.name for feature in served.features},
-        joined_keys=frozenset(served.joined_keys),
         feast=FeastObjects(
             feast_service or [feature.column for feature in served.features],
             served.feast_views,
@@ -153,7 +152,6 @@ class _ServedFeatures:
         self.features: list[Feature] = []
         """Features, each with its own name as the input."""
         self.keys: dict[str, JoinKey] = {}
-        self.joined_keys: set[tuple[str, ...]] = set()
         self.unservable: dict[str, Any] = {}
         """Column of a feature with an unsupported type → Feast's type. A version is refused only if it needs one."""
         self.request_fields: list[tuple[str, pa.DataType]] = []
@@ -219,7 +217,6 @@ class _ServedFeatures:
         if not keys or NO_ENTITY in keys:  # Feast removes its key from views that it has read (feast 0.67)
             return ((NO_ENTITY, JoinKey(NO_ENTITY, "string")),)
         self.keys |= {key.name: key for key in keys.values()}
-        self.joined_keys.add(tuple(key.name for key in keys.values()))
         return tuple((name, keys[name]) for name in sorted(keys))
 
 

@@ -99,8 +99,6 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
     may have are not listed, and their values are passed on unchanged."""
     served: dict[str, str] = {}
     """All features of the service, including those that the model does not use: `view:feature` → feature."""
-    joined_keys: frozenset[tuple[str, ...]] = frozenset()
-    """The join keys of each view of the service, by the request's names. A join of the service joins all its views."""
     feast: FeastObjects = FeastObjects()
     overridable: tuple[str, ...] = ()
     """Inputs filled by features, whose values an online request may override."""

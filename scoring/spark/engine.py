@@ -1,4 +1,4 @@
-"""The batch engine for requests that outgrow one machine: Feast's Spark store joins, mlflow.pyfunc.spark_udf predicts.
+"""The batch engine for requests that outgrow one machine.
 
 A request's rows are split into parts, in the request's order, each processed by one task. The functions that determine
 a row's values, types, reason and prediction are those of the local engine.
@@ -9,16 +9,17 @@ import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException, PythonException
-from pyspark.sql import functions as sf
 
 from scoring import errors
+from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.batch.engine import InspectInput, InspectOutput, ReportRows, accept, check_made_for
 from scoring.batch.generations import (
     INPUT_PARTS,
@@ -43,7 +44,6 @@ from scoring.errors import (
     first_line,
 )
 from scoring.features.model_features import ModelFeatures
-from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import Content, publishing
@@ -53,9 +53,9 @@ from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all
 from scoring.serving import ServingModel
 from scoring.settings import Settings
 from scoring.spark.join import write_joined_parts
-from scoring.spark.model import REASON, encode_vectors, save_served_model, scores_schema
+from scoring.spark.model import send_model
 from scoring.spark.session import start_spark
-from scoring.spark.tasks import PART, WRITTEN, ReadVectors, WriteInputParts, WriteOutputParts, Written, read_written
+from scoring.spark.tasks import WRITTEN, WriteInputParts, WriteOutputParts, Written, read_written
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -100,15 +100,17 @@ class SparkEngine:
         """See `Engine`. This process reads and checks the request; Spark joins and writes."""
         with generation(folder, INPUT_PARTS) as name:
             typed = folder / name / "request.parquet"
+            latest = _Latest(read_batch_request(request.file, features, request.place))
             with publishing(typed) as part:
-                rows = write_tables(read_batch_request(request.file, features, request.place), part, {})
+                rows = write_tables(latest, part, {})
             metadata = {ORIGIN_KEY.encode(): msgspec.json.encode(origin)}
             write = WriteInputParts(typed, features, rows, self._rows_per_part, metadata, folder, name)
             with _translated(f"joining features of service {features.service!r}"):
-                parts = [each.content for each in write_joined_parts(self._spark, store, write)]
+                written = write_joined_parts(self._spark, store, write, latest.us)
             remove_file(typed)
+            parts = [each.content for each in written]
             with ParquetFiles([folder / part.name for part in parts]) as table:
-                inspect(table, rows, {})
+                inspect(table, rows, _stale(features, written))
             return publish_input(folder, origin, rows, parts)
 
     def read_input_model(self, folder: Location) -> str:
@@ -128,11 +130,8 @@ class SparkEngine:
         sources = tuple(folder / part.name for part in joined.parts)
         rows = _check_parts(sources, str(folder / PARTED_INPUT_NAME), serving)
         with generation(folder, OUTPUT_PARTS) as name:
-            before = tuple(itertools.accumulate(rows, initial=0))
-            service = serving.features.service
+            written = self._score(sources, rows, serving, policy, folder, name)
             model = serving.model
-            write = WriteOutputParts(sources, before, model.version, model.outputs, service, folder, name)
-            written = self._score(write, serving, policy)
             summary = _summary(joined, model.outputs, policy, written)
             _check_reasons(serving.model.version, policy, summary, written)
             parts = tuple(each.content for each in written)
@@ -144,24 +143,48 @@ class SparkEngine:
             publish_output(folder, manifest)
             return manifest
 
-    def _score(self, write: WriteOutputParts, serving: ServingModel, policy: Policy) -> list[Written]:
-        from mlflow.pyfunc import spark_udf
+    def _score(
+        self,
+        sources: Sequence[Location],
+        rows: Sequence[int],
+        serving: ServingModel,
+        policy: Policy,
+        folder: Location,
+        name: str,
+    ) -> list[Written]:
+        """Score the rows of each source and write a part with them. Return the parts."""
+        before = tuple(itertools.accumulate(rows, initial=0))
+        version = str(serving.model.version)
+        model = send_model(self._spark.sparkContext, serving)
+        try:
+            write = WriteOutputParts(tuple(sources), before, model, serving.features, policy, folder, name)
+            if before[-1] == 0:
+                return [write.write(0, serving.model)]
+            with _translated(f"scoring with {version}", version):
+                numbers = self._spark.range(len(sources), numPartitions=len(sources))
+                return read_written(numbers.mapInArrow(write, WRITTEN).collect())
+        finally:
+            model.archive.destroy()
 
-        model, count = serving.model, len(write.parts)
-        if write.before[-1] == 0:
-            none = model.outputs.schema.empty_table()
-            scores = none.rename_columns([f"p{place}" for place in range(none.num_columns)])
-            return [write.write(0, [scores.append_column(REASON, pa.nulls(0, pa.int32()))])]
-        columns = encode_vectors(model.signature.schema.empty_table(), pa.nulls(0, pa.string())).schema
-        schema = ", ".join(f"{field.name} {_ddl(field.type)}" for field in columns)
-        with scratch_folder() as scratch, _translated(f"scoring with {model.version}", str(model.version)):
-            returned = scores_schema(model.outputs)
-            predict = spark_udf(self._spark, str(save_served_model(scratch, serving, policy)), returned, "local")
-            read = ReadVectors(write.parts, serving.features)
-            vectors = self._spark.range(count, numPartitions=count).mapInArrow(read, f"{schema}, {PART} int")
-            scored = vectors.select(PART, predict(sf.struct(*columns.names)).alias("scored"))
-            scored = scored.select(PART, "scored.*")
-            return read_written(scored.mapInArrow(write, WRITTEN).collect())
+
+class _Latest:
+    """Yields a request's tables, and then has their latest event timestamp, in microseconds since 1970."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = tables
+        self.us = -(1 << 63)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for table in self._tables:
+            yield table
+            latest = pc.max(table[EVENT_TIMESTAMP]).cast(pa.int64()).as_py()
+            self.us = max(self.us, self.us if latest is None else latest)
+
+
+def _stale(features: ModelFeatures, written: Iterable[Written]) -> dict[str, int]:
+    """Return view with a time to live → the number of rows for which only expired feature rows were found."""
+    counts = sum((Counter(each.stale) for each in written), Counter[str]())
+    return {view.name: counts[view.name] for view in features.views if view.ttl_s is not None}
 
 
 def _check_parts(parts: Sequence[Location], place: str, serving: ServingModel) -> list[int]:
@@ -196,12 +219,6 @@ def _check_reasons(version: ModelVersion, policy: Policy, summary: ScoringSummar
     if first is not None and (policy.kind == "reject" or failed_on_all(summary.scored, reasons)):
         problem = f"it failed on {reasons[MODEL_FAILED]} of {summary.rows} rows; of these, row {first + 1} is the first"
         raise PredictionFailed(str(version), f"{problem}. The logs of Spark's executors have its messages")
-
-
-def _ddl(dtype: pa.DataType) -> str:
-    from pyspark.sql.pandas.types import from_arrow_type
-
-    return str(from_arrow_type(dtype).simpleString())
 
 
 @contextlib.contextmanager

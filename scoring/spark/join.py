@@ -1,100 +1,120 @@
-"""The point-in-time join of a batch request by Feast's own Spark store, with the result restored to row order."""
+"""The point-in-time join of a batch request on Spark: a sort within each entity, then its latest feature row so far.
 
-import functools
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+Feature rows and request rows of an entity are sorted together by time, and the last feature row is carried forward to
+the request rows after it. The cost grows linearly with the rows. Views with the same join keys share one shuffle.
+"""
+
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
-from scoring.arrow.signature import EVENT_TIMESTAMP
-from scoring.batch.join import features_of_none, lost_rows
-from scoring.feast_plugins.join_keys import ROW
-from scoring.features.model_features import ModelFeatures
+from scoring.batch.join import lost_rows
+from scoring.errors import FeatureStoreError
 from scoring.features.on_demand_views import on_demand_views
-from scoring.imports import inside
-from scoring.spark.store import on_spark
-from scoring.spark.tasks import WRITTEN, ReadEntityRows, WriteInputParts, Written, read_written
+from scoring.spark.sources import SPARK_TYPES, ViewRows, read_view
+from scoring.spark.tasks import (
+    CREATED,
+    FRESH,
+    ROW,
+    STALE,
+    TIME,
+    WRITTEN,
+    ReadEntityRows,
+    WriteInputParts,
+    Written,
+    key_names,
+    read_written,
+    view_names,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-SPARK_TYPES = {"int32": "int", "int64": "bigint", "string": "string"}
+KIND = "kind"
 
 
-def write_joined_parts(spark: SparkSession, store: "FeatureStore", write: WriteInputParts) -> list[Written]:
+def write_joined_parts(
+    spark: SparkSession, store: "FeatureStore", write: WriteInputParts, latest_us: int
+) -> list[Written]:
     """Join a request's rows with the model's features and write them in parts. Return the parts.
 
     Args:
         spark: the session.
-        store: the Feast store, with its own Spark offline store or with views over parquet files.
+        store: the Feast store.
         write: the rows, the features, and the destination.
+        latest_us: the latest event timestamp of the rows, in microseconds since 1970.
 
     Raises:
-        FeatureStoreError: rows were lost. Errors of Feast and Spark are not translated.
+        FeatureStoreError: a source can't be read, or rows were lost. Errors of Spark are not translated.
     """
     features, rows = write.features, write.rows
     if rows == 0:
-        return [write.write(0, [features_of_none(features).append_column(ROW, pa.nulls(0, pa.int64()))])]
-    store = on_spark(store)
+        return [write.write(0)]
     parts = -(-rows // write.rows_per_part)
-    keys = tuple(key.name for key in features.join_keys)
-    read = ReadEntityRows(write.request, (*keys, EVENT_TIMESTAMP), write.rows_per_part)
-    types = [f"`{key.name}` {SPARK_TYPES[key.dtype]}" for key in features.join_keys]
-    schema = ", ".join([*types, f"`{EVENT_TIMESTAMP}` timestamp_ntz", f"`{ROW}` bigint"])
-    # Persisted, because Feast reads them once each for the first and the last time, and several times in its query.
-    entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema).persist()
+    keys = key_names(features)
+    read = ReadEntityRows(write.request, keys, write.rows_per_part)
+    types = [f"{keys[key.name]} {SPARK_TYPES[key.dtype]}" for key in features.join_keys]
+    schema = ", ".join([*types, f"{TIME} bigint", f"{ROW} bigint"])
+    entity_rows = spark.range(parts, numPartitions=parts).mapInArrow(read, schema)
+    views = [read_view(spark, store, features, names, latest_us) for names in view_names(features)]
+    # Each task gets one part, in order.
+    part = sf.floor(sf.col(ROW) / write.rows_per_part).cast("int")
+    result = _joined(entity_rows, views).drop(*keys.values(), TIME)
+    placed = result.repartitionById(parts, part).sortWithinPartitions(ROW)
+    write = msgspec.structs.replace(write, on_demand=on_demand_views(features))
     try:
-        results = [_joined(store, features, some) for some in _unambiguous(entity_rows, features)]
-        result = functools.reduce(DataFrame.unionByName, results)
-        # Each task gets whole parts, in order. If Feast returns a row several times, the smallest values come first.
-        part = sf.floor(sf.col(ROW) / write.rows_per_part).cast("int")
-        placed = result.repartitionById(parts, part).sortWithinPartitions(ROW, *result.columns)
-        write = msgspec.structs.replace(write, on_demand=on_demand_views(features))
         written = read_written(placed.mapInArrow(write, WRITTEN).collect())
-    finally:
-        entity_rows.unpersist()
+    except Exception as error:
+        if failure := _failure(views, error):
+            raise failure from error
+        raise
     found = sum(each.rows for each in written)
     if found != rows or len(written) != parts:
         raise lost_rows(store, features, rows, found)
     return written
 
 
-def _joined(store: "FeatureStore", features: ModelFeatures, entity_rows: DataFrame) -> DataFrame:
-    """Return Feast's features as `view:feature`, with row numbers, without on-demand features."""
-    from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
-
-    with inside(Path(store.repo_path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # each call warns that Feast's Spark store is experimental
-        job = store.get_historical_features(entity_rows, features.feast.service, full_feature_names=True)
-    assert isinstance(job, SparkRetrievalJob)  # noqa: S101 - for the type checker: on_spark ensures it
-    frame = job.to_spark_df()
-    own = {key.name for key in features.join_keys} | {EVENT_TIMESTAMP}
-    names = {name: column for column, name in features.feast_names.items()}
-    found = [name for name in frame.columns if name not in own]
-    return frame.select(*[sf.col(f"`{name}`").alias(names.get(name, name)) for name in found])
+def _joined(rows: DataFrame, views: Sequence[ViewRows]) -> DataFrame:
+    """Return the rows with the columns that `WriteInputParts` reads."""
+    same_keys: dict[frozenset[str], list[ViewRows]] = {}
+    for view in views:
+        same_keys.setdefault(frozenset(view.names.keys), []).append(view)
+    for keys, some in same_keys.items():
+        rows = _with_latest(rows, sorted(keys), some)
+    return rows
 
 
-def _unambiguous(entity_rows: DataFrame, features: ModelFeatures) -> Iterator[DataFrame]:
-    """Yield the rows in as few frames as possible such that Feast's query can distinguish all keys in a frame.
+def _with_latest(rows: DataFrame, keys: Sequence[str], views: Sequence[ViewRows]) -> DataFrame:
+    """Return the rows with, for each view, its state and the features of its latest row up to their time."""
+    columns = rows.columns
+    together = rows.withColumns({KIND: sf.lit(len(views)), CREATED: sf.lit(None).cast("bigint")})
+    # Of rows with the same time, the one created last counts, then the one with the smallest values, as in DuckDB.
+    order = [sf.col(TIME), sf.col(KIND), sf.col(CREATED).asc_nulls_first()]
+    for kind, (_, names, frame, _) in enumerate(views):
+        row = sf.struct(TIME, *names.features).alias(names.view)
+        own = frame.select(*keys, TIME, CREATED, sf.lit(kind).alias(KIND), row)
+        together = together.unionByName(own, allowMissingColumns=True)
+        types = {field.name: field.dataType.simpleString() for field in frame.schema}
+        sortable = [name for name in names.features if "map<" not in types[name]]
+        order += [sf.col(f"{names.view}.{name}").desc_nulls_first() for name in sortable]
+    window = Window.partitionBy(*keys).orderBy(*order).rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    latest = {view: sf.last(view, ignorenulls=True).over(window) for view in (view.names.view for view in views)}
+    joined = together.withColumns(latest).where(sf.col(KIND) == len(views))
+    added = []
+    for view, names, _, _ in views:
+        time = sf.col(f"{names.view}.{TIME}")
+        is_fresh = time.isNotNull() if view.ttl_s is None else time + round(view.ttl_s * 1e6) >= sf.col(TIME)
+        added.append(sf.when(is_fresh, FRESH).when(time.isNotNull(), STALE).cast("byte").alias(names.state))
+        added += [sf.when(is_fresh, sf.col(f"{names.view}.{name}")).alias(name) for name in names.features]
+    return joined.select(*columns, *added)
 
-    The query identifies a row by its keys as strings, joined without a separator (feast 0.67), so that customer 1 of
-    merchant 12 is the same as customer 11 of merchant 2. A single key is unambiguous.
-    """
-    composite = sorted(keys for keys in features.joined_keys if len(keys) > 1)
-    if not composite:
-        yield entity_rows
-        return
-    ranks = []
-    for i, keys in enumerate(composite):
-        text = sf.concat(*[sf.col(f"`{key}`").cast("string") for key in keys])
-        order = [sf.col(f"`{key}`") for key in keys]
-        ranks.append(f"rank_{i}__")
-        entity_rows = entity_rows.withColumn(ranks[-1], sf.dense_rank().over(Window.partitionBy(text).orderBy(*order)))
-    for found in entity_rows.select(*ranks).distinct().orderBy(*ranks).collect():
-        same = functools.reduce(lambda a, b: a & b, (sf.col(rank) == found[rank] for rank in ranks))
-        yield entity_rows.where(same).drop(*ranks)
+
+def _failure(views: Sequence[ViewRows], error: Exception) -> FeatureStoreError | None:
+    """Return the error that names the file and the column that an executor could not read."""
+    if not any(module in str(error) for module in ("duckdb.", "pyarrow.", "OSError")):
+        return None
+    relations = (view.relation for view in views if view.relation is not None)
+    return next(filter(None, (relation.failure() for relation in relations)), None)

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parents[2]
-# Feast's query compares timestamps as strings without a zone (feast 0.67), so that both sides must be in UTC.
-ALWAYS = {
-    "spark.sql.session.timeZone": "UTC",
-    # pandas writes nanoseconds by default, which Spark refuses to read without this (spark 4.3).
-    "spark.sql.legacy.parquet.nanosAsLong": "true",
-}
+ALWAYS = {"spark.sql.session.timeZone": "UTC"}  # of timestamps without a zone
 DEFAULTS = {
     "spark.app.name": "model-serving",
     "spark.ui.enabled": "false",  # it would listen on every address, without a password

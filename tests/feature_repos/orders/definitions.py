@@ -1,4 +1,5 @@
-"""A fourth world, with what a join can be asked for: two keys, ties, other names in the file, a view on demand."""
+"""A fourth world, with what a join can be asked for: two keys, ties, other names in the file, a view under two names,
+one without entities, one on demand."""
 
 from datetime import timedelta
 
@@ -32,8 +33,21 @@ habits = FeatureView(
 profile = FeatureView(
     name="profile",
     entities=[customer],
-    schema=[Field(name="customer_id", dtype=String), Field(name="age", dtype=Int64), Field(name="tier", dtype=String)],
+    schema=[
+        Field(name="customer_id", dtype=String),
+        Field(name="age", dtype=Int64),
+        Field(name="tier", dtype=String),
+        Field(name="visits", dtype=Int64),
+    ],
     source=FileSource(path="data/profile.parquet", timestamp_field="event_timestamp"),
+)
+
+market = FeatureView(
+    name="market",
+    entities=[],
+    ttl=timedelta(hours=5, microseconds=500_000),
+    schema=[Field(name="index", dtype=Float64)],
+    source=FileSource(path="data/market.parquet", timestamp_field="event_timestamp"),
 )
 
 order = RequestSource(name="order", schema=[Field(name="amount", dtype=Float64)])
@@ -45,4 +59,13 @@ def compared(inputs: pd.DataFrame) -> pd.DataFrame:
     return (inputs["amount"] / inputs["mean_amount"].astype("float64")).to_frame("ratio")
 
 
-orders = FeatureService(name="orders", features=[habits, profile, compared])
+orders = FeatureService(
+    name="orders",
+    features=[
+        habits,
+        profile[["age", "tier"]].with_name("owner"),
+        profile[["visits"]].with_name("referrer").with_join_key_map({"customer_id": "referrer_id"}),
+        market,
+        compared,
+    ],
+)

@@ -3,38 +3,28 @@
 Spark is real and runs in local mode; executors are processes of their own.
 """
 
+import copy
 import datetime as dt
 import shutil
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from pyarrow.fs import FileSelector
 
 from scoring.batch.engine import LocalEngine
 from scoring.batch.generations import read_parted_input
-from scoring.batch.manifest import Manifest, Origin, output_parts, read_manifest
-from scoring.batch.request import copied_request
+from scoring.batch.manifest import PARTED_INPUT_NAME, Manifest, output_parts, read_manifest
 from scoring.batch.scores_table import ScoresTable
-from scoring.engine import Engine
 from scoring.errors import BatchRequestError, FeaturesRejected, FeatureStoreError, PredictionFailed, UnreadableSource
-from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.files.location import Location
-from scoring.files.parquet import ParquetFiles
 from scoring.predict import Policy
-from scoring.serving import ServingModel
-from scoring.settings import Settings
 from tests.integration.scoring.spark.kinds import (
     DRIVERS,
     INCOMPLETE,
@@ -48,165 +38,18 @@ from tests.integration.scoring.spark.kinds import (
     rows_of,
     written,
 )
+from tests.integration.scoring.spark.orders import ROWS, SPARK, START, World, table, tables
 from tests.support.graph import Graph
-from tests.support.java import java_home
 from tests.support.results import result
-from tests.support.s3 import make_bucket
+from tests.support.s3 import make_bucket, put
 from tests.support.servers import S3Server
 from tests.support.worlds import DRIVER_INPUTS, build_driver_world
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
-
     from scoring.spark.engine import SparkEngine
 
 # Most of the time goes into starting Spark and importing everything in its workers.
 pytestmark = pytest.mark.timeout(600)
-
-REPOSITORY = Path(__file__).resolve().parents[4] / "tests" / "feature_repos" / "orders"
-START = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
-# As strings, one after the other, some pairs are alike: c and 11, c1 and 1.
-CUSTOMERS, MERCHANTS = ["c", "c1", "b", "d"], [1, 11, 2]
-INPUTS = ["mean_amount", "orders", "trusted", "age", "tier", "ratio", "amount"]
-ROWS = 2500
-SPARK = {
-    "spark.sql.shuffle.partitions": "2",
-    "spark.driver.memory": "1g",
-    # For small data: most of the time would go into compiling what runs once.
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "333",
-}
-
-
-def write_features(folder: Path) -> None:
-    random = np.random.default_rng(4)
-    pairs = [(customer, merchant) for customer in CUSTOMERS for merchant in MERCHANTS][:-1]
-    seen = [START + dt.timedelta(hours=3 * hour) for hour in range(40)]
-    rows = pd.DataFrame(
-        [(*pair, time) for pair in pairs for time in seen], columns=["customer_id", "merchant_id", "seen"]
-    )
-    rows["created"] = rows["seen"] + pd.to_timedelta(random.integers(0, 600, len(rows)), "s")
-    rows["amount_mean"] = random.normal(50, 20, len(rows)).astype("float32")
-    rows["orders"] = pd.array(random.integers(0, 1 << 20, len(rows)), "Int32")
-    rows["trusted"] = pd.array(random.random(len(rows)) > 0.5, "boolean")
-    for column, share in [("amount_mean", 0.03), ("orders", 0.03), ("trusted", 0.03)]:
-        rows.loc[random.random(len(rows)) < share, column] = np.nan if column == "amount_mean" else pd.NA
-    # Later versions of a quarter of the rows. Some have no created timestamp, which counts as older than any other.
-    again = rows.sample(frac=0.25, random_state=1).assign(orders=7)
-    again["created"] = (again["created"] + pd.to_timedelta(1, "h")).where(random.random(len(again)) < 0.5)
-    alone = rows.tail(40).assign(seen=START + dt.timedelta(hours=200), created=pd.NaT)
-    rows = pd.concat([rows, again, alone.drop_duplicates(["customer_id", "merchant_id"]), rows.head(100)])
-    # pandas' own default: nanoseconds, here without a zone.
-    rows["seen"] = rows["seen"].dt.tz_localize(None).astype("datetime64[ns]")
-    rows.sample(frac=1, random_state=2).to_parquet(folder / "habits.parquet", index=False)
-    pd.DataFrame(
-        {
-            "customer_id": CUSTOMERS,
-            "event_timestamp": pd.Series([START + dt.timedelta(hours=20)] * 4, dtype="datetime64[us, UTC]"),
-            "age": pd.array([2**53 - 1, 31, None, 47], "Int64"),
-            "tier": ["gold", "bronze", "gold", None],
-        }
-    ).to_parquet(folder / "profile.parquet", index=False)
-
-
-def write_request(file: Path) -> Location:
-    """Known and unknown keys, times before, between and after the features, repeated rows, types of all kinds."""
-    random = np.random.default_rng(5)
-    times = START.timestamp() * 1e6 + random.integers(-(3600 * 10**6), 260 * 3600 * 10**6, ROWS)
-    times[::7] = START.timestamp() * 1e6 + 3 * 3600 * 10**6 * (np.arange(len(times[::7])) % 40)
-    table = pa.table(
-        {
-            "note": pa.array([f"ünï {i}" if i % 5 else None for i in range(ROWS)]).dictionary_encode(),
-            "merchant_id": pa.array(random.choice([*MERCHANTS, 999], ROWS), pa.int16()),
-            "customer_id": pa.array(random.choice([*CUSTOMERS, "nobody"], ROWS)),
-            "event_timestamp": pa.array(times.astype("int64"), pa.timestamp("us", "Asia/Bangkok")),
-            "amount": pa.array(random.normal(50, 20, ROWS), mask=random.random(ROWS) < 0.02),
-            "big": pa.array(np.arange(ROWS, dtype="uint64") + (1 << 63)),
-            "price": pa.array([Decimal(i) / 100 for i in range(ROWS)], pa.decimal128(9, 2)),
-            "at": pa.array(np.arange(ROWS), pa.timestamp("ns")),
-            "tags": pa.array([["a"] * (i % 3) for i in range(ROWS)]),
-        }
-    )
-    pq.write_table(pa.concat_tables([table, table.slice(100, 50), table.slice(100, 50)]), file)
-    return Location(file)
-
-
-class World:
-    """The orders repository, applied, and a model of it in files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        repository = folder / "feature_repo"
-        shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
-        (repository / "data").mkdir()
-        write_features(repository / "data")
-        self.store: FeatureStore = open_feature_store(Settings(model_name="orders", feature_repo=repository))
-        apply_definitions(self.store)
-        self.request = write_request(folder / "day1.parquet")
-        self.serving = self._model()
-
-    def _model(self, labels: Sequence[Any] | None = None, functions: str = "predict") -> ServingModel:
-        """Return a linear regressor, or else a classifier with these labels, which are repeated."""
-        import mlflow.sklearn
-        from mlflow.models import infer_signature
-        from sklearn.compose import make_column_transformer
-        from sklearn.impute import SimpleImputer
-        from sklearn.linear_model import LinearRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import OneHotEncoder
-        from sklearn.tree import DecisionTreeClassifier
-
-        from scoring.features.feature_service import link_features
-        from scoring.models.admission import validate
-        from scoring.models.loading_rules import LoadingRules
-        from scoring.models.model_files import read_model_files
-        from scoring.models.registry import ModelVersion
-
-        random = np.random.default_rng(6)
-        frame = pd.DataFrame(random.normal(50, 20, (200, 7)), columns=INPUTS).assign(
-            orders=random.integers(0, 1 << 20, 200), trusted=random.random(200) > 0.5, age=random.integers(18, 90, 200)
-        )
-        frame["tier"] = random.choice(["gold", "silver"], 200)
-        numbers = [name for name in INPUTS if name != "tier"]
-        model = make_pipeline(
-            make_column_transformer((SimpleImputer(), numbers), (OneHotEncoder(sparse_output=False), ["tier"])),
-            LinearRegression() if labels is None else DecisionTreeClassifier(max_depth=5, random_state=0),
-        ).fit(frame, random.random(200) if labels is None else np.resize(np.array(labels), 200))
-        folder = self.folder / f"model_{0 if labels is None else type(labels[0]).__name__}"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of integer inputs without a way to say "missing", which are meant
-            mlflow.sklearn.save_model(
-                model,
-                folder,
-                signature=infer_signature(frame, model.predict(frame)),
-                input_example=frame.head(),
-                pip_requirements=["scikit-learn"],
-                skops_trusted_types=["numpy.dtype", "sklearn.tree._tree.Tree"],
-            )
-        rules = LoadingRules.from_settings(Settings(model_name="orders"))
-        files = read_model_files(ModelVersion("orders", 1, {"serving.outputs": functions}), folder, rules)
-        features = link_features(self.store, "orders/1", "orders", files.signature, ["amount"])
-        return ServingModel(validate(files)[0], features, files)
-
-    def join(self, engine: Engine, request: Location, folder: Location) -> None:
-        with copied_request(request) as copy:
-            origin = Origin(copy.content, "orders/1", self.serving.features.service, "definitions")
-            engine.write_input(copy, origin, self.store, self.serving.features, folder)
-
-    def run(self, engine: Engine, folder: Location, policy: Policy | None = None) -> Manifest:
-        self.join(engine, self.request, folder)
-        return engine.write_output(folder, self.serving, policy or Policy())
-
-
-def tables(places: list[Location]) -> list[pa.Table]:
-    with ParquetFiles(places) as files:
-        return [files.schema.empty_table(), *files.between(0, files.rows)]
-
-
-def table(folder: Location) -> pa.Table:
-    return pa.concat_tables(tables(output_parts(folder))).combine_chunks()
 
 
 def without_places(manifest: Manifest) -> dict[str, Any]:
@@ -216,10 +59,10 @@ def without_places(manifest: Manifest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator["SparkEngine"]:
+def engine(java: Path, s3_server: S3Server) -> Iterator["SparkEngine"]:
     """Spark in a time zone far from UTC, beside an S3 of the tests' own."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("JAVA_HOME", str(java_home(tmp_path_factory.mktemp("java"))))
+        environment.setenv("JAVA_HOME", str(java))
         environment.setenv("TZ", "America/New_York")
         time.tzset()
         for name, value in s3_server.environment.items():
@@ -234,19 +77,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Ite
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("orders"))
-
-
-@pytest.fixture(scope="module")
-def local(world: World) -> Location:
-    """A folder with the local engine's result."""
-    folder = Location(world.folder / "local")
-    world.run(LocalEngine(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def spark(world: World, engine: "SparkEngine") -> Location:
     """One with Spark's."""
     folder = Location("s3://spark/artifacts/day1")
@@ -255,10 +85,6 @@ def spark(world: World, engine: "SparkEngine") -> Location:
 
 
 def test_spark_reads_the_current_files_of_the_scores_table(engine: "SparkEngine", tmp_path: Path) -> None:
-    from feast import FileSource
-
-    from scoring.spark.store import _read
-
     place = tmp_path / "scores"
     for request, value, parts in (("day1", 0.5, 0), ("day1", 1.5, 2), ("day2", 2.5, 0)):
         ScoresTable(Location(place)).write(request, result(tmp_path / request, 10, value, parts=parts))
@@ -267,8 +93,6 @@ def test_spark_reads_the_current_files_of_the_scores_table(engine: "SparkEngine"
     rows = reader.parquet(*DeltaTable(place).file_uris()).groupBy("batch_request", "prediction").count()
 
     assert sorted(tuple(row) for row in rows.collect()) == [("day1", 1.5, 10), ("day2", 2.5, 10)]
-    with pytest.raises(UnreadableSource, match="it is a Delta table, which the Spark engine does not read"):
-        _read(engine._spark, FileSource(path=str(place), timestamp_field="t"), SimpleNamespace(repo_path=None))
 
 
 def test_a_file_system_that_spark_does_not_have_is_named(engine: "SparkEngine") -> None:
@@ -305,6 +129,73 @@ def test_the_same_request_has_the_same_rows_to_the_last_bit(local: Location, spa
     assert set(found["reason"].to_pylist()) == {None, "not_found", "null_feature", "model_failed"}
     assert len(set(found["orders"].to_pylist())) > 100
     assert 7 in found["orders"].to_pylist()
+
+
+def test_expired_rows_are_counted_alike(world: World, local: Location, spark: Location) -> None:
+    expired = world.stale[LocalEngine.input_name]
+
+    assert world.stale[PARTED_INPUT_NAME] == expired
+    assert expired.keys() == {"habits", "market"}
+    assert all(0 < rows < ROWS for rows in expired.values())
+
+
+def test_spark_joins_delta_tables_folders_in_s3_and_its_own_tables_alike(
+    world: World, engine: "SparkEngine", local: Location, s3_server: S3Server, tmp_path: Path
+) -> None:
+    from feast import FileSource
+    from feast.data_format import DeltaFormat
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+    data, features = world.folder / "feature_repo" / "data", world.serving.features
+    habits = pq.read_table(data / "habits.parquet")
+    write_deltalake(tmp_path / "habits", habits.slice(0, 300))
+    write_deltalake(tmp_path / "habits", habits.slice(300), mode="append")
+    views = {name: copy.copy(view) for name, view in features.feast.views.items()}
+    mapping = views["habits"].batch_source.field_mapping
+    views["habits"].batch_source = FileSource(
+        path=str(tmp_path / "habits"),
+        file_format=DeltaFormat(),
+        timestamp_field="at",
+        created_timestamp_column="created",
+        field_mapping=mapping,
+    )
+    query = f"SELECT *, event_timestamp AS `when` FROM parquet.`{data / 'profile.parquet'}`"
+    with pytest.warns(RuntimeWarning, match="experimental"):
+        views["owner"].batch_source = SparkSource(name="profile", query=query, timestamp_field="when")
+    market = pq.read_table(data / "market.parquet")
+    for day, rows in enumerate((market.slice(0, 11), market.slice(11))):
+        pq.write_table(rows, tmp_path / "market.parquet", row_group_size=7)
+        put(tmp_path / "market.parquet", Location(f"s3://spark/market/day={day}/rows.parquet"))
+    views["market"].batch_source = FileSource(
+        path="s3://spark/market", s3_endpoint_override=s3_server.endpoint_url, timestamp_field="event_timestamp"
+    )
+    changed = msgspec.structs.replace(features, feast=msgspec.structs.replace(features.feast, views=views))
+
+    world.join(engine, world.request, Location(tmp_path / "result"), changed)
+
+    parts = [
+        Location(tmp_path / "result") / part.name for part in read_parted_input(Location(tmp_path / "result")).parts
+    ]
+    found = pa.concat_tables(tables(parts)).combine_chunks()
+    assert found.equals(pa.concat_tables(tables([local / "batch_input.parquet"])).combine_chunks())
+
+
+def test_a_value_that_an_executor_can_not_read_is_named(world: World, engine: "SparkEngine", tmp_path: Path) -> None:
+    from feast import FileSource
+
+    features = world.serving.features
+    pq.write_table(
+        pa.table({"event_timestamp": pa.array([START], pa.timestamp("us", "UTC")), "index": ["many"]}),
+        tmp_path / "market.parquet",
+    )
+    views = {name: copy.copy(view) for name, view in features.feast.views.items()}
+    views["market"].batch_source = FileSource(path=str(tmp_path / "market.parquet"), timestamp_field="event_timestamp")
+    changed = msgspec.structs.replace(features, feast=msgspec.structs.replace(features.feast, views=views))
+
+    with pytest.raises(
+        UnreadableSource, match=r"column 'index' of .*market\.parquet holds string values that can't be"
+    ):
+        world.join(engine, world.request, Location(tmp_path / "result"), changed)
 
 
 def test_the_manifest_says_the_same_and_names_the_parts(local: Location, spark: Location) -> None:
