@@ -12,7 +12,7 @@ import pyarrow as pa
 from api.model.scorer import RowScores, Scorer
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.online.lookup import OnlineVectors
-from scoring.online.reading import EntityRows
+from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.predict import Scores, failed_on_all
 
 RequestResult = RowScores | BaseException
@@ -70,7 +70,10 @@ class PendingRequest:
 
 
 class MicroBatch:
-    """One lookup and one prediction for requests to one version. Created and run in a worker thread."""
+    """One lookup and one prediction for requests to one version.
+
+    It is run in a worker thread, or received by the event loop.
+    """
 
     __slots__ = (
         "answered", "as_of", "blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at"
@@ -115,7 +118,24 @@ class MicroBatch:
             return [GAVE_UP if request.abandoned else MicroBatch([request]).run()[0] for request in self.requests]
         self.looked_up_at = time.perf_counter()
         looked_up()
-        results = _score(scorer, self.requests, online)
+        return self._finish(online)
+
+    def send(self) -> Sent | None:
+        """Request the features without blocking; see `Scorer.send`."""
+        return self.requests[0].scorer.send(merged_rows(self.requests))
+
+    def received(self, read: StoreRead) -> list[RequestResult]:
+        """Return the result of each request, in order, from what was read. Does not block.
+
+        Raises:
+            Exception: the features of a request can't be used.
+        """
+        online = self.online = self.requests[0].scorer.received(merged_rows(self.requests), read, self.as_of)
+        self.looked_up_at = time.perf_counter()
+        return self._finish(online)
+
+    def _finish(self, online: OnlineVectors) -> list[RequestResult]:
+        results = _score(self.requests[0].scorer, self.requests, online)
         self.predicted_at = time.perf_counter()
         return results
 

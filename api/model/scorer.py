@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL
 from scoring.features.model_features import ModelFeatures
+from scoring.models.flavors.estimators import LinearFunction
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.monitoring.drift import Baseline
 from scoring.monitoring.prediction_log import feast_log_schema
 from scoring.online.empty_views import EmptyViews
-from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows
-from scoring.online.reading import EntityRows
+from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows, vectors_of
+from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy, Scores, score
 from scoring.serving import ServingModel
@@ -72,6 +73,15 @@ class Scorer(Protocol):
             EntityRowsError: the rows can't be looked up.
             FeatureStoreError: the online store failed.
         """
+
+    def send(self, entity_rows: EntityRows) -> Sent | None:
+        """Request the features of n entity rows without blocking.
+
+        None if that is impossible now, or if calculating the scores might take longer than a thread's switch.
+        """
+
+    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        """Return the feature vectors of entity rows from what was read for them. It raises what `look_up` raises."""
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         """Return the scores of the entity rows that `online` was looked up for.
@@ -141,6 +151,8 @@ class OnlineScorer:
         self.baseline: Baseline | None = None
         # The function of an on-demand view gets all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
+        # Calculated in microseconds, whatever the values. Other models may be slow on some rows.
+        self._quick = self.mergeable and isinstance(serving.model.unchecked, LinearFunction)
         self.lately_scored: EntityRows | None = None
         """The last request with an entity that had all features. It provides golden rows for the next version."""
 
@@ -161,7 +173,17 @@ class OnlineScorer:
 
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
-        online = read_online_vectors(self._lookup, self.features, entity_rows, now)
+        return self._found(read_online_vectors(self._lookup, self.features, entity_rows, now))
+
+    def send(self, entity_rows: EntityRows) -> Sent | None:
+        """See `Scorer.send`."""
+        return self._lookup.send(entity_rows) if self._quick else None
+
+    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        """See `Scorer.received`."""
+        return self._found(vectors_of(self._lookup, self.features, read, entity_rows, now.timestamp()))
+
+    def _found(self, online: OnlineVectors) -> OnlineVectors:
         if self._empty.names and online.oldest_s is not None:
             self._empty.row_found()
         return online

@@ -18,8 +18,8 @@ from scoring.models.registry import ModelVersion
 from scoring.models.trial_load import validate_in_trial
 from scoring.monitoring.drift import Baseline
 from scoring.monitoring.prediction_log import CHALLENGER, feast_log_schema
-from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors
-from scoring.online.reading import EntityRows
+from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, vectors_of
+from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.online.shared_lookup import SharedLookup
 from scoring.predict import Policy, Scores
 from scoring.serving import check_output_names
@@ -88,6 +88,13 @@ class ChallengerScorer:
     def look_up(self, entity_rows: EntityRows, now: datetime) -> OnlineVectors:
         """See `Scorer.look_up`."""
         return read_online_vectors(self._lookup, self.features, entity_rows, now)
+
+    def send(self, entity_rows: EntityRows) -> Sent | None:
+        """Return None: its process may take long."""
+
+    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        """See `Scorer.received`."""
+        return vectors_of(self._lookup, self.features, read, entity_rows, now.timestamp())
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:  # noqa: ARG002 - rows have no names
         """See `Scorer.score`."""

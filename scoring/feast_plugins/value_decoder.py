@@ -4,6 +4,7 @@ Values of a fixed length are read in place, and integers are unpacked from their
 those with an unexpected wire format, are parsed one by one by protobuf.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,6 +159,9 @@ def as_declared(values: list[Any], dtype: pa.DataType) -> pa.Array:
     Raises:
         UnusableFeature: a value can't be represented in the declared type.
     """
+    if pa.types.is_integer(dtype) and set(map(type, values)) == {int}:
+        with contextlib.suppress(pa.ArrowInvalid, OverflowError):
+            return pa.array(values, dtype)
     try:
         if pa.types.is_timestamp(dtype):  # Feast writes seconds since 1970
             return pa.array(values, pa.timestamp("s", "UTC")).cast(dtype)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from scoring.arrow.signature import conform
 from scoring.errors import READING, EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.model_features import ModelFeatures, missing_reasons
-from scoring.online.reading import RUNNING_VIEW, StoreRead, StoreReader, request_column
+from scoring.online.reading import RUNNING_VIEW, Sent, StoreRead, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -43,6 +43,11 @@ class Lookup(msgspec.Struct, frozen=True):
     """Reads the stored features; if `on_demand` is None, these are all that is needed."""
     on_demand: "OnDemandOnline | None" = None
     """Adds the features that on-demand views compute from them."""
+
+    def send(self, entity_rows: Mapping[str, Sequence[Any]]) -> Sent | None:
+        """Request a few entity rows without blocking; None if the store's reader can't, or not now."""
+        send = getattr(self.stored, "send", None)
+        return None if send is None else send(entity_rows)
 
 
 def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
@@ -106,12 +111,16 @@ def vectors_of(
         UnusableFeature: a value does not fit the declared type.
     """
     absent, unusable = {}, {}
-    oldest_s = np.inf
+    oldest_s, newest_s = np.inf, now_s if isinstance(now_s, float) else now_s.max()
     for view in features.views:
         event_s = read.event_s[view.name]
+        first_s = event_s.min()
+        # Nearly always, every row exists and is fresh, for which one comparison suffices.
+        if first_s > 0 and (view.ttl_s is None or first_s + view.ttl_s >= newest_s):
+            oldest_s = min(oldest_s, first_s)
+            continue
         missing = event_s == 0
         expired = missing if view.ttl_s is None else missing | (event_s + view.ttl_s < now_s)
-        # Nearly always, every row exists and is fresh. Masks that are all false would be slower than these checks.
         if missing.any():
             absent[view.name] = pa.array(missing)
         if expired.any():
@@ -125,23 +134,22 @@ def vectors_of(
     }
     vectors = features.vectors(columns | from_request, unusable)
     reasons = missing_reasons(vectors, absent, unusable)
-    if features.overridable:
-        vectors, reasons = _override(features, entity_rows, vectors, reasons)
+    given = [name for name in features.overridable if set(entity_rows.get(name, ())) - {None}]
+    if given:
+        vectors, reasons = _override(given, entity_rows, vectors, reasons)
     oldest = float(oldest_s) if oldest_s < np.inf else None
     return OnlineVectors(vectors, reasons, oldest, StoreRead(read.event_s, columns))
 
 
 def _override(
-    features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], vectors: pa.Table, reasons: pa.Array
+    given: Sequence[str], entity_rows: Mapping[str, Sequence[Any]], vectors: pa.Table, reasons: pa.Array
 ) -> tuple[pa.Table, pa.Array]:
     """Replace features by the request's values. A row whose vector is complete thereby has no reason any more."""
-    for name in features.overridable:
-        given = entity_rows.get(name, ())
-        if given.count(None) < len(given):
-            place = vectors.schema.get_field_index(name)
-            field = vectors.schema.field(place)
-            values = conform(request_column(name, entity_rows, field.type), field.type, name)
-            vectors = vectors.set_column(place, field, pc.coalesce(values, vectors.column(place)))
+    for name in given:
+        place = vectors.schema.get_field_index(name)
+        field = vectors.schema.field(place)
+        values = conform(request_column(name, entity_rows, field.type), field.type, name)
+        vectors = vectors.set_column(place, field, pc.coalesce(values, vectors.column(place)))
     still_incomplete = pc.is_valid(missing_reasons(vectors, {}, {}))
     return vectors, pc.if_else(still_incomplete, reasons, pa.scalar(None, pa.string()))
 

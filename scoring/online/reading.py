@@ -61,6 +61,24 @@ class StoreReader(Protocol):
         """
 
 
+class Sent(Protocol):
+    """A read whose request was sent, for an event loop that must not block."""
+
+    @property
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when an answer arrives."""
+
+    def receive(self) -> StoreRead | None:
+        """Return what was read, or None if a part is missing. Called when the descriptor is readable.
+
+        Raises:
+            Exception: the read failed. `give_up` must be called then.
+        """
+
+    def give_up(self) -> None:
+        """End the read."""
+
+
 class ViewColumns(msgspec.Struct, frozen=True):
     """The features to read from one feature view."""
 

@@ -6,8 +6,6 @@ long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +17,15 @@ from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, Redis
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from redis import RedisError
-from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scoring.errors import READING, FeatureStoreError, UnusableFeature
+from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_timestamps, decode_values
 from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
+from scoring.online.redis_connections import Connections
+from scoring.online.redis_replies import NotRedis, Replies, check_replies
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -38,15 +36,8 @@ if TYPE_CHECKING:
 KEYS_PER_PIECE = 400
 # Maximum number of pieces sent before the first reply is read, because Redis buffers unread replies.
 PIECES_AT_ONCE = 5
-RESP2 = 2
-"""The protocol version in which a server sends only replies."""
-
-
-class NotRedis(FeatureStoreError):
-    """A server other than Redis responded."""
-
-    def __init__(self) -> None:
-        super().__init__(READING, "the server at this address is not Redis: check the connection string")
+# Maximum size of commands that are sent without blocking: a socket accepts so many bytes at once.
+MAX_SENT_BYTES = 16_384
 
 
 class _Hashes:
@@ -99,6 +90,32 @@ class _Hashes:
 _Piece = tuple[_Hashes, Sequence[bytes]]
 
 
+class _Plan:
+    """The keys to read for some entity rows, and how to make the rows' features from the hashes."""
+
+    def __init__(self, kinds: Sequence[_Hashes], entity_rows: Mapping[str, Sequence[Any]], project: bytes) -> None:
+        self.pieces: list[_Piece] = []
+        self._places: dict[_Hashes, np.ndarray | None] = {}
+        for hashes in kinds:
+            entities, self._places[hashes] = distinct_entities(hashes.keys, entity_rows)
+            keys = entity_keys(hashes.keys, entities, behind=project)
+            self.pieces += [
+                (hashes, keys[start : start + KEYS_PER_PIECE]) for start in range(0, len(keys), KEYS_PER_PIECE)
+            ]
+
+    def features(self, decoded: Sequence[StoreRead]) -> StoreRead:
+        """Return the features of the rows from those of the pieces."""
+        event_s: dict[str, np.ndarray] = {}
+        columns: dict[str, pa.Array] = {}
+        for hashes, places in self._places.items():
+            read = hashes.join([part for (of, _), part in zip(self.pieces, decoded, strict=True) if of is hashes])
+            if places is not None:
+                read = read.take(places)
+            event_s |= read.event_s
+            columns |= read.columns
+        return StoreRead(event_s, columns)
+
+
 class RedisReader:
     """A `StoreReader` with one round trip per PIECES_AT_ONCE pieces of keys, of all kinds of entities."""
 
@@ -106,7 +123,7 @@ class RedisReader:
 
     def __init__(self, client: "Redis", project: str, views: Sequence[ViewColumns]) -> None:
         """Store a client, the Feast project, and the features to read."""
-        self._pool = client.connection_pool
+        self._connections = Connections(client.connection_pool)
         self._project = project.encode()
         by_keys: dict[Keys, list[ViewColumns]] = {}
         for view in views:
@@ -115,36 +132,38 @@ class RedisReader:
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        pieces: list[_Piece] = []
-        places_of: dict[_Hashes, np.ndarray | None] = {}
-        for hashes in self._hashes:
-            entities, places_of[hashes] = distinct_entities(hashes.keys, entity_rows)
-            keys = entity_keys(hashes.keys, entities, behind=self._project)
-            pieces += [(hashes, keys[start : start + KEYS_PER_PIECE]) for start in range(0, len(keys), KEYS_PER_PIECE)]
+        plan = _Plan(self._hashes, entity_rows, self._project)
         decoded: list[StoreRead] = []
-        for start in range(0, len(pieces), PIECES_AT_ONCE):
-            decoded += self._fetch(pieces[start : start + PIECES_AT_ONCE])
-        event_s: dict[str, np.ndarray] = {}
-        columns: dict[str, pa.Array] = {}
-        for hashes, places in places_of.items():
-            read = hashes.join([part for (of, _), part in zip(pieces, decoded, strict=True) if of is hashes])
-            if places is not None:
-                read = read.take(places)
-            event_s |= read.event_s
-            columns |= read.columns
-        return StoreRead(event_s, columns)
+        for start in range(0, len(plan.pieces), PIECES_AT_ONCE):
+            decoded += self._fetch(plan.pieces[start : start + PIECES_AT_ONCE])
+        return plan.features(decoded)
+
+    def send(self, entity_rows: Mapping[str, Sequence[Any]]) -> "SentCommands | None":
+        """Send the commands for a few entity rows, without blocking; None if that is impossible now."""
+        plan = _Plan(self._hashes, entity_rows, self._project)
+        packed = b"".join(hashes.command.packed(keys) for hashes, keys in plan.pieces)
+        connection = self._connections.take_idle() if len(packed) <= MAX_SENT_BYTES else None
+        if connection is None:
+            return None
+        try:
+            connection.send_packed_command([packed], check_health=False)
+        except Exception:  # the thread that reads instead reports it
+            connection.disconnect()
+            self._connections.give_back(connection)
+            return None
+        return SentCommands(connection, self._connections, plan)
 
     def _fetch(self, pieces: Sequence[_Piece]) -> list[StoreRead]:
-        connection = self._pool.get_connection()
+        connection = self._connections.take()
         failed: Exception | None = None
 
         def exchange() -> list[StoreRead]:
             nonlocal failed
             failed, decoded = None, []
-            connection.send_packed_command(hashes.command.packed(keys) for hashes, keys in pieces)  # type: ignore[no-untyped-call]
-            give_up_at = math.inf if connection.socket_timeout is None else time.monotonic() + connection.socket_timeout
+            connection.send_packed_command(hashes.command.packed(keys) for hashes, keys in pieces)
+            received = Replies(connection)
             for hashes, keys in pieces:
-                replies = _read_replies(connection, len(keys), give_up_at)
+                replies = received.read(len(keys))
                 if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))
@@ -155,59 +174,47 @@ class RedisReader:
             return decoded
 
         try:
-            decoded = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())  # type: ignore[no-untyped-call]
+            decoded: list[StoreRead] = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
         except BaseException:  # unread replies may remain, or belong to another command
-            connection.disconnect()  # type: ignore[no-untyped-call]
+            connection.disconnect()
             raise
         finally:
-            self._pool.release(connection)
+            self._connections.give_back(connection)
         if failed is not None:
             raise failed
         return decoded
 
 
-def _read_replies(connection: Any, count: int, give_up_at: float) -> list[Any]:
-    """Read the next replies of a connection. A reply may be an error from Redis.
+class SentCommands:
+    """Commands whose replies are received without blocking."""
 
-    Raises:
-        redis.TimeoutError: they have not arrived at `give_up_at`, by the monotonic clock. The connection's own timeout
-            restarts with each byte, so that a slow connection would be kept and used repeatedly.
-    """
-    parser = connection._parser
-    if not isinstance(parser, _HiredisParser) or connection.protocol != RESP2:  # others send messages between replies
-        return [parser.read_response() for _ in range(count)]
-    # read_response of the connection and of its parser takes several times as long as hiredis does for a reply.
-    replies: list[Any] = []
-    while True:
-        replies += itertools.islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))
-        if len(replies) == count:
-            break
-        if time.monotonic() > give_up_at:
-            raise RedisTimeoutError("its response did not arrive in time")
-        parser.read_from_socket()  # type: ignore[no-untyped-call]
-    return replies
+    def __init__(self, connection: Any, connections: Connections, plan: _Plan) -> None:
+        """Store the connection on which they were sent, and where it goes afterwards."""
+        self._connection, self._connections, self._plan = connection, connections, plan
+        self._received = Replies(connection)
+        self._replies: list[Any] = []
+        self.fileno: int = connection._sock.fileno()
 
+    def receive(self) -> StoreRead | None:
+        """Return the features, or None if replies are missing. Called when the socket has bytes to read.
 
-def check_replies(replies: Sequence[Any], width: int) -> None:
-    """Raise unless each reply is a hash's fields.
+        Raises:
+            Exception: any of those of `RedisReader.read`. `give_up` must be called then.
+        """
+        self._received.receive()
+        keys = sum(len(keys) for _, keys in self._plan.pieces)
+        self._replies += self._received.received(keys - len(self._replies))
+        if len(self._replies) < keys:
+            return None
+        replies = iter(self._replies)
+        decoded = [hashes.decode(list(itertools.islice(replies, len(keys)))) for hashes, keys in self._plan.pieces]
+        self._connections.give_back(self._connection)
+        return self._plan.features(decoded)
 
-    Raises:
-        redis.ConnectionError: a reply is a connection error (Redis is loading its data, or has too many clients).
-        NotRedis: a reply is neither an error nor a hash's fields.
-        UnusableFeature: the value at an entity's key is not a hash.
-        redis.RedisError: a reply is another error.
-    """
-    if set(map(type, replies)) == {list} and set(map(len, replies)) == {width}:
-        return
-    errors = [reply for reply in replies if isinstance(reply, RedisError)]
-    for error in errors:
-        if isinstance(error, RedisConnectionError):
-            raise error
-    if any(not isinstance(reply, RedisError) and (type(reply) is not list or len(reply) != width) for reply in replies):
-        raise NotRedis
-    if "WRONGTYPE" in str(errors[0]):
-        raise UnusableFeature(READING, errors[0])
-    raise errors[0]
+    def give_up(self) -> None:
+        """Close the connection, whose replies may still arrive."""
+        self._connection.disconnect()
+        self._connections.give_back(self._connection)
 
 
 class HmgetCommand:

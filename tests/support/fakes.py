@@ -18,7 +18,7 @@ from scoring.models.outputs import ONE_NUMBER, Outputs
 from scoring.models.registry import ModelVersion
 from scoring.monitoring.drift import Baseline
 from scoring.online.lookup import OnlineVectors
-from scoring.online.reading import EntityRows
+from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.predict import Scores
 
 # Returns, for each entity, its output (a tuple if there are several) or None, and its reason.
@@ -92,6 +92,12 @@ class FakeScorer:
             raise self.lookup_error
         rows = len(next(iter(entity_rows.values())))
         return OnlineVectors(pa.table({}), pa.nulls(rows, pa.string()), now.timestamp() - 60)
+
+    def send(self, entity_rows: EntityRows) -> Sent | None:
+        return None
+
+    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        return self.look_up(entity_rows, now)
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         rows = self.function(entity_rows)

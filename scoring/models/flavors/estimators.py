@@ -72,7 +72,7 @@ def unchecked(estimator: Any, functions: tuple[str, ...]) -> "PredictFunctions |
     columns contain finite numbers and nulls. Admission compares the results with the original.
     """
     if _is_linear(estimator) and functions == ("predict",):
-        return lambda inputs: [inputs @ estimator.coef_ + estimator.intercept_]
+        return LinearFunction(estimator)
     if is_forest(estimator) and estimator.n_outputs_ == 1 and {"predict", "predict_proba"}.issuperset(functions):
         return _ForestFunctions(estimator, functions)
     return None
@@ -89,6 +89,16 @@ def _is_linear(estimator: Any) -> bool:
 
     own = type(estimator).__module__.startswith("sklearn.linear_model.")
     return own and isinstance(estimator, LinearModel) and np.ndim(estimator.coef_) == 1
+
+
+class LinearFunction:
+    """The predictions of a linear regressor with one target."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+
+    def __call__(self, inputs: Any) -> list[Any]:
+        return [inputs @ self._estimator.coef_ + self._estimator.intercept_]
 
 
 class _ForestFunctions:

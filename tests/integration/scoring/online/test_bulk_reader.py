@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import select
 import signal
 import socketserver
 import subprocess
@@ -403,6 +404,41 @@ def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisS
     with Redis(redis_server.host, redis_server.port, protocol=3) as client:
         read = RedisReader(client, "bulk", view_columns(world.link("rate")) or []).read(stores_shops([980, 981]))
     assert read.columns["stats:rate"].to_pylist() == [0.5, None]
+
+
+@on_redis
+def test_a_few_entities_are_read_without_blocking(world: World, redis: Redis) -> None:
+    world.write("stats", [{"shop_id": 990, **STATS}])
+    reader = world.reader(world.link("rate", "rent"))
+    assert isinstance(reader, RedisReader)
+    rows = stores_shops([990, 991])
+    assert reader.send(rows) is None, "no connection is open"
+    expected = reader.read(rows)
+
+    def received() -> Any:
+        sent = reader.send(rows)
+        assert sent is not None
+        select.select([sent.fileno], [], [])
+        return sent.receive()
+
+    for _ in range(2):
+        assert received().columns == expected.columns
+    assert reader.send(stores_shops(list(range(1000)))) is None, "so many commands might block"
+    assert received().columns == expected.columns
+    good = redis.hget(key_of(990), _mmh3("stats:rate"))
+    redis.hset(key_of(990), _mmh3("stats:rate"), b"\xff\xff")
+    sent = reader.send(rows)
+    assert sent is not None
+    select.select([sent.fileno], [], [])
+    with pytest.raises(DecodeError):
+        sent.receive()
+    sent.give_up()
+    assert reader.send(rows) is None, "its connection is closed"
+    redis.hset(key_of(990), _mmh3("stats:rate"), good)
+    assert reader.read(rows).columns == expected.columns
+    redis.client_kill_filter(_type="normal", skipme=True)
+    assert reader.send(rows) is None, "the server has closed the connection"
+    assert reader.read(rows).columns == expected.columns
 
 
 @given(

@@ -1,6 +1,7 @@
 """Requests that wait at the same time are merged, and each gets the result that it would get alone."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from api.errors import Overloaded
+from api.inference import batcher
 from api.inference.batch_policy import MAX_ROWS, MIN_AGE_LIMIT_S
 from api.inference.batcher import MicroBatcher
 from api.inference.micro_batch import PendingRequest
@@ -18,7 +20,7 @@ from api.model.scorer import RowScores
 from scoring.errors import FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.models.outputs import ONE_NUMBER
 from scoring.online.lookup import OnlineVectors
-from scoring.online.reading import EntityRows
+from scoring.online.reading import EntityRows, StoreRead
 from scoring.predict import Scores
 from tests.support.fakes import FakeScorer, id_as_score
 
@@ -331,6 +333,107 @@ def test_abandoned_requests_of_a_stuck_micro_batch_count_as_one_until_it_ends() 
 
     run(scenario, threads=2, waiting=4)
     assert scorer.lookups[0] == [0, 1, 2, 3, 4, 5]
+
+
+class FakeSent:
+    """A read whose answer arrives when `answer` is called."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.fileno = self.ours.fileno()
+        self.given_up = False
+
+    def answer(self, content: bytes) -> None:
+        self.theirs.send(content)
+
+    def receive(self) -> StoreRead | None:
+        received = self.ours.recv(10)
+        if received == b"broken":
+            raise ConnectionResetError
+        return StoreRead({}, {}) if received == b"all" else None
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self.close()
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+class SendingScorer(RecordingScorer):
+    """A scorer whose store can be asked without a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[FakeSent] = []
+        self.unusable = False
+
+    def send(self, entity_rows: EntityRows) -> FakeSent:
+        self.sent.append(FakeSent())
+        return self.sent[-1]
+
+    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        if self.unusable:
+            raise UnusableFeature("reading", "a value")
+        return FakeScorer.look_up(self, entity_rows, now)
+
+
+def send_one(scorer: SendingScorer, *answers: bytes) -> None:
+    async def scenario(batcher: MicroBatcher) -> None:
+        scoring = asyncio.create_task(batcher.score(request(scorer, 1)))
+        while not scorer.sent:
+            await asyncio.sleep(0)
+        for answer in answers:
+            scorer.sent[0].answer(answer)
+            await asyncio.sleep(0.002)
+        assert await scoring == RowScores([[1.0]], [None])
+        assert not batcher._running
+
+    run(scenario)
+    for each in scorer.sent:
+        each.close()
+
+
+def test_a_small_micro_batch_needs_no_thread_if_the_store_answers_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "HAND_OVER_S", LONG_S)
+    scorer = SendingScorer()
+    send_one(scorer, b"a part", b"all")
+    assert scorer.lookups == []
+    assert not scorer.sent[0].given_up
+
+
+@pytest.mark.parametrize("answers", [[], [b"a part"], [b"broken"]])
+def test_a_thread_looks_up_what_the_store_does_not_answer_soon(answers: list[bytes]) -> None:
+    scorer = SendingScorer()
+    send_one(scorer, *answers)
+    assert scorer.lookups == [[1]]
+    assert scorer.sent[0].given_up
+
+
+def test_a_thread_looks_up_again_if_what_was_read_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "HAND_OVER_S", LONG_S)
+    scorer = SendingScorer()
+    scorer.unusable = True
+    send_one(scorer, b"all")
+    assert scorer.lookups == [[1]]
+    assert not scorer.sent[0].given_up
+
+
+def test_while_a_micro_batch_waits_for_the_store_without_a_thread_its_deadline_passes_and_a_thread_takes_the_next() -> (
+    None
+):
+    scorer = SendingScorer()
+
+    async def scenario(batcher: MicroBatcher) -> None:
+        with pytest.raises(TimeoutError):
+            await batcher.score(request(scorer, 1), 0.001)
+        assert await batcher.score(request(scorer, 2)) == RowScores([[2.0]], [None])
+        while batcher._running:
+            await asyncio.sleep(0.001)
+
+    run(scenario, threads=2)
+    assert scorer.lookups == [[2]]
 
 
 def test_the_callers_get_any_error_of_a_thread_which_survives_it() -> None:
