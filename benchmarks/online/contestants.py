@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -66,8 +67,11 @@ class Contestant(Server):
 
     def ask(self, ids: list[int]) -> httpx.Response:
         """Send one request and return the response."""
-        headers = {"Content-Type": "application/json"}
-        return httpx.post(self.url, content=self.body(ids), headers=headers, timeout=60)
+        return self._client.post(self.url, content=self.body(ids), headers={"Content-Type": "application/json"})
+
+    @functools.cached_property
+    def _client(self) -> httpx.Client:  # takes longer to create than some servers to answer
+        return httpx.Client(timeout=60, trust_env=False)
 
     def choice(self, status: int, answer: bytes) -> Choice:
         """Parse a response."""

@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
-from scoring.feast_plugins.value_decoder import decode_timestamps, decode_values
+from scoring.feast_plugins.value_decoder import decode_columns, decode_timestamps
 from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
 from scoring.online.redis_connections import Connections
 from scoring.online.redis_replies import NotRedis, Replies, check_replies
@@ -47,6 +47,9 @@ class _Hashes:
         self.keys = keys
         self.views = tuple(views)
         self.features = [feature for view in views for feature in view.features]
+        self._alike: dict[pa.DataType, list[int]] = {}
+        for place, feature in enumerate(self.features):
+            self._alike.setdefault(feature.dtype, []).append(place)
         names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
 
@@ -61,13 +64,12 @@ class _Hashes:
         fields = list(zip(*replies, strict=True))
         timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
         try:
-            return StoreRead(
-                {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)},
-                {
-                    feature.column: decode_values(each, feature.dtype)
-                    for feature, each in zip(self.features, values, strict=True)
-                },
-            )
+            event_s = {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)}
+            columns: dict[str, pa.Array] = {}
+            for dtype, places in self._alike.items():
+                decoded = decode_columns([values[place] for place in places], dtype)
+                columns |= {self.features[place].column: each for place, each in zip(places, decoded, strict=True)}
+            return StoreRead(event_s, columns)
         except Exception:
             # Check this only after an error, because nearly always every value has a type that Redis can return.
             if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from scoring.arrow.signature import ModelInput, Signature
 from scoring.errors import FeatureStoreError, UnusableFeature
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.join_keys import JoinKey
-from scoring.feast_plugins.value_decoder import FEW, decode_values
+from scoring.feast_plugins.value_decoder import FEW, VALUE_FIELDS, decode_columns, decode_values
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.online.bulk_reader import bulk_reader, view_columns
@@ -464,6 +464,45 @@ def test_integers_are_unpacked_as_protobuf_parses_them(
     if all(each.WhichOneof("val") in {"int64_val", None} for each in parsed):
         expected = [each.int64_val if each.WhichOneof("val") else None for each in parsed]
         assert decode_values(stored, pa.int64()).to_pylist() == expected
+
+
+@given(
+    columns=st.integers(1, 30).flatmap(
+        lambda rows: st.lists(
+            st.lists(st.none() | st.integers(-(2**31), 2**40), min_size=rows, max_size=rows)
+            | st.lists(st.integers(0, 300), min_size=rows, max_size=rows),
+            min_size=1,
+            max_size=8,
+        )
+    ),
+    dtype=st.sampled_from([pa.int64(), pa.int32(), pa.float32(), pa.float64(), pa.bool_(), pa.string()]),
+    declared=st.just(True) | st.booleans(),
+)
+def test_columns_are_decoded_together_as_each_alone(
+    columns: list[list[int | None]], dtype: pa.DataType, declared: bool
+) -> None:
+    kind: Any = {pa.float32(): float, pa.float64(): float, pa.bool_(): bool, pa.string(): str}.get(dtype, int)
+    field = VALUE_FIELDS[dtype if declared else pa.int64()]
+    stored = [
+        [
+            None if each is None else Value(**{field: _as(kind if declared else int, each)}).SerializeToString()
+            for each in column
+        ]
+        for column in columns
+    ]
+
+    def decoded(decode: Callable[[], list[pa.Array]]) -> list[Any] | type[Exception]:
+        try:
+            return [(each.type, each.to_pylist()) for each in decode()]
+        except UnusableFeature as error:
+            return type(error)
+
+    alone = decoded(lambda: [decode_values(column, dtype) for column in stored])
+    assert decoded(lambda: decode_columns(stored, dtype)) == alone
+
+
+def _as(kind: Any, value: int) -> Any:
+    return min(value, 2**31 - 1) if kind is int else kind(value)
 
 
 WRITER = """
