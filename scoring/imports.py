@@ -6,10 +6,12 @@ time of importing Feast, MLflow, scikit-learn and pandas (3.4 instead of 4.4 s, 
 
 import contextlib
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # MLflow reads these at each call. With its own defaults, it waits 273 s for a server that is down (mlflow 3.17).
@@ -54,30 +56,91 @@ def import_mlflow() -> None:
     """Import MLflow's client, with short timeouts and without telemetry."""
     for variable, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
-    with importing("mlflow"), _without("polars"):  # MLflow imports it if it is installed, which takes 0.5 s of CPU time
+    # MLflow imports its tools for language models, and polars if it is installed, each of which takes 0.5 s of CPU time.
+    with importing("mlflow"), _without("polars"), _at_first_use("mlflow.genai", "mlflow.gateway"):
         from mlflow import MlflowClient
     del MlflowClient
 
 
-def import_model_libraries() -> None:
-    """Import the libraries that load models and predict."""
-    # First, because it searches all modules that are imported by then for 800 functions of NumPy and SciPy (0.16). It
-    # imports all modules of scikit-learn, and one of those imports dask, which takes 0.3 s of CPU time.
-    with importing("skops.io"), _without("dask"):
-        import skops.io
+def import_model_libraries(*, for_user_code: bool = True) -> None:
+    """Import the libraries that load models and predict.
+
+    Args:
+        for_user_code: whether code that is not ours uses skops in this process, too. Otherwise, skops does not import
+            all modules of scikit-learn to list the types that it trusts (scoring/models/flavors/sklearn.py).
+    """
+    # First, because it searches all modules that are imported by then for 800 functions of NumPy and SciPy (0.16). One
+    # of the modules of scikit-learn imports dask, which takes 0.3 s of CPU time, and many scipy.stats, for few models.
+    with importing("skops.io"), _without("dask"), _at_first_use("scipy.stats"):
+        import sklearn.utils
+
+        list_estimators = sklearn.utils.all_estimators
+        try:
+            if not for_user_code:
+                sklearn.utils.all_estimators = list
+            import skops.io
+        finally:
+            sklearn.utils.all_estimators = list_estimators
     import_mlflow()
     with importing("mlflow.sklearn"):
         import mlflow.pyfunc
         import mlflow.sklearn
         import pandas
-    del mlflow, pandas, skops
+    del mlflow, pandas, sklearn, skops
 
 
 def import_feast() -> None:
-    """Import Feast without typeguard's instrumentation, unless it is imported already."""
-    if "feast" not in sys.modules:
-        with importing("feast"), _without_instrumentation():
-            import feast  # noqa: F401
+    """Import Feast without its servers and SQL registry, and without typeguard's instrumentation.
+
+    They take two thirds of its memory and CPU time (feast 0.67). A registry in a database imports the rest when opened.
+    """
+    if "feast" in sys.modules:
+        return
+    import starlette.status
+
+    unused = "fastapi", "fastapi.concurrency", "feast.feature_server", "feast.ui_server", "feast.infra.registry.sql"
+    with importing("feast"), _without_instrumentation(), _at_first_use(*unused):
+        sys.modules["fastapi"].status = starlette.status  # type: ignore[attr-defined]
+        import feast  # noqa: F401
+
+
+@contextlib.contextmanager
+def _at_first_use(*modules: str) -> Iterator[None]:
+    """Within the block, import these modules as placeholders. The real ones are imported when one of them is used."""
+    replaced = [name for name in modules if name not in sys.modules]
+    for name in replaced:
+        sys.modules[name] = _Placeholder(name)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            if isinstance(sys.modules.get(name), _Placeholder):
+                del sys.modules[name]
+
+
+class _Placeholder(ModuleType):
+    """A module whose attributes may be imported, and called or read later."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _PlaceholderAttribute(self.__name__, name)
+
+
+class _PlaceholderAttribute:
+    """An attribute of a module that is imported when the attribute is called or read."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _real(self) -> Any:
+        return getattr(importlib.import_module(self._module), self._name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._real()(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
 
 
 @contextlib.contextmanager

@@ -190,7 +190,7 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     pipe = Connection(int(sys.argv[3]))
     os.set_inheritable(pipe.fileno(), False)
-    import_model_libraries()
+    import_model_libraries(for_user_code=False)
     status, model = run_trial(Path(sys.argv[1]), Path(sys.argv[2]))
     if model is None:
         return status

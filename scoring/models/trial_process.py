@@ -142,7 +142,7 @@ class PreforkedTrial:
         Call it before this process has threads or connections. The fork has only one thread but inherits the locks of
         all threads, and it would keep the connections open.
         """
-        import_model_libraries()
+        import_model_libraries(for_user_code=False)
         here, there = multiprocessing.Pipe()
         trial = os.fork()
         if trial == 0:
@@ -222,7 +222,7 @@ def main() -> int:
     """Run a trial: `python -m scoring.models.trial_process MODEL_FOLDER TASK_FOLDER`."""
     model_folder, folder = map(Path, sys.argv[1:])
     end_with_parent()
-    import_model_libraries()  # before the limits are set, so that they cover the model alone
+    import_model_libraries(for_user_code=False)  # before the limits are set, so that they cover the model alone
     return run_trial(model_folder, folder)[0]
 
 

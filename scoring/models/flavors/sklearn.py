@@ -1,5 +1,7 @@
 """scikit-learn, from skops files; from pickle and cloudpickle files, which run code, where the settings allow them."""
 
+import importlib
+import inspect
 import warnings
 from typing import Any
 
@@ -12,6 +14,8 @@ __all__ = ["as_mlflow", "check", "load", "prepare"]
 
 # Functions that MLflow's pyfunc calls (mlflow 3.17).
 OF_MLFLOW = {"predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba"}
+# Parts of scikit-learn without public estimators (scikit-learn 1.9).
+NOT_PUBLIC = {"tests", "externals", "setup", "conftest", "experimental", "estimator_checks"}
 REMEDIES = {
     "sklearn": (
         "mlflow.sklearn.log_model(..., serialization_format='skops', skops_trusted_types=[...]) or "
@@ -111,7 +115,7 @@ def _trusted_types(files: ModelFiles) -> list[str]:
         raise ModelRefused(model, reason) from None
     for library in sorted({each.partition(".")[0] for each in needed} & {"xgboost", "lightgbm", "catboost"}):
         require(files, library, library)
-    refused = sorted(set(needed) - set(files.rules.trusted_types))
+    refused = sorted(each for each in set(needed) - set(files.rules.trusted_types) if not _is_estimator(each))
     if refused:
         raise ModelRefused(
             model,
@@ -119,6 +123,23 @@ def _trusted_types(files: ModelFiles) -> list[str]:
             "SERVING_SKOPS_TRUSTED_TYPES if you trust them.",
         )
     return needed
+
+
+def _is_estimator(name: str) -> bool:
+    """Return whether a type is a public estimator of scikit-learn, all of which skops trusts by default (0.16)."""
+    from sklearn.base import BaseEstimator
+
+    module, _, kind = name.rpartition(".")
+    package = module.partition("._")[0]  # which exports it
+    if not package.startswith("sklearn.") or kind.startswith("_") or NOT_PUBLIC.intersection(package.split(".")):
+        return False
+    try:
+        found = getattr(importlib.import_module(package), kind, None)
+    except ImportError:
+        return False
+    if not (isinstance(found, type) and issubclass(found, BaseEstimator)) or inspect.isabstract(found):
+        return False
+    return found is not BaseEstimator and f"{found.__module__}.{found.__name__}" == name
 
 
 def _read(files: ModelFiles) -> Any:
