@@ -37,6 +37,9 @@ def main() -> int:
     # Handle stop signals before the imports, which take about a second. uvicorn replaces these handlers.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _exit)
+    from scoring.imports import import_mlflow, import_scipy_functions
+
+    import_scipy_functions()  # before the rest
     from api.app import create_app
     from api.http.server import server_of
     from api.model.loading import RegistryLoader
@@ -44,6 +47,7 @@ def main() -> int:
     from api.shadow.loading import ChallengerLoader
     from api.telemetry.log import configure_logging
     from scoring.errors import SettingsError
+    from scoring.models.local_registry import registry_of
     from scoring.models.registry import MlflowRegistry
     from scoring.models.trial_load import validate_in_trial
     from scoring.models.trial_process import PreforkedTrial
@@ -52,12 +56,14 @@ def main() -> int:
     stopping, trial = threading.Event(), PreforkedTrial()
     try:
         settings = Settings.from_environment(os.environ)
-        registry = MlflowRegistry.from_settings(settings)
+        registry = registry_of(settings)
         loader = RegistryLoader(settings, registry, functools.partial(validate_in_trial, run=trial.run))
         app = create_app(settings, SettledLoader(loader), stopping, ChallengerLoader(settings, registry))
         _listen(settings).close()  # reports an unavailable address before the trial's imports, which take seconds
         configure_logging(settings.log_level)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have started threads
+            if isinstance(registry, MlflowRegistry):
+                import_mlflow()  # once, for the trial, too
             trial.fork()
         listener = _listen(settings)  # listen only once requests can be served
     except (SettingsError, AddressUnavailable) as error:

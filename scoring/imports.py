@@ -56,37 +56,55 @@ def import_mlflow() -> None:
     """Import MLflow's client, with short timeouts and without telemetry."""
     for variable, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
-    # MLflow imports its tools for language models, and polars if it is installed, each of which takes 0.5 s of CPU time.
+    # MLflow imports its tools for language models, and polars if it is installed, which take 0.5 s of CPU time each.
     with importing("mlflow"), _without("polars"), _at_first_use("mlflow.genai", "mlflow.gateway"):
         from mlflow import MlflowClient
     del MlflowClient
 
 
-def import_model_libraries(*, for_user_code: bool = True) -> None:
-    """Import the libraries that load models and predict.
-
-    Args:
-        for_user_code: whether code that is not ours uses skops in this process, too. Otherwise, skops does not import
-            all modules of scikit-learn to list the types that it trusts (scoring/models/flavors/sklearn.py).
-    """
-    # First, because it searches all modules that are imported by then for 800 functions of NumPy and SciPy (0.16). One
-    # of the modules of scikit-learn imports dask, which takes 0.3 s of CPU time, and many scipy.stats, for few models.
-    with importing("skops.io"), _without("dask"), _at_first_use("scipy.stats"):
-        import sklearn.utils
-
-        list_estimators = sklearn.utils.all_estimators
-        try:
-            if not for_user_code:
-                sklearn.utils.all_estimators = list
-            import skops.io
-        finally:
-            sklearn.utils.all_estimators = list_estimators
+def import_pyfunc() -> None:
+    """Import what MLflow needs to load a scikit-learn model and to predict with it."""
     import_mlflow()
     with importing("mlflow.sklearn"):
         import mlflow.pyfunc
         import mlflow.sklearn
+    del mlflow
+
+
+def import_model_libraries() -> None:
+    """Import the libraries that load models and predict, for a process in which code of others may use them, too."""
+    # First, because it searches all modules that are imported by then for 800 functions of NumPy and SciPy (0.16). It
+    # imports all modules of scikit-learn, and one of those imports dask, which takes 0.3 s of CPU time.
+    with importing("skops.io"), _without("dask"):
+        import skops.io
+    import_pyfunc()
+    del skops
+
+
+def import_scipy_functions() -> None:
+    """Import SciPy's functions: for each of them, skops searches all modules that were imported before (0.16)."""
+    with collector_paused():
+        import scipy.special  # noqa: F401
+
+
+def import_for_serving() -> None:
+    """Import the libraries that load models and predict, but for MLflow, with half of their memory and CPU time.
+
+    skops would import all modules of scikit-learn, only to list the types that it trusts. Instead, types are looked up
+    one by one (scoring/models/flavors/sklearn.py). Few models need scipy.stats, which many of those modules import.
+    """
+    with importing("skops.io"), _without("dask"), _at_first_use("scipy.stats"):
+        import sklearn.utils
+
+        list_estimators = sklearn.utils.all_estimators
+        sklearn.utils.all_estimators = list
+        try:
+            import skops.io
+        finally:
+            sklearn.utils.all_estimators = list_estimators
+    with importing("pandas"):
         import pandas
-    del mlflow, pandas, sklearn, skops
+    del pandas, sklearn, skops
 
 
 def import_feast() -> None:
@@ -119,16 +137,18 @@ def _at_first_use(*modules: str) -> Iterator[None]:
 
 
 class _Placeholder(ModuleType):
-    """A module whose attributes may be imported, and called or read later."""
+    """A module that becomes the real one when an attribute is read, after the block that imports it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _PlaceholderAttribute(self.__name__, name)
+        if sys.modules.get(self.__name__) is self:
+            return _PlaceholderAttribute(self.__name__, name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _PlaceholderAttribute:
-    """An attribute of a module that is imported when the attribute is called or read."""
+    """An attribute that was imported from a placeholder. Its module is imported when it is called or read."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name

@@ -21,7 +21,7 @@ import msgspec
 import pyarrow as pa
 
 from scoring.errors import PredictionFailed, first_line
-from scoring.imports import import_model_libraries
+from scoring.imports import import_for_serving, import_pyfunc
 from scoring.models.model import Model
 from scoring.models.trial_process import (
     IMPORT_TIMEOUT_S,
@@ -190,7 +190,8 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     pipe = Connection(int(sys.argv[3]))
     os.set_inheritable(pipe.fileno(), False)
-    import_model_libraries(for_user_code=False)
+    import_for_serving()
+    import_pyfunc()
     status, model = run_trial(Path(sys.argv[1]), Path(sys.argv[2]))
     if model is None:
         return status

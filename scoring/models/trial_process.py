@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from scoring.allocation import use_few_arenas
 from scoring.errors import ModelRefused, why_no_room
-from scoring.imports import import_model_libraries
+from scoring.imports import import_for_serving, import_pyfunc
 from scoring.models.admission import ValidationReport, validate
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
@@ -34,8 +34,8 @@ NICENESS = 5
 ARENAS = 2
 # Starting an interpreter and importing scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
 IMPORT_TIMEOUT_S = 120.0
-# A preforked process only has to read its task.
-BEGIN_TIMEOUT_S = 10.0
+# A preforked process only imports MLflow, unless it was killed or stopped.
+BEGIN_TIMEOUT_S = 60.0
 # A trial that outlives its own alarm by this long has disabled it.
 ALARM_GRACE_S = 5.0
 
@@ -126,10 +126,10 @@ def start(module: Sequence[str], stderr: BinaryIO, pass_fds: Sequence[int] = ())
 
 
 class PreforkedTrial:
-    """A fork of this process with all imports, which waits for the first trial. Later trials start from scratch.
+    """A fork of this process, which imports MLflow and waits for the first trial. Later trials start from scratch.
 
-    The imports are most of a trial's cost, and this process needs them too. Linux only: elsewhere, libraries may start
-    threads when they are imported.
+    The imports are most of a trial's cost, and this process needs all others, too. Linux only: elsewhere, libraries may
+    start threads when they are imported.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class PreforkedTrial:
         Call it before this process has threads or connections. The fork has only one thread but inherits the locks of
         all threads, and it would keep the connections open.
         """
-        import_model_libraries(for_user_code=False)
+        import_for_serving()
         here, there = multiprocessing.Pipe()
         trial = os.fork()
         if trial == 0:
@@ -204,6 +204,7 @@ def _be_the_trial(pipe: Connection) -> NoReturn:
 
 
 def _await_task(pipe: Connection) -> int:
+    import_pyfunc()
     try:
         model_folder, folder = map(Path, pipe.recv())
         stderr = os.open(folder / STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -222,7 +223,8 @@ def main() -> int:
     """Run a trial: `python -m scoring.models.trial_process MODEL_FOLDER TASK_FOLDER`."""
     model_folder, folder = map(Path, sys.argv[1:])
     end_with_parent()
-    import_model_libraries(for_user_code=False)  # before the limits are set, so that they cover the model alone
+    import_for_serving()  # before the limits are set, so that they cover the model alone
+    import_pyfunc()
     return run_trial(model_folder, folder)[0]
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from scoring.errors import ModelRefused
+from scoring.imports import import_mlflow
 from scoring.models.flavors.flavor import LoadedModel, function_of
 from scoring.models.model_files import ModelFiles
 
@@ -22,6 +23,7 @@ def check(files: ModelFiles) -> None:
 
 def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:  # noqa: ARG001 - admission tries both
     """See `Flavor.load`."""
+    import_mlflow()
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(str(files.folder), suppress_warnings=True)
