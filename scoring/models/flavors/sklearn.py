@@ -115,7 +115,7 @@ def _trusted_types(files: ModelFiles) -> list[str]:
         raise ModelRefused(model, reason) from None
     for library in sorted({each.partition(".")[0] for each in needed} & {"xgboost", "lightgbm", "catboost"}):
         require(files, library, library)
-    refused = sorted(each for each in set(needed) - set(files.rules.trusted_types) if not _is_estimator(each))
+    refused = sorted(each for each in set(needed) - set(files.rules.trusted_types) if not is_estimator(each))
     if refused:
         raise ModelRefused(
             model,
@@ -125,7 +125,7 @@ def _trusted_types(files: ModelFiles) -> list[str]:
     return needed
 
 
-def _is_estimator(name: str) -> bool:
+def is_estimator(name: str) -> bool:
     """Return whether a type is a public estimator of scikit-learn, all of which skops trusts by default (0.16)."""
     from sklearn.base import BaseEstimator
 

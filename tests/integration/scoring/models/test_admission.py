@@ -42,6 +42,7 @@ from sklearn.tree._tree import Tree
 from scoring.errors import ModelRefused, NoRoom, PredictionFailed
 from scoring.models import trial_process
 from scoring.models.admission import validate, verify_loaded
+from scoring.models.flavors.sklearn import is_estimator
 from scoring.models.model import Model, load_model
 from scoring.models.model_files import ModelFiles, fetch_model, read_model_files
 from scoring.models.outputs import same_bits
@@ -560,3 +561,12 @@ def test_a_trial_proves_what_this_process_would(tmp_path: Path, run: RunTrial) -
     assert same_bits(there.predictions, here.predictions)
     assert (there.source, there.as_array) == ("online_store", True)
     verify_loaded(load_model(files, there.as_array, there.outputs), there)
+
+
+def test_skops_trusts_all_public_estimators_of_scikit_learn_and_no_other_of_its_types() -> None:
+    from skops.io._trusted_types import SKLEARN_ESTIMATOR_TYPE_NAMES  # in this process, skops has listed them itself
+
+    assert [each for each in SKLEARN_ESTIMATOR_TYPE_NAMES if not is_estimator(each)] == []
+    others = ("sklearn.base.BaseEstimator", "sklearn.utils._bunch.Bunch", "sklearn.linear_model._base.LinearModel")
+    others += ("sklearn.tests.test_base.MyEstimator", "sklearn.absent._module.Ridge", "os.system", "sklearn", "")
+    assert [each for each in others if is_estimator(each)] == []
