@@ -37,9 +37,9 @@ def main() -> int:
     # Handle stop signals before the imports, which take about a second. uvicorn replaces these handlers.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _exit)
-    from scoring.imports import import_mlflow, import_scipy_functions
+    from scoring.imports import import_first, import_mlflow
 
-    import_scipy_functions()  # before the rest
+    import_first()
     from api.app import create_app
     from api.http.server import server_of
     from api.model.loading import RegistryLoader

@@ -81,19 +81,23 @@ def import_model_libraries() -> None:
     del skops
 
 
-def import_scipy_functions() -> None:
-    """Import SciPy's functions: for each of them, skops searches all modules that were imported before (0.16)."""
-    with collector_paused():
-        import scipy.special  # noqa: F401
+def import_first() -> None:
+    """Import what takes less CPU time and memory before the rest."""
+    with collector_paused(), _without("rich"):  # structlog imports it to print local variables, which are never logged
+        # For each function of SciPy, skops searches all modules that were imported before (0.16).
+        import scipy.special
+        import structlog
+    del scipy, structlog
 
 
 def import_for_serving() -> None:
     """Import the libraries that load models and predict, but for MLflow, with half of their memory and CPU time.
 
     skops would import all modules of scikit-learn, only to list the types that it trusts. Instead, types are looked up
-    one by one (scoring/models/flavors/sklearn.py). Few models need scipy.stats, which many of those modules import.
+    one by one (scoring/models/flavors/sklearn.py). Few models need the parts of SciPy that are imported at first use.
     """
-    with importing("skops.io"), _without("dask"), _at_first_use("scipy.stats"):
+    rare = "scipy.integrate", "scipy.interpolate", "scipy.stats"
+    with importing("skops.io"), _without("dask"), _at_first_use(*rare):
         import sklearn.utils
 
         list_estimators = sklearn.utils.all_estimators
@@ -108,17 +112,15 @@ def import_for_serving() -> None:
 
 
 def import_feast() -> None:
-    """Import Feast without its servers and SQL registry, and without typeguard's instrumentation.
+    """Import Feast without typeguard's instrumentation, its servers, its SQL registry and other parts for few uses.
 
-    They take two thirds of its memory and CPU time (feast 0.67). A registry in a database imports the rest when opened.
+    They take two thirds of its memory and CPU time (feast 0.67). A registry in a database imports what it needs.
     """
     if "feast" in sys.modules:
         return
-    import starlette.status
-
-    unused = "fastapi", "fastapi.concurrency", "feast.feature_server", "feast.ui_server", "feast.infra.registry.sql"
-    with importing("feast"), _without_instrumentation(), _at_first_use(*unused):
-        sys.modules["fastapi"].status = starlette.status  # type: ignore[attr-defined]
+    own = "feast.feature_server", "feast.ui_server", "feast.infra.registry.sql"
+    rare = *own, "dill", "fastapi", "fastapi.concurrency", "jinja2"
+    with importing("feast"), _without_instrumentation(), _at_first_use(*rare):
         import feast  # noqa: F401
 
 
@@ -158,6 +160,12 @@ class _PlaceholderAttribute:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._real()(*arguments, **named)
+
+    def __instancecheck__(self, value: object) -> bool:
+        return isinstance(value, self._real())
+
+    def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._real(),)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real(), name)

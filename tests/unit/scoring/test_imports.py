@@ -84,14 +84,17 @@ def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones
         "from scoring.imports import import_feast, import_for_serving\n"
         "import_for_serving(), import_feast()\n"
         "import sys\n"
-        "large = 'scipy.stats', 'fastapi', 'sqlalchemy', 'mlflow', 'sklearn.datasets'\n"
+        "large = 'scipy.stats', 'fastapi', 'sqlalchemy', 'jinja2', 'dill', 'mlflow', 'sklearn.datasets'\n"
         "print([name for name in large if name in sys.modules])\n"
         "import feast.errors, feast.feature_store, sklearn.metrics\n"
         "print(feast.errors.FeastObjectNotFoundException().http_status_code())\n"
         "print(feast.feature_store.SqlRegistry.__name__, feast.feature_store.feature_server.start_server.__name__)\n"
         "print(round(sklearn.metrics.label_ranking_average_precision_score([[1, 0]], [[0.75, 0.5]]), 3))\n"
-        "import fastapi, scipy.stats\n"
-        "print(fastapi.FastAPI.__name__, scipy.stats.rankdata([3, 1]).tolist())"
+        "import fastapi, scipy.stats, feast.infra.offline_stores.offline_utils as templates\n"
+        "print(fastapi.FastAPI.__name__, scipy.stats.rankdata([3, 1]).tolist())\n"
+        "print(templates.Environment(loader=templates.BaseLoader()).from_string('{{ 1 + 1 }}').render())\n"
+        "from sklearn.preprocessing import SplineTransformer\n"
+        "print(SplineTransformer(n_knots=2, degree=1).fit_transform([[0.0], [1.0]]).tolist())"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
@@ -101,4 +104,12 @@ def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones
         timeout=60,
         check=True,
     )
-    assert done.stdout.splitlines() == ["[]", "404", "SqlRegistry start_server", "1.0", "FastAPI [2.0, 1.0]"]
+    assert done.stdout.splitlines() == [
+        "[]",
+        "404",
+        "SqlRegistry start_server",
+        "1.0",
+        "FastAPI [2.0, 1.0]",
+        "2",
+        "[[1.0, 0.0], [0.0, 1.0]]",
+    ]
