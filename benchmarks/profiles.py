@@ -27,21 +27,20 @@ from benchmarks.quietly import quietly
 
 ROWS, ROUNDS = 10_000_000, 3
 WORK = ("graph", "join", "predict", "start")
-# Imported in this order: the memory of each excludes what the previous ones have already loaded.
+# Imported in this order, by functions of scoring.imports or by name: the memory of each excludes what the previous ones
+# have already loaded.
 IMPORTED = (
     "numpy",
     "pyarrow.compute",
     "pandas",
-    "sklearn.linear_model",
-    "skops.io",
-    "mlflow.tracking",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "mlflow.sklearn",
-    "feast",
+    "import_first",
+    "import_for_serving",
+    "import_feast",
     "api.app",
 )
 _PRINT_MEMORY = """
 import importlib, sys, warnings
+from scoring import imports
 warnings.simplefilter("ignore")
 def mib():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
@@ -49,7 +48,7 @@ def mib():
 before = mib()
 print("python", round(before))
 for name in sys.argv[1:]:
-    importlib.import_module(name)
+    getattr(imports, name, lambda: importlib.import_module(name))()
     now = mib()
     print(name, round(now - before))
     before = now
