@@ -6,7 +6,6 @@ Spark is real and runs in local mode; executors are processes of their own.
 import copy
 import datetime as dt
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,21 +58,13 @@ def without_places(manifest: Manifest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def engine(java: Path, s3_server: S3Server) -> Iterator["SparkEngine"]:
-    """Spark in a time zone far from UTC, beside an S3 of the tests' own."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("JAVA_HOME", str(java))
-        environment.setenv("TZ", "America/New_York")
-        time.tzset()
-        for name, value in s3_server.environment.items():
-            environment.setenv(name, value)  # workers inherit it
-        make_bucket(s3_server, "spark")
-        from scoring.spark.engine import SparkEngine
+def engine(surroundings: None, s3_server: S3Server) -> Iterator["SparkEngine"]:
+    make_bucket(s3_server, "spark")
+    from scoring.spark.engine import SparkEngine
 
-        engine = SparkEngine("local[1]", SPARK, rows_per_part=700)
-        yield engine
-        engine.stop()
-    time.tzset()
+    engine = SparkEngine("local[1]", SPARK, rows_per_part=700)
+    yield engine
+    engine.stop()
 
 
 @pytest.fixture(scope="module")
