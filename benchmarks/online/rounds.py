@@ -30,6 +30,8 @@ class Workload(msgspec.Struct, frozen=True):
     """Whether each round is repeated beside a client that sends large tables."""
     rounds: int = 5
     """The largest number of rounds."""
+    longest_queue_s: float = math.inf
+    """A server that takes longer for one request of each connection gets requests over one connection."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -67,15 +69,14 @@ def measure(fleet: Fleet, workload: Workload, rounds: int, seconds: float) -> It
 def _bearable(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: float) -> tuple[Workload, float]:
     """Warm a server up. Return the load of each round, and its seconds.
 
-    A server that could not answer one request of each connection in a round gets requests over one connection, for as
-    long as it takes to answer three.
+    Over one connection, the load lasts as long as three answers take.
     """
     watch, times = Stopwatch(), list[float]()
     while len(times) < 10 and (len(times) < 2 or watch.elapsed_s < seconds):
         one = Stopwatch()
         contestant.ask(random.sample(fleet.drivers, workload.ids))
         times.append(one.elapsed_s)
-    if min(times) * workload.connections > seconds:
+    if min(times) * workload.connections > workload.longest_queue_s:
         return msgspec.structs.replace(workload, connections=1), max(seconds, math.ceil(3.3 * min(times)))
     _load(fleet, contestant, workload, WARM_UP_S, seed=0)
     return workload, seconds

@@ -46,7 +46,11 @@ WORKLOADS = {
     "online-100-log": Workload(100, 16, compared="with a prediction log"),
     "online-5-challenger": Workload(5, 16, compared="with a challenger"),
     "online-100-challenger": Workload(100, 16, compared="with a challenger"),
-    **{f"{store}-{ids}": Workload(ids, 16, store=store, rounds=3) for store in world.WIDE for ids in (5, 100, 500)},
+    **{
+        f"{store}-{ids}": Workload(ids, 16, store=store, rounds=3, longest_queue_s=0.2)
+        for store in world.WIDE
+        for ids in (5, 100, 500)
+    },
 }
 WIDE = {store: [name for name, each in WORKLOADS.items() if each.store == store] for store in world.WIDE}
 """Store → its sections, which share a table."""
