@@ -8,8 +8,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import warm
 from tests.support.dagster_servers import ROOT, WORKSPACE, Daemon, runs, ticks, wait_for_ticks, wait_until
 from tests.support.servers import MlflowServer, environment_for_servers
 from tests.support.worlds import World, build_driver_world, register_driver_model
@@ -59,15 +58,8 @@ class Place:
 
     def command(self, *arguments: str) -> None:
         """Run Dagster's command line in the daemon's environment."""
-        done = subprocess.run(
-            [sys.executable, "-m", "dagster", *arguments, "-w", str(WORKSPACE)],
-            env=environment_for_servers() | self.daemon.own_environment(),
-            cwd=self.daemon.directory,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = ["-m", "dagster", *arguments, "-w", str(WORKSPACE)]
+        done = warm.run(command, environment_for_servers() | self.daemon.own_environment(), self.daemon.directory)
         assert done.returncode == 0, done.stderr
 
 

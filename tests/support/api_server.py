@@ -27,6 +27,7 @@ class ApiServer(Server):
     key: str | None = None
 
     name = "api"
+    warm = True
     # Feast, MLflow and scikit-learn are imported and a model is loaded before it is ready.
     starts_within_s = 150.0
     stops_within_s = 30.0

@@ -47,6 +47,7 @@ class Daemon(Server):
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     name = "daemon"
+    warm = True
 
     def own_environment(self) -> dict[str, str]:
         return {"PYTHONPATH": str(ROOT)} | self.environment

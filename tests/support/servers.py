@@ -18,9 +18,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import BinaryIO, NoReturn, Self
 
 import pytest
+
+from tests.support.warm import WarmProcess, start
 
 HOST = "127.0.0.1"
 
@@ -115,12 +117,14 @@ class Server(ABC):
     directory: Path
     host: str = HOST
     port: int = dataclasses.field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False)
+    process: "subprocess.Popen[bytes] | WarmProcess | None" = dataclasses.field(default=None, init=False)
 
     name = "server"
     starts_within_s = 60.0
     stops_within_s = 10.0
     stop_signal = signal.SIGTERM
+    warm = False
+    """Whether tests fork it from a process that has the libraries imported. Benchmarks start a new interpreter."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -155,24 +159,35 @@ class Server(ABC):
         if self.running:
             return
         with self.log.open("ab") as log:
-            # In its own session, so that a signal also reaches the worker processes of some servers.
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.directory,
-                env=self.environment_of_process(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                user=self.user(),
-            )
+            self.process = self._start(log)
         try:
             self._wait_until_it_answers(self.process)
         except BaseException:  # also an interrupt: no fixture has the server yet, so nothing else would stop it
             self.kill()
             raise
 
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+    def _start(self, log: BinaryIO) -> "subprocess.Popen[bytes] | WarmProcess":
+        command, environment = self.command(), self.environment_of_process()
+        arguments = self.arguments_of_python(command)
+        if self.warm and arguments and "PYTEST_VERSION" in os.environ:
+            return start(arguments, environment, cwd=self.directory, stdout=log, stderr=log)
+        # In its own session, so that a signal also reaches the worker processes of some servers.
+        return subprocess.Popen(
+            command,
+            cwd=self.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            user=self.user(),
+        )
+
+    def arguments_of_python(self, command: list[str]) -> list[str]:
+        """Return the arguments if the command runs a module of Python, else none."""
+        return command[1:] if command[:2] == [sys.executable, "-m"] else []
+
+    def _wait_until_it_answers(self, process: "subprocess.Popen[bytes] | WarmProcess") -> None:
         deadline = time.monotonic() + self.starts_within_s
         while not self.answers():
             if process.poll() is not None:
@@ -281,6 +296,7 @@ class MlflowServer(Server):
     """
 
     name = "mlflow"
+    warm = True
     starts_within_s = 120.0
 
     @property

@@ -21,6 +21,7 @@ from cli.main import main
 from cli.serve import _absolute
 from scoring.errors import StorageError
 from scoring.settings import Settings, variable_names
+from tests.support import warm
 from tests.support.compose import ROOT
 from tests.support.forks import FORKS
 from tests.support.servers import answers_http, free_port
@@ -319,7 +320,7 @@ def test_a_documented_command_works(line: str, world: World, tmp_path: Path) -> 
     if "rollback" in line:
         assert main(["promote", "2", "--unchecked"]) == 0
     try:
-        ended = in_process(*shlex.split(line)[1:], cwd=tmp_path)
+        ended = warm.run(["-m", "cli", *shlex.split(line)[1:]], ENVIRONMENT, tmp_path)
         assert ended.returncode == 0, ended.stderr
     finally:
         world.promote(1)

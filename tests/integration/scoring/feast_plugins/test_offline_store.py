@@ -111,7 +111,7 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("service", ["both", "mapped"])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stats=stats_rows, loyalty=loyalty_rows, entities=entity_rows, full=st.booleans())
 def test_equal_to_feasts_duckdb_store_but_in_the_requests_order(
     world: World, service: str, stats: list[Any], loyalty: list[Any], entities: list[Any], full: bool

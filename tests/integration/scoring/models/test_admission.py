@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cloudpickle
 import mlflow
@@ -50,6 +51,8 @@ from scoring.models.registry import ModelVersion
 from scoring.models.trial_load import RunTrial, validate_in_trial
 from scoring.models.trial_process import PreforkedTrial, in_new_process
 from scoring.settings import SKLEARN_TYPES
+from tests.support import warm
+from tests.support.ancestor import start_trial
 from tests.support.fakes import files_of_at_most
 from tests.support.forks import FORKS
 from tests.support.model_folders import FolderRegistry, edit, loading_rules
@@ -432,7 +435,8 @@ def forked_ahead(change: Change = waiting_process) -> RunTrial:
     def run(model_folder: Path, folder: Path, within_s: float) -> int | None:
         ours, theirs = FORKS.Pipe()
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        process = FORKS.Process(target=fork_and_run, args=(theirs, limits, change, model_folder, folder, within_s))
+        arguments = (warm.address(), limits, change, model_folder, folder, within_s)
+        process = FORKS.Process(target=fork_and_run, args=(theirs, *arguments))
         process.start()
         theirs.close()
         status: int | None = ours.recv()
@@ -442,12 +446,20 @@ def forked_ahead(change: Change = waiting_process) -> RunTrial:
     return run
 
 
-def fork_and_run(pipe: Connection, limits: tuple[int, int], change: Change, *arguments: Any) -> None:
+def fork_and_run(pipe: Connection, ancestor: str, limits: tuple[int, int], change: Change, *arguments: Any) -> None:
+    warm.address = lambda: ancestor
+    trial_process.start = start_trial  # for the changes that make the trial start from scratch
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     trial = PreforkedTrial()
     trial.fork()
     change(trial)
     pipe.send(trial.run(*arguments))
+
+
+def in_warm_process(*arguments: Any) -> int | None:
+    """A trial of `in_new_process` whose process has the libraries imported already."""
+    with mock.patch.object(trial_process, "start", start_trial):
+        return in_new_process(*arguments)
 
 
 def kill(trial: PreforkedTrial) -> None:
@@ -470,7 +482,7 @@ def leave_a_process_behind(told: str) -> None:
     os.abort()
 
 
-@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+@pytest.mark.parametrize("run", [in_warm_process, forked_ahead()], ids=["new", "forked"])
 def test_what_a_trial_leaves_behind_neither_holds_it_up_nor_outlives_it(tmp_path: Path, run: RunTrial) -> None:
     options = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), **options)
@@ -498,7 +510,7 @@ def is_there(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("run", [in_new_process, forked_ahead()], ids=["new", "forked"])
+@pytest.mark.parametrize("run", [in_warm_process, forked_ahead()], ids=["new", "forked"])
 @pytest.mark.parametrize(
     ("estimator", "own", "expected"),
     [
