@@ -6,7 +6,7 @@ long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_columns, decode_timestamps
-from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
+from scoring.online.reading import EntityRows, StoreRead, ViewColumns, distinct_entities
 from scoring.online.redis_connections import Connections
 from scoring.online.redis_replies import NotRedis, Replies, check_replies
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 KEYS_PER_PIECE = 400
 # Maximum number of pieces sent before the first reply is read, because Redis buffers unread replies.
 PIECES_AT_ONCE = 5
+# The layout of a numeric join key. From this number on, packing commands as rows of an array is faster.
+NUMBERS = {"int32": "<i4", "int64": "<i8"}
+MANY_NUMBERS = 16
 # Maximum size of commands that are sent without blocking: a socket accepts so many bytes at once.
 MAX_SENT_BYTES = 16_384
 
@@ -43,8 +46,9 @@ MAX_SENT_BYTES = 16_384
 class _Hashes:
     """The hashes of one kind of entity. One command per entity reads all views that share the join keys."""
 
-    def __init__(self, keys: Keys, views: Sequence[ViewColumns]) -> None:
+    def __init__(self, keys: Keys, views: Sequence[ViewColumns], project: bytes) -> None:
         self.keys = keys
+        self._project = project
         self.views = tuple(views)
         self.features = [feature for view in views for feature in view.features]
         self._alike: dict[pa.DataType, list[int]] = {}
@@ -52,6 +56,19 @@ class _Hashes:
             self._alike.setdefault(feature.dtype, []).append(place)
         names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
+        dtype = NUMBERS.get(keys[0][1].dtype) if len(keys) == 1 else None
+        self._numbers = None if dtype is None else _NumberedCommand(self._by_keys, keys[0][1].name, dtype)
+
+    def commands(self, entities: EntityRows) -> bytes:
+        """Return one command per entity, in order; there is at least one entity."""
+        if self._numbers is not None:
+            values = entities[self._numbers.name]
+            if len(values) >= MANY_NUMBERS:
+                return self._numbers.packed(values)
+        return self._by_keys(entities)
+
+    def _by_keys(self, entities: EntityRows) -> bytes:
+        return self.command.packed(entity_keys(self.keys, entities, behind=self._project))
 
     def decode(self, replies: Sequence[Any]) -> StoreRead:
         """Decode the replies for some hashes.
@@ -89,28 +106,46 @@ class _Hashes:
         )
 
 
-_Piece = tuple[_Hashes, Sequence[bytes]]
+class _NumberedCommand:
+    """Packs commands that differ only in a number of a fixed size."""
+
+    def __init__(self, pack: Callable[[EntityRows], bytes], name: str, dtype: str) -> None:
+        self.name, self._dtype = name, np.dtype(dtype)
+        zero, ones = (np.frombuffer(pack({name: [number]}), np.uint8) for number in (0, -1))
+        self._command, self._place = zero, int(np.argmax(zero != ones))
+
+    def packed(self, numbers: Sequence[int]) -> bytes:
+        commands = np.empty((len(numbers), len(self._command)), np.uint8)
+        commands[:] = self._command
+        size = self._dtype.itemsize
+        commands[:, self._place : self._place + size] = np.array(numbers, self._dtype).view(np.uint8).reshape(-1, size)
+        return commands.tobytes()
+
+
+_Piece = tuple[_Hashes, EntityRows, int]
+"""The hashes of so many entities."""
 
 
 class _Plan:
     """The keys to read for some entity rows, and how to make the rows' features from the hashes."""
 
-    def __init__(self, kinds: Sequence[_Hashes], entity_rows: Mapping[str, Sequence[Any]], project: bytes) -> None:
+    def __init__(self, kinds: Sequence[_Hashes], entity_rows: EntityRows) -> None:
         self.pieces: list[_Piece] = []
         self._places: dict[_Hashes, np.ndarray | None] = {}
         for hashes in kinds:
             entities, self._places[hashes] = distinct_entities(hashes.keys, entity_rows)
-            keys = entity_keys(hashes.keys, entities, behind=project)
-            self.pieces += [
-                (hashes, keys[start : start + KEYS_PER_PIECE]) for start in range(0, len(keys), KEYS_PER_PIECE)
-            ]
+            columns = {key.name: entities[key.name] for _, key in hashes.keys}
+            count = len(columns[hashes.keys[0][1].name])
+            for start in range(0, count, KEYS_PER_PIECE):
+                some = {name: values[start : start + KEYS_PER_PIECE] for name, values in columns.items()}
+                self.pieces.append((hashes, some, min(KEYS_PER_PIECE, count - start)))
 
     def features(self, decoded: Sequence[StoreRead]) -> StoreRead:
         """Return the features of the rows from those of the pieces."""
         event_s: dict[str, np.ndarray] = {}
         columns: dict[str, pa.Array] = {}
         for hashes, places in self._places.items():
-            read = hashes.join([part for (of, _), part in zip(self.pieces, decoded, strict=True) if of is hashes])
+            read = hashes.join([part for (of, _, _), part in zip(self.pieces, decoded, strict=True) if of is hashes])
             if places is not None:
                 read = read.take(places)
             event_s |= read.event_s
@@ -126,15 +161,14 @@ class RedisReader:
     def __init__(self, client: "Redis", project: str, views: Sequence[ViewColumns]) -> None:
         """Store a client, the Feast project, and the features to read."""
         self._connections = Connections(client.connection_pool)
-        self._project = project.encode()
         by_keys: dict[Keys, list[ViewColumns]] = {}
         for view in views:
             by_keys.setdefault(view.keys, []).append(view)
-        self._hashes = [_Hashes(keys, each) for keys, each in by_keys.items()]
+        self._hashes = [_Hashes(keys, each, project.encode()) for keys, each in by_keys.items()]
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        plan = _Plan(self._hashes, entity_rows, self._project)
+        plan = _Plan(self._hashes, entity_rows)
         decoded: list[StoreRead] = []
         for start in range(0, len(plan.pieces), PIECES_AT_ONCE):
             decoded += self._fetch(plan.pieces[start : start + PIECES_AT_ONCE])
@@ -142,8 +176,8 @@ class RedisReader:
 
     def send(self, entity_rows: Mapping[str, Sequence[Any]]) -> "SentCommands | None":
         """Send the commands for a few entity rows, without blocking; None if that is impossible now."""
-        plan = _Plan(self._hashes, entity_rows, self._project)
-        packed = b"".join(hashes.command.packed(keys) for hashes, keys in plan.pieces)
+        plan = _Plan(self._hashes, entity_rows)
+        packed = b"".join(hashes.commands(entities) for hashes, entities, _ in plan.pieces)
         connection = self._connections.take_idle() if len(packed) <= MAX_SENT_BYTES else None
         if connection is None:
             return None
@@ -162,10 +196,10 @@ class RedisReader:
         def exchange() -> list[StoreRead]:
             nonlocal failed
             failed, decoded = None, []
-            connection.send_packed_command(hashes.command.packed(keys) for hashes, keys in pieces)
+            connection.send_packed_command(hashes.commands(entities) for hashes, entities, _ in pieces)
             received = Replies(connection)
-            for hashes, keys in pieces:
-                replies = received.read(len(keys))
+            for hashes, _, count in pieces:
+                replies = received.read(count)
                 if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))
@@ -204,12 +238,12 @@ class SentCommands:
             Exception: any of those of `RedisReader.read`. `give_up` must be called then.
         """
         self._received.receive()
-        keys = sum(len(keys) for _, keys in self._plan.pieces)
-        self._replies += self._received.received(keys - len(self._replies))
-        if len(self._replies) < keys:
+        expected = sum(count for _, _, count in self._plan.pieces)
+        self._replies += self._received.received(expected - len(self._replies))
+        if len(self._replies) < expected:
             return None
         replies = iter(self._replies)
-        decoded = [hashes.decode(list(itertools.islice(replies, len(keys)))) for hashes, keys in self._plan.pieces]
+        decoded = [hashes.decode(list(itertools.islice(replies, count))) for hashes, _, count in self._plan.pieces]
         self._connections.give_back(self._connection)
         return self._plan.features(decoded)
 

@@ -38,7 +38,7 @@ from scoring.online.empty_views import EmptyViews
 from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import Lookup, read_online_vectors, read_rows
 from scoring.online.reading import StoreReader
-from scoring.online.redis_reader import KEYS_PER_PIECE, HmgetCommand, RedisReader
+from scoring.online.redis_reader import KEYS_PER_PIECE, MANY_NUMBERS, HmgetCommand, RedisReader
 from tests.support.feature_repository import SQLITE, open_repository, write_definitions
 from tests.support.servers import HOST, RedisServer
 
@@ -404,6 +404,13 @@ def test_it_reads_over_the_newer_protocol_too(world: World, redis_server: RedisS
     with Redis(redis_server.host, redis_server.port, protocol=3) as client:
         read = RedisReader(client, "bulk", view_columns(world.link("rate")) or []).read(stores_shops([980, 981]))
     assert read.columns["stats:rate"].to_pylist() == [0.5, None]
+
+
+@on_redis
+def test_many_commands_with_a_numeric_key_are_those_of_serialized_keys(world: World) -> None:
+    hashes = world.reader(world.link("rate"))._hashes[0]  # type: ignore[attr-defined]
+    shops = [0, -1, 2**63 - 1, -(2**63), *range(200, 200 + MANY_NUMBERS)]
+    assert hashes.commands({"shop_id": shops}) == b"".join(hashes.commands({"shop_id": [shop]}) for shop in shops)
 
 
 @on_redis
