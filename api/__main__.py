@@ -47,7 +47,6 @@ def main() -> int:
     from api.shadow.loading import ChallengerLoader
     from api.telemetry.log import configure_logging
     from scoring.errors import SettingsError
-    from scoring.models.local_registry import registry_of
     from scoring.models.registry import MlflowRegistry
     from scoring.models.trial_load import validate_in_trial
     from scoring.models.trial_process import PreforkedTrial
@@ -56,14 +55,13 @@ def main() -> int:
     stopping, trial = threading.Event(), PreforkedTrial()
     try:
         settings = Settings.from_environment(os.environ)
-        registry = registry_of(settings)
+        registry = MlflowRegistry.from_settings(settings)
         loader = RegistryLoader(settings, registry, functools.partial(validate_in_trial, run=trial.run))
         app = create_app(settings, SettledLoader(loader), stopping, ChallengerLoader(settings, registry))
         _listen(settings).close()  # reports an unavailable address before the trial's imports, which take seconds
         configure_logging(settings.log_level)
         if sys.platform == "linux":  # elsewhere libraries that are only imported may have started threads
-            if isinstance(registry, MlflowRegistry):
-                import_mlflow()  # once, for the trial, too
+            import_mlflow()  # once, for the trial, too
             trial.fork()
         listener = _listen(settings)  # listen only once requests can be served
     except (SettingsError, AddressUnavailable) as error:

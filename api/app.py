@@ -40,7 +40,7 @@ from api.telemetry.metrics import Metrics, ServingState
 from api.telemetry.prediction_log import PredictionLog
 from api.telemetry.request_context import RequestLog
 from api.telemetry.tracing import Tracing, tracing_to
-from scoring.models.local_registry import registry_of
+from scoring.models.registry import MlflowRegistry
 from scoring.settings import Settings
 
 # Methods that need no mention: each route has them.
@@ -68,7 +68,7 @@ def create_app(
     """
     keys = keys_from(settings)
     if loader is None:
-        registry = registry_of(settings)
+        registry = MlflowRegistry.from_settings(settings)
         loader, challenger_loader = RegistryLoader(settings, registry), ChallengerLoader(settings, registry)
     stopping = stopping or threading.Event()
     slot, probe, metrics = ModelSlot(), StoreProbe(), Metrics()

@@ -34,7 +34,7 @@ NICENESS = 5
 ARENAS = 2
 # Starting an interpreter and importing scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
 IMPORT_TIMEOUT_S = 120.0
-# A preforked process only imports MLflow, unless it was killed or stopped.
+# A preforked process only imports MLflow's loaders, unless it was killed or stopped.
 BEGIN_TIMEOUT_S = 60.0
 # A trial that outlives its own alarm by this long has disabled it.
 ALARM_GRACE_S = 5.0
@@ -126,7 +126,7 @@ def start(module: Sequence[str], stderr: BinaryIO, pass_fds: Sequence[int] = ())
 
 
 class PreforkedTrial:
-    """A fork of this process, which imports MLflow and waits for the first trial. Later trials start from scratch.
+    """A fork of this process, which waits for the first trial. Later trials start from scratch.
 
     The imports are most of a trial's cost, and this process needs all others, too. Linux only: elsewhere, libraries may
     start threads when they are imported.

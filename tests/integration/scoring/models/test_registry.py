@@ -1,7 +1,5 @@
 """An alias is resolved to an exact version, and failures of the registry are explained."""
 
-import contextlib
-import sqlite3
 import tempfile
 import time
 from pathlib import Path
@@ -10,30 +8,18 @@ import pytest
 from mlflow import MlflowClient
 
 from scoring.errors import AliasNotSet, ModelNotRegistered, ModelRefused, NoRoom, RegistryUnreachable, VersionNotFound
-from scoring.models import local_registry
-from scoring.models.local_registry import LocalRegistry
 from scoring.models.model_files import version_folder
-from scoring.models.registry import MlflowRegistry, ModelVersion, Registry
+from scoring.models.registry import MlflowRegistry, ModelVersion
 from tests.support.fakes import files_of_at_most
-from tests.support.servers import MlflowServer, free_port, new_mlflow_database
+from tests.support.servers import MlflowServer, free_port
 
 
-@pytest.fixture(params=["database", "database without MLflow", "server"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def uri(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if kind != "server":
-        return new_mlflow_database(tmp_path / "mlflow.db")
+@pytest.fixture(params=["database", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "database":
+        return f"sqlite:///{tmp_path / 'mlflow.db'}"
     server: MlflowServer = request.getfixturevalue("mlflow_server")
     return server.uri
-
-
-@pytest.fixture
-def registry(kind: str, uri: str) -> Registry:
-    return LocalRegistry(uri) if "without" in kind else MlflowRegistry(uri, uri)
 
 
 @pytest.fixture
@@ -48,7 +34,8 @@ def model(uri: str) -> str:
     return name
 
 
-def test_an_alias_means_one_exact_version(registry: Registry, uri: str, model: str) -> None:
+def test_an_alias_means_one_exact_version(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
     client = MlflowClient(uri)
     client.set_registered_model_alias(model, "champion", "2")
     assert str(registry.resolve(model, "champion")) == f"{model}/2"
@@ -57,13 +44,15 @@ def test_an_alias_means_one_exact_version(registry: Registry, uri: str, model: s
     assert registry.version(model, 2).data_version == f"{model}:2"
 
 
-def test_the_service_is_the_versions_tag_else_its_training_runs(registry: Registry, uri: str, model: str) -> None:
+def test_the_service_is_the_versions_tag_else_its_training_runs(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
     assert registry.version(model, 1).tags["feast.feature_service"] == "from_the_run"
     MlflowClient(uri).set_model_version_tag(model, "1", "feast.feature_service", "from_the_version")
     assert registry.version(model, 1).tags["feast.feature_service"] == "from_the_version"
 
 
-def test_what_is_not_there_is_named(registry: Registry, model: str) -> None:
+def test_what_is_not_there_is_named(uri: str, model: str) -> None:
+    registry = MlflowRegistry(uri, uri)
     with pytest.raises(AliasNotSet, match=f"'{model}' has no alias 'champion': set it on a version"):
         registry.resolve(model, "champion")
     with pytest.raises(ModelNotRegistered, match="No model named 'unknown' is registered in"):
@@ -87,56 +76,12 @@ def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
     with pytest.raises(RegistryUnreachable, match="did not respond"):
-        LocalRegistry(uri).resolve("model", "champion")
+        MlflowRegistry(uri, uri).resolve("model", "champion")
 
 
-def test_files_that_are_gone_are_told(registry: Registry, model: str, tmp_path: Path) -> None:
+def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match=f"{model}/1 .*no longer in the artifact store"):
-        registry.download(ModelVersion(model, 1), tmp_path)
-
-
-def test_a_local_registry_answers_as_mlflow_does_and_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri, name, files = new_mlflow_database(tmp_path / "mlflow.db"), "a model", tmp_path / "files"
-    client, local = MlflowClient(uri), LocalRegistry(uri)
-    (files / "inner").mkdir(parents=True)
-    (files / "MLmodel").write_bytes(bytes(100))
-    (files / "inner" / "data").write_bytes(bytes(2000))
-    client.create_registered_model(name)
-    client.create_model_version(name, files.as_uri(), tags={"feast.feature_service": "one"})
-    client.create_model_version(name, str(files))
-    client.delete_model_version(name, "2")
-    client.set_registered_model_alias(name, "champion", "1")
-    through_mlflow = MlflowRegistry(uri, uri)
-    expected = through_mlflow.resolve(name, "champion")
-    monkeypatch.setattr(MlflowRegistry, "_client", lambda _: pytest.fail("it opened MLflow's client"))
-
-    assert local.resolve(name, "champion") == expected
-    assert local.size(expected) == 2100
-    copied = local.download(expected, tmp_path / "copy")
-    assert [(copied / file).stat().st_size for file in ("MLmodel", "inner/data")] == [100, 2000]
-    assert local.download(expected, tmp_path, "MLmodel").read_bytes() == bytes(100)
-    with pytest.raises(VersionNotFound):
-        local.version(name, 2)
-
-
-def test_mlflow_reads_a_database_of_another_version_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = new_mlflow_database(tmp_path / "mlflow.db")
-    monkeypatch.setattr(local_registry, "SCHEMA", "of another version")
-    asked = []
-    monkeypatch.setattr(MlflowRegistry, "resolve", lambda _, *which: asked.append(which))
-    LocalRegistry(uri).resolve("model", "champion")
-    assert asked == [("model", "champion")]
-
-
-def test_a_locked_database_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = new_mlflow_database(tmp_path / "mlflow.db")
-    monkeypatch.setattr(local_registry, "BUSY_TIMEOUT_S", 0.0)
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        database.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(RegistryUnreachable, match="database is locked"):
-            LocalRegistry(uri).resolve("model", "champion")
+        MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
 
 
 def test_a_file_that_was_added_to_a_logged_model_is_one_of_its_version(
