@@ -79,6 +79,17 @@ def test_the_collector_never_searches_an_imported_library_and_what_exists_later_
     assert done.stdout.split() == ["True", "0", "True"]
 
 
+@pytest.mark.parametrize("extension", ["duckdb", "onnx"])
+def test_no_library_reports_leaks_at_exit(extension: str) -> None:
+    program = (
+        f"import {extension}\nfrom scoring.imports import importing\nwith importing('colorsys'):\n    import colorsys"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
+
+
 def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones_afterwards() -> None:
     program = (
         "from scoring.imports import import_feast, import_for_serving\n"
