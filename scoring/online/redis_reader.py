@@ -244,8 +244,9 @@ class SentCommands:
             return None
         replies = iter(self._replies)
         decoded = [hashes.decode(list(itertools.islice(replies, count))) for hashes, _, count in self._plan.pieces]
-        self._connections.give_back(self._connection)
-        return self._plan.features(decoded)
+        features = self._plan.features(decoded)
+        self._connections.give_back(self._connection)  # last, because `give_up` also does after an error
+        return features
 
     def give_up(self) -> None:
         """Close the connection, whose replies may still arrive."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pyarrow as pa
@@ -414,7 +415,7 @@ def test_many_commands_with_a_numeric_key_are_those_of_serialized_keys(world: Wo
 
 
 @on_redis
-def test_a_few_entities_are_read_without_blocking(world: World, redis: Redis) -> None:
+def test_a_few_entities_are_read_without_blocking(world: World, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     world.write("stats", [{"shop_id": 990, **STATS}])
     reader = world.reader(world.link("rate", "rent"))
     assert isinstance(reader, RedisReader)
@@ -442,6 +443,16 @@ def test_a_few_entities_are_read_without_blocking(world: World, redis: Redis) ->
     sent.give_up()
     assert reader.send(rows) is None, "its connection is closed"
     redis.hset(key_of(990), _mmh3("stats:rate"), good)
+    assert reader.read(rows).columns == expected.columns
+    sent = reader.send(rows)
+    assert sent is not None
+    select.select([sent.fileno], [], [])
+    with monkeypatch.context() as patch:
+        patch.setattr(sent._plan, "features", mock.Mock(side_effect=ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            sent.receive()
+    sent.give_up()
+    assert reader.send(rows) is None, "its connection is closed, and was not given back before"
     assert reader.read(rows).columns == expected.columns
     redis.client_kill_filter(_type="normal", skipme=True)
     assert reader.send(rows) is None, "the server has closed the connection"
