@@ -55,8 +55,10 @@ def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
 
 def decode_columns(columns: Sequence[Sequence[bytes | None]], dtype: pa.DataType) -> list[pa.Array]:
     """Return `decode_values` of several columns of n values. Together, those without gaps take the time of a few."""
+    if len(columns) == 1:
+        return [decode_values(columns[0], dtype)]
     values = list(itertools.chain.from_iterable(columns))
-    unpacked = _unpack(values, dtype) if len(columns) > 1 and all(values) else None  # type: ignore[arg-type]
+    unpacked = _unpack(values, dtype) if all(values) else None  # type: ignore[arg-type]
     if unpacked is None or (unpacked.dtype.kind == "i" and not _fits(unpacked, dtype)):
         return [decode_values(column, dtype) for column in columns]
     whole, rows = pa.array(unpacked, dtype), len(columns[0])
