@@ -119,6 +119,7 @@ def _start(servers: dict[str, list[start.Start]]) -> Iterator[Target]:
     for figure, name in (("cpu_s", "CPU"), ("memory_mib", "memory")):
         share = start.median(servers["ours"], figure) / start.median(servers["bentoml-registry"], figure)
         yield _at_most(f"{start.TITLE}: {name}, x BentoML with a model from the registry", 0.5, share)
+    yield _at_most(f"{start.TITLE}: MiB", 200, start.median(servers["ours"], "memory_mib"))
 
 
 def _batch(sections: Mapping[str, dict[str, list[BatchRound]]]) -> Iterator[Target]:

@@ -1,5 +1,7 @@
 """Cost of starting the API and a BentoML service, from the command to the first positive readiness response."""
 
+import contextlib
+import dataclasses
 import statistics
 from collections.abc import Iterator
 
@@ -7,18 +9,27 @@ import msgspec
 
 from benchmarks.online.contestants import BentoMl, BentoMlRegistry, Contestant, Ours
 from benchmarks.online.fleet import make, prepare
-from benchmarks.online.world import open_world
+from benchmarks.online.world import OnlineWorld, open_world
 from benchmarks.processes import cpu_s, memory_mib
 from benchmarks.results import Result, code_version, now, this_machine
 from benchmarks.scale import Scale
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import spread, table
+from tests.support.servers import MlflowServer
+
+
+class OursSqlite(Ours):
+    """The product, which reads the registry from its SQLite file."""
+
+    name = "ours-sqlite"
+
 
 SECTION = "start"
 TITLE = "Startup until ready"
-COMPARED: tuple[type[Contestant], ...] = (Ours, BentoMlRegistry, BentoMl)
+COMPARED: tuple[type[Contestant], ...] = (Ours, OursSqlite, BentoMlRegistry, BentoMl)
 SERVER_NAMES = {
     "ours": "**model-serving**",
+    "ours-sqlite": "**model-serving**, registry in a SQLite file",
     "bentoml-registry": "BentoML, model from the MLflow registry",
     "bentoml": "BentoML, model from a file",
 }
@@ -39,9 +50,9 @@ def run(scale: Scale) -> Iterator[Result]:
     """Start each in turn, `scale.rounds` times."""
     versions = prepare(COMPARED)
     machine, began, watch = this_machine(), now(), Stopwatch()
-    with open_world("redis") as (world, _):
+    with open_world("redis") as (world, _), _registry_server(world) as served:
         starts = [
-            _start(make(kind, world, "elasticnet"))
+            _start(make(kind, world if kind is OursSqlite else served, "elasticnet"))
             for number in range(scale.rounds)
             for kind in (COMPARED if number % 2 == 0 else reversed(COMPARED))
         ]
@@ -73,6 +84,26 @@ def by_server(result: Result) -> dict[str, list[Start]]:
 def median(starts: list[Start], figure: str) -> float:
     """Return the median over the starts of one of Start's figures."""
     return float(statistics.median(getattr(each, figure) for each in starts))
+
+
+@contextlib.contextmanager
+def _registry_server(world: OnlineWorld) -> Iterator[OnlineWorld]:
+    """Return the same world, with an MLflow server for its registry."""
+    folder = world.folder / "mlflow"
+    folder.mkdir(exist_ok=True)
+    with _SqliteRegistry(folder, database=world.world.environment["MLFLOW_TRACKING_URI"]) as server:
+        environment = world.world.environment | {"MLFLOW_TRACKING_URI": server.uri}
+        yield dataclasses.replace(world, world=dataclasses.replace(world.world, environment=environment))
+
+
+@dataclasses.dataclass
+class _SqliteRegistry(MlflowServer):
+    """An MLflow server over an existing database."""
+
+    database: str = ""
+
+    def own_environment(self) -> dict[str, str]:
+        return super().own_environment() | {"_MLFLOW_SERVER_FILE_STORE": self.database}
 
 
 def _start(contestant: Contestant) -> Start:
