@@ -17,6 +17,7 @@ from cli.check import check
 from cli.compare import compare
 from cli.display import EXIT_FAILURE, EXIT_UNSCORED, EXIT_USAGE
 from cli.init import init
+from cli.replay import replay
 from cli.request import request
 from cli.score import score
 from cli.serve import serve, up
@@ -41,7 +42,7 @@ def commands() -> None:
     """
 
 
-for each in (score, request, compare, versions, check, promote, rollback, serve, up, init):
+for each in (score, request, compare, versions, check, promote, rollback, replay, serve, up, init):
     commands.add_command(each)
 
 

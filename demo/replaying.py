@@ -8,7 +8,7 @@ from scoring.features.feature_store import open_feature_store
 from scoring.files.location import Location
 from scoring.models.registry import MlflowRegistry
 from scoring.monitoring.log_files import day_folder, log_files
-from scoring.monitoring.replay import REPORTS, ReplayReport, replay
+from scoring.monitoring.replay import ReplayReport, replay, report_file
 from scoring.settings import Settings
 
 LOGGED_WITHIN_S = 30.0
@@ -28,4 +28,4 @@ def replay_today(log: Location, settings: Settings, request_time: float) -> Repl
             raise CannotStart(f"the API wrote no prediction log to {folder}: see var/logs.")
         time.sleep(0.1)
     registry, store = MlflowRegistry.from_settings(settings), open_feature_store(settings)
-    return replay(folder, settings, registry, store, log / REPORTS / f"{day}.parquet")
+    return replay(folder, settings, registry, store, report_file(log, day))

@@ -60,6 +60,11 @@ class ReplayReport(msgspec.Struct, frozen=True):
         return sum(self.causes.values())
 
 
+def report_file(log: Location, day: str) -> Location:
+    """Return the report of one day (UTC) of the prediction log."""
+    return log / REPORTS / f"{day}.parquet"
+
+
 def replay(
     log: Location, settings: Settings, registry: Registry, store: "FeatureStore", report: Location
 ) -> ReplayReport:

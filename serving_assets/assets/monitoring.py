@@ -16,7 +16,7 @@ from scoring.monitoring.baseline import FILE, MOST_BYTES, keep_first_day, measur
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
 from scoring.monitoring.log_files import LogFile, day_folder, fetch_log
-from scoring.monitoring.replay import REPORTS, ReplayReport, files_by_version
+from scoring.monitoring.replay import ReplayReport, files_by_version, report_file
 from scoring.monitoring.replay import replay as replay_log
 from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
 from scoring.serving import link_registered_version
@@ -103,7 +103,7 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
     started = time.monotonic()
     with failing_in_one_line():
         folder = _folder(serving, context.partition_key)
-        report = folder.parent / REPORTS / f"{context.partition_key}.parquet"
+        report = report_file(folder.parent, context.partition_key)
         found = replay_log(folder, serving.settings, serving.registry, serving.open_feature_store(), report)
         with ParquetFiles([report]) as table:
             metadata = table_metadata(table, report)

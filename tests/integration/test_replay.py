@@ -3,9 +3,8 @@
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -13,19 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from litestar.testing import TestClient
 
-from api.app import create_app
-from api.model.loading import RegistryLoader
 from scoring.errors import StorageError
 from scoring.features.feature_store import apply_definitions, open_feature_store
 from scoring.files.location import Location
-from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
 from scoring.monitoring.replay import ReplayReport, replay
 from serving_assets.assets import monitoring as assets
 from serving_assets.resources import Serving
-from tests.support import servers
+from tests.support.logged_answers import answer_and_log
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
 DRIVERS = list(range(1001, 1021))
@@ -37,22 +32,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build_driver_world(tmp_path_factory.mktemp("drivers"))
 
 
-def serve(world: World, log: Path, drivers: Sequence[int] = (*DRIVERS, UNKNOWN_DRIVER), **members: Any) -> None:
-    """Answer two requests with the prediction log on."""
-    settings = world.settings_with(SERVING_DEADLINE_S="5", SERVING_PREDICTION_LOG=str(log))
-    registry = MlflowRegistry.from_settings(settings)
-    loader = RegistryLoader(settings, registry, lambda files, rows: validate(files, rows)[1])
-    with TestClient(create_app(settings, loader)) as client:
-        servers.wait_until(lambda: client.get("/ready").status_code == 200, lambda: client.get("/ready").text)
-        for request_id in ("a", "b"):
-            body = {"request_id": request_id, "driver_ids": list(drivers)} | members
-            assert client.post("/scores", json=body).status_code == 200
-
-
 @pytest.fixture(scope="module")
 def log(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
-    serve(world, folder)
+    answer_and_log(world, folder, [*DRIVERS, UNKNOWN_DRIVER])
     return folder
 
 
@@ -132,7 +115,7 @@ def test_a_row_past_its_time_to_live(world: World, tmp_path: Path, report: Path)
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE rides_driver_stats SET event_ts = event_ts - 2 * 86400")
         connection.commit()
-    serve(world, tmp_path / "log", DRIVERS)
+    answer_and_log(world, tmp_path / "log", DRIVERS)
     database.write_bytes(before)
 
     assert replayed(world, tmp_path / "log", report).causes["past_ttl"] == 2 * len(DRIVERS)
@@ -166,7 +149,7 @@ def test_features_that_are_gone(world: World, log: Path, report: Path) -> None:
 
 def test_a_version_that_is_gone(world: World, tmp_path: Path, report: Path) -> None:
     version = register_driver_model(world, alpha=0.01)
-    serve(world, tmp_path / "log", DRIVERS)
+    answer_and_log(world, tmp_path / "log", DRIVERS)
     world.promote(1)
     world.client.delete_model_version("driver_ranker", str(version))
 
@@ -179,7 +162,7 @@ def test_a_version_that_is_gone(world: World, tmp_path: Path, report: Path) -> N
 def test_a_value_that_came_with_the_request(world: World, tmp_path: Path, report: Path) -> None:
     version = register_driver_model(world)
     world.client.set_model_version_tag("driver_ranker", str(version), "serving.overridable", "conv_rate")
-    serve(world, tmp_path / "log", DRIVERS, overrides={"conv_rate": 0.5})
+    answer_and_log(world, tmp_path / "log", DRIVERS, overrides={"conv_rate": 0.5})
     world.promote(1)
 
     found = replayed(world, tmp_path / "log", report)

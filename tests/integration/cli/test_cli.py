@@ -24,6 +24,7 @@ from scoring.settings import Settings, variable_names
 from tests.support import warm
 from tests.support.compose import ROOT
 from tests.support.forks import FORKS
+from tests.support.logged_answers import answer_and_log
 from tests.support.servers import answers_http, free_port
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
@@ -272,6 +273,38 @@ def test_the_alias_moves_to_an_admitted_version_and_back(world: World, capfd: py
     assert "has no version 9" in capfd.readouterr().err
 
 
+def test_logged_answers_are_replayed(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay"]) == 2
+    assert "SERVING_PREDICTION_LOG is not set: give the API and this command the same folder." in capfd.readouterr().err
+    here = ["replay", "--set", f"prediction_log={tmp_path / 'log'}"]
+    assert main([*here, "2026-01-31"]) == 1
+    assert "log/date=2026-01-31 failed: it has no files: the API has logged no answers" in capfd.readouterr().err
+    assert not (tmp_path / "log").exists()
+
+    answer_and_log(world, tmp_path / "log", [1001, 1002, 9999])
+    capfd.readouterr()
+    day = next((tmp_path / "log").iterdir()).name.removeprefix("date=")
+    assert main([*here, day]) == 0
+    assert capfd.readouterr().out == f"{day}: 6 of 6 answers are equal to the bit (driver_ranker/1: 6)\n"
+
+    source = world.folder / "feature_repo" / "data" / "driver_stats.parquet"
+    original = source.read_bytes()
+    stats = pd.read_parquet(source)
+    stats.loc[stats["driver_id"] == 1002, "conv_rate"] = 0.25
+    try:
+        stats.to_parquet(source)
+        assert main([*here, day, "--json"]) == 1
+        found = json.loads(capfd.readouterr().out)
+        assert (found["rows"], found["equal"], found["causes"]["unexplained"]) == (6, 4, 2)
+        assert pq.read_table(found["report"])["entity"].to_pylist() == ["1002", "1002"]
+        assert main([*here, day]) == 1
+        lines = capfd.readouterr().out.splitlines()
+        assert lines[2].split() == ["unexplained", "2", "none", "of", "these"]
+        assert lines[3] == f"Rows with another answer: {found['report']}"
+    finally:
+        source.write_bytes(original)
+
+
 @pytest.mark.usefixtures("world")
 def test_everything_that_serves_is_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     names = ["registry", "feature store", "model", "offline store", "online store", "requests", "results"]
@@ -319,6 +352,10 @@ def test_a_documented_command_works(line: str, world: World, tmp_path: Path) -> 
         (world.folder / "batch_requests").mkdir(exist_ok=True)
     if "rollback" in line:
         assert main(["promote", "2", "--unchecked"]) == 0
+    if " replay" in line:
+        answer_and_log(world, tmp_path / "log", [1001])
+        with (tmp_path / "serving.toml").open("a") as settings:
+            settings.write('prediction_log = "log"\n')
     try:
         ended = warm.run(["-m", "cli", *shlex.split(line)[1:]], ENVIRONMENT, tmp_path)
         assert ended.returncode == 0, ended.stderr
