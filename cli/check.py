@@ -10,7 +10,7 @@ import msgspec
 
 from cli.configuration import settings_options
 from cli.display import EXIT_FAILURE, Progress, json_option, print_json, progress
-from cli.stores import load_version, open_features, open_registry
+from cli.stores import Stores, load_version, open_features, open_registry
 from scoring.errors import ServingError, StorageError, first_line
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _feature_store(settings: "Settings") -> "tuple[str, FeatureStore]":
 def _model(
     settings: "Settings", registry: "MlflowRegistry", store: "FeatureStore", version: int
 ) -> "tuple[str, ServingModel]":
-    serving = load_version((settings, registry, store), version)
+    serving = load_version(Stores(settings, registry, store), version)
     inputs, outputs = len(serving.features.signature.names), ", ".join(serving.model.outputs.names)
     return f"{serving.model.version} is admitted: {inputs} inputs from {serving.features.service}, {outputs}", serving
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code or 0)
     except SystemExit:  # click exits if the reader of a pipe is gone
         return _explain(BrokenPipeError())
-    except Exception as error:  # for a signal in DuckDB, it is a DuckDB error
+    except Exception as error:  # click makes Abort of a KeyboardInterrupt, and DuckDB an error of its own
         return 128 + signals[0] if signals else _explain(error)
 
 

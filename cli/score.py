@@ -76,7 +76,7 @@ def score(
             place = source
             if at:
                 folder = Location(stack.enter_context(scratch_folder()))
-                place, _ = list_everyone(stores[2], serving.features, at, folder, shown)
+                place, _ = list_everyone(stores.store, serving.features, at, folder, shown)
             return stack.enter_context(read_request(place))
 
         result, manifest = score_version(stores, version, read, stack.enter_context(scratch_folder()), shown)

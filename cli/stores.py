@@ -1,7 +1,7 @@
 """The registry and the feature store that subcommands work on, and their slow imports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from cli.configuration import configuration
 from cli.display import Progress
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from scoring.serving import ServingModel
     from scoring.settings import Settings
 
-Stores: TypeAlias = "tuple[Settings, MlflowRegistry, FeatureStore]"
+
+class Stores(NamedTuple):
+    """What most subcommands work on."""
+
+    settings: "Settings"
+    registry: "MlflowRegistry"
+    store: "FeatureStore"
 
 
 def open_registry(shown: Progress, *, to_load: bool = True) -> "tuple[Settings, MlflowRegistry]":
@@ -47,7 +53,7 @@ def open_stores(shown: Progress) -> Stores:
     """Open both. Raises as `open_registry` and `open_features`."""
     settings, registry = open_registry(shown)
     shown.stage("Importing Feast")
-    return settings, registry, open_features(settings)
+    return Stores(settings, registry, open_features(settings))
 
 
 def load_version(stores: Stores, version: int | None, keep: Path | None = None) -> "ServingModel":

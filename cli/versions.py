@@ -7,7 +7,7 @@ import click
 
 from cli.configuration import settings_options
 from cli.display import json_option, print_json, print_table, progress
-from cli.stores import load_version, open_features, open_registry, open_stores
+from cli.stores import Stores, load_version, open_features, open_registry, open_stores
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -93,7 +93,7 @@ def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:
 
         if not unchecked:
             shown.stage("Importing Feast")
-            stores = settings, registry, open_features(settings)
+            stores = Stores(settings, registry, open_features(settings))
             shown.stage(f"Loading version {version}")
             load_version(stores, version)
         if not force:  # after loading, because another promotion may end meanwhile

@@ -9,13 +9,14 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.secrets.env_file import get_env_var_dict
 
+from scoring.batch.scores_table import TABLE_VARIABLE
 from scoring.errors import SettingsError
 from scoring.settings import Settings
 from serving_assets.assets.batch_assets import batch_input, batch_output, batch_request
 from serving_assets.assets.challenger import challenger_comparison
 from serving_assets.assets.feature_assets import feast_registry, online_store
 from serving_assets.assets.model_version import registered_model_version
-from serving_assets.assets.monitoring import prediction_log, replay
+from serving_assets.assets.monitoring import LOG_VARIABLE, prediction_log, replay
 from serving_assets.assets.scores_table import scores_table
 from serving_assets.resources import Serving
 from serving_assets.sensors.jobs import (
@@ -41,8 +42,7 @@ ASSETS = (
 )
 
 
-LOG = "SERVING_PREDICTION_LOG"
-OPTIONAL = {"SERVING_SCORES_TABLE": (scores_table,), LOG: (prediction_log, replay)}
+OPTIONAL = {TABLE_VARIABLE: (scores_table,), LOG_VARIABLE: (prediction_log, replay)}
 """Setting → the assets that are in the graph only if it is set."""
 
 
@@ -54,7 +54,7 @@ def assets(environment: Mapping[str, str]) -> tuple[dg.AssetsDefinition, ...]:
 
 def schedules(environment: Mapping[str, str]) -> tuple[dg.ScheduleDefinition, ...]:
     """Return the schedules: that of the replay only with its assets."""
-    return (hourly_online_store, daily_everyone, *([daily_replay] if environment.get(LOG, "").strip() else []))
+    return (hourly_online_store, daily_everyone, *([daily_replay] if environment.get(LOG_VARIABLE, "").strip() else []))
 
 
 def owners(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from api.errors import BodyEncoded, InvalidHost, MethodNotAllowed
+from api.errors import BodyEncoded, InvalidHost, MethodNotAllowed, Overloaded
 from api.http.access import Keys
 from api.http.messages import BodyReader, headers_of, send_response
 from api.protocols.problems import problem_of
@@ -97,13 +97,16 @@ class ScoringEndpoint:
             raise MethodNotAllowed(METHODS)
         # Check these before reading the body, so that a client that is refused need not send it.
         self._keys.check(headers.get(b"authorization"))
-        self._scoring.check_load()
+        if self._scoring.full:
+            raise Overloaded
         max_bytes = wire_format.max_body_bytes(headers)
         if headers.get(b"content-encoding", b"").strip().lower() not in {b"", b"identity"}:
             raise BodyEncoded
         with self._scoring.bulk(context) if max_bytes > self._max_body_bytes else USUAL:
             body = await self._bodies.read(scope, headers, receive, max_bytes)
-            return await wire_format.respond(Call(parameters, headers, body, context, receive), self._scoring)
+            return await wire_format.respond(
+                Call(parameters, headers, body, context, disconnected=receive), self._scoring
+            )
 
     def _find_template(self, path: str) -> tuple[str, dict[str, str]]:
         """Return the template of a path and its parameters, or the path itself if it matches no template."""

@@ -15,9 +15,10 @@ from api.telemetry.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# Load balancers and Prometheus poll these, so they are logged at debug only.
+# Load balancers and Prometheus poll these every few seconds, so they are logged at debug.
 MACHINE_ROUTES = frozenset(("/live", "/ready", "/ping", "/health", "/metrics")) | {
-    *("/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready")
+    *("/v2/health/live", "/v2/health/ready"),
+    *("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"),
 }
 UNKNOWN = "other"
 

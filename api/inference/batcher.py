@@ -73,7 +73,7 @@ class MicroBatcher:
 
     @property
     def waiting(self) -> bool:
-        """Whether a request waits for a thread. Any thread may ask."""
+        """Whether a request waits to start. Any thread may ask."""
         return bool(self._waiting)
 
     async def score(self, request: PendingRequest, deadline_s: float | None = None) -> RowScores:
@@ -159,8 +159,8 @@ class MicroBatcher:
 
     def _send(self, batch: list[PendingRequest]) -> bool:
         """Try to score a micro-batch without a thread. Return whether its commands were sent to the store."""
-        micro_batch = MicroBatch(batch)
         try:
+            micro_batch = MicroBatch(batch)
             sent = micro_batch.send()
         except Exception:  # the thread finds out whose it is
             sent = None

@@ -76,17 +76,19 @@ class MicroBatch:
     """
 
     __slots__ = (
-        "answered", "as_of", "blamed", "counted", "looked_up_at", "online", "predicted_at", "requests", "started_at"
+        "as_of", "entity_rows", "failure_reported", "looked_up_at", "metrics_recorded", "online", "predicted_at",
+        "requests", "started_at", "success_reported",
     )  # fmt: skip
 
     def __init__(self, requests: Sequence[PendingRequest]) -> None:
         self.requests = requests
+        self.entity_rows = merged_rows(requests)
         self.online: OnlineVectors | None = None
-        self.answered = False
-        """Whether the circuit breaker got its success."""
-        self.blamed = False
-        """Whether the circuit breaker got its failure."""
-        self.counted = False
+        self.success_reported = False
+        """Whether the circuit breaker has its success."""
+        self.failure_reported = False
+        """Whether the circuit breaker has its failure."""
+        self.metrics_recorded = False
         """Whether the metrics have it."""
         self.as_of = datetime.now(UTC)
         """The time as of which features are read."""
@@ -107,9 +109,8 @@ class MicroBatch:
             looked_up: called in this thread when the lookup for all of them has ended.
         """
         scorer = self.requests[0].scorer
-        entity_rows = merged_rows(self.requests)
         try:
-            online = self.online = scorer.look_up(entity_rows, self.as_of)
+            online = self.online = scorer.look_up(self.entity_rows, self.as_of)
         except BaseException as error:  # the callers get it
             # If the store itself fails, a retry per request would only make each of them wait for it again.
             store_failed = isinstance(error, FeatureStoreError) and not isinstance(error, UnusableFeature)
@@ -122,7 +123,7 @@ class MicroBatch:
 
     def send(self) -> Sent | None:
         """Request the features without blocking; see `Scorer.send`."""
-        return self.requests[0].scorer.send(merged_rows(self.requests))
+        return self.requests[0].scorer.send(self.entity_rows)
 
     def received(self, read: StoreRead) -> list[RequestResult]:
         """Return the result of each request, in order, from what was read. Does not block.
@@ -130,20 +131,20 @@ class MicroBatch:
         Raises:
             Exception: the features of a request can't be used.
         """
-        online = self.online = self.requests[0].scorer.received(merged_rows(self.requests), read, self.as_of)
+        online = self.online = self.requests[0].scorer.received(self.entity_rows, read, self.as_of)
         self.looked_up_at = time.perf_counter()
         return self._finish(online)
 
     def _finish(self, online: OnlineVectors) -> list[RequestResult]:
-        results = _score(self.requests[0].scorer, self.requests, online)
+        results = _score(self.requests, self.entity_rows, online)
         self.predicted_at = time.perf_counter()
         return results
 
 
-def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVectors) -> list[RequestResult]:
+def _score(requests: Sequence[PendingRequest], entity_rows: EntityRows, online: OnlineVectors) -> list[RequestResult]:
     """Return the result of each request, by one prediction for all of them or, if that fails, by one for each."""
     try:
-        return split(scorer.score(merged_rows(requests), online), requests)
+        return split(requests[0].scorer.score(entity_rows, online), requests)
     except BaseException as error:
         if len(requests) == 1:
             return [error]
@@ -156,10 +157,11 @@ def _score(scorer: Scorer, requests: Sequence[PendingRequest], online: OnlineVec
             pa.concat_tables([parts[place].vectors for place in complete]),
             pa.concat_arrays([parts[place].reasons for place in complete]),
         )
-        results = dict(zip(complete, _score(scorer, [requests[place] for place in complete], merged), strict=True))
+        chosen = [requests[place] for place in complete]
+        results = dict(zip(complete, _score(chosen, merged_rows(chosen), merged), strict=True))
     for place, (request, part) in enumerate(zip(requests, parts, strict=True)):
         if place not in results:
-            results[place] = GAVE_UP if request.abandoned else _score(scorer, [request], part)[0]
+            results[place] = GAVE_UP if request.abandoned else _score([request], request.entity_rows, part)[0]
     return [results[place] for place in range(len(requests))]
 
 

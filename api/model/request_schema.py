@@ -1,4 +1,4 @@
-"""The JSON request schema of one model version, derived from its join keys and request inputs."""
+"""The requests of one model version, in JSON, NDJSON or columns, derived from its join keys and request inputs."""
 
 import math
 import re

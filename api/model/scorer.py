@@ -177,7 +177,7 @@ class OnlineScorer:
 
     def send(self, entity_rows: EntityRows) -> Sent | None:
         """See `Scorer.send`."""
-        return self._lookup.send(entity_rows) if self._quick else None
+        return self._lookup.stored.send(entity_rows) if self._quick else None
 
     def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
         """See `Scorer.received`."""

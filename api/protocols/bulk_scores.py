@@ -58,22 +58,22 @@ class BulkScores:
         whole answer is kept until the last block is scored, so that an error of any block still has its status.
         """
         ends_at = time.monotonic() + self._deadline_s
-        left = asyncio.ensure_future(call.left())
+        disconnect = asyncio.ensure_future(call.disconnected())
         try:
             for start in range(0, table.num_rows, BLOCK_ROWS):
                 while scoring.full and time.monotonic() < ends_at:
                     await asyncio.sleep(PAUSE_S)
-                if left.done():
+                if disconnect.done():
                     raise ClientLeft
-                left_s = max(ends_at - time.monotonic(), 0)
+                remaining_s = max(ends_at - time.monotonic(), 0)
                 request = block_of(served.form, request_id, table, start, min(BLOCK_ROWS, table.num_rows - start))
-                answer.add(request, await scoring.score(served, request, call.context, left_s))
+                answer.add(request, await scoring.score(served, request, call.context, remaining_s))
         except DeadlineExceeded:
             raise DeadlineExceeded(self._deadline_s) from None
         finally:
-            left.cancel()
+            disconnect.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await left
+                await disconnect
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

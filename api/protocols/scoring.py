@@ -44,11 +44,6 @@ class Scoring:
         self._metrics = metrics
         self._bulk = 0
 
-    def check_load(self) -> None:
-        """Raise Overloaded if too many requests are unfinished."""
-        if self._batcher.full:
-            raise Overloaded
-
     @property
     def full(self) -> bool:
         """Whether `score` would raise Overloaded now."""
@@ -120,25 +115,25 @@ class Scoring:
             scores = await self._batcher.score(pending, deadline_s)
         except TimeoutError:
             if pending.in_store:
-                self._blame_store(pending, NO_ANSWER)
+                self._report_store_failure(pending, NO_ANSWER)
             raise DeadlineExceeded(deadline_s or self._batcher.deadline_s) from None
         except EntityRowsError as error:
             raise served.form.invalid(str(error).removesuffix(".")) from None
         except UnusableFeature:
             raise
         except FeatureStoreError as error:
-            self._blame_store(pending, error.public, str(error))
+            self._report_store_failure(pending, error.public, str(error))
             raise
         finally:
             self._metrics.count_scoring(pending, time.time())
-        if pending.batch is not None and not pending.batch.answered:
-            pending.batch.answered = True
+        if pending.batch is not None and not pending.batch.success_reported:
+            pending.batch.success_reported = True
             self._breaker.answered()
         self._metrics.count_excluded(scores)
         return scores
 
-    def _blame_store(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
+    def _report_store_failure(self, pending: PendingRequest, problem: str, reason: str | None = None) -> None:
         """Report a failure of the store: once per batch, regardless of the number of failed requests."""
-        if pending.batch is not None and not pending.batch.blamed:
-            pending.batch.blamed = True
+        if pending.batch is not None and not pending.batch.failure_reported:
+            pending.batch.failure_reported = True
             self._breaker.failed(problem, reason)

@@ -21,7 +21,7 @@ class Call(NamedTuple):
     headers: Headers
     body: bytes
     context: RequestContext
-    left: Callable[[], Awaitable[Any]]
+    disconnected: Callable[[], Awaitable[Any]]
     """Returns once the client has closed the connection."""
 
 

@@ -103,7 +103,7 @@ class Metrics:
         )
         self._stages = Distribution(
             PREFIX + "stage_duration_seconds",
-            "Time that a request waited for a thread (queue); time of each lookup in the feature store and of each "
+            "Time that a request waited to start (queue); time of each lookup in the feature store and of each "
             "prediction, for the requests merged in it.",
             "stage",
             SECONDS,
@@ -153,9 +153,9 @@ class Metrics:
         if batch is None:
             return
         self._stages.add(batch.started_at - pending.queued_at, "queue")
-        if batch.counted or batch.looked_up_at is None or batch.online is None:
+        if batch.metrics_recorded or batch.looked_up_at is None or batch.online is None:
             return
-        batch.counted = True
+        batch.metrics_recorded = True
         self._stages.add(batch.looked_up_at - batch.started_at, "lookup")
         if batch.predicted_at is not None:
             self._stages.add(batch.predicted_at - batch.looked_up_at, "predict")

@@ -76,11 +76,11 @@ class PredictionLog(Collector):
         self._records: deque[Record] = deque()
         self._recorded = 0
         """Rows that were added. This and the next are written by the event loop only."""
-        self._refused = 0
+        self._not_recorded = 0
         """Rows that were not added, because too many waited."""
         self._converted = 0
         """Rows of the records that were taken from the queue. This and all below is written by the thread only."""
-        self._made: deque[tuple[LogSchema, pa.Table]] = deque()
+        self._from_other_threads: deque[tuple[LogSchema, pa.Table]] = deque()
         """Rows that another thread made."""
         self._current: tuple[Served, LogSchema] | None = None
         self._tables: list[tuple[LogSchema, pa.Table]] = []
@@ -109,7 +109,7 @@ class PredictionLog(Collector):
         if not in_sample(request_id, self._fraction):
             return
         if self._recorded - self._converted > MAX_RECORDED_ROWS:
-            self._refused += pending.rows
+            self._not_recorded += pending.rows
             return
         self._recorded += pending.rows
         outputs = reasons = None
@@ -120,8 +120,8 @@ class PredictionLog(Collector):
         self._records.append(Record(served, pending, request, time.time()))
 
     def add_rows(self, schema: LogSchema, rows: pa.Table) -> None:
-        """Log rows that were made with a schema of `schema`. Called by any thread."""
-        self._made.append((schema, rows))
+        """Log rows that another thread made, with the columns that `schema` returned. Called by any thread."""
+        self._from_other_threads.append((schema, rows))
 
     def schema(self, served: Served, role: str) -> LogSchema:
         """Return the columns of a version's rows. Called by any thread."""
@@ -140,7 +140,7 @@ class PredictionLog(Collector):
         """See prometheus_client."""
         rows = CounterMetricFamily(PREFIX + "rows", "Rows of the prediction log, by result.", labels=("result",))
         rows.add_metric(("written",), self._written)
-        rows.add_metric(("dropped",), self._dropped + self._refused)
+        rows.add_metric(("dropped",), self._dropped + self._not_recorded)
         yield rows
         waiting = self._recorded - self._converted + self._rows_in_memory
         yield GaugeMetricFamily(PREFIX + "waiting_rows", "Rows of the prediction log in memory.", waiting)
@@ -151,9 +151,11 @@ class PredictionLog(Collector):
         while True:
             stopping = self._stop.wait(CONVERT_EVERY_S)
             self._convert()
-            if self._refused > refused:
-                log.error("prediction_log_dropped", rows=self._refused - refused, reason="more rows than can be made")
-                refused = self._refused
+            if self._not_recorded > refused:
+                log.error(
+                    "prediction_log_dropped", rows=self._not_recorded - refused, reason="more rows than can be made"
+                )
+                refused = self._not_recorded
             now = time.monotonic()
             oldest = None if not self._rows_in_memory else oldest or now
             due = oldest is not None and (self._rows_in_memory >= self._file_rows or now - oldest >= self._seconds)
@@ -170,8 +172,8 @@ class PredictionLog(Collector):
 
     def _convert(self) -> None:
         """Make rows of the records, and take those that are made."""
-        for _ in range(len(self._made)):
-            self._take(*self._made.popleft())
+        for _ in range(len(self._from_other_threads)):
+            self._take(*self._from_other_threads.popleft())
         records = [self._records.popleft() for _ in range(len(self._records))]
         for served, of_version in itertools.groupby(records, SERVED):
             group = list(of_version)

@@ -89,18 +89,18 @@ class PointInTimeJoin:
             rows = _rows_of(source)
         self.expected = pq.read_metadata(source).num_rows
         if self.expected == 0:
-            yield complete(self._features, pa.concat_tables(rows), features_of_none(self._features))
+            yield with_inputs(self._features, pa.concat_tables(rows), no_features(self._features))
             return
         try:
             for own, joined, absent in self._results(source, rows):
-                yield complete(self._features, own, joined, absent)
+                yield with_inputs(self._features, own, joined, absent)
                 self.rows += own.num_rows
         except FeatureStoreError:
             # A bad row may be the cause; reading on raises an error that names it.
             collections.deque(checked, maxlen=0)
             raise
         if self.rows != self.expected:
-            raise lost_rows(self._store, self._features, self.expected, self.rows)
+            raise lost_rows_error(self._store, self._features, self.expected, self.rows)
 
     def _results(self, source: Path, rows: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table, Masks]]:
         """Yield the request's rows, their features (`view:feature`), and masks of the rows for which a view has no row.
@@ -184,7 +184,7 @@ class PointInTimeJoin:
         joined = joined.rename_columns([feast_names.get(name, name) for name in joined.column_names])
         joined = joined.take(pc.sort_indices(joined[ROW]))
         if joined.num_rows != request.num_rows or not joined[ROW].equals(entity_rows[ROW]):
-            raise lost_rows(self._store, self._features, request.num_rows, joined.num_rows)
+            raise lost_rows_error(self._store, self._features, request.num_rows, joined.num_rows)
         for name in names:  # restore the values from before the pandas conversion
             if name in joined.column_names:
                 joined = joined.set_column(joined.column_names.index(name), name, request[name])
@@ -222,7 +222,7 @@ def _rows_of(file: Path) -> Iterator[pa.Table]:
         yield from opened.between(0, opened.rows)
 
 
-def features_of_none(features: ModelFeatures) -> pa.Table:
+def no_features(features: ModelFeatures) -> pa.Table:
     """Return the columns that Feast adds, without rows."""
     columns = {feature.column: pa.nulls(0, feature.dtype) for feature in features.features}
     return pa.table(
@@ -230,7 +230,7 @@ def features_of_none(features: ModelFeatures) -> pa.Table:
     )
 
 
-def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:
+def with_inputs(features: ModelFeatures, request: pa.Table, joined: pa.Table, absent: Masks | None = None) -> pa.Table:
     """Return request rows with the inputs that Feast fills.
 
     Args:
@@ -251,7 +251,7 @@ def complete(features: ModelFeatures, request: pa.Table, joined: pa.Table, absen
     return request
 
 
-def lost_rows(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
+def lost_rows_error(store: "FeatureStore", features: ModelFeatures, rows: int, found: int) -> FeatureStoreError:
     """Return the error for an offline store that returned a different number of rows."""
     return FeatureStoreError(
         f"joining features of service {features.service!r}",

@@ -35,7 +35,7 @@ class TableScorer:
         self._features = features
         self._policy = policy
         self._rows = 0
-        self._scored = 0
+        self._rows_scored = 0
         self._reasons: Counter[str] = Counter()
         self._failure: PredictionFailed | None = None
 
@@ -57,7 +57,7 @@ class TableScorer:
                     yield self._counted(*ahead.popleft())
             while ahead:
                 yield self._counted(*ahead.popleft())
-        if self._failure is not None and failed_on_all(self._scored, self._reasons):
+        if self._failure is not None and failed_on_all(self._rows_scored, self._reasons):
             raise self._failure
 
     def _score(self, rows: pa.Table, first: int) -> Scores:
@@ -69,14 +69,14 @@ class TableScorer:
     def _counted(self, rows: pa.Table, scoring: Future[Scores]) -> pa.Table:
         scores = scoring.result()
         self._rows += rows.num_rows
-        self._scored += scores.predicted
+        self._rows_scored += scores.predicted
         self._reasons += count_reasons(scores)
         self._failure = self._failure or scores.failure
         return with_scores(rows, scores, self._model.version, self._features.service)
 
     def summary(self, batch_input: Content) -> ScoringSummary:
         """Return the counts so far."""
-        return summarize(batch_input, self._model.outputs, self._policy, self._rows, self._scored, self._reasons)
+        return summarize(batch_input, self._model.outputs, self._policy, self._rows, self._rows_scored, self._reasons)
 
 
 def count_reasons(scores: Scores) -> Counter[str]:
@@ -104,13 +104,13 @@ def summarize(
 
 def with_scores(rows: pa.Table, scores: Scores, version: ModelVersion, service: str) -> pa.Table:
     """Return a table of a batch input's columns with the model's outputs and the other OUTPUT_COLUMNS added."""
-    name, named = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
+    names, services = constant(version.name, rows.num_rows), constant(service, rows.num_rows)
     added = [
         *zip(scores.outputs.schema, scores.outputs.columns, strict=True),
         (pa.field("reason", pa.string()), scores.reasons),
-        (pa.field("model_name", name.type, nullable=False), name),
+        (pa.field("model_name", names.type, nullable=False), names),
         (pa.field("model_version", pa.int64(), nullable=False), pa.repeat(version.version, rows.num_rows)),
-        (pa.field("feature_service", named.type, nullable=False), named),
+        (pa.field("feature_service", services.type, nullable=False), services),
     ]
     for field, column in added:
         rows = rows.append_column(field, column)

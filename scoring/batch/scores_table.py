@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable, Schema
     from deltalake.transaction import AddAction
 
-VARIABLE = "SERVING_SCORES_TABLE"
+TABLE_VARIABLE = "SERVING_SCORES_TABLE"
 # The partition column. Requests rarely have a column of this name.
 COLUMN = "batch_request"
 FILE_PREFIX = "scores-"
@@ -75,7 +75,7 @@ class ScoresTable:
             import deltalake  # noqa: F401
         except ImportError:
             problem = "is set, and the package deltalake is not installed: install requirements/delta.txt."
-            raise SettingsError(VARIABLE, problem) from None
+            raise SettingsError(TABLE_VARIABLE, problem) from None
         self.place = place
         self._uri = str(place if place.local is None else place.local.absolute())
         self._table: DeltaTable | None = None
@@ -196,10 +196,10 @@ class ScoresTable:
         if columns != [COLUMN] or version > WRITER_VERSION:
             found = f"partition columns {columns} and writer version {version}, not {[COLUMN]} and {WRITER_VERSION}"
             problem = f"names a Delta table of other software, {self.place}, with {found}: name a table of its own."
-            raise SettingsError(VARIABLE, problem)
+            raise SettingsError(TABLE_VARIABLE, problem)
         if metadata.configuration.get("delta.appendOnly") == "true":
             problem = f"names a Delta table, {self.place}, whose property delta.appendOnly keeps old rows: unset it."
-            raise SettingsError(VARIABLE, problem)
+            raise SettingsError(TABLE_VARIABLE, problem)
 
     def _check_empty(self) -> None:
         from pyarrow.fs import FileSelector
@@ -209,7 +209,7 @@ class ScoresTable:
         # A writer that was killed before the first commit leaves its own files.
         if others := sorted(name for name in names if not name.startswith((f"{COLUMN}=", "_delta_log"))):
             problem = f"which has other files ({others[0]}) and is not a Delta table: name a new folder."
-            raise SettingsError(VARIABLE, f"names {self.place}, {problem}")
+            raise SettingsError(TABLE_VARIABLE, f"names {self.place}, {problem}")
 
     def _merged(self, request: str, stored: pa.Schema) -> "Schema":
         """Return the table's schema with the additional columns of a result.
@@ -231,7 +231,9 @@ class ScoresTable:
             elif other.type != field.type:
                 types = [json.loads(each.type.to_json()) for each in (other, field)]
                 problem = f"its type is {types[0]} in {self.place}, and {types[1]} in the result: write one type in all"
-                raise BatchRequestError(request, f"{problem} requests, or set {VARIABLE} to another table.", field.name)
+                raise BatchRequestError(
+                    request, f"{problem} requests, or set {TABLE_VARIABLE} to another table.", field.name
+                )
         for field in fields:
             if not field.nullable and field.name not in {*stored.names, COLUMN}:
                 problem = f"{self.place} has it as NOT NULL, and the result lacks it: drop the constraint."

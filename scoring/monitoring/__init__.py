@@ -1,4 +1,4 @@
-"""The prediction log's columns, its replay in batch, its copy for Feast, and the comparison of two versions.
+"""After the fact: the prediction log and its replay, drift from a baseline, and the promotion of a challenger.
 
 Imports no Dagster.
 """

@@ -7,13 +7,13 @@ import numpy as np
 
 from scoring.feast_plugins.value_decoder import as_declared, plain_value
 from scoring.features.model_features import ModelFeatures
-from scoring.online.reading import StoreRead
+from scoring.online.reading import StoreRead, StoreReader
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
 
 
-class FeastReader:
+class FeastReader(StoreReader):
     """A `StoreReader` that calls Feast for a model's whole feature service or for some features."""
 
     store_errors = (Exception,)  # exception types differ between online stores

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from scoring.arrow.signature import conform
 from scoring.errors import READING, EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.model_features import ModelFeatures, missing_reasons
-from scoring.online.reading import RUNNING_VIEW, Sent, StoreRead, StoreReader, request_column
+from scoring.online.reading import RUNNING_VIEW, StoreRead, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -43,11 +43,6 @@ class Lookup(msgspec.Struct, frozen=True):
     """Reads the stored features; if `on_demand` is None, these are all that is needed."""
     on_demand: "OnDemandOnline | None" = None
     """Adds the features that on-demand views compute from them."""
-
-    def send(self, entity_rows: Mapping[str, Sequence[Any]]) -> Sent | None:
-        """Request a few entity rows without blocking; None if the store's reader can't, or not now."""
-        send = getattr(self.stored, "send", None)
-        return None if send is None else send(entity_rows)
 
 
 def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:

@@ -60,6 +60,10 @@ class StoreReader(Protocol):
             Exception: an exception of the store's client, which `read_rows` translates.
         """
 
+    def send(self, entity_rows: Mapping[str, Sequence[Any]], /) -> "Sent | None":  # noqa: ARG002 - for readers that can
+        """Request the features of a few entities without blocking; None if this reader can't, or not now."""
+        return None
+
 
 class Sent(Protocol):
     """A read whose request was sent, for an event loop that must not block."""

@@ -23,7 +23,7 @@ from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
 from scoring.feast_plugins.value_decoder import decode_columns, decode_timestamps
-from scoring.online.reading import EntityRows, StoreRead, ViewColumns, distinct_entities
+from scoring.online.reading import EntityRows, StoreRead, StoreReader, ViewColumns, distinct_entities
 from scoring.online.redis_connections import Connections
 from scoring.online.redis_replies import NotRedis, Replies, check_replies
 
@@ -153,7 +153,7 @@ class _Plan:
         return StoreRead(event_s, columns)
 
 
-class RedisReader:
+class RedisReader(StoreReader):
     """A `StoreReader` with one round trip per PIECES_AT_ONCE pieces of keys, of all kinds of entities."""
 
     store_errors = (RedisError, OSError)

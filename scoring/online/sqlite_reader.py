@@ -13,7 +13,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.value_decoder import decode_values
-from scoring.online.reading import StoreRead, ViewColumns, distinct_entities
+from scoring.online.reading import StoreRead, StoreReader, ViewColumns, distinct_entities
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -23,7 +23,7 @@ KEYS_PER_QUERY = 500
 WAIT_FOR_WRITER_S = 1.0
 
 
-class SqliteReader:
+class SqliteReader(StoreReader):
     """A `StoreReader` of one database file. Each thread has its own connection.
 
     Connections are opened for writing, although they only read: the first reader after a writer was killed must roll

@@ -11,7 +11,7 @@ import msgspec
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
-from scoring.batch.join import lost_rows
+from scoring.batch.join import lost_rows_error
 from scoring.errors import FeatureStoreError
 from scoring.features.on_demand_views import on_demand_views
 from scoring.spark.sources import SPARK_TYPES, ViewRows, read_view
@@ -73,7 +73,7 @@ def write_joined_parts(
         raise
     found = sum(each.rows for each in written)
     if found != rows or len(written) != parts:
-        raise lost_rows(store, features, rows, found)
+        raise lost_rows_error(store, features, rows, found)
     return written
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from scoring.arrow.signature import EVENT_TIMESTAMP
-from scoring.batch.join import complete, features_of_none
+from scoring.batch.join import no_features, with_inputs
 from scoring.batch.scored_rows import CONSTANTS, count_reasons, with_scores
 from scoring.errors import FeaturesRejected, FeatureStoreError
 from scoring.feast_plugins.join_keys import NO_ENTITY
@@ -167,7 +167,7 @@ class WriteInputParts(msgspec.Struct, frozen=True):
             own = RowsInTurn(file.between(first, min(first + self.rows_per_part, self.rows)), file.schema)
             tables = self._completed(first, own, results, stale)
             if not self.rows:
-                tables = iter([complete(self.features, no_rows(file.schema), features_of_none(self.features))])
+                tables = iter([with_inputs(self.features, no_rows(file.schema), no_features(self.features))])
             rows = write_tables(tables, path, self.metadata)
             return Written(part, content_of(path, name), rows, stale=dict(stale))
 
@@ -188,11 +188,11 @@ class WriteInputParts(msgspec.Struct, frozen=True):
                 absent[view.name] = pc.fill_null(pc.not_equal(result[names.state], FRESH), True)
                 stale[view.name] += pc.sum(pc.equal(result[names.state], STALE)).as_py() or 0
             if self.on_demand is None:
-                yield complete(self.features, mine, pa.table(joined))
+                yield with_inputs(self.features, mine, pa.table(joined))
                 continue
             joined |= {name: mine[name] for name in self.features.request_columns}
             with_on_demand = self.on_demand.add(self.on_demand.declared(pa.table(joined)))
-            yield complete(self.features, mine, with_on_demand, absent)
+            yield with_inputs(self.features, mine, with_on_demand, absent)
 
 
 class WriteOutputParts(msgspec.Struct, frozen=True):

@@ -28,11 +28,11 @@ from serving_assets.assets.inspection import InputInspection, OutputInspection, 
 from serving_assets.assets.model_version import (
     INPUT_TAG,
     Chosen,
+    chosen_by_inputs,
     origin_metadata,
     registered_model_version,
-    version_of_inputs,
-    version_of_run,
-    version_to_use,
+    version_for_input,
+    version_recorded_in_run,
 )
 from serving_assets.assets.problems import RequestProblems
 from serving_assets.records.history import PARTITION, known_requests, last_scored_request
@@ -97,7 +97,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         files = {file.key: file for file in list_requests(settings.batch_requests)}
         keys = _requests(context, settings.batch_requests, files)
         problems = RequestProblems(context, settings.batch_requests)
-        chosen = version_to_use(context.instance, context.run.run_id, serving)
+        chosen = version_for_input(context.instance, context.run.run_id, serving)
         context.log.info(f"Joining for model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
         store = serving.open_feature_store()
@@ -155,8 +155,8 @@ def batch_output(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         settings, engine = serving.settings, serving.engine
         problems = RequestProblems(context, settings.batch_requests)
         inputs = {key: result_folder(settings.artifacts, key) for key in context.partition_keys}
-        resolved = version_of_run(context.instance, context.run.run_id, settings.model_name)
-        chosen = _version_for(serving, inputs.values(), resolved)
+        resolved = version_recorded_in_run(context.instance, context.run.run_id, settings.model_name)
+        chosen = _version_for_output(serving, inputs.values(), resolved)
         context.log.info(f"Scoring with model version {chosen}, chosen by: {chosen.by}.")
         version = serving.registry.version(chosen.name, chosen.version)
         # Link the version to its features here, too: this asset can be materialized without batch_input.
@@ -206,7 +206,7 @@ def _requests(context: dg.AssetExecutionContext, folder: Location, files: Mappin
     return list(context.partition_keys)
 
 
-def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
+def _version_for_output(serving: Serving, folders: Iterable[Location], resolved: Chosen | None) -> Chosen:
     """Return the run's version, or that of its first input. Raise unless all inputs were made for it."""
     engine = serving.engine
     made_for = {folder / engine.input_name: engine.read_input_model(folder) for folder in folders}
@@ -220,7 +220,7 @@ def _version_for(serving: Serving, folders: Iterable[Location], resolved: Chosen
     if resolved:
         return resolved
     name, _, number = expected.rpartition("/")
-    return version_of_inputs(serving, name, int(number))
+    return chosen_by_inputs(serving, name, int(number))
 
 
 def _outcome(outcome: ScoringSummary, seconds: float) -> dict[str, dg.MetadataValue]:

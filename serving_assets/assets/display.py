@@ -1,4 +1,4 @@
-"""Dagit metadata of a table in Parquet files: its schema, and a preview of its first rows."""
+"""Dagit metadata: Parquet tables with a preview, and comparisons and drift as Markdown."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from scoring.errors import FeatureServiceNotFound, FeatureStoreError, RegistryUnreachable, ServingError, StorageError
+from scoring.errors import (
+    FeatureServiceNotFound,
+    FeatureStoreError,
+    RegistryUnreachable,
+    ServingError,
+    SettingsError,
+    StorageError,
+)
 
 
 @contextlib.contextmanager
@@ -21,3 +28,8 @@ def may_succeed_later(error: ServingError) -> bool:
     """Return whether the same step may succeed later without a change of request, model or settings."""
     outages = RegistryUnreachable | FeatureStoreError | StorageError
     return isinstance(error, outages) and not isinstance(error, FeatureServiceNotFound)
+
+
+def unset_in_run(variable: str) -> SettingsError:
+    """Return the error for a setting that put an asset into the graph, and that the run does not have."""
+    return SettingsError(variable, "is not set in this run, but was when the code location was loaded.")

@@ -132,7 +132,7 @@ def pinned_version(configured: int | None, tags: Mapping[str, str]) -> int | Non
     return int(pin)
 
 
-def version_of_run(instance: dg.DagsterInstance, run_id: str, model: str) -> Chosen | None:
+def version_recorded_in_run(instance: dg.DagsterInstance, run_id: str, model: str) -> Chosen | None:
     """Return the version that registered_model_version resolved in this run, or in the run that it re-executes.
 
     The run's own events record it, so concurrent runs that pin different versions do not affect each other. If no such
@@ -155,7 +155,7 @@ def version_of_run(instance: dg.DagsterInstance, run_id: str, model: str) -> Cho
         run_id = run.parent_run_id
 
 
-def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> Chosen:
+def version_for_input(instance: dg.DagsterInstance, run_id: str, serving: Serving) -> Chosen:
     """Return the run's own version, or the one in registered_model_version.json if the alias names it too.
 
     Otherwise another run may have pinned it, or the alias has moved.
@@ -165,7 +165,7 @@ def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) 
         VersionInDoubt: the alias names another version than the file.
         RegistryError: the alias is not set, or the registry does not answer.
     """
-    own = version_of_run(instance, run_id, serving.settings.model_name)
+    own = version_recorded_in_run(instance, run_id, serving.settings.model_name)
     if own is not None:
         return own
     settings, alias = serving.settings, serving.settings.model_alias
@@ -176,7 +176,7 @@ def version_to_use(instance: dg.DagsterInstance, run_id: str, serving: Serving) 
     return Chosen(named.name, named.version, f"registered_model_version as last materialized, and alias {alias}")
 
 
-def version_of_inputs(serving: Serving, name: str, number: int) -> Chosen:
+def chosen_by_inputs(serving: Serving, name: str, number: int) -> Chosen:
     """Return the version for a run that only scores: the one that its inputs were made for.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from scoring.errors import ServingError, SettingsError, first_line
+from scoring.errors import ServingError, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
@@ -22,7 +22,7 @@ from scoring.monitoring.replay_causes import CAUSES, UNEXPLAINED
 from scoring.serving import link_registered_version
 from serving_assets.assets.checks import BASELINE, Finding, results, specs
 from serving_assets.assets.display import drift_table, markdown_table, table_metadata
-from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.assets.failures import failing_in_one_line, unset_in_run
 from serving_assets.assets.inspection import drift_finding
 from serving_assets.resources import Serving
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 GROUP = "monitoring"
-VARIABLE = "SERVING_PREDICTION_LOG"
+LOG_VARIABLE = "SERVING_PREDICTION_LOG"
 # Of any day before the first log. `end_offset` adds today.
 days = dg.DailyPartitionsDefinition(start_date="2026-01-01", end_offset=1)
 EXPLAINED = "differences_explained"
@@ -120,7 +120,7 @@ def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]
 def _folder(serving: Serving, day: str) -> Location:
     log = serving.settings.prediction_log
     if log is None:
-        raise SettingsError(VARIABLE, "is not set in this run, but was when the code location was loaded.")
+        raise unset_in_run(LOG_VARIABLE)
     return day_folder(log, day)
 
 

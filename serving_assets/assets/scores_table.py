@@ -2,10 +2,9 @@
 
 import dagster as dg
 
-from scoring.batch.scores_table import VARIABLE, ScoresTable
-from scoring.errors import SettingsError
+from scoring.batch.scores_table import TABLE_VARIABLE, ScoresTable
 from serving_assets.assets.batch_assets import batch_output, content_version
-from serving_assets.assets.failures import failing_in_one_line
+from serving_assets.assets.failures import failing_in_one_line, unset_in_run
 from serving_assets.assets.problems import RequestProblems
 from serving_assets.records.requests import request_asset, result_folder
 from serving_assets.resources import Serving
@@ -16,7 +15,7 @@ from serving_assets.resources import Serving
     kinds={"deltalake"},
     description="The rows of batch_output in one Delta table for all requests, with the column `batch_request`. One "
     "commit replaces the rows of one request; the same rows again make none. In the graph only if "
-    f"{VARIABLE} is set.",
+    f"{TABLE_VARIABLE} is set.",
 )
 def scores_table(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> dg.MaterializeResult[None]:
     """Write the output of each of this run's partitions into the table."""
@@ -25,7 +24,7 @@ def scores_table(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Se
         settings = serving.settings
         problems = RequestProblems(context, settings.batch_requests)
         if settings.scores_table is None:
-            raise SettingsError(VARIABLE, "is not set in this run, but was when the code location was loaded.")
+            raise unset_in_run(TABLE_VARIABLE)
         table = ScoresTable(settings.scores_table)
         for key in context.partition_keys:
             with problems.of(key):

@@ -1,4 +1,4 @@
-"""Retry requests whose run failed before it scored or refused them, less and less often."""
+"""When requests are retried whose run failed before it scored or refused them, and how many of them share a run."""
 
 from collections.abc import Collection, Mapping
 

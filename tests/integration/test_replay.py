@@ -109,7 +109,7 @@ def test_a_row_that_the_online_store_did_not_have(
     assert rows[0]["detail"].startswith("driver_stats: read the row of ")
 
 
-def test_a_row_past_its_time_to_live(world: World, tmp_path: Path, report: Path) -> None:
+def test_an_expired_row_is_past_ttl(world: World, tmp_path: Path, report: Path) -> None:
     database = world.folder / "feature_repo" / "data" / "online_store.db"
     before = database.read_bytes()
     with contextlib.closing(sqlite3.connect(database)) as connection:

@@ -130,7 +130,7 @@ def test_dagster_keeps_none_of_a_run_that_works_and_of_one_that_fails(
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_no_error_of_a_store_tells_one(
+def test_no_store_error_contains_a_secret(
     applied_world: World,
     online_scorer: Scorer,
     guarded_redis: RedisServer,

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 
 from scoring.batch.engine import LocalEngine
 from scoring.files.transfer import content_of
-from serving_assets.assets.model_version import version_of_run
+from serving_assets.assets.model_version import version_recorded_in_run
 from serving_assets.definitions import definitions
 from serving_assets.records.observations import refused_in_run
 from serving_assets.resources import Serving
@@ -250,7 +250,7 @@ def test_a_run_that_is_re_executed_after_a_failure_keeps_its_version(drivers):
 
     again = drivers.instance.create_run_for_job(job, parent_run_id=failed.run_id, root_run_id=failed.run_id)
 
-    kept = version_of_run(drivers.instance, again.run_id, "driver_ranker")
+    kept = version_recorded_in_run(drivers.instance, again.run_id, "driver_ranker")
     assert (kept.name, kept.version, kept.by) == ("driver_ranker", 2, "pinned by the run")
 
 

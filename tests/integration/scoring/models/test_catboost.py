@@ -95,7 +95,7 @@ def test_a_model_that_was_fitted_on_arrays_needs_the_number_of_inputs(tmp_path: 
     assert_same(model, regressor.predict(FRAME.to_numpy()))
 
 
-def test_code_is_no_format(tmp_path: Path) -> None:
+def test_a_model_saved_as_python_code_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, trained(), format="python")
     assert "it is a CatBoostRegressor in format python" in refusal(folder)
 

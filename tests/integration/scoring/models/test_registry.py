@@ -51,7 +51,7 @@ def test_the_service_is_the_versions_tag_else_its_training_runs(uri: str, model:
     assert registry.version(model, 1).tags["feast.feature_service"] == "from_the_version"
 
 
-def test_what_is_not_there_is_named(uri: str, model: str) -> None:
+def test_a_missing_alias_model_or_version_is_named(uri: str, model: str) -> None:
     registry = MlflowRegistry(uri, uri)
     with pytest.raises(AliasNotSet, match=f"'{model}' has no alias 'champion': set it on a version"):
         registry.resolve(model, "champion")
@@ -79,7 +79,7 @@ def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         MlflowRegistry(uri, uri).resolve("model", "champion")
 
 
-def test_files_that_are_gone_are_told(uri: str, model: str, tmp_path: Path) -> None:
+def test_a_version_whose_files_were_deleted_is_refused(uri: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match=f"{model}/1 .*no longer in the artifact store"):
         MlflowRegistry(uri, uri).download(ModelVersion(model, 1), tmp_path)
 

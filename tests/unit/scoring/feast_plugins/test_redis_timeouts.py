@@ -24,7 +24,7 @@ def test_a_client_that_knows_no_retries_is_told_of_none() -> None:
     )
 
 
-def test_redis_takes_them() -> None:
+def test_redis_py_applies_the_timeouts_and_no_retries() -> None:
     from feast.infra.online_stores.redis import RedisOnlineStore
     from redis import Redis
 

@@ -129,7 +129,7 @@ def test_one_column_of_several_may_be_chosen() -> None:
 @pytest.mark.parametrize(
     "returned", [np.array([1.0]), 1.0, np.zeros((2, 2, 2)), np.array([object(), object()]), np.array(["a", 1], object)]
 )
-def test_anything_else_is_refused(returned: Any) -> None:
+def test_outputs_of_unsupported_shape_or_type_fail(returned: Any) -> None:
     with pytest.raises(PredictionFailed):
         described(returned)
 

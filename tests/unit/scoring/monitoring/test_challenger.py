@@ -203,7 +203,7 @@ def test_several_numbers_without_a_ranking_have_no_decision(tmp_path: Path) -> N
     assert (report.champion.seconds, report.challenger.seconds, report.latency_ratio) == (1.0, 2.0, None)
 
 
-def test_there_is_nothing_to_compare(tmp_path: Path) -> None:
+def test_without_rows_of_both_versions_there_is_no_report(tmp_path: Path) -> None:
     assert compared(tmp_path) is None
     write_log(tmp_path, 1, [("a", 1, 1.0)])
     assert compared(tmp_path) is None

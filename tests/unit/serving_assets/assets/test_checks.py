@@ -108,7 +108,7 @@ def test_drift_is_reported_with_what_it_is_relative_to():
         (["gold"] * 500, "no column has the name and type of one in the baseline: nothing is compared"),
     ],
 )
-def test_what_passes_is_described(now, summary):
+def test_a_passed_drift_check_describes_its_result(now, summary):
     same = found({"prediction": VALUES}, {"prediction": now})
 
     assert same.passed
