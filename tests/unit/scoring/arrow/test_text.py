@@ -4,13 +4,9 @@ import datetime as dt
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from scoring.arrow.text import NOT_PRINTABLE, to_string
-from scoring.files.location import Location
-from scoring.files.parquet import ParquetFiles
-from serving_assets.assets.display import table_metadata
 
 FAR = 2**62
 NO_UTF8 = pa.Array.from_buffers(
@@ -40,14 +36,3 @@ def test_other_values_are_shown_as_python_shows_them_and_nulls_as_nothing():
     assert to_string(pa.scalar([1, 2])) == "[1, 2]"
     assert to_string(pa.scalar(dt.date(2026, 1, 2))) == "2026-01-02"
     assert to_string(pa.scalar(None, pa.timestamp("us", "Mars/Phobos"))) == ""
-
-
-def test_a_table_of_them_has_a_preview(tmp_path):
-    table = pa.table({name: values for name, (values, _) in ODD.items()})
-    pq.write_table(table, tmp_path / "odd.parquet")
-
-    with ParquetFiles([tmp_path / "odd.parquet"]) as file:
-        preview = table_metadata(file, Location(tmp_path))["preview"].value
-
-    assert "10000-01-01" in preview
-    assert NOT_PRINTABLE in preview
