@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
@@ -390,6 +391,13 @@ def test_a_label_is_a_score_of_its_own_type(kind: OutputType, value: Any, writte
     with api(FakeScorer(function=lambda _: [(value, None)], outputs=outputs)) as client:
         answer = when_ready(client).post("/scores", json={"request_id": "r", "driver_ids": [1]})
         assert b'"scores":[{"driver_id":1,"score":%b,"reason":null}]' % written in answer.content
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/v2/health/live", "/v2/models/ranker/versions/1/ready"])
+def test_a_probe_is_logged_at_debug_only(client: TestClient[Any], path: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert client.get(path).status_code == 200
+    assert [line["log_level"] for line in lines if line["event"] == "request"] == ["debug"]
 
 
 def test_the_members_of_all_other_responses_in_order(client: TestClient[Any]) -> None:
