@@ -108,8 +108,9 @@ def score_version(
     manifest = score_request(choose_engine(settings), serving, copy, store, policy, folder, shown.rows)
     if broken := manifest.outcome.reasons.get(NOT_FINITE):
         total = broken + manifest.outcome.scored
-        problem = f"{broken} of {total} predictions are NaN, infinite or null; nothing was written."
-        raise PredictionFailed(manifest.origin.model, problem)
+        problem = f"{broken} of {total} predictions are NaN, infinite or null; nothing was written. Correct the model"
+        remedy = ", or give inputs that may be null a value in SERVING_IMPUTE_VALUES" if policy.kind == "impute" else ""
+        raise PredictionFailed(manifest.origin.model, f"{problem}{remedy}.")
     return folder, manifest
 
 

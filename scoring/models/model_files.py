@@ -23,6 +23,8 @@ from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG,
 
 # A signature of 5000 inputs takes half of it. Parsing a much larger file would block the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000
+# Numbers in base 60 (1:30 is 90) take quadratic time: a million digits would stall the interpreter for minutes.
+MAX_NUMBER_LENGTH = 100
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
         outputs = (self.description.get("signature") or {}).get("outputs")
         try:
             return read_declared(msgspec.json.decode(outputs or "[]", type=list[dict[str, Any]]))
-        except (msgspec.MsgspecError, TypeError):
+        except (msgspec.MsgspecError, TypeError, RecursionError):
             return []  # what the model returns describes them as well
 
     def flavor(self, name: str) -> dict[str, Any]:
@@ -157,6 +159,12 @@ def _read_description(model: str, file: Path) -> dict[str, Any]:
                 raise ValueError("it has an alias")  # a few lines of them could expand to any size
             return super().compose_node(parent, index)
 
+        def construct_yaml_int(self, node: Any) -> int:
+            if len(node.value) > MAX_NUMBER_LENGTH:
+                raise ValueError(f"it has a number of more than {MAX_NUMBER_LENGTH} digits")
+            return int(super().construct_yaml_int(node))
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     if file.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise ModelRefused(model, f"its MLmodel file is larger than {MAX_DESCRIPTION_BYTES} bytes.")
     try:
@@ -174,7 +182,7 @@ def _read_signature(model: str, description: dict[str, Any]) -> Signature:
     inputs = signature.get("inputs") if isinstance(signature, dict) else signature
     try:
         columns = msgspec.json.decode(inputs, type=list[dict[str, object]]) if inputs else None
-    except (msgspec.MsgspecError, TypeError) as error:
+    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
         raise ModelRefused(model, f"the signature in its MLmodel file can't be read ({error}).") from None
     if not columns:
         raise ModelRefused(model, f"it was logged without a signature. {_how_to_sign(description)}")

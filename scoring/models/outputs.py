@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import ModelRefused, PredictionFailed
-from scoring.models.registry import OUTPUT_COLUMN_TAG, RANK_BY_TAG
+from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG
 
 OutputType = Literal["double", "int64", "bool", "string"]
 
@@ -125,7 +125,8 @@ def describe(
     names = [column.name for column in columns]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise ModelRefused(model, f"two of its outputs are named {repeated!r}.")
+        remedy = f"rename that output or class, or serve fewer functions (tag {OUTPUTS_TAG})"
+        raise ModelRefused(model, f"two of its outputs are named {repeated!r}: {remedy}.")
     return Outputs(tuple(columns))
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scoring.models.flavors.trees import check_features, check_lightgbm, check_nodes, check_xgboost
+
 if TYPE_CHECKING:
     from scoring.models.flavors.flavor import PredictFunctions
 
@@ -24,18 +26,21 @@ def prepare(estimator: Any) -> None:
         booster = vars(part).get("_Booster")
         if hasattr(booster, "set_param"):  # XGBoost's booster keeps the number of threads with which it was trained
             booster.set_param({"nthread": 1})
+            check_xgboost(booster)
+        elif hasattr(booster, "model_to_string"):
+            check_lightgbm(booster)
         tree = getattr(part, "tree_", None)
         if tree is not None:
             inner = tree.children_left != -1
-            _check_nodes(tree.children_left[inner], tree.children_right[inner], inner)
-            _check_features(tree.feature[inner], min(tree.n_features, part.n_features_in_))
+            check_nodes(tree.children_left[inner], tree.children_right[inner], inner)
+            check_features(tree.feature[inner], min(tree.n_features, part.n_features_in_))
         for predictor in (each for stage in vars(part).get("_predictors", ()) for each in stage):
             inner = predictor.nodes["is_leaf"] == 0
             nodes = predictor.nodes[inner]
-            _check_nodes(nodes["left"].astype(np.int64), nodes["right"].astype(np.int64), inner)
-            _check_features(nodes["feature_idx"], part.n_features_in_)
+            check_nodes(nodes["left"].astype(np.int64), nodes["right"].astype(np.int64), inner)
+            check_features(nodes["feature_idx"], part.n_features_in_)
             sets = min(len(predictor.raw_left_cat_bitsets), len(predictor.binned_left_cat_bitsets))
-            _check_features(nodes["bitset_idx"][nodes["is_categorical"] != 0], sets)
+            check_features(nodes["bitset_idx"][nodes["is_categorical"] != 0], sets)
 
 
 def fitted_on(estimator: Any) -> list[str] | int | None:
@@ -148,16 +153,3 @@ def _estimators(part: Any, seen: set[int]) -> Iterator[Any]:
     for each in inside:
         if not isinstance(each, str | bytes | int | float | None):
             yield from _estimators(each, seen)
-
-
-def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray) -> None:
-    # scikit-learn numbers children after their parent, which also rules out cycles.
-    parents = np.flatnonzero(inner)
-    for children in (left, right):
-        if not ((children > parents) & (children < len(inner))).all():
-            raise ValueError("a node of its trees points outside its tree")
-
-
-def _check_features(features: np.ndarray, count: int) -> None:
-    if not ((features >= 0) & (features < count)).all():
-        raise ValueError("a node of its trees uses an input that the model does not have")

@@ -11,6 +11,7 @@ import numpy as np
 from scoring.errors import ModelRefused
 from scoring.models.flavors import estimators, sklearn
 from scoring.models.flavors.flavor import LoadedModel, function_of, reading, refuse_categories, require
+from scoring.models.flavors.trees import check_lightgbm
 from scoring.models.model_files import ModelFiles
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
@@ -50,6 +51,7 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
         if END.search(content) is None:
             raise ValueError("its end is missing")
         booster = lightgbm.Booster(model_str=content.decode())
+        check_lightgbm(booster)
     categories = [
         name
         for name, values in zip(booster.feature_name(), _line(content, b"feature_infos").split(), strict=True)

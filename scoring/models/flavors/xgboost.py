@@ -7,6 +7,7 @@ from typing import Any
 from scoring.errors import ModelRefused
 from scoring.models.flavors.estimators import classes_of
 from scoring.models.flavors.flavor import LoadedModel, function_of, reading, refuse_categories, require
+from scoring.models.flavors.trees import check_xgboost
 from scoring.models.model_files import ModelFiles
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
@@ -41,6 +42,7 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
             model = getattr(xgboost, name.rpartition(".")[2])(n_jobs=1)
             model.load_model(file)
             booster = model.get_booster()
+        check_xgboost(booster)
         categories = _categories(booster)
     refuse_categories(files, "XGBoost", categories)
     return LoadedModel(

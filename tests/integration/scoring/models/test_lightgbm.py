@@ -1,5 +1,6 @@
 """LightGBM models: the same bits as LightGBM and MLflow, from text and from skops."""
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 
 from tests.integration.scoring.models.libraries import (
     CLASS,
@@ -157,6 +159,34 @@ def test_a_file_that_ends_the_process_ends_the_trial_only(tmp_path: Path) -> Non
     file = folder / "model.lgb"
     file.write_text(file.read_text().replace("split_feature=", "split_future=", 1))
     assert "crashed while it was loaded on trial" in refused_on_trial(folder)
+
+
+def with_last_node(booster: lightgbm.Booster, line: str, value: int) -> str:
+    """The booster's text with another value for the last node of the first tree."""
+    text = re.sub(r"(?m)^tree_sizes=.*\n", "", booster.model_to_string())
+    return re.sub(rf"(?m)^({line}=.*) \S+$", rf"\1 {value}", text, count=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("left_child", 0), ("right_child", 10**6), ("left_child", -(10**6)), ("split_feature", 4), ("decision_type", 1)],
+)
+def test_a_node_that_leads_out_of_the_model_or_round_in_a_circle_is_refused(
+    tmp_path: Path, line: str, value: int
+) -> None:
+    folder = saved(tmp_path, trained())
+    (folder / "model.lgb").write_text(with_last_node(trained(), line, value))
+    assert "its file model.lgb is damaged, or not a model of LightGBM (ValueError: a node" in refusal(folder)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"linear_tree": True}], ids=["constants", "linear"])
+def test_the_nodes_of_estimators_are_checked_too(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    model = lightgbm.LGBMRegressor(n_estimators=5, verbose=-1, **parameters).fit(FRAME, NUMBER)
+    folder = saved(tmp_path, model)
+    served(folder)
+    model.booster_.model_from_string(with_last_node(model.booster_, "left_child", 0))
+    skops.io.dump(model, folder / "model.skops")
+    assert "its files do not load (ValueError: a node of its trees points outside its tree)" in refusal(folder)
 
 
 def test_nulls_are_missing_values(tmp_path: Path) -> None:

@@ -182,6 +182,19 @@ def test_an_alias_in_a_description_is_refused_before_it_is_expanded(tmp_path: Pa
     assert "can't be read (it has an alias)" in refusal(folder)
 
 
+def test_a_number_of_a_million_digits_in_a_description_is_refused_before_it_is_converted(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
+    (folder / "MLmodel").write_text("a: " + "1:" * 400_000 + "1")
+    assert "can't be read (it has a number of more than 100 digits)" in refusal(folder)
+
+
+def test_a_deeply_nested_signature_is_refused_and_nested_outputs_are_ignored(tmp_path: Path) -> None:
+    folder, nested = saved(tmp_path, ElasticNet().fit(FRAME, TARGET)), '[{"name":' * 50_000
+    load(edit(folder, lambda description: description["signature"].update(outputs=nested)))
+    edit(folder, lambda description: description["signature"].update(inputs=nested))
+    assert "the signature in its MLmodel file can't be read (maximum recursion depth" in refusal(folder)
+
+
 def test_a_skops_file_is_not_unpacked_in_the_serving_process(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET))
     (folder / "model.skops").write_bytes(b"")

@@ -1,5 +1,6 @@
 """XGBoost models: the same bits as XGBoost and MLflow, from UBJSON and JSON."""
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 import xgboost
 
+from scoring.settings import Settings
 from tests.integration.scoring.models.libraries import (
     CLASS,
     EXAMPLE,
@@ -27,6 +30,7 @@ from tests.integration.scoring.models.libraries import (
 from tests.support.model_folders import edit
 
 THREADS = {"nthread": 1}
+TRUSTED = list(Settings(model_name="m").skops_trusted_types)
 
 
 def saved(folder: Path, model: Any, frame: pd.DataFrame = EXAMPLE, **own: Any) -> Path:
@@ -151,6 +155,33 @@ def test_a_file_that_crashes_xgboost_crashes_the_trial_only(tmp_path: Path) -> N
     start = content.index('"left_children":[') + len('"left_children":[')
     file.write_text(content[:start] + "1000000000" + content[content.index(",", start) :])
     assert "crashed while it was loaded on trial" in refused_on_trial(folder)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"booster": "dart"}], ids=["gbtree", "dart"])
+@pytest.mark.parametrize("feature", [FRAME.shape[1], 10**6])
+def test_a_node_that_uses_an_input_beyond_the_last_is_refused(
+    tmp_path: Path, parameters: dict[str, Any], feature: int
+) -> None:
+    folder = saved(tmp_path, trained(**parameters), model_format="json")
+    file = folder / "model.json"
+    model = json.loads(file.read_text())
+    boosted = model["learner"]["gradient_booster"]
+    boosted.get("gbtree", boosted)["model"]["trees"][0]["split_indices"][0] = feature
+    file.write_text(json.dumps(model))
+    assert "a node of its trees uses an input that the model does not have" in refusal(folder)
+
+
+def test_the_nodes_of_estimators_are_checked_too(tmp_path: Path) -> None:
+    model = xgboost.XGBRegressor(n_estimators=5).fit(FRAME, NUMBER)
+    content = json.loads(model.get_booster().save_raw("json"))
+    content["learner"]["gradient_booster"]["model"]["trees"][0]["split_indices"][0] = FRAME.shape[1]
+    folder = save(
+        partial(mlflow.sklearn.save_model, model, skops_trusted_types=TRUSTED), tmp_path, model.predict(EXAMPLE)
+    )
+    served(folder)
+    model.get_booster().load_model(bytearray(json.dumps(content).encode()))
+    skops.io.dump(model, folder / "model.skops")
+    assert "a node of its trees uses an input that the model does not have" in refusal(folder)
 
 
 def test_nulls_are_missing_values(tmp_path: Path) -> None:

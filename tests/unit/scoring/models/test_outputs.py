@@ -96,7 +96,7 @@ def test_label_and_probabilities_come_together() -> None:
         "prediction_bronze": 0.1,
         "prediction_gold": 0.9,
     }
-    with pytest.raises(ModelRefused, match="two of its outputs are named 'label'"):
+    with pytest.raises(ModelRefused, match="two of its outputs are named 'label': rename that output or class, or"):
         describe("m/1", ["predict", "predict_proba"], ("label", "gold"), (), returned, 2)
 
 
