@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from scoring.settings import Settings
 
 Status = Literal["ok", "warning", "failed", "skipped"]
+EPILOG = """
+\b
+Examples:
+  model-serving check
+  model-serving check --version 2 --json
+"""
 COLORS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
 
 
@@ -37,7 +43,7 @@ class CheckWarning(Exception):
     """A check passed, but a user should know the message."""
 
 
-@click.command()
+@click.command(epilog=EPILOG)
 @click.option("--version", type=click.IntRange(1), help="Model version. [default: the alias's]")
 @settings_options
 @json_option

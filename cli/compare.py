@@ -17,7 +17,7 @@ Example:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Print how the predictions of two versions differ.")
 @click.argument("version", type=click.IntRange(1), metavar="N")
 @click.argument("other", type=click.IntRange(1), metavar="M")
 @click.argument("file")

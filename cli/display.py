@@ -17,7 +17,7 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_UNSCORED = 1, 2, 3
 
 def json_option(command: Command) -> Command:
     """Add the option --json as the argument `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def print_json(value: object, *, to_stderr: bool = False) -> None:
@@ -52,21 +52,35 @@ class Progress:
     def __init__(self, bar: "Bar | None" = None) -> None:
         """Show nothing without a bar."""
         self._bar = bar
-        self._task = bar.add_task("", rows="", total=None) if bar else None
-        self._started = time.monotonic()
+        self._task = bar.add_task("", total=None) if bar else None
 
     def stage(self, text: str) -> None:
         """Show what begins, with its elapsed time."""
-        self._started = time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.reset(self._task, total=None, description=text, rows="")
+            self._bar.reset(self._task, total=None, description=text)
 
-    def rows(self, done: int, total: int) -> None:
-        """Show how many rows of the stage are done."""
-        if self._bar is not None and self._task is not None:
-            rate = done / max(time.monotonic() - self._started, 1e-3)
-            text = f"{done:,} of {total:,} rows, {rate:,.0f}/s, {(total - done) / max(rate, 1e-3):.0f} s left"
-            self._bar.update(self._task, rows=text)
+    def rows(self, text: str) -> Callable[[int, int], None]:
+        """Return a function that shows how many rows of a stage are done. Its first call begins the stage.
+
+        The rate is that since the first call, because the rows before it took as long as the start, such as a sort. The
+        line fits a terminal of 80 columns.
+        """
+        first: tuple[float, int] | None = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal first
+            if self._bar is None or self._task is None:
+                return
+            now, shown = time.monotonic(), f"{text}: {done:,} of {total:,} rows"
+            if first is None:
+                first = now, done
+                self.stage(shown)
+                return
+            rate = (done - first[1]) / max(now - first[0], 1e-3)
+            left = (total - done) / max(rate, 1e-3)
+            self._bar.update(self._task, description=f"{shown}, {rate:,.0f}/s, {left:.0f} s left")
+
+        return report
 
 
 @contextlib.contextmanager
@@ -79,6 +93,6 @@ def progress() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("{task.description} {task.fields[rows]}"), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Progress(bar)

@@ -17,7 +17,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Compare logged answers with batch.")
 @click.argument("day", type=click.DateTime([DAY]), required=False)
 @settings_options
 @json_option

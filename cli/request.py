@@ -14,7 +14,7 @@ Example:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Write a request with every entity, for Dagster.")
 @everyone_options
 @settings_options
 @json_option

@@ -103,9 +103,10 @@ def score_version(
     shown.stage("Loading the model")
     serving = load_version(stores, version, scratch)
     copy, folder = read(serving), Location(scratch / "result")
-    shown.stage(f"Joining features and scoring with {serving.model.version}")
+    shown.stage("Joining features")
     policy = Policy.from_settings(settings)
-    manifest = score_request(choose_engine(settings), serving, copy, store, policy, folder, shown.rows)
+    progress = shown.rows("Joining"), shown.rows("Scoring")
+    manifest = score_request(choose_engine(settings), serving, copy, store, policy, folder, progress)
     if broken := manifest.outcome.reasons.get(NOT_FINITE):
         total = broken + manifest.outcome.scored
         problem = f"{broken} of {total} predictions are NaN, infinite or null; nothing was written. Correct the model"

@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 START_S, POLL_S, TIMEOUT_S = 120.0, 1.0, 5.0
 
-EPILOG = """
+SERVE_EPILOG = """
+\b
+Example:
+  model-serving serve --port 8272
+"""
+UP_EPILOG = """
 \b
 Example:
   model-serving up --dagit-port 3100
 """
 
 
-@click.command()
+@click.command(epilog=SERVE_EPILOG, short_help="Run the API.")
 @setting_option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @setting_option("--port", help="Port to listen on. [default: 8172]")
 @settings_options
@@ -40,7 +45,7 @@ def serve() -> None:
     os.execve(sys.executable, [sys.executable, "-m", "api"], _with_project(configuration()[0]))  # noqa: S606
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=UP_EPILOG, short_help="Run the API, Dagit and Dagster's daemon.")
 @setting_option("--host", help="Address that the API listens on. [default: 127.0.0.1]")
 @setting_option("--port", help="Port that the API listens on. [default: 8172]")
 @click.option("--dagit-port", type=click.IntRange(1, 65535), default=3000, show_default=True)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from scoring.models.registry import MlflowRegistry, ModelVersion
     from scoring.settings import Settings
 
-EPILOG = """
+VERSIONS_EPILOG = """
+\b
+Example:
+  model-serving versions --model churn --json
+"""
+PROMOTE_EPILOG = """
 \b
 Examples:
   model-serving promote 2
@@ -23,13 +28,13 @@ Examples:
 """
 
 
-@click.command()
+@click.command(epilog=VERSIONS_EPILOG, short_help="List the versions, and why one can't serve.")
 @settings_options
 @json_option
 def versions(as_json: bool) -> None:
     """List the versions of the model, with aliases, and why one can't serve.
 
-    A version is only linked to its features here. `model-serving check --version N` also loads it.
+    The model itself is not loaded here, but by `model-serving check --version N`.
     """
     with progress() as shown:
         settings, registry, store = open_stores(shown)
@@ -62,10 +67,10 @@ def _refusal(
     settings: "Settings", registry: "MlflowRegistry", store: "FeatureStore", version: "ModelVersion"
 ) -> str | None:
     from scoring.errors import ModelRefused, ServingError
-    from scoring.serving import link_registered_version
+    from scoring.serving import check_registered_version
 
     try:
-        link_registered_version(registry, store, version, settings)
+        check_registered_version(registry, store, version, settings)
     except ModelRefused as error:
         return error.reason
     except ServingError as error:
@@ -73,7 +78,7 @@ def _refusal(
     return None
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=PROMOTE_EPILOG)
 @click.argument("version", type=click.IntRange(1), metavar="N")
 @click.option("--unchecked", is_flag=True, help="Do not load the version first.")
 @click.option("--force", is_flag=True, help="Skip the thresholds of the challenger's comparison.")
@@ -102,7 +107,7 @@ def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:
     _print_moved(settings, before, version, as_json)
 
 
-@click.command()
+@click.command(epilog=PROMOTE_EPILOG)
 @settings_options
 @json_option
 def rollback(as_json: bool) -> None:

@@ -101,13 +101,16 @@ def score_request(
     store: "FeatureStore",
     policy: Policy,
     folder: Location,
-    progress: ReportRows = accept,
+    progress: tuple[ReportRows, ReportRows] = (accept, accept),
 ) -> Manifest:
-    """Join a request, and score it into a folder. Raises as the engine's two methods."""
+    """Join a request, and score it into a folder. `progress` is one function for each of the two.
+
+    Raises as the engine's two methods.
+    """
     features, model = serving.features, str(serving.model.version)
     origin = Origin(request.content, model, features.service, read_definitions(store).hash)
-    engine.write_input(request, origin, store, features, folder, progress=progress)
-    return engine.write_output(folder, serving, policy, progress=progress)
+    engine.write_input(request, origin, store, features, folder, progress=progress[0])
+    return engine.write_output(folder, serving, policy, progress=progress[1])
 
 
 def choose_engine(settings: Settings) -> Engine:

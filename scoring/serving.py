@@ -12,9 +12,10 @@ from scoring.errors import ModelRefused
 from scoring.features.feature_service import link_features
 from scoring.features.model_features import ModelFeatures
 from scoring.models.admission import validate
+from scoring.models.flavors.flavor import check_files
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
-from scoring.models.model_files import ModelFiles, fetch_model, load_signature, version_folder
+from scoring.models.model_files import ModelFiles, fetch_description, fetch_model, load_signature, version_folder
 from scoring.models.outputs import Outputs
 from scoring.models.registry import (
     FEATURE_SERVICE_TAG,
@@ -80,6 +81,20 @@ def link_registered_version(
         RegistryError, ModelRefused, FeatureStoreError: as `load_serving_model`.
     """
     return link_version(store, version, load_signature(registry, version), settings)
+
+
+def check_registered_version(
+    registry: Registry, store: "FeatureStore", version: ModelVersion, settings: Settings
+) -> None:
+    """Check the library, format and features of one version, without fetching the model itself.
+
+    Raises:
+        RegistryError, NoRoom, ModelRefused, FeatureStoreError: as `load_serving_model`.
+    """
+    with version_folder() as folder:
+        files = fetch_description(registry, version, folder, LoadingRules.from_settings(settings))
+        link_version(store, version, files.signature, settings)
+        check_files(files)
 
 
 def link_version(

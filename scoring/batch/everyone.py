@@ -47,10 +47,10 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
     views = [view for view in features.views if {key.name for _, key in view.keys} == keys.keys()]
     if other := [name for name in features.request_columns if name not in (*keys, EVENT_TIMESTAMP)]:
         problem = f"the model needs {', '.join(other)} from the request, and the feature store has only entities"
-        raise BatchRequestError(str(destination), f"{problem}: write a request file with these columns.")
+        raise BatchRequestError(destination.name, f"{problem}: write a request file with these columns.")
     if not views:
         problem = f"no view of the model has all join keys ({', '.join(keys)}), so its entities are unknown"
-        raise BatchRequestError(str(destination), f"{problem}: write a request file with the combinations.")
+        raise BatchRequestError(destination.name, f"{problem}: write a request file with the combinations.")
     folder = destination.parent
     if folder.local is not None and not folder.local.is_dir():  # writing would create a misspelled one
         raise BatchRequestError(str(folder), "there is no such folder: create it, or set SERVING_BATCH_REQUESTS.")
@@ -67,7 +67,7 @@ def write_everyone(store: "FeatureStore", features: ModelFeatures, as_of: dateti
         if rows == 0:
             names = ", ".join(view.name for view in views)
             problem = f"as of {as_of.isoformat()}, no row of {names} is within its time to live: fill the source."
-            raise BatchRequestError(str(destination), problem)
+            raise BatchRequestError(destination.name, problem)
     return rows
 
 

@@ -84,6 +84,14 @@ class ModelFiles(msgspec.Struct, frozen=True):
         return digest.hexdigest()
 
 
+class DescribedFiles(ModelFiles, frozen=True):
+    """One version of which only the description was fetched."""
+
+    def file(self, name: object) -> Path:
+        """Return the path that a file would have."""
+        return self.folder / str(name or "")
+
+
 @contextlib.contextmanager
 def version_folder() -> Iterator[Path]:
     """Provide a scratch folder for one version's files, and for those of its trial.
@@ -142,6 +150,18 @@ def load_signature(registry: Registry, version: ModelVersion) -> Signature:
     with version_folder() as folder:
         description = _read_description(str(version), registry.download(version, folder, "MLmodel"))
     return _read_signature(str(version), description)
+
+
+def fetch_description(registry: Registry, version: ModelVersion, destination: Path, rules: LoadingRules) -> ModelFiles:
+    """Return one version's description, without fetching the model itself.
+
+    Raises:
+        RegistryError: the MLmodel file can't be fetched.
+        ModelRefused: as `read_model_files`.
+    """
+    description = _read_description(str(version), registry.download(version, destination, "MLmodel"))
+    signature = _read_signature(str(version), description)
+    return DescribedFiles(version, destination, description, signature, _output_column(version, rules), rules)
 
 
 def _check_size(version: ModelVersion, size: int, rules: LoadingRules) -> None:

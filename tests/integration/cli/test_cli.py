@@ -1,5 +1,6 @@
 """The command `model-serving`, mostly in this process: a process of its own imports Feast and MLflow for seconds."""
 
+import datetime as dt
 import errno
 import json
 import os
@@ -9,15 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import tomllib
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.linear_model import LinearRegression
 
-from cli.main import main
+from cli.display import progress
+from cli.main import commands, main
 from cli.serve import _absolute
 from scoring.errors import StorageError
 from scoring.settings import Settings, variable_names
@@ -25,7 +30,7 @@ from tests.support import warm
 from tests.support.compose import ROOT
 from tests.support.forks import FORKS
 from tests.support.logged_answers import answer_and_log
-from tests.support.servers import answers_http, free_port
+from tests.support.servers import answers_http, free_port, new_mlflow_database, wait_until
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
 COMMAND = Path(sys.executable).with_name("model-serving")
@@ -46,6 +51,45 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     register_driver_model(world, inputs=["a", "b", "c"], promote=False)
     (world.folder / "artifacts").mkdir()
     return world
+
+
+def feast(folder: Path, *arguments: str) -> None:
+    """Run Feast's installed command."""
+    command = ["-c", COMMAND.with_name("feast").read_text(), *arguments]
+    ended = warm.run(command, ENVIRONMENT, folder)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def initial_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The repository that `feast init` makes, with this project's offline store, and a model of two of its features.
+
+    Its prediction is a driver's rate, plus a number of the request.
+    """
+    folder = tmp_path / "initial"
+    folder.mkdir()
+    feast(folder, "init", "drivers")
+    repository = folder / "drivers" / "feature_repo"
+    with (repository / "feature_store.yaml").open("a") as file:
+        file.write("offline_store:\n  type: scoring.feast_plugins.offline_store.AsofOfflineStore\n")
+    feast(repository, "apply")
+    environment = {
+        "SERVING_MODEL_NAME": "drivers",
+        "SERVING_FEATURE_REPO": str(repository),
+        "MLFLOW_TRACKING_URI": new_mlflow_database(folder / "mlflow.db"),
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it when a version is registered
+    world = World(folder, environment, dt.datetime.now(dt.UTC).replace(microsecond=0))
+    frame = pd.DataFrame({"conv_rate": [0.0, 0.5, 1.0], "conv_rate_plus_val1": [0.0, 2.5, 2.0]})
+    model = LinearRegression().fit(frame, frame["conv_rate_plus_val1"])
+    world.register(model, frame, tags={"feast.feature_service": "driver_activity_v1"}, input_example=frame)
+    return world
+
+
+def newest_rate(world: World, driver: int) -> float:
+    stats = pd.read_parquet(Path(world.environment["SERVING_FEATURE_REPO"]) / "data" / "driver_stats.parquet")
+    found = stats[stats["driver_id"] == driver].sort_values("event_timestamp")
+    return float(found["conv_rate"].iloc[-1])
 
 
 @pytest.fixture
@@ -114,6 +158,9 @@ def test_versions_have_their_aliases_and_the_reason_why_one_is_refused(
     ]
     assert "does not serve its inputs a, b, c" in found[0]["refused"]
     assert [each["refused"] for each in found[1:]] == [None, None]
+    assert main(["versions", "--json", "--set", "model_formats=pickle"]) == 0
+    found = json.loads(capfd.readouterr().out)["versions"]
+    assert "its format skops is not allowed" in found[1]["refused"]
     assert main(["versions"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -162,6 +209,38 @@ def test_options_precede_variables_and_variables_precede_the_file(
     assert "--set port is 'c'" in capfd.readouterr().err
     assert main(["versions", "--set", "port=1", "--model", "nobody"]) == 1
     assert "No model named 'nobody' is registered" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", commands.commands)
+def test_the_help_of_each_subcommand_has_an_example(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"  model-serving {name}" in capfd.readouterr().out.partition("Example")[2]
+
+
+@pytest.mark.usefixtures("world")
+def test_a_terminal_of_80_columns_sees_rows_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress() as shown:
+            report = shown.rows("Scoring")
+            report(65_536, 100_000_000)
+            time.sleep(0.2)  # two refreshes
+            report(50_000_000, 100_000_000)
+            time.sleep(0.2)
+        bar = os.read(ours, 100_000).decode()
+        assert main(["versions"]) == 0
+        stages = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "Scoring: 65,536 of 100,000,000 rows " in bar
+    assert re.search(r"Scoring: 50,000,000 of 100,000,000 rows, [\d,]+/s, 0 s left ", bar)
+    assert "Reading version 1" in stages
+    assert "Reading version" not in capfd.readouterr().out
 
 
 def test_help_and_a_missing_model_are_answered_without_imports(tmp_path: Path) -> None:
@@ -357,7 +436,7 @@ def test_a_documented_command_works(line: str, world: World, tmp_path: Path) -> 
         with (tmp_path / "serving.toml").open("a") as settings:
             settings.write('prediction_log = "log"\n')
     try:
-        ended = warm.run(["-m", "cli", *shlex.split(line)[1:]], ENVIRONMENT, tmp_path)
+        ended = warm.run(["-c", COMMAND.read_text(), *shlex.split(line)[1:]], ENVIRONMENT, tmp_path)
         assert ended.returncode == 0, ended.stderr
     finally:
         world.promote(1)
@@ -382,16 +461,33 @@ def test_servers_get_absolute_paths_because_their_working_directory_is_another_o
 
 
 @pytest.mark.timeout(300)
-def test_the_api_and_dagster_start_and_stop_together(world: World, tmp_path: Path) -> None:
+def test_the_repository_of_feast_init_is_served_in_batch_and_online_until_a_signal(
+    initial_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = initial_world.environment
+    options = ["--features", given["SERVING_FEATURE_REPO"], "--mlflow", given["MLFLOW_TRACKING_URI"]]
+    assert main(["init", "--model", "drivers", *options]) == 0
+    rows = pd.DataFrame({"driver_id": [1001, 1005, 9999], "val_to_add": [1, 2, 3], "val_to_add_2": 0})
     port, dagit = free_port(), free_port()
     command = [COMMAND, "up", "--port", str(port), "--dagit-port", str(dagit)]
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE) as process:
         for line in process.stdout:
-            if "serves driver_ranker/1" in line:
+            if "serves drivers/1" in line:
                 break
         assert answers_http(port, "/ready")
         assert answers_http(dagit, "/server_info")
         assert (tmp_path / "dagster_home" / "dagster.yaml").exists()
+        rows.assign(event_timestamp=initial_world.now).to_csv(tmp_path / "batch_requests" / "day1.csv", index=False)
+        feast(Path(given["SERVING_FEATURE_REPO"]), "materialize-incremental", f"{initial_world.now:%Y-%m-%dT%H:%M:%S}")
+        request = {"request_id": "1", "entity_rows": rows.to_dict("records")}
+        answer = httpx.post(f"http://127.0.0.1:{port}/scores", json=request, timeout=10).json()
+        output = tmp_path / "artifacts" / "day1" / "batch_output.parquet"
+        wait_until(output.exists, "day1 is scored", 120)
+        batch = pq.read_table(output, columns=["driver_id", "prediction", "reason"]).to_pylist()
+        assert [tuple(row.values()) for row in batch] == [tuple(row.values()) for row in answer["scores"]]
+        assert batch[0]["prediction"] == pytest.approx(newest_rate(initial_world, 1001) + 1)
+        assert [row["reason"] for row in batch] == [None, None, "not_found"]
         second = in_process("up", "--port", str(port), cwd=tmp_path)
         assert second.returncode == 1
         assert f"can't listen on port {port} of 127.0.0.1" in second.stderr
@@ -418,6 +514,9 @@ def test_everyone_is_scored_or_written_as_a_request_in_one_line(
     assert found["rows"] == 20
     (file,) = folder.iterdir()
     assert found["request"] == str(file)
+    assert main(["score", "--everyone", "--as-of", "1999-01-01"]) == 1
+    empty = "everyone-1999-01-01.parquet: as of 1999-01-01T00:00:00+00:00, no row of driver_stats is within its time"
+    assert f"Batch request {empty}" in capfd.readouterr().err
     assert main(["score", str(file), "-o", "file.parquet"]) == 0
     assert pq.read_table("file.parquet").equals(pq.read_table("everyone.parquet"))
 
