@@ -17,6 +17,7 @@ from scoring.secret import Secret
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]
 ModelFormat = Literal["skops", "cloudpickle", "pickle", "pyfunc"]
 Rescore = Literal["newest", "all"]
+Schedule = Literal["hourly_online_store", "daily_everyone", "daily_replay"]
 BatchEngine = Literal["local", "spark"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 # The owners that Dagster 1.13 accepts.
@@ -165,6 +166,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_owners: tuple[Annotated[str, Meta(pattern=OWNER)], ...] = ("team:ml-serving",)
     """Owners of the assets in Dagit: `team:name`, or an e-mail address. Comma-separated."""
+
+    schedules: tuple[Schedule, ...] = ()
+    """Dagster schedules that run without being started in Dagit. Comma-separated."""
 
     max_null_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Fraction of a batch request's rows that may lack a feature. Above it, Dagit shows a warning."""

@@ -28,7 +28,7 @@ from serving_assets.sensors.jobs import (
     serve_batch,
 )
 from serving_assets.sensors.request_sensors import new_batch_request, score_the_others
-from serving_assets.sensors.schedules import daily_everyone, daily_replay, hourly_online_store
+from serving_assets.sensors.schedules import all_schedules
 from serving_assets.sensors.version_sensor import new_model_version
 
 ASSETS = (
@@ -54,15 +54,17 @@ def assets(environment: Mapping[str, str]) -> tuple[dg.AssetsDefinition, ...]:
 
 def schedules(environment: Mapping[str, str]) -> tuple[dg.ScheduleDefinition, ...]:
     """Return the schedules: that of the replay only with its assets."""
-    return (hourly_online_store, daily_everyone, *([daily_replay] if environment.get(LOG_VARIABLE, "").strip() else []))
+    logged = environment.get(LOG_VARIABLE, "").strip()
+    found = all_schedules(settings_or_defaults(environment).schedules)
+    return tuple(each for each in found if logged or each.name != "daily_replay")
 
 
-def owners(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the assets' owners, or the default ones if a setting is invalid: runs and ticks report it."""
+def settings_or_defaults(environment: Mapping[str, str]) -> Settings:
+    """Return the settings, or the default ones if one is invalid: runs and ticks report it."""
     try:
-        return Settings.from_environment(environment).batch_owners
+        return Settings.from_environment(environment)
     except SettingsError:
-        return Settings(model_name="none").batch_owners
+        return Settings(model_name="none")
 
 
 def overriding(folder: Path) -> tuple[str, ...]:
@@ -80,9 +82,10 @@ if overridden := overriding(Path.cwd()):
         ", ".join(overridden),
     )
 
-# Owners and the table are read here, because Dagster needs them when it loads the code location.
+# Owners, schedules and the table are read here, because Dagster needs them when it loads the code location.
+owners = settings_or_defaults(os.environ).batch_owners
 definitions = dg.Definitions(
-    assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners(os.environ)), assets(os.environ)),
+    assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners), assets(os.environ)),
     jobs=[score_batch, serve_batch, refresh_online_store, request_everyone, promote],
     sensors=[new_model_version, new_batch_request, score_the_others],
     schedules=schedules(os.environ),

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from serving_assets.assets.scores_table import scores_table
-from serving_assets.definitions import assets, definitions, owners, schedules
-from serving_assets.sensors.schedules import daily_replay
+from serving_assets.definitions import assets, definitions, schedules, settings_or_defaults
 
 ROOT = Path(__file__).resolve().parents[3]
 SLOW_TO_IMPORT = ("feast", "mlflow", "sklearn", "pandas", "skops", "litestar", "matplotlib", "duckdb")
@@ -89,7 +88,7 @@ def test_every_asset_has_a_description_owners_kinds_and_a_group():
     ],
 )
 def test_owners_are_a_setting_and_a_wrong_one_does_not_prevent_loading(environment, expected):
-    assert owners(environment) == expected
+    assert settings_or_defaults(environment).batch_owners == expected
 
 
 def test_sensors_run_by_default():
@@ -103,6 +102,8 @@ def test_schedules_are_stopped_by_default(name, cron):
 
     assert schedule.cron_schedule == cron
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+    on = {"SERVING_MODEL_NAME": "m", "SERVING_SCHEDULES": name}
+    assert [each.name for each in schedules(on) if each.default_status is dg.DefaultScheduleStatus.RUNNING] == [name]
 
 
 @pytest.mark.parametrize("value", [None, "", "scores"])
@@ -126,10 +127,11 @@ def test_everyone_is_scored_as_of_the_midnight_before_the_tick():
 @pytest.mark.parametrize("value", [None, "", "log"])
 def test_the_replay_of_the_day_before_the_tick_is_scheduled_if_there_is_a_log(value):
     environment = {"SERVING_PREDICTION_LOG": value} if value is not None else {}
-    assert (daily_replay in schedules(environment)) == (value == "log")
+    assert ("daily_replay" in {each.name for each in schedules(environment)}) == (value == "log")
 
+    environment = {"SERVING_PREDICTION_LOG": "log"}
     loaded = dg.Definitions(
-        assets=assets({"SERVING_PREDICTION_LOG": "log"}), schedules=[daily_replay], resources=definitions.resources
+        assets=assets(environment), schedules=schedules(environment), resources=definitions.resources
     )
     schedule = loaded.resolve_schedule_def("daily_replay")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
