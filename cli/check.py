@@ -179,8 +179,7 @@ def _requests(folder: "Location") -> tuple[str, None]:
 
 def _results(folder: "Location") -> tuple[str, None]:
     """Check that a file can be written, in S3 by writing one."""
-    from scoring.batch.generations import remove_file
-    from scoring.files.transfer import publishing
+    from scoring.files.transfer import publishing, remove_file
 
     if folder.local is None:
         probe = folder / ".model-serving-check"

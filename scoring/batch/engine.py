@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_memory
-from scoring.batch.generations import remove_file
 from scoring.batch.join import PointInTimeJoin
 from scoring.batch.manifest import (
     INPUT_NAME,
@@ -34,7 +33,7 @@ from scoring.features.model_features import ModelFeatures
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ROWS_PER_BATCH, ParquetFiles, no_rows, write_tables
-from scoring.files.transfer import Content, hashing, holding, publishing
+from scoring.files.transfer import Content, hashing, holding, publishing, remove_file
 from scoring.models.model import Model
 from scoring.predict import Policy
 from scoring.serving import ServingModel

@@ -22,9 +22,8 @@ from scoring.batch.manifest import (
     as_json,
     unreadable,
 )
-from scoring.errors import StorageError
 from scoring.files.location import Location
-from scoring.files.transfer import Content, publishing
+from scoring.files.transfer import Content, publishing, remove_file
 
 INPUT_PARTS, OUTPUT_PARTS = "batch_input", "batch_output"
 KEPT_S = 24 * 3600
@@ -103,22 +102,6 @@ def read_parted_input(folder: Location) -> PartedInput:
         return msgspec.json.decode(file.read_bytes(), type=PartedInput)
     except (FileNotFoundError, msgspec.MsgspecError) as error:
         raise unreadable(file, error) from None
-
-
-def remove_file(file: Location) -> None:
-    """Remove a file if it exists.
-
-    Raises:
-        StorageError: it can't be removed.
-    """
-    try:
-        if file.exists():
-            filesystem, path = file.filesystem()
-            filesystem.delete_file(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError("removing", str(file), error) from error
 
 
 def _remove_replaced(folder: Location, kind: str, current: Sequence[Content]) -> None:

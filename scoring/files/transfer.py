@@ -189,3 +189,19 @@ def content_of(file: Path, name: str) -> Content:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256")
         return Content(name, opened.tell(), digest.hexdigest())
+
+
+def remove_file(file: Location) -> None:
+    """Remove a file if it exists.
+
+    Raises:
+        StorageError: it can't be removed.
+    """
+    try:
+        if file.exists():
+            filesystem, path = file.filesystem()
+            filesystem.delete_file(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError("removing", str(file), error) from error

@@ -29,7 +29,6 @@ from scoring.batch.generations import (
     publish_input,
     publish_output,
     read_parted_input,
-    remove_file,
     whole,
 )
 from scoring.batch.manifest import MANIFEST_NAME, ORIGIN_KEY, PARTED_INPUT_NAME, Manifest, Origin, ScoringSummary
@@ -46,7 +45,7 @@ from scoring.errors import (
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
-from scoring.files.transfer import Content, publishing
+from scoring.files.transfer import Content, publishing, remove_file
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all

@@ -10,12 +10,11 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.batch.generations import remove_file
 from scoring.batch.manifest import read_manifest
 from scoring.errors import BatchRequestError, FeatureStoreError, StorageError
 from scoring.features.materialize import materialize_online_store
 from scoring.files.location import Location
-from scoring.files.transfer import fetch, publishing
+from scoring.files.transfer import fetch, publishing, remove_file
 from serving_assets.records.request_changes import SETTLED_AFTER_S
 from serving_assets.records.requests import find_request, list_requests
 from tests.support.batch_job import NOW, BatchJob, make_repository, write_driver_stats, write_request
