@@ -51,7 +51,8 @@ def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> N
         predictions: (n_rows,) of the output that is served; for several, a mapping or a frame: output → (n_rows,).
 
     Raises:
-        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings.
+        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings; or an
+            output does not have one value per row.
     """
     import mlflow
 
@@ -69,9 +70,13 @@ def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
     several = hasattr(predictions, "items") and getattr(predictions, "ndim", 2) == 2  # a series has items, too
     outputs = dict(predictions.items()) if several else {"": predictions}
     columns = {str(name): pa.array(values, from_pandas=True) for name, values in features.items()}
+    rows = max(map(len, columns.values()), default=0)
     for name, values in outputs.items():
         column = PREDICTION if len(outputs) == 1 else f"{PREDICTION}_{name}"
         columns[column] = pa.array(np.ravel(values), from_pandas=True)
+        if len(columns[column]) != rows:
+            counted = f"{len(columns[column])} predictions for {rows} rows"
+            raise ValueError(f"{counted}: pass one per row, or for several outputs a mapping of their names to arrays")
     return describe_all(pa.table(columns))
 
 
