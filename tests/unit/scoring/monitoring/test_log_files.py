@@ -64,11 +64,13 @@ def rewrite(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
         (damage_end, ""),
         (lambda file: file.write_bytes(b""), ""),
         (rewrite(lambda rows: rows.replace_schema_metadata(None)), "it lacks serving:request_columns$"),
+        (rewrite(lambda rows: rows.replace_schema_metadata({b"serving:request_columns": b"x"})), "JSON is malformed"),
+        (rewrite(lambda rows: rows.drop_columns("x")), "it lacks x$"),
         (rewrite(lambda rows: rows.drop_columns("__problem")), "it lacks __problem$"),
         (rewrite(lambda rows: rows.select(["x"])), "it lacks __latency_ms, "),
         (rewrite(lambda rows: rows.slice(0, 0)), "it has no rows$"),
     ],
-    ids=["pages", "end", "no bytes", "no metadata", "no column", "foreign", "no rows"],
+    ids=["pages", "end", "no bytes", "no metadata", "bad metadata", "no key", "no column", "foreign", "no rows"],
 )
 def test_a_damaged_file_is_named(day: Path, damage: Callable[[Path], None], reason: str) -> None:
     damage(day / "a.parquet")
