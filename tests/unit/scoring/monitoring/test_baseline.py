@@ -43,7 +43,9 @@ def test_several_outputs_have_their_names(kind):
 
 @pytest.mark.parametrize("predictions", [np.ones((4, 2)), {"no": np.ones(4), "yes": np.ones((4, 2))}])
 def test_an_array_of_several_outputs_is_refused_with_the_remedy(predictions):
-    with pytest.raises(ValueError, match=r"^8 predictions for 4 rows: pass one per row, or .* a mapping of their names"):
+    with pytest.raises(
+        ValueError, match=r"^8 predictions for 4 rows: pass one per row, or .* a mapping of their names"
+    ):
         measure_training(pd.DataFrame({"rate": range(4)}), predictions)
 
 
