@@ -163,7 +163,23 @@ def measure_log(files: Sequence[LogFile], features: ModelFeatures, source: str) 
         step = max(1, -(-total // sampled_rows(rows.num_columns)))
         sampled.append(rows.take(pa.array(range(0, rows.num_rows, step), pa.int64())))
         measured += rows.num_rows
-    return describe_all(pa.concat_tables(sampled, promote_options="default"), source, measured)
+    return describe_all(pa.concat_tables(_with_one_type(sampled), promote_options="default"), source, measured)
+
+
+def _with_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Return tables in which a column that has several types of numbers, or booleans, is a double.
+
+    A feature's type may change on the day: a model's input of type double accepts several.
+    """
+    types: dict[str, set[pa.DataType]] = {}
+    for field in (field for table in tables for field in table.schema):
+        types.setdefault(field.name, set()).add(field.type)
+    names = [name for name, found in types.items() if len(found) > 1]
+    changed = []
+    for table in tables:
+        fields = [pa.field(each.name, pa.float64()) if each.name in names else each for each in table.schema]
+        changed.append(table.cast(pa.schema(fields), safe=False))
+    return changed
 
 
 def _decoded(content: bytes, place: str) -> Baseline | None:

@@ -87,6 +87,23 @@ def test_a_first_day_with_a_file_of_failed_requests_is_measured_without_them(day
     assert (found.rows, found.columns["x"].values, found.columns["prediction"].nulls) == (ROWS, ROWS, 0)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([1] * ROWS), pa.array([1.0] * ROWS, pa.float32()), pa.array([True] * ROWS)],
+    ids=["integers", "32-bit floats", "booleans"],
+)
+def test_a_first_day_on_which_the_type_of_a_feature_changed_is_measured(day: Path, values: pa.Array) -> None:
+    rows = logged()
+    pq.write_table(rows.set_column(rows.column_names.index("x"), "x", values), day / "b.parquet")
+
+    found = measured(day)
+
+    assert (found.rows, found.columns["x"].values) == (2 * ROWS, 2 * ROWS)
+    assert found.columns["x"].edges is not None
+    assert 0.5 in found.columns["x"].edges
+    assert found.columns["prediction"].values == 2 * ROWS
+
+
 def test_a_first_day_of_failed_requests_has_no_rows(day: Path) -> None:
     pq.write_table(logged(problem="deadline-exceeded"), day / "a.parquet")
 
