@@ -11,6 +11,7 @@ import structlog
 from api.model.loading import Loader, Target
 from api.model.model_slot import ModelSlot, Refusal, Served
 from api.model.request_schema import RequestForm
+from api.model.scorer import Scorer
 from api.model.store_health import StoreProbe
 from scoring.errors import NoRoom, RegistryError, ServingError, first_line
 from scoring.settings import Settings
@@ -94,6 +95,7 @@ class AliasFollower:
         slot = self._slot
         current = slot.served.scorer if slot.served else None
         started_at = slot.clock()
+        scorer: Scorer | None = None
         try:
             scorer = await self._in_thread(lambda: self._loader.load(target, current))
             name, features, inputs = str(scorer.version), scorer.features, scorer.input_example
@@ -104,6 +106,8 @@ class AliasFollower:
         except Exception as error:
             self._registry_answered()
             self._refuse(target, error)
+            if scorer is not None:  # requests of its form can't be answered; a challenger has a process
+                await self._in_thread(scorer.close)
             return
         self._registry_answered()
         if self._probe is not None:

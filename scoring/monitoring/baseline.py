@@ -51,7 +51,8 @@ def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> N
         predictions: (n_rows,) of the output that is served; for several, a mapping or a frame: output → (n_rows,).
 
     Raises:
-        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings.
+        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings; or an
+            output does not have one value per row.
     """
     import mlflow
 
@@ -69,9 +70,13 @@ def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
     several = hasattr(predictions, "items") and getattr(predictions, "ndim", 2) == 2  # a series has items, too
     outputs = dict(predictions.items()) if several else {"": predictions}
     columns = {str(name): pa.array(values, from_pandas=True) for name, values in features.items()}
+    rows = max(map(len, columns.values()), default=0)
     for name, values in outputs.items():
         column = PREDICTION if len(outputs) == 1 else f"{PREDICTION}_{name}"
         columns[column] = pa.array(np.ravel(values), from_pandas=True)
+        if len(columns[column]) != rows:
+            counted = f"{len(columns[column])} predictions for {rows} rows"
+            raise ValueError(f"{counted}: pass one per row, or for several outputs a mapping of their names to arrays")
     return describe_all(pa.table(columns))
 
 
@@ -158,7 +163,23 @@ def measure_log(files: Sequence[LogFile], features: ModelFeatures, source: str) 
         step = max(1, -(-total // sampled_rows(rows.num_columns)))
         sampled.append(rows.take(pa.array(range(0, rows.num_rows, step), pa.int64())))
         measured += rows.num_rows
-    return describe_all(pa.concat_tables(sampled, promote_options="default"), source, measured)
+    return describe_all(pa.concat_tables(_with_one_type(sampled), promote_options="default"), source, measured)
+
+
+def _with_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Return tables in which a column that has several types of numbers, or booleans, is a double.
+
+    A feature's type may change on the day: a model's input of type double accepts several.
+    """
+    types: dict[str, set[pa.DataType]] = {}
+    for field in (field for table in tables for field in table.schema):
+        types.setdefault(field.name, set()).add(field.type)
+    names = [name for name, found in types.items() if len(found) > 1]
+    changed = []
+    for table in tables:
+        fields = [pa.field(each.name, pa.float64()) if each.name in names else each for each in table.schema]
+        changed.append(table.cast(pa.schema(fields), safe=False))
+    return changed
 
 
 def _decoded(content: bytes, place: str) -> Baseline | None:

@@ -21,7 +21,6 @@ from scoring.errors import StorageError
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
-from scoring.models.outputs import Outputs
 from scoring.monitoring.challenger_report import Report, Side
 from scoring.monitoring.comparison import VersionComparison, common_outputs
 from scoring.monitoring.log_files import day_folder, fetch_log
@@ -130,7 +129,7 @@ class _Pairs:
         self._connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(scratch / "spill")})
         try:
             for side, serving, of_side in zip("ab", both, files, strict=True):
-                names = self._read(side, serving.model.outputs, of_side, places or {})
+                names = self._read(side, serving, of_side, places or {})
                 kept += [f"{side}.{name} AS {side}_{name}" for name in names]
                 sides.append(f"(SELECT *, {nth} AS nth FROM {side}) AS {side}")
             joined = f"{' JOIN '.join(sides)} ON a.entity = b.entity AND a.nth = b.nth"
@@ -142,9 +141,14 @@ class _Pairs:
         self.rows: int = self._row("SELECT count(*) FROM pairs")[0]
 
     def _read(
-        self, side: str, outputs: Outputs, files: Sequence[Path | Location], places: Mapping[Path | Location, Location]
+        self,
+        side: str,
+        serving: ServingModel,
+        files: Sequence[Path | Location],
+        places: Mapping[Path | Location, Location],
     ) -> list[str]:
         """Copy the rows of one version to a table. Return its columns that `pairs` has, too."""
+        outputs, version = serving.model.outputs, serving.model.version
         # In the table, columns have names of their own: no input or output has one of them.
         columns = {"reason": "reason"} | {f"o{place}": name for place, name in enumerate(outputs.names)}
         types = {"reason": "string", "ms": "double"} | {f"o{place}": c.type for place, c in enumerate(outputs.columns)}
@@ -159,6 +163,8 @@ class _Pairs:
         declared = types | {"request": "uint64", "entity": "uint64", "place": "int64"}
         self._connection.execute(f"CREATE TABLE {side} ({', '.join(map(' '.join, declared.items()))})")
         insert = f"INSERT INTO {side} SELECT {', '.join(values[name] for name in declared)} FROM piece"
+        if self._logged:  # a model that was deleted and registered again has versions of the same names
+            insert += f" WHERE k1 >= to_timestamp({version.created_ms / 1000})"
         # Many files are small, and a statement takes milliseconds.
         pieces = _pieces(files, columns, places)
         for _, alike in itertools.groupby(pieces, lambda each: (each.schema, each["place"][0].as_py() // AT_ONCE)):

@@ -1,7 +1,7 @@
 """The report of a challenger's comparison: what it contains, and whether it allows the promotion."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -162,8 +162,15 @@ def check_promotion(registry: Registry, settings: Settings, version: int) -> Non
         return
     file = settings.artifacts / REPORT_NAME
     names = [str(each) for each in both]
-    reports = [each for each in read_report(file) if [each.champion.version, each.challenger.version] == names]
+    # A model that was deleted and registered again has versions of the same names.
+    registered = datetime.fromtimestamp(max(each.created_ms for each in both) / 1000, UTC)
+    reports = [
+        each
+        for each in read_report(file)
+        if [each.champion.version, each.challenger.version] == names and each.compared_at >= registered
+    ]
     if not reports:
-        raise PromotionRefused(names[1], f"{file} has no comparison with {names[0]}: materialize challenger_comparison")
+        missing = f"{file} has no comparison with {names[0]} since both were registered"
+        raise PromotionRefused(names[1], f"{missing}: materialize challenger_comparison")
     if failed := failed_thresholds(reports, settings):
         raise PromotionRefused(names[1], "; ".join(failed))

@@ -106,17 +106,21 @@ class Observed:
         """Column → number of values in each bin, then of nulls."""
         self.new: dict[str, list[str]] = {}
         """Column → some of its new categories."""
+        self.uncompared: dict[str, None] = {}
+        """Numbers and categories that the baseline lacks or has with another type, in their order."""
 
     def add(self, rows: pa.Table) -> None:
         """Count the values of each column. Skip one that the baseline lacks or has with another type."""
         for name in rows.column_names:
             values = rows[name]
             column = self.baseline.columns.get(name)
-            if column is None:
-                continue
             try:
+                if column is None:
+                    raise pa.ArrowInvalid("not in the baseline")
                 counts = count(column, values)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                if _is_number(values.type) or _is_category(values.type):
+                    self.uncompared[name] = None
                 continue
             self.counts[name] = self.counts.get(name, 0) + counts
             named = self.new.setdefault(name, [])
@@ -200,9 +204,9 @@ def count(column: ColumnBaseline, values: pa.Array | pa.ChunkedArray) -> np.ndar
     if not column.values or pa.types.is_null(values.type):  # a column without values fits any type
         nulls = pc.sum(pc.is_null(values, nan_is_null=True)).as_py() or 0
         places = np.zeros(len(values) - nulls, np.int64)
-    elif _is_number(values.type) is (column.edges is None):
-        raise pa.ArrowInvalid("another type")
     elif column.edges is not None:
+        if not _is_number(values.type) and not pa.types.is_boolean(values.type):  # a model may be trained on 0 and 1
+            raise pa.ArrowInvalid("another type")
         numbers, edges = _numbers(values), np.array(column.edges)
         with np.errstate(over="ignore"):
             rounded = edges.astype(np.float32)
@@ -210,6 +214,8 @@ def count(column: ColumnBaseline, values: pa.Array | pa.ChunkedArray) -> np.ndar
             if values.type in {pa.float16(), pa.float32()} or np.array_equal(rounded, edges):
                 numbers, edges = numbers.astype(np.float32), rounded
         places = np.searchsorted(edges, numbers[~np.isnan(numbers)], side="right")
+    elif _is_number(values.type):
+        raise pa.ArrowInvalid("another type")
     else:
         known = pa.array(column.categories, pa.string())
         found = pc.index_in(_strings(values).drop_null(), known)
@@ -238,8 +244,8 @@ def psi(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.sum((after - before) * np.log(after / before)))
 
 
-def summary(baseline: Baseline, drifts: Sequence[ColumnDrift], problems: Sequence[str]) -> str:
-    """Return in one line what exceeds its threshold, or else the largest PSI."""
+def summary(observed: Observed, drifts: Sequence[ColumnDrift], problems: Sequence[str]) -> str:
+    """Return in one line what exceeds its threshold, or else the largest PSI, and which columns are not compared."""
     largest = next((each for each in drifts if each.psi is not None), None)
     if not drifts:
         passed = "no column has the name and type of one in the baseline: nothing is compared"
@@ -249,11 +255,18 @@ def summary(baseline: Baseline, drifts: Sequence[ColumnDrift], problems: Sequenc
         passed = f"too few values to measure PSI: {MIN_ROWS_FOR_DRIFT} are needed"
     else:
         passed = f"largest PSI {largest.psi:.3f} ({largest.column})"
-    return f"{listed(problems, MOST_NAMED, '; ') or passed}; relative to: {baseline.source}"
+    found = listed(problems, MOST_NAMED, "; ") or passed
+    if drifts and observed.uncompared:
+        found += f"; not in the baseline, or of another type: {listed(list(observed.uncompared), MOST_NAMED)}"
+    return f"{found}; relative to: {observed.baseline.source}"
 
 
 def _is_number(dtype: pa.DataType) -> bool:
     return any(check(dtype) for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+
+def _is_category(dtype: pa.DataType) -> bool:
+    return any(check(dtype) for check in (pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string))
 
 
 def _numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -76,6 +76,9 @@ def fetch_log(folder: Location, scratch: Path) -> list[LogFile]:
                 known = {*schema.names, *(name.decode() for name in schema.metadata or ())}
                 if missing := sorted(needed - known):
                     raise ValueError(f"it lacks {listed(missing)}")
+                requested = msgspec.json.decode(schema.metadata[REQUEST_COLUMNS], type=list[str])
+                if missing := sorted(set(requested) - set(schema.names)):
+                    raise ValueError(f"it lacks {listed(missing)}")
                 if not rows:
                     raise ValueError("it has no rows")
                 constants = next(file.iter_batches(1, columns=list(CONSTANTS))).to_pylist()[0]
@@ -90,5 +93,5 @@ def _reading(place: Location) -> Iterator[None]:
     """Raise a StorageError that names the file for any error of a damaged one."""
     try:
         yield
-    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+    except (OSError, LookupError, ValueError, pa.ArrowException, msgspec.MsgspecError) as error:
         raise StorageError("reading", str(place), error) from None

@@ -95,7 +95,8 @@ def _compare(
         logged = [str(today - timedelta(days=before)) for before in reversed(range(config.days))]
         of_log = compare_log(settings.prediction_log, logged, both, settings.model_alias)
         found += [of_log] if of_log else []
-    files = {file.key: file for file in list_requests(settings.batch_requests)}
+    # With 0, the API may be all that is used: then there is no request folder.
+    files = {file.key: file for file in list_requests(settings.batch_requests)} if config.requests else {}
     for key in newest_scored(instance, list(files), config.requests):
         with copied_request(find_request(settings.batch_requests, files, key)) as copy:
             folder = result_folder(settings.artifacts, key) / "comparison"

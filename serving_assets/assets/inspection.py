@@ -66,8 +66,9 @@ class InputInspection:
             self.findings += self._rates(table, stale)
         self.findings.append(self._fresh)
         stop_if_blocked(str(self._place), self.findings)
-        drifts = observe(self._baseline, sampled_table(table, self._features.signature.names))
-        self.findings.append(drift_finding(BASELINE, self._baseline, drifts, self._features, self._settings))
+        observed = observe(self._baseline, sampled_table(table, self._features.signature.names))
+        finding, drifts = drift_finding(BASELINE, observed, self._features, self._settings)
+        self.findings.append(finding)
         self.metadata = table_metadata(table, self._place) | {"drift": drift_table(drifts)}
 
     def _rates(self, table: ParquetFiles, stale: Mapping[str, int]) -> list[Finding]:
@@ -127,9 +128,11 @@ class OutputInspection:
         names = outcome.output_names
         rows = sampled_table(table, names)
         found = {DRIFT: self._earlier, BASELINE: self._baseline}
-        drifts = {check: observe(baseline, rows) for check, baseline in found.items()}
+        drifts: dict[str, list[ColumnDrift]] = {}
         for check, baseline in found.items():
-            self.findings.append(drift_finding(check, baseline, drifts[check], self._features, self._settings))
+            observed = observe(baseline, rows)
+            finding, drifts[check] = drift_finding(check, observed, self._features, self._settings)
+            self.findings.append(finding)
         stop_if_blocked(str(self._place), self.findings)
         self._metadata = table_metadata(table, self._place) | {"drift": drift_table(drifts[BASELINE])}
         compared = compare_with_replaced(self._place.parent, table, names)
@@ -196,27 +199,28 @@ def rates_finding(check: str, counts: Mapping[str, int], rows: int, limit: float
     return Finding(check, not over, f"{what}: {named} of {rows} rows ({limit:.1%} allowed)")
 
 
-def observe(baseline: Baseline | None, rows: pa.Table) -> list[ColumnDrift]:
-    """Return the drift of each column of a table; empty without a baseline."""
+def observe(baseline: Baseline | None, rows: pa.Table) -> Observed | None:
+    """Return the counts of a table's columns; None without a baseline."""
     if baseline is None:
-        return []
+        return None
     observed = Observed(baseline)
     observed.add(rows)
-    return observed.drifts()
+    return observed
 
 
 def drift_finding(
-    check: str, baseline: Baseline | None, drifts: Sequence[ColumnDrift], features: ModelFeatures, settings: Settings
-) -> Finding:
+    check: str, observed: Observed | None, features: ModelFeatures, settings: Settings
+) -> tuple[Finding, list[ColumnDrift]]:
     """Check that features and outputs are distributed as in the baseline, for BASELINE or DRIFT."""
-    if baseline is None:
+    if observed is None:
         log_one = "there is no baseline: log one with the model (docs/monitoring.md)"
-        return Finding(check, True, log_one if check == BASELINE else "there is no earlier output to compare with")
+        return Finding(check, True, log_one if check == BASELINE else "there is no earlier output to compare with"), []
     problems: list[str] = []
+    drifts = observed.drifts()
     for each in drifts:
         limit = settings.max_feature_drift if each.column in features.signature.names else settings.max_prediction_drift
         problems += each.problems(limit, settings.max_null_increase, settings.max_new_categories)
-    return Finding(check, not problems, summary(baseline, drifts, problems))
+    return Finding(check, not problems, summary(observed, drifts, problems)), drifts
 
 
 def fresh_finding(ages: Sequence[SourceAge], limit_s: float | None, now: datetime) -> Finding:

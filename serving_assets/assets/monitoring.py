@@ -142,8 +142,7 @@ def _compare_with_baseline(
     observed = Observed(baseline)
     for columns in read_log(files, features):
         observed.add(columns)
-    drifts = observed.drifts()
-    return drift_finding(BASELINE, baseline, drifts, features, settings), drifts
+    return drift_finding(BASELINE, observed, features, settings)
 
 
 def _metadata(found: ReplayReport) -> dict[str, dg.MetadataValue]:

@@ -1,6 +1,7 @@
 """The comparison of a challenger with the champion, and its promotion, on a real registry and real stores."""
 
 import datetime as dt
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from tests.support.graph import Graph, driver_rows, failure, metadata
 from tests.support.worlds import World, build_driver_world, register_driver_model
 
 NAME = "driver_ranker"
-CLOCK = dt.datetime.now(dt.UTC)
+
+
+@functools.cache
+def clock() -> dt.datetime:
+    """The time of all logged rows, after the versions were registered."""
+    return dt.datetime.now(dt.UTC)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +52,13 @@ def graph(world: World, tmp_path: Path, dagster_home: Path) -> Graph:
     return graph
 
 
-def compare(graph: Graph) -> dg.ExecuteInProcessResult:
+def compare(graph: Graph, requests: int = 1) -> dg.ExecuteInProcessResult:
     return dg.materialize(
-        [challenger_comparison], instance=graph.instance, resources={"serving": Serving(graph.environment)}
+        [challenger_comparison],
+        instance=graph.instance,
+        resources={"serving": Serving(graph.environment)},
+        run_config={"ops": {"challenger_comparison": {"config": {"requests": requests}}}},
+        raise_on_error=False,
     )
 
 
@@ -66,9 +76,9 @@ def log_answers(graph: Graph, version: int, role: str, scores: list[float | None
     requests = [
         LoggedRequest(each, {"driver_id": drivers}, len(drivers), [scores], reasons, latency_ms) for each in ("a", "b")
     ]
-    folder = Path(graph.environment["SERVING_PREDICTION_LOG"]) / f"date={CLOCK.date()}"
+    folder = Path(graph.environment["SERVING_PREDICTION_LOG"]) / f"date={clock().date()}"
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(schema.table([LoggedBatch(requests, CLOCK, None)]), folder / f"{NAME}-{version}-{role}.parquet")
+    pq.write_table(schema.table([LoggedBatch(requests, clock(), None)]), folder / f"{NAME}-{version}-{role}.parquet")
 
 
 def test_the_report_compares_the_newest_request_and_the_log(graph: Graph, tmp_path: Path) -> None:
@@ -122,6 +132,17 @@ def test_without_rows_the_report_is_empty_and_does_not_allow_a_promotion(world: 
     assert "driver_ranker/2 is not promoted: " in failure(promote(graph))
 
 
+def test_without_batch_requests_only_the_log_is_compared(graph: Graph) -> None:
+    log_answers(graph, 1, "champion", [0.5, 0.25], 4)
+    log_answers(graph, 2, "challenger", [0.5, 0.75], 6)
+    graph.environment["SERVING_BATCH_REQUESTS"] = str(graph.requests / "missing")
+    assert "there is no such folder" in failure(compare(graph))
+    compare(graph, requests=0)
+
+    (log,) = read_report(Location(graph.artifacts / "challenger_comparison.parquet"))
+    assert (log.source, log.rows) == ("log", 4)
+
+
 def champion(world: World) -> int:
     return int(world.client.get_model_version_by_alias(NAME, "champion").version)
 
@@ -162,7 +183,7 @@ def test_a_promotion_that_ends_while_another_loads_is_not_overwritten(
     monkeypatch.setattr(cli.versions, "load_version", lambda *_: graph.world.promote(third))
     for name, value in (graph.environment | limits).items():
         monkeypatch.setenv(name, value)
-    refused = f"challenger_comparison.parquet has no comparison with driver_ranker/{third}: materialize"
+    refused = f"challenger_comparison.parquet has no comparison with driver_ranker/{third} since "
     assert refused in failure(promote(graph, limits))
     graph.world.promote(1)
     assert main(["promote", "2"]) == 1

@@ -290,6 +290,15 @@ def test_a_refused_one_is_reported_and_the_champion_stays_ready() -> None:
         assert "\nserving_model_refused 0" in client.get("/metrics").text
 
 
+def test_the_process_of_one_that_is_refused_after_it_was_loaded_ends() -> None:
+    scorer = FakeChallenger(link=features(JoinKey("reason", "int64")))
+    with api(Alias(scorer)) as client:
+        when_ready(client)
+        wait_until(lambda: metric(client, "refused") == 1, "the refusal", 10, every_s=0.01)
+        assert "its join key 'reason'" in client.get("/ready").json()["challenger"]["problem"]
+        wait_until(lambda: scorer.closed, "the end of its process", 10, every_s=0.01)
+
+
 @pytest.mark.parametrize(
     "link",
     [

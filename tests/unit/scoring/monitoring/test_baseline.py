@@ -41,6 +41,14 @@ def test_several_outputs_have_their_names(kind):
     assert baseline.columns["prediction_yes"].edges is not None
 
 
+@pytest.mark.parametrize("predictions", [np.ones((4, 2)), {"no": np.ones(4), "yes": np.ones((4, 2))}])
+def test_an_array_of_several_outputs_is_refused_with_the_remedy(predictions):
+    with pytest.raises(
+        ValueError, match=r"^8 predictions for 4 rows: pass one per row, or .* a mapping of their names"
+    ):
+        measure_training(pd.DataFrame({"rate": range(4)}), predictions)
+
+
 VERSION = ModelVersion("m", 1, {}, 0)
 COLUMN = {"values": 1000, "nulls": 0.0, "shares": [0.25, 0.25, 0.5], "edges": [1.0, 2.0]}
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring.batch.quality import SAMPLED_ROWS
-from scoring.errors import StorageError
+from scoring.errors import PromotionRefused, StorageError
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.models.outputs import ONE_NUMBER, OutputColumn, Outputs
@@ -26,6 +26,7 @@ from scoring.monitoring.challenger_report import (
     SCHEMA,
     Report,
     Side,
+    check_promotion,
     failed_thresholds,
     read_report,
     write_report,
@@ -38,9 +39,10 @@ Scored = tuple[str, int, float | None]
 """Request, entity, prediction."""
 
 
-def version(number: int, outputs: Outputs = ONE_NUMBER) -> Any:
+def version(number: int, outputs: Outputs = ONE_NUMBER, created: dt.datetime | None = None) -> Any:
     """Return what the comparison reads of a loaded version."""
-    model = types.SimpleNamespace(version=ModelVersion("m", number), outputs=outputs)
+    registered = ModelVersion("m", number, created_ms=0 if created is None else int(created.timestamp() * 1000))
+    model = types.SimpleNamespace(version=registered, outputs=outputs)
     return types.SimpleNamespace(model=model, features=types.SimpleNamespace(request_columns={"id": pa.int64()}))
 
 
@@ -116,6 +118,16 @@ def test_rows_are_matched_by_request_and_entity_and_only_those_of_both_versions_
         1.5,
     ]
     assert predictions.summary().startswith("3 of 4 rows differ from m/1: by 1 in the median")
+
+
+def test_rows_of_a_deleted_version_of_the_same_name_do_not_count(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_log(tmp_path, number, [("a", 1, 5.0), ("a", 2, 4.0)])
+
+    assert report_of(tmp_path, (version(1), version(2, created=DAY))).rows == 2
+    for late in (0, 1):
+        created = [DAY + dt.timedelta(seconds=1) if place == late else None for place in (0, 1)]
+        assert compared(tmp_path, (version(1, created=created[0]), version(2, created=created[1]))) is None
 
 
 def test_a_request_that_failed_counts_with_its_problem(tmp_path: Path) -> None:
@@ -236,7 +248,8 @@ def test_a_join_key_may_have_any_name(tmp_path: Path, key: str) -> None:
         file = next(tmp_path.rglob(f"m-{number}-.parquet"))
         table = pq.read_table(file)
         renamed = table.rename_columns([key, *table.column_names[1:]])
-        pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), file)
+        metadata = {b"serving:request_columns": msgspec.json.encode([key])}
+        pq.write_table(renamed.replace_schema_metadata(metadata), file)
     report = report_of(tmp_path, both)
     assert (report.rows, report.outputs[0]["rows_that_differ"]) == (2, 1)
 
@@ -386,6 +399,26 @@ def test_a_threshold_without_a_value_fails(changes: dict[str, Any]) -> None:
     found = "no median latency can be compared, and SERVING_PROMOTE_MAX_LATENCY_RATIO is 1.5"
     assert failed_thresholds([report], settings_with()) == [found]
     assert failed_thresholds([report, PASSING], settings_with()) == []
+
+
+class Registered:
+    """A registry with two versions of one age, the second of which is the challenger."""
+
+    def __init__(self, created: dt.datetime) -> None:
+        self._created_ms = int(created.timestamp() * 1000)
+
+    def resolve(self, name: str, alias: str) -> ModelVersion:
+        return ModelVersion(name, 2 if alias == "challenger" else 1, created_ms=self._created_ms)
+
+
+def test_the_report_of_deleted_versions_of_the_same_names_allows_no_promotion(tmp_path: Path) -> None:
+    settings = Settings(model_name="m", artifacts=Location(tmp_path), promote_min_rows=10)
+    write_report([PASSING], Location(tmp_path / "challenger_comparison.parquet"))
+    registered: Any = Registered(DAY)
+    check_promotion(registered, settings, 2)
+    registered_again: Any = Registered(DAY + dt.timedelta(seconds=1))
+    with pytest.raises(PromotionRefused, match="has no comparison with m/1 since both were registered: materialize"):
+        check_promotion(registered_again, settings, 2)
 
 
 def test_the_report_is_a_file_of_one_schema_that_is_read_again(tmp_path: Path) -> None:

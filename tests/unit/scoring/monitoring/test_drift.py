@@ -186,6 +186,11 @@ def test_a_column_of_another_type_is_not_compared(before, now):
     assert found.drifts() == []
 
 
+def test_a_boolean_feature_of_a_model_that_was_trained_on_0_and_1_is_compared():
+    assert drift([0, 1] * 100, [False, True] * 100) == 0
+    assert drift([0, 1] * 100, [False, False, False, True] * 50) == pytest.approx(0.25 * np.log(3))
+
+
 @pytest.mark.parametrize("values", [[], [None, None], [float("nan")] * 200, [float("inf")] * 200])
 def test_a_baseline_without_finite_values_and_rows_without_them(values):
     values = pa.array(values, pa.float64())

@@ -64,11 +64,13 @@ def rewrite(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
         (damage_end, ""),
         (lambda file: file.write_bytes(b""), ""),
         (rewrite(lambda rows: rows.replace_schema_metadata(None)), "it lacks serving:request_columns$"),
+        (rewrite(lambda rows: rows.replace_schema_metadata({b"serving:request_columns": b"x"})), "JSON is malformed"),
+        (rewrite(lambda rows: rows.drop_columns("x")), "it lacks x$"),
         (rewrite(lambda rows: rows.drop_columns("__problem")), "it lacks __problem$"),
         (rewrite(lambda rows: rows.select(["x"])), "it lacks __latency_ms, "),
         (rewrite(lambda rows: rows.slice(0, 0)), "it has no rows$"),
     ],
-    ids=["pages", "end", "no bytes", "no metadata", "no column", "foreign", "no rows"],
+    ids=["pages", "end", "no bytes", "no metadata", "bad metadata", "no key", "no column", "foreign", "no rows"],
 )
 def test_a_damaged_file_is_named(day: Path, damage: Callable[[Path], None], reason: str) -> None:
     damage(day / "a.parquet")
@@ -83,6 +85,23 @@ def test_a_first_day_with_a_file_of_failed_requests_is_measured_without_them(day
     found = measured(day)
 
     assert (found.rows, found.columns["x"].values, found.columns["prediction"].nulls) == (ROWS, ROWS, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([1] * ROWS), pa.array([1.0] * ROWS, pa.float32()), pa.array([True] * ROWS)],
+    ids=["integers", "32-bit floats", "booleans"],
+)
+def test_a_first_day_on_which_the_type_of_a_feature_changed_is_measured(day: Path, values: pa.Array) -> None:
+    rows = logged()
+    pq.write_table(rows.set_column(rows.column_names.index("x"), "x", values), day / "b.parquet")
+
+    found = measured(day)
+
+    assert (found.rows, found.columns["x"].values) == (2 * ROWS, 2 * ROWS)
+    assert found.columns["x"].edges is not None
+    assert 0.5 in found.columns["x"].edges
+    assert found.columns["prediction"].values == 2 * ROWS
 
 
 def test_a_first_day_of_failed_requests_has_no_rows(day: Path) -> None:

@@ -86,8 +86,7 @@ VALUES = np.random.default_rng(1).normal(0, 1, 500)
 
 def found(earlier, now):
     baseline = describe_all(pa.table(earlier), "old/batch_output.parquet")
-    drifts = observe(baseline, pa.table(now))
-    return drift_finding(DRIFT, baseline, drifts, features(), Settings(model_name="m"))
+    return drift_finding(DRIFT, observe(baseline, pa.table(now)), features(), Settings(model_name="m"))[0]
 
 
 def test_drift_is_reported_with_what_it_is_relative_to():
@@ -115,9 +114,18 @@ def test_a_passed_drift_check_describes_its_result(now, summary):
     assert same.summary == f"{summary}; relative to: old/batch_output.parquet"
 
 
+def test_columns_that_are_not_compared_are_named_unless_their_type_is_never_measured():
+    times = pa.array([0] * 500, pa.timestamp("us"))
+    same = found({"x": VALUES, "y": VALUES}, {"x": VALUES, "y": ["a"] * 500, "z": VALUES, "at": times})
+
+    assert same.passed
+    uncompared = "not in the baseline, or of another type: y, z"
+    assert same.summary == f"largest PSI 0.000 (x); {uncompared}; relative to: old/batch_output.parquet"
+
+
 @pytest.mark.parametrize(("check", "summary"), [(DRIFT, "no earlier output"), (BASELINE, "log one with the model")])
 def test_without_a_baseline_the_check_passes_and_names_the_reason(check, summary):
-    passed = drift_finding(check, None, [], features(), Settings(model_name="m"))
+    passed, _ = drift_finding(check, None, features(), Settings(model_name="m"))
 
     assert passed.passed
     assert summary in passed.summary
@@ -126,9 +134,9 @@ def test_without_a_baseline_the_check_passes_and_names_the_reason(check, summary
 def test_features_and_outputs_have_their_own_thresholds():
     settings = Settings(model_name="m", max_feature_drift=100.0)
     baseline = describe_all(pa.table({"x": VALUES, "prediction": VALUES}))
-    drifts = observe(baseline, pa.table({"x": VALUES + 2, "prediction": VALUES + 2}))
+    observed = observe(baseline, pa.table({"x": VALUES + 2, "prediction": VALUES + 2}))
 
-    reported = drift_finding(BASELINE, baseline, drifts, features(request_inputs={"x": pa.float64()}), settings)
+    reported, _ = drift_finding(BASELINE, observed, features(request_inputs={"x": pa.float64()}), settings)
 
     assert "prediction has PSI" in reported.summary
     assert "x has PSI" not in reported.summary
