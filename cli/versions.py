@@ -94,16 +94,14 @@ def promote(version: int, unchecked: bool, force: bool, as_json: bool) -> None:
     """
     with progress() as shown:
         settings, registry = open_registry(shown, to_load=not unchecked)
-        from scoring.monitoring.challenger_report import check_promotion
+        from scoring.monitoring.challenger_report import promote as promote_version
 
         if not unchecked:
             shown.stage("Importing Feast")
             stores = Stores(settings, registry, open_features(settings))
             shown.stage(f"Loading version {version}")
             load_version(stores, version)
-        if not force:  # after loading, because another promotion may end meanwhile
-            check_promotion(registry, settings, version)
-        before = registry.promote(settings.model_name, settings.model_alias, version)
+        before = promote_version(registry, settings, version, force=force)
     _print_moved(settings, before, version, as_json)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scoring.batch.quality import sampled_rows
 from scoring.errors import StorageError
@@ -23,21 +22,21 @@ from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
 from scoring.models.outputs import PREDICTION
-from scoring.models.registry import ModelVersion
+from scoring.models.registry import MlflowRegistry, ModelVersion
 from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, describe_all
 from scoring.monitoring.log_files import LogFile
-from scoring.monitoring.prediction_log import PROBLEM, REQUEST_COLUMNS
+from scoring.monitoring.prediction_log import PROBLEM, answered, logged_outputs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FILE = "serving_baseline.json"
+BASELINE_FILE = "serving_baseline.json"
 """In the folder of the model's files."""
 FIRST_DAYS = "_baseline"
 """The folder of the baselines of first days, beside the days of the log."""
 # Decoding holds up all threads: 0.4 s for this size. 2000 columns of numbers, or 600 of short strings, have as much.
-MOST_BYTES = 2_000_000
-TOO_LARGE = f"it has more than {MOST_BYTES:,} bytes"
+MAX_BASELINE_BYTES = 2_000_000
+TOO_LARGE = f"it has more than {MAX_BASELINE_BYTES:,} bytes"
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +50,16 @@ def log_baseline(model_id: str, features: "pd.DataFrame", predictions: Any) -> N
         predictions: (n_rows,) of the output that is served; for several, a mapping or a frame: output → (n_rows,).
 
     Raises:
-        ValueError: the baseline has more than MOST_BYTES, because of thousands of columns or of long strings; or an
-            output does not have one value per row.
+        ValueError: the baseline has more than MAX_BASELINE_BYTES, because of thousands of columns or of long strings;
+            or an output does not have one value per row.
     """
     import mlflow
 
     content = msgspec.json.encode(measure_training(features, predictions))
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_BASELINE_BYTES:
         raise ValueError(TOO_LARGE)
     with scratch_folder() as scratch:
-        file = scratch / FILE
+        file = scratch / BASELINE_FILE
         file.write_bytes(content)
         mlflow.MlflowClient().log_model_artifact(model_id, str(file))
 
@@ -81,12 +80,12 @@ def measure_training(features: "pd.DataFrame", predictions: Any) -> Baseline:
 
 
 def content_in(folder: Path) -> bytes | None:
-    """Return the content of FILE in a model's folder, or more than MOST_BYTES of it; None without it."""
-    file = folder / FILE
+    """Return the content of BASELINE_FILE in a model's folder, at most one byte beyond the limit; None without it."""
+    file = folder / BASELINE_FILE
     if not file.is_file():
         return None
     with file.open("rb") as content:
-        return content.read(MOST_BYTES + 1)
+        return content.read(MAX_BASELINE_BYTES + 1)
 
 
 def read_baseline(version: ModelVersion, logged: bytes | None, log: Location | None) -> Baseline | None:
@@ -94,21 +93,30 @@ def read_baseline(version: ModelVersion, logged: bytes | None, log: Location | N
 
     Args:
         version: the version.
-        logged: the content of its FILE, or more than MOST_BYTES of it; None without one.
+        logged: the content of its BASELINE_FILE, or more than MAX_BASELINE_BYTES of it; None without one.
         log: the prediction log, which has baselines of first days.
     """
-    if logged is not None and (found := _decoded(logged, f"{FILE} of {version}")) is not None:
+    if logged is not None and (found := _decoded(logged, f"{BASELINE_FILE} of {version}")) is not None:
         return found
     if log is None:
         return None
     place = _first_day_of(log, version)
     try:
-        return _decoded(place.read_bytes(MOST_BYTES + 1), str(place))
+        return _decoded(place.read_bytes(MAX_BASELINE_BYTES + 1), str(place))
     except FileNotFoundError:
         return None
     except StorageError as error:
         logger.warning("There is no baseline: %s", error)
         return None
+
+
+def registered_baseline(registry: MlflowRegistry, version: ModelVersion, log: Location | None) -> Baseline | None:
+    """Return a registered version's baseline, as `read_baseline` does.
+
+    Raises:
+        RegistryError: its files can't be read.
+    """
+    return read_baseline(version, registry.read(version, BASELINE_FILE, MAX_BASELINE_BYTES + 1), log)
 
 
 def keep_first_day(log: Location, version: ModelVersion, day: str, measure: Callable[[str], Baseline]) -> Baseline:
@@ -131,15 +139,8 @@ def log_columns(features: ModelFeatures, schema: pa.Schema) -> dict[str, str]:
     """Return the columns of a file of the prediction log that have a baseline: name in the baseline → in the log."""
     filled = {feature.input: feast_name(feature.column) for feature in features.features}
     columns = {name: filled.get(name, name) for name in features.signature.names}
-    requested = msgspec.json.decode(schema.metadata[REQUEST_COLUMNS], type=list[str])
-    outputs = [name for name in schema.names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
-    columns |= {name: name for name in outputs if name not in requested}
+    columns |= {name: name for name in logged_outputs(schema)}
     return {name: column for name, column in columns.items() if column in schema.names}
-
-
-def answered(rows: pa.Table | pa.RecordBatch) -> Any:
-    """Return the logged rows of requests that were answered with scores."""
-    return rows.filter(pc.is_null(rows[PROBLEM]))
 
 
 def read_log(files: Iterable[LogFile], features: ModelFeatures) -> Iterator[pa.Table]:
@@ -184,7 +185,7 @@ def _with_one_type(tables: Sequence[pa.Table]) -> list[pa.Table]:
 
 def _decoded(content: bytes, place: str) -> Baseline | None:
     try:
-        if len(content) > MOST_BYTES:
+        if len(content) > MAX_BASELINE_BYTES:
             raise ValueError(TOO_LARGE)
         return msgspec.json.decode(content, type=Baseline)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are not UTF-8

@@ -12,7 +12,7 @@ from scoring.arrow.timestamps import TIMESTAMP
 from scoring.errors import AliasNotSet, PromotionRefused, StorageError
 from scoring.files.location import Location, storage_errors
 from scoring.files.transfer import publishing
-from scoring.models.registry import ModelVersion, Registry
+from scoring.models.registry import MlflowRegistry, ModelVersion, Registry
 from scoring.monitoring.comparison import QUANTILES
 from scoring.monitoring.prediction_log import CHALLENGER
 from scoring.settings import Settings
@@ -145,6 +145,18 @@ def failed_thresholds(reports: Sequence[Report], settings: Settings) -> list[str
 
 def _phrase(finding: str, setting: str, settings: Settings) -> str:
     return f"{finding}, and SERVING_PROMOTE_{setting.upper()} is {getattr(settings, f'promote_{setting}'):g}"
+
+
+def promote(registry: MlflowRegistry, settings: Settings, version: int, *, force: bool) -> int | None:
+    """Move the alias to an admitted version. Return the one that it named before.
+
+    Raises:
+        RegistryError: the registry can't be reached, or lacks the version.
+        PromotionRefused: see `check_promotion`, which `force` skips.
+    """
+    if not force:  # after the version was admitted, because another promotion may end meanwhile
+        check_promotion(registry, settings, version)
+    return registry.promote(settings.model_name, settings.model_alias, version)
 
 
 def check_promotion(registry: Registry, settings: Settings, version: int) -> None:

@@ -70,7 +70,7 @@ class VersionComparison(msgspec.Struct, frozen=True):
             ]
             text += f": {listed(phrases, MAX_LISTED)}"
         text = "; ".join([text, *self.unlike])
-        return text if len(changed) == self.rows else f"{text} (a sample of {self.rows} rows)"
+        return text if len(changed) == self.rows else f"{text} (sampled from {self.rows} rows)"
 
     def outputs(self) -> Rows:
         """Return how much each output differs."""

@@ -20,6 +20,7 @@ from scoring.monitoring.prediction_log import (
     REQUEST_COLUMNS,
     REQUEST_ID,
     ROLE,
+    request_columns,
 )
 
 FETCHED_AT_ONCE = 8
@@ -76,8 +77,7 @@ def fetch_log(folder: Location, scratch: Path) -> list[LogFile]:
                 known = {*schema.names, *(name.decode() for name in schema.metadata or ())}
                 if missing := sorted(needed - known):
                     raise ValueError(f"it lacks {listed(missing)}")
-                requested = msgspec.json.decode(schema.metadata[REQUEST_COLUMNS], type=list[str])
-                if missing := sorted(set(requested) - set(schema.names)):
+                if missing := sorted(set(request_columns(schema)) - set(schema.names)):
                     raise ValueError(f"it lacks {listed(missing)}")
                 if not rows:
                     raise ValueError("it has no rows")

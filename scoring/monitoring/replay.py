@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.arrow.signature import EVENT_TIMESTAMP
@@ -25,11 +24,18 @@ from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import content_of, publishing
-from scoring.models.outputs import PREDICTION
 from scoring.models.registry import Registry
 from scoring.monitoring.log_files import LogFile, fetch_log
-from scoring.monitoring.prediction_log import LOG_TIMESTAMP, POLICY, PROBLEM, REQUEST_COLUMNS, REQUEST_ID, ROLE
-from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, Comparison
+from scoring.monitoring.prediction_log import (
+    LOG_TIMESTAMP,
+    POLICY,
+    REQUEST_ID,
+    ROLE,
+    answered,
+    logged_outputs,
+    request_columns,
+)
+from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, ReplayComparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
 from scoring.predict import Policy
 from scoring.serving import ServingModel, load_serving_model
@@ -148,9 +154,9 @@ class _ReplayOfVersion:
     def _answered(self) -> Iterator[pa.Table]:
         for file in self._files:
             for rows in file.tables():
-                answered = rows.filter(pc.is_null(rows[PROBLEM]))
-                self.unanswered += rows.num_rows - answered.num_rows
-                yield answered
+                found = answered(rows)
+                self.unanswered += rows.num_rows - found.num_rows
+                yield found
 
     def _requests(self, own: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the log's rows as those of a batch request, with the other columns under names of their own."""
@@ -162,16 +168,13 @@ class _ReplayOfVersion:
     def _not_replayed(self, cause: str, detail: str) -> Iterator[pa.Table]:
         for rows in self._answered():
             self.rows += rows.num_rows
-            outputs = [name for name in rows.column_names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
-            request = msgspec.json.decode(rows.schema.metadata[REQUEST_COLUMNS], type=list[str])
-            outputs = [name for name in outputs if name not in request]
             columns = {
                 "request_id": rows[REQUEST_ID],
                 "log_timestamp": rows[LOG_TIMESTAMP],
-                "entity": as_text(rows, request),
+                "entity": as_text(rows, request_columns(rows.schema)),
                 "model": self.model,
                 "role": rows[ROLE],
-                "logged": as_text(rows, outputs),
+                "logged": as_text(rows, logged_outputs(rows.schema)),
                 "replayed": pa.nulls(rows.num_rows, pa.string()),
             }
             yield report_rows(columns, [cause] * rows.num_rows, [detail] * rows.num_rows)
@@ -180,7 +183,7 @@ class _ReplayOfVersion:
         copy = RequestCopy(request, str(request), content_of(request, request.name))
         policy = _complete_policy(self._policy)
         score_request(LocalEngine(), serving, copy, self._store, policy, folder)
-        comparison = Comparison(serving, self._store, policy)
+        comparison = ReplayComparison(serving, self._store, policy)
         with ParquetFiles([folder / OUTPUT_NAME]) as scored:
             for rows in scored.between(0, scored.rows):
                 different = comparison.different(rows)

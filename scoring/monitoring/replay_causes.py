@@ -35,7 +35,7 @@ LATE_ROW = "late_row"
 NOT_MATERIALIZED = "not_materialized"
 PAST_TTL = "past_ttl"
 DEFINITION_CHANGED = "definition_changed"
-REQUEST_INPUT = "request_input"
+OVERRIDDEN = "request_input"
 VERSION_GONE = "version_gone"
 UNEXPLAINED = "unexplained"
 CAUSES = {
@@ -43,7 +43,7 @@ CAUSES = {
     NOT_MATERIALIZED: "a feature row that the online store did not have yet",
     PAST_TTL: "the online store's row was past its time to live",
     DEFINITION_CHANGED: "the definitions of features that the version reads have changed since",
-    REQUEST_INPUT: "the request overrides a feature; with its value, batch computes the same",
+    OVERRIDDEN: "the request overrides a feature; with its value, batch computes the same",
     VERSION_GONE: "the registry no longer has the version, or it can't be loaded",
     UNEXPLAINED: "none of these",
 }
@@ -53,7 +53,7 @@ PREFIX = "log:"
 """Prefix of the logged columns in the batch request."""
 
 
-class Comparison:
+class ReplayComparison:
     """Compares the rows of a batch output with the logged ones beside them."""
 
     def __init__(self, serving: ServingModel, store: "FeatureStore", policy: Policy) -> None:
@@ -81,7 +81,7 @@ class Comparison:
         if PREFIX + OVERRIDES in rows.column_names:
             overridden = np.flatnonzero(pc.is_valid(rows[PREFIX + OVERRIDES]).to_numpy() & ~changed)
             same = overridden[self._same_with_overrides(rows.take(overridden))] if len(overridden) else overridden
-            causes[same] = REQUEST_INPUT
+            causes[same] = OVERRIDDEN
             details[same] = rows[PREFIX + OVERRIDES].take(same).to_pylist()
         open_places = np.flatnonzero(causes == UNEXPLAINED)
         if len(open_places):

@@ -17,7 +17,7 @@ from scoring.features.feature_store import read_definitions
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.transfer import Content
-from scoring.monitoring.baseline import FILE, MOST_BYTES, content_in, read_baseline
+from scoring.monitoring.baseline import content_in, read_baseline, registered_baseline
 from scoring.predict import Policy
 from scoring.serving import link_registered_version, load_serving_model
 from serving_assets.assets import checks
@@ -102,8 +102,7 @@ def batch_input(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Ser
         version = serving.registry.version(chosen.name, chosen.version)
         store = serving.open_feature_store()
         features = link_registered_version(serving.registry, store, version, settings)
-        logged = serving.registry.read(version, FILE, MOST_BYTES + 1)
-        baseline = read_baseline(version, logged, settings.prediction_log)
+        baseline = registered_baseline(serving.registry, version, settings.prediction_log)
         definitions = read_definitions(store)
         if news := applied_elsewhere(context.instance, definitions):
             context.log_event(news)

@@ -12,9 +12,9 @@ from scoring.monitoring.challenger import Comparison, compare_log, compare_reque
 from scoring.monitoring.challenger_report import (
     REPORT_NAME,
     Report,
-    check_promotion,
     failed_thresholds,
     find_challenger,
+    promote,
     write_report,
 )
 from scoring.monitoring.prediction_log import CHALLENGER
@@ -136,7 +136,5 @@ def promote_version(context: dg.OpExecutionContext, config: Promotion, serving: 
         name, alias, registry = settings.model_name, settings.model_alias, serving.registry
         version = registry.version(name, config.version) if config.version else registry.resolve(name, CHALLENGER)
         load_serving_model(registry, serving.open_feature_store(), version, settings)
-        if not config.force:  # after loading, because another promotion may end meanwhile
-            check_promotion(registry, settings, version.version)
-        before = registry.promote(name, alias, version.version)
+        before = promote(registry, settings, version.version, force=config.force)
     context.log.info(f"{name}@{alias} names version {version.version}, before: {before or 'none'}.")

@@ -12,7 +12,7 @@ from scoring.errors import ServingError, first_line
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
-from scoring.monitoring.baseline import FILE, MOST_BYTES, keep_first_day, measure_log, read_baseline, read_log
+from scoring.monitoring.baseline import keep_first_day, measure_log, read_log, registered_baseline
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast
 from scoring.monitoring.log_files import LogFile, day_folder, fetch_log
@@ -133,7 +133,7 @@ def _compare_with_baseline(
     try:
         version = registry.version(*model)
         features = link_registered_version(registry, store, version, settings)
-        baseline = read_baseline(version, registry.read(version, FILE, MOST_BYTES + 1), None)
+        baseline = registered_baseline(registry, version, None)
     except ServingError as error:  # the version is gone, or its features have changed
         return Finding(BASELINE, True, f"not compared: {first_line(error)}"), []
     if baseline is None:

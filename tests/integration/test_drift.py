@@ -17,7 +17,7 @@ from api.app import create_app
 from api.model.loading import RegistryLoader
 from scoring.models.admission import validate
 from scoring.models.registry import MlflowRegistry
-from scoring.monitoring.baseline import FILE, log_baseline
+from scoring.monitoring.baseline import BASELINE_FILE, log_baseline
 from serving_assets.assets import monitoring as assets
 from serving_assets.resources import Serving
 from tests.support import servers
@@ -136,7 +136,9 @@ def test_without_a_training_baseline_the_first_day_of_the_log_is_the_baseline_an
 
 def test_a_baseline_that_cannot_be_read_is_none_and_the_version_serves(world: World, tmp_path: Path) -> None:
     version = register_driver_model(world, alpha=0.02)
-    (tmp_path / FILE).write_text('{"rows": 1, "columns": {"acc_rate": {"values": 1, "nulls": 0, "shares": []}}}')
-    world.client.log_model_artifact(model_id(world, version), str(tmp_path / FILE))
+    (tmp_path / BASELINE_FILE).write_text(
+        '{"rows": 1, "columns": {"acc_rate": {"values": 1, "nulls": 0, "shares": []}}}'
+    )
+    world.client.log_model_artifact(model_id(world, version), str(tmp_path / BASELINE_FILE))
 
     assert serve(world, tmp_path / "log") == {}

@@ -10,7 +10,14 @@ import pytest
 
 from scoring.files.location import Location
 from scoring.models.registry import ModelVersion
-from scoring.monitoring.baseline import FILE, MOST_BYTES, content_in, log_baseline, measure_training, read_baseline
+from scoring.monitoring.baseline import (
+    BASELINE_FILE,
+    MAX_BASELINE_BYTES,
+    content_in,
+    log_baseline,
+    measure_training,
+    read_baseline,
+)
 
 LABELS = np.array(["no", "yes", "no", "no"])
 
@@ -61,7 +68,7 @@ def content(version: object = 1, **changed: object) -> bytes:
 @pytest.mark.parametrize(
     ("stored", "reason"),
     [
-        (content() + b" " * MOST_BYTES, "it has more than 2,000,000 bytes"),
+        (content() + b" " * MAX_BASELINE_BYTES, "it has more than 2,000,000 bytes"),
         (b"{", "Input data was truncated"),
         (b'{"rows": 1, "columns": {"\xff": 1}}', "can't decode byte 0xff"),
         (b'{"other": ' + b"[" * 100_000, "recursion"),
@@ -75,7 +82,7 @@ def content(version: object = 1, **changed: object) -> bytes:
 def test_an_invalid_baseline_counts_as_none_and_is_reported_once(
     stored: bytes, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, first_day: bool
 ) -> None:
-    place = tmp_path / ("_baseline/m-1.json" if first_day else FILE)
+    place = tmp_path / ("_baseline/m-1.json" if first_day else BASELINE_FILE)
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(stored)
     assert read_baseline(VERSION, content(), None) is not None
@@ -84,10 +91,10 @@ def test_an_invalid_baseline_counts_as_none_and_is_reported_once(
         assert read_baseline(VERSION, content_in(tmp_path), Location(tmp_path)) is None
 
     (message,) = caplog.messages
-    assert message.startswith(f"The baseline {place if first_day else f'{FILE} of m/1'} is not used: ")
+    assert message.startswith(f"The baseline {place if first_day else f'{BASELINE_FILE} of m/1'} is not used: ")
     assert reason in message
 
 
 def test_a_baseline_that_is_too_large_is_not_logged() -> None:
     with pytest.raises(ValueError, match="more than 2,000,000 bytes"):
-        log_baseline("m-1", pd.DataFrame({"x": ["a" * MOST_BYTES]}), [1.0])
+        log_baseline("m-1", pd.DataFrame({"x": ["a" * MAX_BASELINE_BYTES]}), [1.0])

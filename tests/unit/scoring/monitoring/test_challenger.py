@@ -342,7 +342,7 @@ def test_predictions_of_a_large_log_are_a_sample_and_decisions_are_of_all_rows(t
         report, predictions = pairs.compared("batch", "day1", (1.0, 1.0))
     assert (report.rows, report.decisions, predictions.current.num_rows) == (rows, rows - 1, SAMPLED_ROWS)
     assert report.changed_share == pytest.approx(0.5, abs=0.01)
-    assert predictions.summary().endswith(f"(a sample of {rows} rows)")
+    assert predictions.summary().endswith(f"(sampled from {rows} rows)")
 
 
 def settings_with(**changes: Any) -> Settings:

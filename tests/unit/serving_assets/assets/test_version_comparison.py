@@ -180,4 +180,4 @@ def test_a_large_output_is_compared_by_the_same_sample_of_rows(tmp_path: Path) -
     assert compared is not None
     assert len(compared.current) <= SAMPLED_ROWS
     assert set(compared.differences("prediction").tolist()) == {1.0}
-    assert compared.summary().endswith(f"(a sample of {rows} rows)")
+    assert compared.summary().endswith(f"(sampled from {rows} rows)")
