@@ -102,7 +102,7 @@ benchmarks/peers/%/requirements.txt: benchmarks/peers/shared.txt
 	$(LOCK) benchmarks/peers/$*/requirements.in -c $< $(addprefix --override ,$(wildcard benchmarks/peers/$*/overrides.txt)) -o $@
 
 clean: ## remove the demo's state and all caches; keeps .venv
-	rm -rf var artifacts feature_repo/data mlruns .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf var feature_repo/data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 .venv/bin/uv: requirements/bootstrap.txt

@@ -168,7 +168,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Owners of the assets in Dagit: `team:name`, or an e-mail address. Comma-separated."""
 
     schedules: tuple[Schedule, ...] = ()
-    """Dagster schedules that run without being started in Dagit. Comma-separated."""
+    """Dagster schedules that run without being started in Dagit: `hourly_online_store`, `daily_everyone`,
+    `daily_replay`. Comma-separated."""
 
     max_null_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Fraction of a batch request's rows that may lack a feature. Above it, Dagit shows a warning."""
@@ -228,7 +229,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     bulk_deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     """Seconds that a request of more than `SERVING_MAX_ENTITIES` entities may take, from the arrival of its body to the
-    response. `SERVING_DEADLINE_S` applies to each of its blocks."""
+    response. All of its blocks share this time; `SERVING_DEADLINE_S` does not apply."""
 
     max_body_bytes: Annotated[int, Meta(ge=64)] = 1_048_576
     """Maximum size of a request body, in bytes. Arrow streams and Parquet files may have 32 times as many, as sent and
@@ -278,10 +279,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     challenger_sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Fraction of the requests that the version under the alias `challenger` scores, too, after they were answered,
-    chosen by request id as for the prediction log. 0 ignores the alias."""
+    chosen by request id as for the prediction log. With a prediction log, a smaller `SERVING_PREDICTION_LOG_SAMPLE`
+    also limits it. 0 ignores the alias."""
 
     log_level: LogLevel = "info"
-    """Minimum level of the API's log. Each request is logged at `info`, health checks at `debug`."""
+    """Minimum level of the API's log: `debug`, `info`, `warning` or `error`. Each request is logged at `info`, health
+    checks at `debug`."""
 
     otlp_endpoint: str | None = None
     """OpenTelemetry collector (`http://host:4318`) that receives a trace of each scoring request. If not set, there are
