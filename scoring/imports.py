@@ -106,7 +106,8 @@ def import_for_serving() -> None:
     one by one (scoring/models/flavors/sklearn.py). Few models need the parts of SciPy that are imported at first use.
     """
     rare = "scipy.integrate", "scipy.interpolate", "scipy.stats"
-    with importing("skops.io"), _without("dask"), _at_first_use(*rare):
+    # scikit-learn's progress bars of training use rich, 7 MiB.
+    with importing("skops.io"), _without("dask"), _without("rich"), _at_first_use(*rare):
         import sklearn.utils
 
         list_estimators = sklearn.utils.all_estimators
