@@ -7,6 +7,7 @@ import click
 from cli.configuration import configuration, settings_options
 from cli.display import EXIT_FAILURE, json_option, print_json, print_table, progress
 from cli.stores import open_stores
+from scoring.errors import SettingsError, StorageError
 
 DAY = "%Y-%m-%d"
 EPILOG = """
@@ -25,12 +26,10 @@ def replay(day: datetime | None, as_json: bool) -> int:
     """Compute the answers that the API logged on DAY (UTC, by default today) again in batch, and compare them.
 
     Each logged row is joined by the offline store as of its time, and scored by the version that served it. The answers
-    must be equal to the bit. A row with another answer gets a cause; the exit code is 1 if one is unexplained.
+    must be equal to the bit. A row whose answer differs gets a cause; the exit code is 1 if one is unexplained.
     """
     _, settings = configuration()
     log, date = settings.prediction_log, (day or datetime.now(UTC)).strftime(DAY)
-    from scoring.errors import SettingsError, StorageError
-
     if log is None:
         raise SettingsError("SERVING_PREDICTION_LOG", "is not set: give the API and this command the same folder.")
     with progress() as shown:
@@ -45,6 +44,8 @@ def replay(day: datetime | None, as_json: bool) -> int:
             raise StorageError("replaying", str(folder), "it has no files: the API has logged no answers on that day")
         shown.stage(f"Replaying {folder}")
         found = replay_log(folder, settings, registry, store, report)
+    if not found.rows:
+        raise StorageError("replaying", str(folder), f"none of its {found.unanswered} rows was answered with scores")
     equal = found.rows - found.different
     if as_json:
         rows = {"day": date, "rows": found.rows, "equal": equal, "unanswered": found.unanswered}
@@ -57,5 +58,5 @@ def replay(day: datetime | None, as_json: bool) -> int:
                 ["cause", "rows", "meaning"],
                 [(cause, rows, CAUSES[cause]) for cause, rows in found.causes.items() if rows],
             )
-            click.echo(f"Rows with another answer: {report}")
+            click.echo(f"Rows whose answer differs: {report}")
     return EXIT_FAILURE if found.causes[UNEXPLAINED] else 0

@@ -319,6 +319,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 variables["model_name"], "is not set: name the registered model to serve, for example my_ranker."
             )
+        if "daily_replay" in values.get("schedules", ()) and "prediction_log" not in values:
+            problem = f"names daily_replay, which needs a prediction log: set {variables['prediction_log']}."
+            raise SettingsError(variables["schedules"], problem)
         return cls(**values)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from api.model.model_slot import Served
 from scoring.monitoring.baseline import log_columns
 from scoring.monitoring.drift import ColumnDrift, Observed, merged
-from scoring.monitoring.prediction_log import answered
+from scoring.monitoring.log_files import answered
 
 PREFIX = "serving_drift_"
 # Rows of the same slot are counted together, so that memory does not depend on the number of files.

@@ -24,8 +24,8 @@ from scoring.files.transfer import publishing
 from scoring.models.outputs import PREDICTION
 from scoring.models.registry import MlflowRegistry, ModelVersion
 from scoring.monitoring.drift import MIN_ROWS_FOR_DRIFT, Baseline, describe_all
-from scoring.monitoring.log_files import LogFile
-from scoring.monitoring.prediction_log import PROBLEM, answered, logged_outputs
+from scoring.monitoring.log_files import LogFile, answered, logged_outputs
+from scoring.monitoring.prediction_log import PROBLEM
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scoring.errors import StorageError, listed
 from scoring.files.location import Entry, Location
+from scoring.models.outputs import PREDICTION
 from scoring.monitoring.prediction_log import (
     LATENCY_MS,
     LOG_TIMESTAMP,
@@ -20,7 +22,6 @@ from scoring.monitoring.prediction_log import (
     REQUEST_COLUMNS,
     REQUEST_ID,
     ROLE,
-    request_columns,
 )
 
 FETCHED_AT_ONCE = 8
@@ -86,6 +87,23 @@ def fetch_log(folder: Location, scratch: Path) -> list[LogFile]:
 
     with ThreadPoolExecutor(FETCHED_AT_ONCE, "fetch") as pool:
         return list(pool.map(fetched, log_files(folder)))
+
+
+def request_columns(schema: pa.Schema) -> list[str]:
+    """Return the request's columns in a file with this schema."""
+    return msgspec.json.decode((schema.metadata or {})[REQUEST_COLUMNS], type=list[str])
+
+
+def logged_outputs(schema: pa.Schema) -> list[str]:
+    """Return the outputs in a file with this schema."""
+    requested = request_columns(schema)
+    outputs = [name for name in schema.names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
+    return [name for name in outputs if name not in requested]
+
+
+def answered(rows: pa.Table) -> pa.Table:
+    """Return the logged rows of requests that were answered with scores."""
+    return rows.filter(pc.is_null(rows[PROBLEM]))
 
 
 @contextlib.contextmanager

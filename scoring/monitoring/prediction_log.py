@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
-from scoring.models.outputs import PREDICTION, Outputs
+from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.online.reading import StoreRead
 from scoring.predict import Policy
@@ -192,23 +192,6 @@ class LogSchema:
             if not feature.on_demand:
                 columns[f"{name}__timestamp"] = states[feature.views[0]][0]
         return columns
-
-
-def request_columns(schema: pa.Schema) -> list[str]:
-    """Return the request's columns in a file with this schema."""
-    return msgspec.json.decode((schema.metadata or {})[REQUEST_COLUMNS], type=list[str])
-
-
-def logged_outputs(schema: pa.Schema) -> list[str]:
-    """Return the outputs in a file with this schema."""
-    requested = request_columns(schema)
-    outputs = [name for name in schema.names if name == PREDICTION or name.startswith(f"{PREDICTION}_")]
-    return [name for name in outputs if name not in requested]
-
-
-def answered(rows: pa.Table) -> pa.Table:
-    """Return the logged rows of requests that were answered with scores."""
-    return rows.filter(pc.is_null(rows[PROBLEM]))
 
 
 def in_sample(request_id: str, fraction: float) -> bool:

@@ -25,16 +25,8 @@ from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import content_of, publishing
 from scoring.models.registry import Registry
-from scoring.monitoring.log_files import LogFile, fetch_log
-from scoring.monitoring.prediction_log import (
-    LOG_TIMESTAMP,
-    POLICY,
-    REQUEST_ID,
-    ROLE,
-    answered,
-    logged_outputs,
-    request_columns,
-)
+from scoring.monitoring.log_files import LogFile, answered, fetch_log, logged_outputs, request_columns
+from scoring.monitoring.prediction_log import LOG_TIMESTAMP, POLICY, REQUEST_ID, ROLE
 from scoring.monitoring.replay_causes import CAUSES, DEFINITION_CHANGED, PREFIX, VERSION_GONE, ReplayComparison
 from scoring.monitoring.replay_report import REPORT_SCHEMA, as_text, report_rows
 from scoring.predict import Policy

@@ -42,8 +42,8 @@ def all_schedules(running: Collection[Schedule]) -> tuple[dg.ScheduleDefinition,
             "hourly_online_store",
             refresh_online_store,
             "5 * * * *",
-            "Five minutes past each hour, copies new rows of the offline store to the online store, unless another "
-            "process already does this.",
+            "Five minutes past each hour, copies new rows of the offline store to the online store. Not needed if "
+            "another process already does this.",
         ),
         schedule(
             "daily_everyone",

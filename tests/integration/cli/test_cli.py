@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LinearRegression
@@ -366,6 +367,16 @@ def test_logged_answers_are_replayed(world: World, tmp_path: Path, capfd: pytest
     assert main([*here, day]) == 0
     assert capfd.readouterr().out == f"{day}: 6 of 6 answers are equal to the bit (driver_ranker/1: 6)\n"
 
+    refused = tmp_path / "log" / "date=2026-01-31"
+    refused.mkdir()
+    (file,) = (tmp_path / "log" / f"date={day}").iterdir()
+    rows = pq.read_table(file)
+    failed = pa.array(["deadline-exceeded"] * rows.num_rows, rows.schema.field("__problem").type)
+    place = rows.schema.get_field_index("__problem")
+    pq.write_table(rows.set_column(place, rows.schema.field(place), failed), refused / file.name)
+    assert main([*here, "2026-01-31"]) == 1
+    assert "none of its 6 rows was answered with scores" in capfd.readouterr().err
+
     source = world.folder / "feature_repo" / "data" / "driver_stats.parquet"
     original = source.read_bytes()
     stats = pd.read_parquet(source)
@@ -379,7 +390,7 @@ def test_logged_answers_are_replayed(world: World, tmp_path: Path, capfd: pytest
         assert main([*here, day]) == 1
         lines = capfd.readouterr().out.splitlines()
         assert lines[2].split() == ["unexplained", "2", "none", "of", "these"]
-        assert lines[3] == f"Rows with another answer: {found['report']}"
+        assert lines[3] == f"Rows whose answer differs: {found['report']}"
     finally:
         source.write_bytes(original)
 
@@ -421,6 +432,30 @@ def test_the_settings_are_written_once(
     assert "serving.toml exists" in capfd.readouterr().err
     assert main(["rollback"]) == 1
     assert "sqlite:///mlflow.db did not respond (there is no such file)" in capfd.readouterr().err
+
+
+def test_a_terminal_is_asked_for_the_settings(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    os.write(ours, b"churn\n\n~/features\n")
+    ended = subprocess.run(
+        [COMMAND, "init"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    asked = os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert ended.returncode == 0, asked
+    assert tomllib.loads((tmp_path / "serving.toml").read_text("utf-8")) == {
+        "model_name": "churn",
+        "mlflow_tracking_uri": "sqlite:///mlflow.db",
+        "feature_repo": "~/features",
+    }
 
 
 @pytest.mark.parametrize("line", DOCUMENTED)

@@ -76,6 +76,14 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name() -> None:
         Settings.from_environment(MINIMAL | {"SERVING_MISING_FEATURES": "reject"})
 
 
+def test_the_schedule_of_the_replay_needs_a_prediction_log() -> None:
+    environment = {"SERVING_MODEL_NAME": "m", "SERVING_SCHEDULES": "daily_everyone,daily_replay"}
+    with pytest.raises(SettingsError, match=r"SERVING_SCHEDULES names daily_replay, .*: set SERVING_PREDICTION_LOG"):
+        Settings.from_environment(environment)
+    with_log = environment | {"SERVING_PREDICTION_LOG": "log"}
+    assert Settings.from_environment(with_log).schedules == ("daily_everyone", "daily_replay")
+
+
 def test_an_empty_value_counts_as_not_set() -> None:
     assert Settings.from_environment(MINIMAL | {"SERVING_PORT": ""}).port == 8172
 
