@@ -181,17 +181,23 @@ def merged_rows(requests: Sequence[PendingRequest]) -> EntityRows:
     return {name: list(itertools.chain.from_iterable(each.entity_rows[name] for each in requests)) for name in columns}
 
 
-def split(scores: Scores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
+def split(scores: Scores | RowScores, requests: Sequence[PendingRequest]) -> list[RequestResult]:
     """Return the result of each of the requests that were scored together."""
-    outputs, reasons = [column.to_pylist() for column in scores.outputs.columns], _to_list(scores.reasons)
+    if isinstance(scores, RowScores):
+        if len(requests) == 1:
+            return [scores]
+        outputs, reasons, failure = scores.outputs, scores.reasons, None
+    else:
+        outputs, reasons = [column.to_pylist() for column in scores.outputs.columns], _to_list(scores.reasons)
+        failure = scores.failure
     ends = itertools.accumulate(request.rows for request in requests)
     results = [
         RowScores([values[end - request.rows : end] for values in outputs], reasons[end - request.rows : end])
         for request, end in zip(requests, ends, strict=True)
     ]
-    if scores.failure is None:
+    if failure is None:
         return list(results)
-    return [scores.failure if _failed_on_all(each) else each for each in results]
+    return [failure if _failed_on_all(each) else each for each in results]
 
 
 def _failed_on_all(scores: RowScores) -> bool:

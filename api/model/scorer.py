@@ -17,6 +17,7 @@ from scoring.monitoring.drift import Baseline
 from scoring.monitoring.prediction_log import feast_log_schema
 from scoring.online.empty_views import EmptyViews
 from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vectors, read_rows, vectors_of
+from scoring.online.number_inputs import number_inputs
 from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.online.stored_keys import stored_keys
 from scoring.predict import Policy, Scores, score
@@ -83,7 +84,7 @@ class Scorer(Protocol):
     def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
         """Return the feature vectors of entity rows from what was read for them. It raises what `look_up` raises."""
 
-    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores | RowScores:
         """Return the scores of the entity rows that `online` was looked up for.
 
         Raises:
@@ -141,7 +142,9 @@ class OnlineScorer:
         self._store = store
         self.model = serving.model
         self.features = serving.features
-        self._lookup = fastest_lookup(store, serving.features)
+        self._lookup = msgspec.structs.replace(
+            fastest_lookup(store, serving.features), numbers=number_inputs(serving.features, serving.model)
+        )
         self._empty = EmptyViews(store, serving.features)
         self._policy = policy
         self._search_s = search_s
@@ -188,10 +191,16 @@ class OnlineScorer:
             self._empty.row_found()
         return online
 
-    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
+    def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores | RowScores:
         """See `Scorer.score`."""
         if online.reasons.null_count:
             self.lately_scored = entity_rows
+        if online.array is not None:
+            rows = len(online.reasons)
+            outputs = self.model.numbers(online.array, rows)
+            if outputs is not None:
+                self.proven = True
+                return RowScores(outputs, [None] * rows)
         keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
         scores = score(
             self.model,

@@ -5,9 +5,10 @@ those with an unexpected wire format, are parsed one by one by protobuf.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
 MAX_GROUPS = 10
 CONTINUED = 0x80
+MASK = 2**64 - 1
 WEIGHTS = np.uint64(1) << 7 * np.arange(MAX_GROUPS, dtype=np.uint64)
 
 
@@ -43,9 +45,7 @@ def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     distinct = set(present)
     seconds = _unpack_integers(present, SECONDS_TAG) if len(distinct) >= FEW else None
     if seconds is None:
-        parsed = {value: Timestamp.FromString(value) for value in distinct}
-        seconds_of = {value: each.seconds + each.nanos * 1e-9 for value, each in parsed.items()}
-        seconds = np.fromiter(map(seconds_of.__getitem__, present), np.float64, len(present))
+        seconds = np.fromiter(map(_seconds, present), np.float64, len(present))
     if len(present) == len(values):
         return seconds.astype(np.float64, copy=False)
     event_s = np.zeros(len(values))
@@ -53,16 +53,31 @@ def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     return event_s
 
 
-def decode_columns(columns: Sequence[Sequence[bytes | None]], dtype: pa.DataType) -> list[pa.Array]:
-    """Return `decode_values` of several columns of n values. Together, those without gaps take the time of a few."""
-    if len(columns) == 1:
-        return [decode_values(columns[0], dtype)]
+@functools.lru_cache(maxsize=4096)
+def _seconds(value: bytes) -> float:
+    parsed = Timestamp.FromString(value)
+    return float(parsed.seconds + parsed.nanos * 1e-9)
+
+
+class Layout(NamedTuple):
+    """How the numbers of one type are serialized."""
+
+    tag: int
+    packed: np.dtype[Any] | None
+    """The layout of a Value of a fixed length; None for integers of seven-bit groups."""
+    boolean: bool
+    limits: tuple[int, int] | None
+    """The least and the greatest integer, if int64 has others."""
+
+
+def decode_numbers(columns: Sequence[Sequence[bytes | None]], layout: Layout) -> np.ndarray | None:
+    """Decode several columns of n serialized Values together to an array (n_columns, n).
+
+    None if a value is missing or has an unexpected wire format: `decode_values` decodes such columns one by one.
+    """
     values = list(itertools.chain.from_iterable(columns))
-    unpacked = _unpack(values, dtype) if all(values) else None  # type: ignore[arg-type]
-    if unpacked is None or (unpacked.dtype.kind == "i" and not _fits(unpacked, dtype)):
-        return [decode_values(column, dtype) for column in columns]
-    whole, rows = pa.array(unpacked, dtype), len(columns[0])
-    return [whole.slice(start, rows) for start in range(0, len(values), rows)]
+    unpacked = _unpack(values, layout) if all(values) else None  # type: ignore[arg-type]
+    return None if unpacked is None else unpacked.reshape(len(columns), -1)
 
 
 def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Array:
@@ -77,8 +92,9 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
         UnusableFeature: a value was written under another declaration, and this type can't represent it.
     """
     present = _present(values)
-    unpacked = _unpack(present, dtype)
-    if unpacked is None or (unpacked.dtype.kind == "i" and not _fits(unpacked, dtype)):
+    layout = LAYOUTS.get(dtype)
+    unpacked = None if layout is None else _unpack(present, layout)
+    if unpacked is None:
         return as_declared([plain_value(Value.FromString(value)) if value else None for value in values], dtype)
     if len(present) == len(values):
         return pa.array(unpacked, dtype)
@@ -96,27 +112,30 @@ def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
     return [value for value in values if value]
 
 
-def _unpack(values: Sequence[bytes], dtype: pa.DataType) -> np.ndarray | None:
-    tag = TAGS.get(dtype)
-    if tag is None or not values:
+def _unpack(values: Sequence[bytes], layout: Layout) -> np.ndarray | None:
+    if not values:
         return None
-    if dtype in PACKED:
-        return _unpack_fixed(values, PACKED[dtype], tag)
-    integers = _unpack_integers(values, tag)
-    return integers if integers is None or dtype != pa.bool_() else integers != 0
+    if layout.packed is not None:
+        return _unpack_fixed(values, layout.packed, layout.tag)
+    integers = _unpack_integers(values, layout.tag)
+    if integers is None or layout.boolean:
+        return None if integers is None else integers != 0
+    if layout.limits is not None and not layout.limits[0] <= integers.min() <= integers.max() <= layout.limits[1]:
+        return None
+    return integers
 
 
-def _unpack_fixed(values: Sequence[bytes], layout: np.dtype[Any], tag: int) -> np.ndarray | None:
-    if set(map(len, values)) != {layout.itemsize}:
+def _unpack_fixed(values: Sequence[bytes], packed: np.dtype[Any], tag: int) -> np.ndarray | None:
+    if set(map(len, values)) != {packed.itemsize}:
         return None
-    packed = np.frombuffer(b"".join(values), layout)
-    return packed["value"] if (packed["tag"] == tag).all() else None
+    unpacked = np.frombuffer(b"".join(values), packed)
+    return unpacked["value"] if (unpacked["tag"] == tag).all() else None
 
 
 def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
-    """Unpack int64 (n,) from messages that contain one integer only; None if they differ from that, or are few."""
+    """Unpack int64 (n,) from messages that contain one integer only; None if they differ from that."""
     if len(values) < FEW:
-        return None
+        return _unpack_few_integers(values, tag)
     lengths = set(map(len, values))
     width = max(lengths)
     if width > 1 + MAX_GROUPS or min(lengths) == 1:
@@ -134,9 +153,18 @@ def _unpack_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
     return ((groups & 0x7F).astype(np.uint64) @ WEIGHTS[: width - 1]).view(np.int64)
 
 
-def _fits(integers: np.ndarray, dtype: pa.DataType) -> bool:
-    limits = np.iinfo(dtype.to_pandas_dtype())
-    return bool(integers.min() >= limits.min and integers.max() <= limits.max)
+def _unpack_few_integers(values: Sequence[bytes], tag: int) -> np.ndarray | None:
+    integers = []
+    for value in values:
+        integer, last = 0, len(value) - 2
+        if value[0] != tag or not 0 <= last < MAX_GROUPS:
+            return None
+        for place, group in enumerate(value[1:]):
+            if (group >= CONTINUED) is (place == last):
+                return None
+            integer |= (group & 0x7F) << 7 * place
+        integers.append(integer & MASK)
+    return np.array(integers, np.uint64).view(np.int64)
 
 
 def _tag(message: Any, field: str) -> int:
@@ -145,11 +173,21 @@ def _tag(message: Any, field: str) -> int:
 
 
 SECONDS_TAG = _tag(Timestamp(), "seconds")
-TAGS = {dtype: _tag(Value(), field) for dtype, field in VALUE_FIELDS.items() if dtype != pa.string()}
 PACKED: dict[pa.DataType, np.dtype[Any]] = {
     pa.float32(): np.dtype([("tag", "u1"), ("value", "<f4")]),
     pa.float64(): np.dtype([("tag", "u1"), ("value", "<f8")]),
 }
+LAYOUTS = {
+    dtype: Layout(
+        _tag(Value(), field),
+        PACKED.get(dtype),
+        dtype == pa.bool_(),
+        (-(2**31), 2**31 - 1) if dtype == pa.int32() else None,
+    )
+    for dtype, field in VALUE_FIELDS.items()
+    if dtype != pa.string()
+}
+"""Types whose Values are unpacked. To look a type up takes 1 µs."""
 
 
 def plain_value(value: Any) -> Any:

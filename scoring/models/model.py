@@ -72,15 +72,33 @@ class Model(msgspec.Struct, frozen=True):
                 inputs: Any = _as_array(vectors, self.filled(vectors.num_rows))
             else:
                 inputs = frame_of(_fill(vectors, self.filled(vectors.num_rows)), self.nullable_inputs)
-            if self.unchecked is not None and complete:
-                return self.unchecked(inputs)
-            return [function(inputs) for function in self.functions]
+            return self._returned(inputs, complete=complete)
         except (Exception, SystemExit) as error:  # a model may raise anything
             problem, transient = (
                 f"{type(error).__name__} on {vectors.num_rows} rows",
                 isinstance(error, MemoryError),
             )
             raise PredictionFailed(str(self.version), problem, transient=transient) from error
+
+    def numbers(self, inputs: np.ndarray, rows: int) -> list[list[float]] | None:
+        """Return the outputs of `predict` as columns, (n_outputs, n_rows).
+
+        None if the model raises, or returns other things than finite numbers: `predict` finds out more.
+
+        Args:
+            inputs: finite numbers (`filled` n_rows, n_inputs), as of `call`.
+            rows: n_rows.
+        """
+        try:
+            returned = self._returned(inputs, complete=True)
+        except (Exception, SystemExit):  # a model may raise anything
+            return None
+        return self.outputs.numbers(returned, rows, len(inputs))
+
+    def _returned(self, inputs: Any, *, complete: bool) -> list[Any]:
+        if self.unchecked is not None and complete:
+            return self.unchecked(inputs)
+        return [function(inputs) for function in self.functions]
 
 
 def load_model(files: ModelFiles, as_array: bool = False, outputs: Outputs | None = None) -> Model:

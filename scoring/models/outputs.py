@@ -90,6 +90,21 @@ class Outputs(msgspec.Struct, frozen=True, dict=True):
         arrays = [_to_arrow(model, values[:rows], column) for values, column in zip(columns, self.columns, strict=True)]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
+    @functools.cached_property
+    def _numbers(self) -> bool:
+        return all(column.type == "double" for column in self.columns)
+
+    def numbers(self, returned: Sequence[Any], rows: int, filled: int) -> list[list[float]] | None:
+        """Return the values of `table` as columns; None unless they are one array of finite floating-point numbers."""
+        values = returned[0]
+        if len(returned) > 1 or type(values) is not np.ndarray or values.dtype.kind != "f" or not self._numbers:
+            return None
+        columns = values.reshape(1, -1) if values.ndim == 1 else values.T
+        if columns.shape != (len(self.columns), filled):
+            return None
+        known = columns[:, :rows].astype(np.float64)
+        return known.tolist() if np.isfinite(known).all() else None
+
 
 ONE_NUMBER = Outputs((OutputColumn("predict", "double"),), rank_by=0)
 """The outputs of a regressor with one target."""

@@ -1,7 +1,8 @@
 """Reads current feature vectors from Feast's online store and enforces the views' times to live."""
 
+import functools
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 from scoring.arrow.signature import conform
 from scoring.errors import READING, EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.model_features import ModelFeatures, missing_reasons
+from scoring.online.number_inputs import NumberInputs
 from scoring.online.reading import RUNNING_VIEW, StoreRead, StoreReader, request_column
 
 if TYPE_CHECKING:
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from scoring.online.on_demand_online import OnDemandOnline
 
 
-class OnlineVectors(msgspec.Struct, frozen=True):
+class OnlineVectors(msgspec.Struct, frozen=True, dict=True):
     """Features of n entity rows in the online store, in the request's order."""
 
-    vectors: pa.Table
-    """Feature vectors (n_rows, n_inputs) in signature order and types; null means unknown or past its time to live."""
+    made: pa.Table | Callable[[], pa.Table]
+    """`vectors`, or what makes them: most requests do not need them."""
     reasons: pa.Array
     """string (n_rows,): `not_found`, `stale` or `null_feature`; null if the vector is complete."""
     oldest_s: float | None = None
@@ -34,6 +36,16 @@ class OnlineVectors(msgspec.Struct, frozen=True):
     read: StoreRead | None = None
     """What was read, and the on-demand features computed from it, before times to live were applied; None if the rows
     are only a part of those that were read."""
+    array: np.ndarray | None = None
+    """The vectors as the model's input, if `NumberInputs` could make it: all rows are then complete."""
+
+    @functools.cached_property
+    def vectors(self) -> pa.Table:
+        """Return feature vectors (n_rows, n_inputs) in signature order and types.
+
+        null means unknown or past its time to live.
+        """
+        return self.made() if callable(self.made) else self.made
 
 
 class Lookup(msgspec.Struct, frozen=True):
@@ -43,6 +55,8 @@ class Lookup(msgspec.Struct, frozen=True):
     """Reads the stored features; if `on_demand` is None, these are all that is needed."""
     on_demand: "OnDemandOnline | None" = None
     """Adds the features that on-demand views compute from them."""
+    numbers: NumberInputs | None = None
+    """Makes the model's input of rows that are complete; None if it needs `OnlineVectors.vectors`."""
 
 
 def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
@@ -121,6 +135,11 @@ def vectors_of(
         if expired.any():
             unusable[view.name] = pa.array(expired)
         oldest_s = min(oldest_s, event_s.min(where=~missing, initial=np.inf))
+    oldest = float(oldest_s) if oldest_s < np.inf else None
+    given = [name for name in features.overridable if set(entity_rows.get(name, ())) - {None}]
+    array = None if lookup.numbers is None or unusable or given else lookup.numbers.array(read)
+    if array is not None:
+        return OnlineVectors(lambda: features.vectors(read.columns, {}), _no_reasons(read.rows), oldest, read, array)
     columns = read.columns if lookup.on_demand is None else lookup.on_demand.add(read.columns, unusable, entity_rows)
     from_request = {
         each.name: request_column(each.name, entity_rows, each.dtype)
@@ -129,11 +148,14 @@ def vectors_of(
     }
     vectors = features.vectors(columns | from_request, unusable)
     reasons = missing_reasons(vectors, absent, unusable)
-    given = [name for name in features.overridable if set(entity_rows.get(name, ())) - {None}]
     if given:
         vectors, reasons = _override(given, entity_rows, vectors, reasons)
-    oldest = float(oldest_s) if oldest_s < np.inf else None
     return OnlineVectors(vectors, reasons, oldest, StoreRead(read.event_s, columns))
+
+
+@functools.lru_cache(maxsize=256)
+def _no_reasons(rows: int) -> pa.Array:
+    return pa.nulls(rows, pa.string())
 
 
 def _override(

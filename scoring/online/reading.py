@@ -1,5 +1,6 @@
 """Protocol and data types of online store readers."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,28 +19,88 @@ MOST_DISTINCT = 0.5
 RUNNING_VIEW = "running the function of an on-demand feature view"
 
 
-class StoreRead(msgspec.Struct, frozen=True):
+class Numbers(msgspec.Struct, frozen=True):
+    """Features of one declared type that are known in all n entity rows."""
+
+    names: tuple[str, ...]
+    """`view:feature` of each."""
+    dtype: pa.DataType
+    values: np.ndarray
+    """(n_features, n), of a type that holds the values of `dtype`."""
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Return `view:feature` → its values (n,), of the declared type."""
+        return {name: pa.array(values, self.dtype) for name, values in zip(self.names, self.values, strict=True)}
+
+
+class StoreRead(msgspec.Struct, frozen=True, dict=True):
     """Stored features of n entity rows, before times to live are applied."""
 
     event_s: dict[str, np.ndarray]
     """View → event time of its row in seconds since 1970, float64 (n,); 0 if there is no row."""
-    columns: dict[str, pa.Array]
-    """`view:feature` → its values (n,), of the declared type; null means unknown."""
+    others: dict[str, pa.Array]
+    """`view:feature` → its values (n,), of the declared type, for the features that are not in `numbers`."""
+    numbers: tuple[Numbers, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Return n."""
+        return len(next(iter(self.event_s.values())))
+
+    @functools.cached_property
+    def columns(self) -> dict[str, pa.Array]:
+        """Return `view:feature` → its values (n,), of the declared type; null means unknown."""
+        columns = dict(self.others)
+        for numbers in self.numbers:
+            columns |= numbers.columns()
+        return columns
 
     def take(self, places: np.ndarray) -> "StoreRead":
         """Return the features of the rows at these places."""
         indices = pa.array(places)
         return StoreRead(
             {view: event_s[places] for view, event_s in self.event_s.items()},
-            {name: column.take(indices) for name, column in self.columns.items()},
+            {name: column.take(indices) for name, column in self.others.items()},
+            tuple(msgspec.structs.replace(each, values=each.values[:, places]) for each in self.numbers),
         )
 
     def slice(self, start: int, rows: int) -> "StoreRead":
         """Return the features of consecutive rows."""
+        end = start + rows
         return StoreRead(
-            {view: event_s[start : start + rows] for view, event_s in self.event_s.items()},
-            {name: column.slice(start, rows) for name, column in self.columns.items()},
+            {view: event_s[start:end] for view, event_s in self.event_s.items()},
+            {name: column.slice(start, rows) for name, column in self.others.items()},
+            tuple(msgspec.structs.replace(each, values=each.values[:, start:end]) for each in self.numbers),
         )
+
+
+def joined(parts: Sequence[StoreRead]) -> StoreRead:
+    """Return the features of consecutive parts of the entity rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    event_s = {view: np.concatenate([part.event_s[view] for part in parts]) for view in first.event_s}
+    if any([each.names for each in part.numbers] != [each.names for each in first.numbers] for part in parts):
+        return StoreRead(event_s, {n: pa.concat_arrays([part.columns[n] for part in parts]) for n in first.columns})
+    others = {name: pa.concat_arrays([part.others[name] for part in parts]) for name in first.others}
+    alike = zip(*(part.numbers for part in parts), strict=True)
+    numbers = [
+        msgspec.structs.replace(group[0], values=np.concatenate([each.values for each in group], axis=1))
+        for group in alike
+    ]
+    return StoreRead(event_s, others, tuple(numbers))
+
+
+def merged(reads: Sequence[StoreRead]) -> StoreRead:
+    """Return the features of the same entity rows from several views."""
+    if len(reads) == 1:
+        return reads[0]
+    event_s: dict[str, np.ndarray] = {}
+    others: dict[str, pa.Array] = {}
+    for read in reads:
+        event_s |= read.event_s
+        others |= read.others
+    return StoreRead(event_s, others, tuple(numbers for read in reads for numbers in read.numbers))
 
 
 class StoreReader(Protocol):

@@ -22,8 +22,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
-from scoring.feast_plugins.value_decoder import decode_columns, decode_timestamps
-from scoring.online.reading import EntityRows, StoreRead, StoreReader, ViewColumns, distinct_entities
+from scoring.feast_plugins.value_decoder import LAYOUTS, decode_numbers, decode_timestamps, decode_values
+from scoring.online.reading import (
+    EntityRows,
+    Numbers,
+    StoreRead,
+    StoreReader,
+    ViewColumns,
+    distinct_entities,
+    joined,
+    merged,
+)
 from scoring.online.redis_connections import Connections
 from scoring.online.redis_replies import NotRedis, Replies, check_replies
 
@@ -51,9 +60,13 @@ class _Hashes:
         self._project = project
         self.views = tuple(views)
         self.features = [feature for view in views for feature in view.features]
-        self._alike: dict[pa.DataType, list[int]] = {}
+        alike: dict[pa.DataType, list[int]] = {}
         for place, feature in enumerate(self.features):
-            self._alike.setdefault(feature.dtype, []).append(place)
+            alike.setdefault(feature.dtype, []).append(place)
+        self._alike = [
+            (dtype, LAYOUTS.get(dtype), tuple(self.features[place].column for place in places), places)
+            for dtype, places in alike.items()
+        ]
         names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
         dtype = NUMBERS.get(keys[0][1].dtype) if len(keys) == 1 else None
@@ -82,28 +95,21 @@ class _Hashes:
         timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
         try:
             event_s = {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)}
-            columns: dict[str, pa.Array] = {}
-            for dtype, places in self._alike.items():
-                decoded = decode_columns([values[place] for place in places], dtype)
-                columns |= {self.features[place].column: each for place, each in zip(places, decoded, strict=True)}
-            return StoreRead(event_s, columns)
+            others: dict[str, pa.Array] = {}
+            known: list[Numbers] = []
+            for dtype, layout, names, places in self._alike:
+                columns = [values[place] for place in places]
+                numbers = None if layout is None else decode_numbers(columns, layout)
+                if numbers is None:
+                    others |= {name: decode_values(each, dtype) for name, each in zip(names, columns, strict=True)}
+                else:
+                    known.append(Numbers(names, dtype, numbers))
+            return StoreRead(event_s, others, tuple(known))
         except Exception:
             # Check this only after an error, because nearly always every value has a type that Redis can return.
             if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
                 raise
             raise NotRedis from None
-
-    def join(self, parts: Sequence[StoreRead]) -> StoreRead:
-        """Return the features of all hashes of several parts, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return StoreRead(
-            {view.name: np.concatenate([part.event_s[view.name] for part in parts]) for view in self.views},
-            {
-                feature.column: pa.concat_arrays([part.columns[feature.column] for part in parts])
-                for feature in self.features
-            },
-        )
 
 
 class _NumberedCommand:
@@ -142,15 +148,11 @@ class _Plan:
 
     def features(self, decoded: Sequence[StoreRead]) -> StoreRead:
         """Return the features of the rows from those of the pieces."""
-        event_s: dict[str, np.ndarray] = {}
-        columns: dict[str, pa.Array] = {}
+        reads = []
         for hashes, places in self._places.items():
-            read = hashes.join([part for (of, _, _), part in zip(self.pieces, decoded, strict=True) if of is hashes])
-            if places is not None:
-                read = read.take(places)
-            event_s |= read.event_s
-            columns |= read.columns
-        return StoreRead(event_s, columns)
+            read = joined([part for (of, _, _), part in zip(self.pieces, decoded, strict=True) if of is hashes])
+            reads.append(read if places is None else read.take(places))
+        return merged(reads)
 
 
 class RedisReader(StoreReader):

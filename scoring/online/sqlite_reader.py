@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
 
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.value_decoder import decode_values
-from scoring.online.reading import StoreRead, StoreReader, ViewColumns, distinct_entities
+from scoring.online.reading import StoreRead, StoreReader, ViewColumns, distinct_entities, merged
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -40,16 +39,12 @@ class SqliteReader(StoreReader):
 
     def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
         """See `StoreReader.read`."""
-        event_s: dict[str, np.ndarray] = {}
-        columns: dict[str, pa.Array] = {}
+        reads = []
         for view, table in self._views:
             entities, places = distinct_entities(view.keys, entity_rows)
             read = self._read_view(view, table, entity_keys(view.keys, entities))
-            if places is not None:
-                read = read.take(places)
-            event_s |= read.event_s
-            columns |= read.columns
-        return StoreRead(event_s, columns)
+            reads.append(read if places is None else read.take(places))
+        return merged(reads)
 
     def _read_view(self, view: ViewColumns, table: str, keys: list[bytes]) -> StoreRead:
         values: dict[tuple[bytes, str], bytes] = {}
