@@ -106,13 +106,14 @@ class AnswerForm:
         if self._outputs.rank_by is None:
             raise NotRanked(self._outputs)
         values, keys = scores.outputs[self._outputs.rank_by], served.form.key_columns(request)
-        excluded = []
+        excluded, known = [], values
         if None in values:
             rows = zip(values, *keys, scores.reasons, strict=True)
             excluded = [self.excluded(*entity) for value, *entity in rows if value is None]
-            if len(excluded) == len(values):
+            known = [value for value in values if value is not None]
+            if not known:
                 raise NothingScored(excluded)
-        highest = max(value for value in values if value is not None)
+        highest = max(known)
         best = values.index(highest)
         choice = keys[0][best] if len(keys) == 1 else self.entity(*(column[best] for column in keys))
         outputs = [] if self._outputs.single else [self._values(*(column[best] for column in scores.outputs))]

@@ -42,14 +42,18 @@ WEIGHTS = np.uint64(1) << 7 * np.arange(MAX_GROUPS, dtype=np.uint64)
 def decode_timestamps(values: Sequence[bytes | None]) -> np.ndarray:
     """Decode serialized Timestamps to event times in seconds since 1970, float64 (n,); 0 for None."""
     present = _present(values)
-    distinct = set(present)
-    seconds = _unpack_integers(present, SECONDS_TAG) if len(distinct) >= FEW else None
-    if seconds is None:
-        seconds = np.fromiter(map(_seconds, present), np.float64, len(present))
-    if len(present) == len(values):
-        return seconds.astype(np.float64, copy=False)
     event_s = np.zeros(len(values))
-    event_s[[place for place, value in enumerate(values) if value]] = seconds
+    places: Any = slice(None)
+    if len(present) < len(values):
+        places = [place for place, value in enumerate(values) if value]
+    if present and present.count(present[0]) == len(present):  # as when they were materialized together
+        event_s[places] = _seconds(present[0])
+        return event_s
+    seconds: Any = _unpack_integers(present, SECONDS_TAG) if len(present) >= FEW else None
+    if seconds is None:
+        seconds_of = {value: _seconds(value) for value in set(present)}
+        seconds = list(map(seconds_of.__getitem__, present))
+    event_s[places] = seconds
     return event_s
 
 
