@@ -29,8 +29,7 @@ VALUE_FIELDS: dict[pa.DataType, str] = {
 }
 """Types that can be decoded → the field of Feast's Value that holds them."""
 
-# Fewer distinct values than this are parsed one by one as fast as together. Event times have few: those of rows that
-# were materialized together are equal.
+# Fewer values than this are parsed one by one as fast as together.
 FEW = 16
 # A tag, and at most ten groups of seven bits, the lowest first; all but the last have the eighth bit set.
 MAX_GROUPS = 10

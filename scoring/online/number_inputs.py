@@ -38,11 +38,15 @@ class NumberInputs:
         """Return the array that `Model.call` would make from the vectors; None unless all rows are complete."""
         if read.others or not read.numbers:
             return None
-        rows = read.rows
+        rows, filled = read.rows, 0
         columns = np.empty((self._count, self._filled(rows)), self._dtype)
         for numbers in read.numbers:
-            for place, feature in self._places(numbers.names):
+            places = self._places(numbers.names)
+            filled += len(places)
+            for place, feature in places:
                 columns[place, :rows] = numbers.values[feature]
+        if filled < self._count:
+            return None
         known = columns[:, :rows]
         # False for NaN, too. A double holds smaller integers exactly.
         if not (known.min() > -MAX_EXACT_INTEGER and known.max() < MAX_EXACT_INTEGER):

@@ -93,6 +93,7 @@ def test_what_is_not_in_numbers_is_left_to_the_general_way():
     gap = {"view:feature1": pa.array([1.5, None])}
     part = (Numbers(("view:feature0",), pa.float64(), np.ones((1, 2))),)
     assert made(features).array(StoreRead(EVENT_S, gap, part)) is None
+    assert made(features).array(StoreRead(EVENT_S, {}, part)) is None
     assert made(features).array(StoreRead(EVENT_S, gap | {"view:feature0": pa.array([1.5, 2.5])})) is None
 
 
