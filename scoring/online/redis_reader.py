@@ -90,8 +90,9 @@ class _Hashes:
             redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `check_replies`.
             UnusableFeature, google.protobuf.message.DecodeError: a value does not have its feature's declared type.
         """
-        check_replies(replies, self.command.width)
-        fields = list(zip(*replies, strict=True))
+        fields = _transposed(replies)
+        if len(fields) != self.command.width:
+            check_replies(replies, self.command.width)
         timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
         try:
             event_s = {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)}
@@ -110,6 +111,14 @@ class _Hashes:
             if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
                 raise
             raise NotRedis from None
+
+
+def _transposed(replies: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return the columns of rows of equal length; no columns if they are anything else."""
+    try:
+        return list(zip(*replies, strict=True))
+    except (TypeError, ValueError):
+        return []
 
 
 class _NumberedCommand:
