@@ -41,12 +41,13 @@ class Join:
 
     def outcome(self) -> dict[str, object]:
         """Return the number of rows, whether they are in order, and a hash of the features in the request's order."""
-        names = pq.read_schema(self.output).names
-        columns = {each: each if each in names else f"driver_stats__{each}" for each in FEATURES}
-        table = pq.read_table(self.output, columns=["ride", *columns.values()])
+        # Feast's stores put the view before a feature's name, and ours does so with a colon until Feast renames it.
+        found = {name.replace(":", "__").rpartition("__")[2]: name for name in pq.read_schema(self.output).names}
+        columns = [found[each] for each in FEATURES]
+        table = pq.read_table(self.output, columns=["ride", *columns])
         ordered = table.take(pc.sort_indices(table["ride"]))
         digest = hashlib.sha256()
-        for column in columns.values():
+        for column in columns:
             digest.update(ordered[column].cast("float64").to_numpy().tobytes())
         return {
             "rows": table.num_rows,
