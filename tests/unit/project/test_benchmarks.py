@@ -1,5 +1,6 @@
 """The statistics of the benchmarks, and the versions of their peers."""
 
+import hashlib
 import itertools
 import re
 import subprocess
@@ -8,8 +9,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.batch.joins import Join
+from benchmarks.batch.world import FEATURES
 from benchmarks.environments import DISTRIBUTION, SHARED, requirements_of
 from benchmarks.online.contestants import ALL, BESIDE_FEAST, COMPARED, Contestant
 from benchmarks.online.rounds import Round
@@ -124,6 +130,16 @@ def test_a_request_body_asks_for_exactly_these_drivers():
 def test_batch_contenders_need_no_test_packages():
     code = "import sys; sys.modules['pytest'] = None; import benchmarks.batch.tasks"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("prefix", ["driver_stats__", "driver_stats:", ""])
+def test_joined_features_are_compared_whatever_a_store_calls_them(tmp_path, prefix):
+    join = Join.__new__(Join)
+    join.output = tmp_path / "joined.parquet"
+    features = {f"{prefix}{name}": [2.0, 1.0] for name in FEATURES}
+    pq.write_table(pa.table({"driver_id": [7, 8], "ride": [1, 0], **features}), join.output)
+    digest = hashlib.sha256(np.array([1.0, 2.0] * len(FEATURES)).tobytes()).hexdigest()
+    assert join.outcome() == {"rows": 2, "in_order": False, "features": digest}
 
 
 def test_cpu_of_children_that_have_ended_counts():
