@@ -201,6 +201,8 @@ class OnlineScorer:
             if outputs is not None:
                 self.proven = True
                 return RowScores(outputs, [None] * rows)
+            # Otherwise, the model would be called twice for each micro-batch.
+            self._lookup = msgspec.structs.replace(self._lookup, numbers=None)
         keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
         scores = score(
             self.model,

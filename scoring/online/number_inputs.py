@@ -66,4 +66,6 @@ def number_inputs(features: ModelFeatures, model: Model) -> NumberInputs | None:
     converted = all(types[each.input] in CONVERTED.get(each.dtype, ()) for each in features.features)
     if not model.as_array or dtype is None or filled != types.keys() or not converted:
         return None
+    if len(model.functions) != 1 or not model.outputs.only_numbers:  # `Model.numbers` would return None
+        return None
     return NumberInputs(features, dtype, model.filled)

@@ -115,9 +115,11 @@ class _Hashes:
 
 def _transposed(replies: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Return the columns of rows of equal length; no columns if they are anything else."""
+    if set(map(type, replies)) != {list}:
+        return []
     try:
         return list(zip(*replies, strict=True))
-    except (TypeError, ValueError):
+    except ValueError:
         return []
 
 

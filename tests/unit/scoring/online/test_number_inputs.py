@@ -107,6 +107,19 @@ def test_other_conversions_are_left_to_the_general_way(source, target):
     assert number_inputs(features, model_of(features)) is None
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        Outputs((OutputColumn("label", "string"),)),
+        Outputs((OutputColumn("predict", "double"), OutputColumn("count", "int64"))),
+        Outputs((OutputColumn("1", "double"),), chosen=1),
+    ],
+)
+def test_a_model_with_other_outputs_is_not_called_twice(outputs):
+    features = features_of([(pa.float64(), pa.float64())])
+    assert number_inputs(features, model_of(features, outputs=outputs)) is None
+
+
 def test_a_request_input_is_left_to_the_general_way():
     features = features_of([(pa.float64(), pa.float64())])
     with_request = ModelFeatures(
