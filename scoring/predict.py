@@ -125,10 +125,24 @@ def _scored(
             raise PredictionFailed(failures.together.model, problem) from failures.error
         failure = _log_failures(failures, row, policy)
         reasons = pc.if_else(pa.array(failures.rows), MODEL_FAILED, reasons)
+    return scores_of(outputs, reasons, None if failures is None else failures.rows, failure)
+
+
+def scores_of(
+    outputs: pa.Table, reasons: pa.Array, failed: np.ndarray | None = None, failure: PredictionFailed | None = None
+) -> Scores:
+    """Return the scores from a model's outputs: a row with a number that is not finite has none.
+
+    Args:
+        outputs: as of `Model.predict`.
+        reasons: string (n_rows,), as in `Scores`.
+        failed: bool (n_rows,), the rows on which the model raised; None if there are none.
+        failure: as in `Scores`.
+    """
     good = usable(outputs)
     if good.all():
         return Scores(outputs, reasons)
-    not_finite = ~good if failures is None else ~good & ~failures.rows
+    not_finite = ~good if failed is None else ~good & ~failed
     columns = [pc.if_else(pa.array(good), column, None) for column in outputs.columns]
     outputs = pa.Table.from_arrays(columns, schema=outputs.schema)
     return Scores(outputs, pc.if_else(pa.array(not_finite), NOT_FINITE, reasons), failure)

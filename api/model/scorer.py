@@ -6,9 +6,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from scoring.arrow.signature import NEUTRAL
+from scoring.errors import PredictionFailed
 from scoring.features.model_features import ModelFeatures
 from scoring.models.flavors.estimators import LinearFunction
 from scoring.models.outputs import Outputs
@@ -20,7 +22,7 @@ from scoring.online.lookup import OnlineVectors, fastest_lookup, read_online_vec
 from scoring.online.number_inputs import number_inputs
 from scoring.online.reading import EntityRows, Sent, StoreRead
 from scoring.online.stored_keys import stored_keys
-from scoring.predict import Policy, Scores, score
+from scoring.predict import Policy, Scores, score, scores_of
 from scoring.serving import ServingModel
 
 if TYPE_CHECKING:
@@ -195,16 +197,30 @@ class OnlineScorer:
         """See `Scorer.score`."""
         if online.reasons.null_count:
             self.lately_scored = entity_rows
-        if online.array is not None:
-            rows = len(online.reasons)
-            outputs = self.model.numbers(online.array, rows)
-            if outputs is not None:
-                self.proven = True
-                return RowScores(outputs, [None] * rows)
-            # Otherwise, the model would be called twice for each micro-batch.
-            self._lookup = msgspec.structs.replace(self._lookup, numbers=None)
+        scores = None if online.array is None else self._score_array(online.array, online.reasons)
+        if scores is None:
+            scores = self._score_vectors(entity_rows, online)
+        if not self.proven:
+            self.proven = isinstance(scores, RowScores) or scores.predicted > 0
+        return scores
+
+    def _score_array(self, array: np.ndarray, reasons: pa.Array) -> Scores | RowScores | None:
+        """Return the scores of complete rows; None if the model raised, so that `score` finds out on which rows."""
+        rows = len(reasons)
+        try:
+            returned = self.model.call_with(array, rows, complete=True)
+        except PredictionFailed as error:
+            if error.transient:
+                raise
+            return None
+        numbers = self.outputs.numbers(returned, rows, len(array))
+        if numbers is not None:
+            return RowScores(numbers, [None] * rows)
+        return scores_of(self.outputs.table(str(self.version), returned, rows, len(array)), reasons)
+
+    def _score_vectors(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:
         keys = [(key.name, entity_rows[key.name]) for key in self.features.join_keys]
-        scores = score(
+        return score(
             self.model,
             online.vectors,
             online.reasons,
@@ -212,9 +228,6 @@ class OnlineScorer:
             lambda row: ", ".join(f"{name} {values[row]}" for name, values in keys),
             self._search_s,
         )
-        if not self.proven:
-            self.proven = scores.predicted > 0
-        return scores
 
     def stored_keys(self) -> EntityRows | None:
         """See `Scorer.stored_keys`."""

@@ -66,39 +66,38 @@ class Model(msgspec.Struct, frozen=True):
         Raises:
             PredictionFailed: the model raised, which is the cause.
         """
-        complete = self.unchecked is not None and not any(column.null_count for column in vectors.columns)
+        complete = not any(column.null_count for column in vectors.columns)
+        rows = vectors.num_rows
         try:
             if self.as_array:
-                inputs: Any = _as_array(vectors, self.filled(vectors.num_rows))
+                inputs: Any = _as_array(vectors, self.filled(rows))
             else:
-                inputs = frame_of(_fill(vectors, self.filled(vectors.num_rows)), self.nullable_inputs)
-            return self._returned(inputs, complete=complete)
-        except (Exception, SystemExit) as error:  # a model may raise anything
-            problem, transient = (
-                f"{type(error).__name__} on {vectors.num_rows} rows",
-                isinstance(error, MemoryError),
-            )
-            raise PredictionFailed(str(self.version), problem, transient=transient) from error
+                inputs = frame_of(_fill(vectors, self.filled(rows)), self.nullable_inputs)
+        except Exception as error:
+            raise self._failed(error, rows) from error
+        return self.call_with(inputs, rows, complete=complete)
 
-    def numbers(self, inputs: np.ndarray, rows: int) -> list[list[float]] | None:
-        """Return the outputs of `predict` as columns, (n_outputs, n_rows).
-
-        None if the model raises, or returns other things than finite numbers: `predict` finds out more.
+    def call_with(self, inputs: Any, rows: int, *, complete: bool) -> list[Any]:
+        """Return what each function returns for an array or frame of rows, of which `rows` count.
 
         Args:
-            inputs: finite numbers (`filled` n_rows, n_inputs), as of `call`.
-            rows: n_rows.
+            inputs: as `call` makes them from vectors.
+            rows: the number of vectors.
+            complete: whether no value is unknown.
+
+        Raises:
+            PredictionFailed: the model raised, which is the cause.
         """
         try:
-            returned = self._returned(inputs, complete=True)
-        except (Exception, SystemExit):  # a model may raise anything
-            return None
-        return self.outputs.numbers(returned, rows, len(inputs))
+            if self.unchecked is not None and complete:
+                return self.unchecked(inputs)
+            return [function(inputs) for function in self.functions]
+        except (Exception, SystemExit) as error:  # a model may raise anything
+            raise self._failed(error, rows) from error
 
-    def _returned(self, inputs: Any, *, complete: bool) -> list[Any]:
-        if self.unchecked is not None and complete:
-            return self.unchecked(inputs)
-        return [function(inputs) for function in self.functions]
+    def _failed(self, error: BaseException, rows: int) -> PredictionFailed:
+        problem = f"{type(error).__name__} on {rows} rows"
+        return PredictionFailed(str(self.version), problem, transient=isinstance(error, MemoryError))
 
 
 def load_model(files: ModelFiles, as_array: bool = False, outputs: Outputs | None = None) -> Model:

@@ -91,14 +91,14 @@ class Outputs(msgspec.Struct, frozen=True, dict=True):
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     @functools.cached_property
-    def only_numbers(self) -> bool:
-        """Return whether `numbers` may return them: all are doubles, and none was chosen among others."""
+    def _only_numbers(self) -> bool:
+        """Return whether all are doubles, and none was chosen among others."""
         return self.chosen is None and all(column.type == "double" for column in self.columns)
 
     def numbers(self, returned: Sequence[Any], rows: int, filled: int) -> list[list[float]] | None:
         """Return the values of `table` as columns; None unless they are one array of finite floating-point numbers."""
         values = returned[0]
-        if len(returned) > 1 or type(values) is not np.ndarray or values.dtype.kind != "f" or not self.only_numbers:
+        if len(returned) > 1 or type(values) is not np.ndarray or values.dtype.kind != "f" or not self._only_numbers:
             return None
         columns = values.reshape(1, -1) if values.ndim == 1 else values.T
         if columns.shape != (len(self.columns), filled):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class OnlineVectors(msgspec.Struct, frozen=True, dict=True):
     """Features of n entity rows in the online store, in the request's order."""
 
-    made: pa.Table | Callable[[], pa.Table]
-    """`vectors`, or what makes them: most requests do not need them."""
+    table: pa.Table | Callable[[], pa.Table]
+    """`vectors`, or a function that makes them, because most requests do not need them."""
     reasons: pa.Array
     """string (n_rows,): `not_found`, `stale` or `null_feature`; null if the vector is complete."""
     oldest_s: float | None = None
@@ -45,7 +45,7 @@ class OnlineVectors(msgspec.Struct, frozen=True, dict=True):
 
         null means unknown or past its time to live.
         """
-        return self.made() if callable(self.made) else self.made
+        return self.table() if callable(self.table) else self.table
 
 
 class Lookup(msgspec.Struct, frozen=True):

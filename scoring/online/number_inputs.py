@@ -21,7 +21,7 @@ CONVERTED = {
     pa.int32(): {pa.int32(), pa.int64(), pa.float64()},
     pa.int64(): {pa.int64(), pa.float64()},
 }
-"""Type of a feature → the types of inputs that hold its values, or those of integers that are checked."""
+"""Type of a feature → the types of inputs to which its values, if they are below 2**53, are converted exactly."""
 
 
 class NumberInputs:
@@ -48,7 +48,7 @@ class NumberInputs:
         if filled < self._count:
             return None
         known = columns[:, :rows]
-        # False for NaN, too. A double holds smaller integers exactly.
+        # False for NaN, too. A double holds the integers between these limits exactly.
         if not (known.min() > -MAX_EXACT_INTEGER and known.max() < MAX_EXACT_INTEGER):
             return None
         columns[:, rows:] = columns[:, rows - 1 : rows]
@@ -65,7 +65,5 @@ def number_inputs(features: ModelFeatures, model: Model) -> NumberInputs | None:
     filled = {each.input for each in features.features if not each.on_demand}
     converted = all(types[each.input] in CONVERTED.get(each.dtype, ()) for each in features.features)
     if not model.as_array or dtype is None or filled != types.keys() or not converted:
-        return None
-    if len(model.functions) != 1 or not model.outputs.only_numbers:  # `Model.numbers` would return None
         return None
     return NumberInputs(features, dtype, model.filled)

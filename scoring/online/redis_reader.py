@@ -6,7 +6,7 @@ long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +33,9 @@ from scoring.online.reading import (
     joined,
     merged,
 )
+from scoring.online.redis_commands import MANY_NUMBERS, NUMBERS, HmgetCommand, NumberedCommand
 from scoring.online.redis_connections import Connections
-from scoring.online.redis_replies import NotRedis, Replies, check_replies
+from scoring.online.redis_replies import NotRedis, Replies, columns_of
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 KEYS_PER_PIECE = 400
 # Maximum number of pieces sent before the first reply is read, because Redis buffers unread replies.
 PIECES_AT_ONCE = 5
-# The layout of a numeric join key. From this number on, packing commands as rows of an array is faster.
-NUMBERS = {"int32": "<i4", "int64": "<i8"}
-MANY_NUMBERS = 16
 # Maximum size of commands that are sent without blocking: a socket accepts so many bytes at once.
 MAX_SENT_BYTES = 16_384
 
@@ -70,7 +68,7 @@ class _Hashes:
         names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
         dtype = NUMBERS.get(keys[0][1].dtype) if len(keys) == 1 else None
-        self._numbers = None if dtype is None else _NumberedCommand(self._by_keys, keys[0][1].name, dtype)
+        self._numbers = None if dtype is None else NumberedCommand(self._by_keys, keys[0][1].name, dtype)
 
     def commands(self, entities: EntityRows) -> bytes:
         """Return one command per entity, in order; there is at least one entity."""
@@ -87,12 +85,10 @@ class _Hashes:
         """Decode the replies for some hashes.
 
         Raises:
-            redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `check_replies`.
+            redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `columns_of`.
             UnusableFeature, google.protobuf.message.DecodeError: a value does not have its feature's declared type.
         """
-        fields = _transposed(replies)
-        if len(fields) != self.command.width:
-            check_replies(replies, self.command.width)
+        fields = columns_of(replies, self.command.width)
         timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
         try:
             event_s = {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)}
@@ -111,32 +107,6 @@ class _Hashes:
             if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
                 raise
             raise NotRedis from None
-
-
-def _transposed(replies: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Return the columns of rows of equal length; no columns if they are anything else."""
-    if set(map(type, replies)) != {list}:
-        return []
-    try:
-        return list(zip(*replies, strict=True))
-    except ValueError:
-        return []
-
-
-class _NumberedCommand:
-    """Packs commands that differ only in a number of a fixed size."""
-
-    def __init__(self, pack: Callable[[EntityRows], bytes], name: str, dtype: str) -> None:
-        self.name, self._dtype = name, np.dtype(dtype)
-        zero, ones = (np.frombuffer(pack({name: [number]}), np.uint8) for number in (0, -1))
-        self._command, self._place = zero, int(np.argmax(zero != ones))
-
-    def packed(self, numbers: Sequence[int]) -> bytes:
-        commands = np.empty((len(numbers), len(self._command)), np.uint8)
-        commands[:] = self._command
-        size = self._dtype.itemsize
-        commands[:, self._place : self._place + size] = np.array(numbers, self._dtype).view(np.uint8).reshape(-1, size)
-        return commands.tobytes()
 
 
 _Piece = tuple[_Hashes, EntityRows, int]
@@ -265,28 +235,6 @@ class SentCommands:
         """Close the connection, whose replies may still arrive."""
         self._connection.disconnect()
         self._connections.give_back(self._connection)
-
-
-class HmgetCommand:
-    """Packs HMGET commands for the same fields of many hashes as bytes of the Redis protocol."""
-
-    def __init__(self, fields: Sequence[bytes]) -> None:
-        """Pack the fields, which are the same in each command."""
-        self.width = len(fields)
-        self._head = b"*%d\r\n%b" % (2 + len(fields), _argument(b"HMGET"))
-        self._tail = b"".join(map(_argument, fields))
-
-    def packed(self, keys: Sequence[bytes]) -> bytes:
-        """Return one command per key, in order; there is at least one key."""
-        length = len(keys[0])
-        if set(map(len, keys)) == {length}:  # as with numeric join keys
-            head, tail = b"%b$%d\r\n" % (self._head, length), b"\r\n" + self._tail
-            return head + (tail + head).join(keys) + tail
-        return self._head + (self._tail + self._head).join(map(_argument, keys)) + self._tail
-
-
-def _argument(value: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def redis_reader(store: "FeatureStore", views: Sequence[ViewColumns]) -> RedisReader | None:

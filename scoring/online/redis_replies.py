@@ -1,5 +1,6 @@
 """Replies to HMGET from a connection of redis-py."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -59,8 +60,8 @@ class Replies:
         return list(itertools.islice(iter(self._parser._reader.gets, NOT_ENOUGH_DATA), count))
 
 
-def check_replies(replies: Sequence[Any], width: int) -> None:
-    """Raise unless each reply is a hash's fields.
+def columns_of(replies: Sequence[Any], width: int) -> list[tuple[Any, ...]]:
+    """Return the n values of each of `width` fields from n replies, each with the fields of a hash.
 
     Raises:
         redis.ConnectionError: a reply is a connection error (Redis is loading its data, or has too many clients).
@@ -68,8 +69,11 @@ def check_replies(replies: Sequence[Any], width: int) -> None:
         UnusableFeature: the value at an entity's key is not a hash.
         redis.RedisError: a reply is another error.
     """
-    if set(map(type, replies)) == {list} and set(map(len, replies)) == {width}:
-        return
+    if set(map(type, replies)) == {list}:
+        with contextlib.suppress(ValueError):  # of different lengths
+            columns = list(zip(*replies, strict=True))
+            if len(columns) == width:
+                return columns
     errors = [reply for reply in replies if isinstance(reply, RedisError)]
     for error in errors:
         if isinstance(error, RedisConnectionError):

@@ -39,7 +39,8 @@ from scoring.online.empty_views import EmptyViews
 from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import Lookup, read_online_vectors, read_rows
 from scoring.online.reading import Numbers, StoreReader
-from scoring.online.redis_reader import KEYS_PER_PIECE, MANY_NUMBERS, HmgetCommand, RedisReader
+from scoring.online.redis_commands import MANY_NUMBERS, HmgetCommand
+from scoring.online.redis_reader import KEYS_PER_PIECE, RedisReader
 from tests.support.feature_repository import SQLITE, open_repository, write_definitions
 from tests.support.servers import HOST, RedisServer
 

@@ -15,7 +15,7 @@ from scoring.models.model import Model
 from scoring.models.outputs import OutputColumn, Outputs, usable
 from scoring.models.registry import ModelVersion
 from scoring.online.number_inputs import CONVERTED, NumberInputs, number_inputs
-from scoring.online.reading import Numbers, StoreRead
+from scoring.online.reading import Numbers, StoreRead, joined
 
 EVENT_S = {"view": np.ones(2)}
 PAIRS = [(source, target) for source, targets in CONVERTED.items() for target in targets]
@@ -27,13 +27,10 @@ VALUES: dict[pa.DataType, st.SearchStrategy[Any]] = {
 }
 
 
-def model_of(features: ModelFeatures, returned: Any = None, outputs: Outputs | None = None) -> Model:
-    """Return a model that keeps what it is called with, and returns `returned` or that."""
-    outputs = outputs or Outputs((OutputColumn("predict", "double"),))
-    version = ModelVersion("m", 1)
-    return Model(
-        version, features.signature, outputs, (lambda array: array if returned is None else returned,), as_array=True
-    )
+def model_of(features: ModelFeatures) -> Model:
+    """Return a model that returns what it is called with."""
+    outputs = Outputs((OutputColumn("predict", "double"),))
+    return Model(ModelVersion("m", 1), features.signature, outputs, (lambda array: array,), as_array=True)
 
 
 def features_of(pairs: Sequence[tuple[pa.DataType, pa.DataType]]) -> ModelFeatures:
@@ -107,19 +104,6 @@ def test_other_conversions_are_left_to_the_general_way(source, target):
     assert number_inputs(features, model_of(features)) is None
 
 
-@pytest.mark.parametrize(
-    "outputs",
-    [
-        Outputs((OutputColumn("label", "string"),)),
-        Outputs((OutputColumn("predict", "double"), OutputColumn("count", "int64"))),
-        Outputs((OutputColumn("1", "double"),), chosen=1),
-    ],
-)
-def test_a_model_with_other_outputs_is_not_called_twice(outputs):
-    features = features_of([(pa.float64(), pa.float64())])
-    assert number_inputs(features, model_of(features, outputs=outputs)) is None
-
-
 def test_a_request_input_is_left_to_the_general_way():
     features = features_of([(pa.float64(), pa.float64())])
     with_request = ModelFeatures(
@@ -133,34 +117,49 @@ def test_a_request_input_is_left_to_the_general_way():
     assert number_inputs(with_request, model_of(with_request)) is None
 
 
+@given(
+    gaps=st.lists(
+        st.lists(st.sampled_from(["view:feature0", "view:feature1", "view:feature2"])), min_size=1, max_size=4
+    ),
+    data=st.data(),
+)
+def test_parts_are_joined_whichever_features_they_know(gaps, data):
+    features = features_of([(pa.float64(), pa.float64()), (pa.float64(), pa.float64()), (pa.int64(), pa.float64())])
+    names, parts = [each.column for each in features.features], []
+    for gap in gaps:
+        rows = data.draw(st.integers(1, 3))
+        columns = {name: data.draw(st.lists(st.integers(-9, 9), min_size=rows, max_size=rows)) for name in names}
+        numbers = tuple(each for each in numbers_of(features, columns) if not set(gap) & set(each.names))
+        known = {name for each in numbers for name in each.names}
+        types = {each.column: each.dtype for each in features.features}
+        others = {name: pa.array(columns[name], types[name]) for name in names if name not in known}
+        parts.append(StoreRead({"view": np.ones(rows)}, others, numbers))
+    whole = joined(parts)
+    assert whole.columns == {name: pa.concat_arrays([part.columns[name] for part in parts]) for name in names}
+    assert whole.rows == sum(part.rows for part in parts)
+    array = made(features).array(whole)
+    assert (array is None) == any(gaps)
+    if array is not None:
+        [expected] = model_of(features).call(features.vectors(whole.columns, {}))
+        assert array.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("columns", [1, 3])
 @given(values=st.lists(st.floats(width=32), min_size=48, max_size=48), rows=st.integers(1, 16), chosen=st.booleans())
 def test_the_outputs_are_those_of_the_table(columns, values, rows, chosen):
-    features = features_of([(pa.float64(), pa.float64())])
     returned = np.array(values, np.float32).reshape(16, 3)[:, :columns]
     only = columns > 1 and chosen
     names = [OutputColumn(f"{place}", "double") for place in range(1 if only else columns)]
     outputs = Outputs(tuple(names), chosen=1 if only else None)
-    model = model_of(features, returned[:, 0] if columns == 1 else returned, outputs)
-    inputs = np.ones((16, 1))
-    found = model.numbers(inputs, rows)
-    table = outputs.table("m/1", [function(inputs) for function in model.functions], rows, 16)
+    of_function = [returned[:, 0] if columns == 1 else returned]
+    found = outputs.numbers(of_function, rows, 16)
+    table = outputs.table("m/1", of_function, rows, 16)
     if found is None:
         assert only or not usable(table).all()
     else:
-        assert found == [column.to_pylist() for column in table.columns]
+        assert repr(found) == repr([column.to_pylist() for column in table.columns]), "-0.0, too"
 
 
 @pytest.mark.parametrize("returned", [np.arange(16), np.ones(3), np.ones((16, 2)), [1.0] * 16, np.array(["a"] * 16)])
-def test_other_outputs_are_left_to_the_general_way(returned):
-    model = model_of(features_of([(pa.float64(), pa.float64())]), returned)
-    assert model.numbers(np.ones((16, 1)), 3) is None
-
-
-def test_a_model_that_raises_is_left_to_the_general_way():
-    def fails(_array: Any) -> Any:
-        raise ZeroDivisionError
-
-    features = features_of([(pa.float64(), pa.float64())])
-    model = Model(ModelVersion("m", 1), features.signature, Outputs((OutputColumn("predict", "double"),)), (fails,))
-    assert model.numbers(np.ones((16, 1)), 3) is None
+def test_other_outputs_are_left_to_the_table(returned):
+    assert Outputs((OutputColumn("predict", "double"),)).numbers([returned], 3, 16) is None
