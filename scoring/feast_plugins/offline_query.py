@@ -309,7 +309,7 @@ class AsofRetrievalJob(QueryRetrievalJob):
             return schema, "event_timestamp" if "event_timestamp" in timestamps else timestamps[0]
         rows = pa.Table.from_pandas(self._entity_df, preserve_index=False)
         event = infer_event_timestamp_from_entity_df(dict(self._entity_df.dtypes))
-        connection.register("entities", rows.append_column(ROW, pa.array(range(rows.num_rows), pa.int64())))
+        connection.register("entities", rows.append_column(ROW, pa.arange(0, rows.num_rows)))
         return rows.schema, event
 
 

@@ -162,7 +162,7 @@ def measure_log(files: Sequence[LogFile], features: ModelFeatures, source: str) 
     sampled, measured = [], 0
     for rows in read_log(files, features):
         step = max(1, -(-total // sampled_rows(rows.num_columns)))
-        sampled.append(rows.take(pa.array(range(0, rows.num_rows, step), pa.int64())))
+        sampled.append(rows.take(pa.arange(0, rows.num_rows, step)))
         measured += rows.num_rows
     return describe_all(pa.concat_tables(_with_one_type(sampled), promote_options="default"), source, measured)
 

@@ -94,7 +94,7 @@ def _pieces(
             with ParquetFiles([file]) as opened:
                 for piece in opened.between(0, opened.rows, list(columns.values())):
                     named = piece.select(list(columns.values())).rename_columns(list(columns))
-                    place = pa.array(range(rows, rows := rows + piece.num_rows), pa.int64())
+                    place = pa.arange(rows, rows := rows + piece.num_rows)
                     if piece.num_rows:
                         yield named.append_column("place", place)
         except (OSError, LookupError, ValueError) as error:

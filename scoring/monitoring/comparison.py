@@ -218,7 +218,7 @@ def sampled_table(table: ParquetFiles, names: Sequence[str]) -> pa.Table:
     length = min(table.rows, most) // ranges
     starts = np.linspace(0, table.rows - length, ranges, dtype=int).tolist()
     pieces = [
-        piece.take(pa.array(range(piece.num_rows)))  # a slice would keep its whole row group in memory
+        piece.take(pa.arange(0, piece.num_rows))  # a slice would keep its whole row group in memory
         for start in starts
         for piece in table.between(start, start + length, names)
     ]
