@@ -1,5 +1,6 @@
 """Loads a model version and predicts with it."""
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scoring.models.flavors.flavor import PredictFunction, PredictFunctions
+
+
+# Of two threads that parse source at a time, Python 3.11 may stop one with a SystemError (python/cpython#106905), which
+# would be a reason to refuse the version. numpy parses the header of each array in a file.
+_one_at_a_time = threading.Lock()
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -117,7 +123,8 @@ def load_model(files: ModelFiles, as_array: bool = False, outputs: Outputs | Non
     flavor = flavor_of(files)
     flavor.check(files)
     try:
-        loaded = flavor.load(files, as_array=as_array)
+        with _one_at_a_time:
+            loaded = flavor.load(files, as_array=as_array)
     except ModelRefused:
         raise
     except Exception as error:  # truncated and crafted files may raise anything

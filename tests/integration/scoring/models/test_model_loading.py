@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import tempfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,34 @@ class Dangerous:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.mark,))
+
+
+LOADS: list[str] = []
+
+
+def load_slowly() -> ElasticNet:
+    LOADS.append("begins")
+    time.sleep(0.2)
+    LOADS.append("ends")
+    return ElasticNet().fit(FRAME, TARGET)
+
+
+class LoadsSlowly:
+    """Unpickling it takes a while, and is recorded."""
+
+    def __reduce__(self) -> Any:
+        return load_slowly, ()
+
+
+def test_one_model_is_loaded_at_a_time(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), serialization_format="pickle")
+    (folder / "model.pkl").write_bytes(pickle.dumps(LoadsSlowly()))
+
+    with ThreadPoolExecutor(2) as pool:
+        loads = [pool.submit(load, folder, model_formats=("pickle",)) for _ in range(2)]
+        assert [each.result().signature.names for each in loads] == [("b", "a")] * 2
+
+    assert LOADS == ["begins", "ends"] * 2
 
 
 def test_a_pickle_that_calls_itself_skops_is_not_executed(tmp_path: Path) -> None:
