@@ -124,3 +124,32 @@ def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones
         "2",
         "[[1.0, 0.0], [0.0, 1.0]]",
     ]
+
+
+def test_skops_lists_the_functions_that_it_trusts_without_a_search_through_all_modules() -> None:
+    listed = "import skops.io._trusted_types as t; print(t.SCIPY_UFUNC_TYPE_NAMES, t.NUMPY_UFUNC_TYPE_NAMES)"
+    watched = (
+        "import sys, types\n"
+        "searched_for = []\n"
+        "class Module(types.ModuleType):\n"
+        "    def __getattr__(self, name):\n"
+        "        searched_for.append(name)\n"
+        "        raise AttributeError(name)\n"
+        "sys.modules['another'] = Module('another')\n"
+        "from scoring.imports import import_for_serving\n"
+        "import_for_serving()\n"
+        "print(sorted({'airy', 'sqrt'} & {*searched_for}))\n"
+    )
+    alone, ours = (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for program in (listed, watched + listed)
+    )
+    assert "scipy.special._special_ufuncs.airy" in alone
+    assert ours == f"[]\n{alone}"
