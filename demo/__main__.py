@@ -33,6 +33,7 @@ from demo.running import Ports, announced
 from scoring.errors import ServingError
 from scoring.settings import Settings
 
+WORKSPACE = ("-w", str(ROOT / "workspace.yaml"))
 START_S = 90.0
 RUN_S = 180.0
 POLL_S = 2.0
@@ -56,7 +57,7 @@ def main() -> int:
         show.title()
         events = _demonstrate(settings, dagit_port, processes)
         if not once:
-            _start_mlflow(settings, mlflow_port, processes)
+            _start_background(settings, mlflow_port, processes)
             with announced(Ports(dagit=dagit_port, api=settings.port)):
                 show.addresses(Dagit(dagit_port).url, Api(settings.port).url, f"http://127.0.0.1:{mlflow_port}")
                 _stay_up(processes, events)
@@ -95,10 +96,9 @@ def _port(environment: dict[str, str], variable: str, default: int) -> int:
 
 def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> Events:
     # The webserver loads while the model trains.
-    workspace = ["-w", str(ROOT / "workspace.yaml")]
     processes.start(
         "dagit",
-        [sys.executable, "-m", "dagster_webserver", *workspace, "-h", "127.0.0.1", "-p", str(dagit_port)],
+        [sys.executable, "-m", "dagster_webserver", *WORKSPACE, "-h", "127.0.0.1", "-p", str(dagit_port)],
     )
     prepare(settings)
     processes.start("api", [sys.executable, "-m", "api"])
@@ -108,8 +108,6 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> E
     run_id = dagit.launch(REQUEST)
     _show_run(dagit, run_id, processes)
     events = Events(settings.mlflow_tracking_uri, api, Dagit(dagit_port, POLL_TIMEOUT_S))
-    # Start the daemon only now, so that the sensors see that the version is already in use and launch no run.
-    processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
     show.batch_output()
 
     _wait("the API", api.ready, processes, START_S)
@@ -120,8 +118,12 @@ def _demonstrate(settings: Settings, dagit_port: int, processes: Processes) -> E
     return events
 
 
-def _start_mlflow(settings: Settings, port: int, processes: Processes) -> None:
-    """Start the MLflow UI. It loads last, because nothing in the demo waits for it."""
+def _start_background(settings: Settings, port: int, processes: Processes) -> None:
+    """Start Dagster's daemon and the MLflow UI. They load last, because nothing that is shown before waits for them.
+
+    The sensors of the daemon see then that the version is already in use, and launch no run.
+    """
+    processes.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *WORKSPACE])
     server = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     processes.start(
         "mlflow", [sys.executable, "-m", "mlflow", *server, "--backend-store-uri", settings.mlflow_tracking_uri]

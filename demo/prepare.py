@@ -5,6 +5,7 @@ from demo.data import DRIVERS, extend_driver_stats, this_hour, write_batch_reque
 from demo.environment import FEATURE_DATA, REQUEST, REQUESTS
 from demo.training import champion_version, train_and_promote
 from scoring.features.feature_store import apply_definitions, open_feature_store
+from scoring.imports import import_feast, import_model_libraries
 from scoring.settings import Settings
 
 DRIVER_STATS = FEATURE_DATA / "driver_stats.parquet"
@@ -18,6 +19,8 @@ def prepare(settings: Settings) -> None:
         CannotStart: MLflow failed.
     """
     show.busy("Importing Feast and MLflow")
+    import_model_libraries()
+    import_feast()
     hour = this_hour()
     added = extend_driver_stats(DRIVER_STATS, hour)
     store = open_feature_store(settings)
