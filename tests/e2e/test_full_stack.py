@@ -8,8 +8,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ import pandas as pd
 import pytest
 from pyarrow.fs import FileSelector
 
-from tests.support import compose, full_stack, places
+from tests.support import compose, full_stack, places, warm
 from tests.support.dagster_servers import runs, wait_until
 from tests.support.load import Load
 from tests.support.servers import environment_for_servers, nginx_program
@@ -101,10 +99,8 @@ def register_webhook_as_documented(team: Team) -> None:
     ((script),) = re.findall(r"code-location python - <<'PYTHON'\n(.+?)\nPYTHON\n", GUIDE, re.DOTALL)
     given = {"SECRET": VARIABLES["SERVING_WEBHOOK_SECRET"], "MLFLOW_TRACKING_URI": team.stack.address("mlflow")}
     # In a separate process, because an earlier test may have set another MLflow server in this one.
-    done = subprocess.run(
-        [sys.executable, "-"], input=team.stack.places.moved("code-location", script),
-        env=environment_for_servers() | given, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    script = team.stack.places.moved("code-location", script)
+    done = warm.run(["-c", script], environment_for_servers() | given, team.stack.places.folder)
     assert done.returncode == 0, done.stderr
 
 

@@ -26,10 +26,12 @@ from tests.support.api_server import ApiServer
 from tests.support.servers import MlflowServer, RedisServer, wait_until
 from tests.support.worlds import DRIVER_INPUTS, World, build_driver_world, register_driver_model
 
-POLL_S = 2.0
+# Maximum duration of a swap to a version that served before, which needs no trial. One of twenty may take longer on a
+# busy machine.
+SWAP_S = 4
 SECRET = "a secret of more than 16 characters"
 SETTINGS = {
-    "SERVING_POLL_INTERVAL_S": str(POLL_S),
+    "SERVING_POLL_INTERVAL_S": "0.5",
     "SERVING_DEADLINE_S": "5",
     "SERVING_DRAIN_S": "0",
     "SERVING_WEBHOOK_SECRET": SECRET,
@@ -141,9 +143,8 @@ def test_twenty_swaps_under_load_fail_no_request_and_each_response_is_from_one_v
         assert scores_of(body) == expected[version]
         seen.add(version)
     assert seen == set(versions)
-    # A rollback to a version that served before needs no trial. One of twenty may be slow on a busy machine.
-    assert sorted(took_s)[-2] < 2 * POLL_S
-    assert max(took_s) < 2 * POLL_S + 3
+    assert sorted(took_s)[-2] < SWAP_S
+    assert max(took_s) < SWAP_S + 3
     metrics = api.get("/metrics").text
     assert f'version="{served_version(api)}"' in metrics
 
@@ -282,9 +283,9 @@ def test_during_an_outage_of_the_registry_the_version_keeps_serving_and_the_poll
     before = served_version(api)
     with Load(api, clients=1) as load:
         with registry.stopped():
-            wait_until(lambda: silent_s() > 3 * POLL_S, "its age grows")
+            wait_until(lambda: silent_s() > 3, "its age grows")
             assert api.get("/ready").json()["registry"]["problem"]
-        wait_until(lambda: silent_s() < 2 * POLL_S, "it is asked again")
+        wait_until(lambda: silent_s() < 2, "it is asked again")
     assert not load.failed
     assert served_version(api) == before
 

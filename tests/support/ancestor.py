@@ -182,6 +182,7 @@ def become(request: Mapping[str, Any]) -> int:
     os.environ.update(request["environment"])
     tempfile.tempdir = None
     kind, program, *arguments = request["arguments"]
+    Path("/proc/self/comm").write_text(program[:15])  # the name in `ps` and `top`
     sys.argv = [kind, *arguments]
     sys.path.insert(0, request["cwd"])
     warnings.filterwarnings("ignore", module="runpy")  # the module may be imported already
