@@ -34,6 +34,7 @@ def demo_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
         "SERVING_ARTIFACTS": str(ARTIFACTS),
         "SERVING_PREDICTION_LOG": str(STATE / "prediction_log"),
         "SERVING_PREDICTION_LOG_SECONDS": "1",
+        "SERVING_DRAIN_S": "0",  # no load balancer has to notice that the API stops
         "SERVING_POLL_INTERVAL_S": environment.get("SERVING_POLL_INTERVAL_S", "2"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{STATE / 'mlflow.db'}",
         "DAGSTER_HOME": str(DAGSTER_HOME),
