@@ -102,19 +102,19 @@ class MlflowRegistry:
 
     def resolve(self, name: str, alias: str) -> ModelVersion:
         """See `Registry.resolve`."""
-        found = self._find(lambda client: client.get_model_version_by_alias(name, alias))
+        found = self._find(lambda client: self._read(client.get_model_version_by_alias(name, alias)))
         if found is None:
             self._registered(name)
             raise AliasNotSet(name, alias)
-        return self._read(found)
+        return found
 
     def version(self, name: str, version: int) -> ModelVersion:
         """See `Registry.version`."""
-        found = self._find(lambda client: client.get_model_version(name, str(version)))
+        found = self._find(lambda client: self._read(client.get_model_version(name, str(version))))
         if found is None:
             self._registered(name)
             raise VersionNotFound(name, version)
-        return self._read(found)
+        return found
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return all versions of a model, the newest first.
@@ -123,9 +123,9 @@ class MlflowRegistry:
             RegistryError: the registry can't be reached, or has no such model.
         """
         self._registered(name)
-        quoted = name.replace("'", "''")
-        found = self._find(lambda client: client.search_model_versions(f"name='{quoted}'"))  # up to 10,000
-        return sorted(map(self._read, found or ()), key=lambda each: -each.version)
+        query = "name='{}'".format(name.replace("'", "''"))
+        found = self._find(lambda client: [*map(self._read, client.search_model_versions(query))])  # up to 10,000
+        return sorted(found or (), key=lambda each: -each.version)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return alias → the version that it names. Raises like `versions`."""
@@ -248,14 +248,19 @@ class MlflowRegistry:
             RegistryUnreachable: the server at `uri`, by default the registry's, returns no usable response.
         """
         client = self._client()
+        from google.protobuf.json_format import ParseError
         from mlflow.exceptions import MlflowException
 
         try:
             return request(client)
+        except RegistryUnreachable:
+            raise
         except MlflowException as error:
             if error.error_code in MISSING:
                 return None
             raise RegistryUnreachable(uri or self._registry_uri, error) from error
+        except (TypeError, ValueError, ParseError) as error:
+            raise RegistryUnreachable(uri or self._registry_uri, "not in MLflow's format") from error
 
     def _client(self) -> "MlflowClient":
         if self._opened is None:

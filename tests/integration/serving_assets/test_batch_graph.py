@@ -308,6 +308,12 @@ def test_the_bad_requests_of_a_run_are_named_with_their_reasons_and_the_others_a
     refused = event.step_failure_data.user_failure_data.metadata["refused"].value
     assert [line.split(" | ")[0] for line in refused.splitlines()[2:]] == ["| day2", "| day4", "| day6", "| day7"]
     assert refused_in_run(drivers.instance, result.run_id) == {"day2", "day4", "day6", "day7"}
+    observed = [
+        event.event_specific_data.asset_observation for event in result.all_events if event.is_asset_observation
+    ]
+    reasons = {each.partition: each.description for each in observed if each.partition in {"day2", "day4"}}
+    assert "day2.csv, column 'event_timestamp': this column is missing" in reasons["day2"]
+    assert "day4.csv, column 'event_timestamp', row 1: 'soon'" in reasons["day4"]
     assert all(drivers.file("batch_input.parquet", key).exists() for key in ("day1", "day3", "day5", "day8"))
     (stale,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "stale_features"]
     assert "day5 | passed | past their time to live" in stale.metadata["found"].value

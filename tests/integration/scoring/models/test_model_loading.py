@@ -252,6 +252,8 @@ def test_a_model_without_a_signature_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, ElasticNet().fit(FRAME, TARGET), signature=None)
     edit(folder, lambda description: description.pop("signature", None))
     assert "without a signature. Log it with signature=mlflow.models.infer_signature(" in refusal(folder)
+    edit(folder, lambda description: description.update(signature={"inputs": "[]"}))
+    assert "without a signature." in refusal(folder)
 
 
 def test_the_refusal_has_the_lines_that_add_a_signature_from_the_input_example(tmp_path: Path) -> None:

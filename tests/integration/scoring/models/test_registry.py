@@ -1,7 +1,11 @@
 """An alias is resolved to an exact version, and failures of the registry are explained."""
 
+import base64
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -70,6 +74,90 @@ def test_a_server_that_is_down_is_told_within_ten_seconds() -> None:
         MlflowRegistry(uri, uri).resolve("model", "champion")
     assert time.monotonic() - start < 10
     assert "secret" not in str(caught.value)
+
+
+class ForeignServer(ThreadingHTTPServer):
+    """A server at the registry's address that is not MLflow, or a proxy in front of it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.status, self.body = 200, b""
+        self.credentials: list[str | None] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: ForeignServer
+
+    def do_GET(self) -> None:
+        self.server.credentials.append(self.headers["Authorization"])
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def foreign() -> Iterator[ForeignServer]:
+    with ForeignServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"{}"),
+        (200, b"[1]"),
+        (200, b'{"model_version": [1]}'),
+        (200, b'{"model_version": {"name": "model", "version": "latest"}}'),
+        (401, b""),
+        (404, b"<html>"),
+        (502, b"\xff"),
+    ],
+)
+def test_a_server_that_is_not_mlflow_is_unreachable(foreign: ForeignServer, status: int, body: bytes) -> None:
+    foreign.status, foreign.body = status, body
+    uri = f"http://{foreign.address}"
+    for ask in (lambda registry: registry.resolve("model", "champion"), lambda registry: registry.version("model", 1)):
+        with pytest.raises(RegistryUnreachable, match="check MLFLOW_TRACKING_URI and that the server is up") as caught:
+            ask(MlflowRegistry(uri, uri))
+        assert "\n" not in str(caught.value)
+
+
+BASIC = "Basic " + base64.b64encode(b"ann:p@w").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "variables", "sent"),
+    [
+        ("", {}, None),
+        ("", {"TOKEN": "secret"}, "Bearer secret"),
+        ("", {"USERNAME": "ann", "PASSWORD": "p@w", "TOKEN": "secret"}, BASIC),
+        ("ann:p%40w@", {}, BASIC),
+    ],
+)
+def test_credentials_are_sent_to_the_registry_and_not_quoted(
+    foreign: ForeignServer, monkeypatch: pytest.MonkeyPatch, user: str, variables: dict[str, str], sent: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    uri = f"http://{user}{foreign.address}"
+    with pytest.raises(RegistryUnreachable) as caught:
+        MlflowRegistry(uri, uri).resolve("model", "champion")
+    assert set(foreign.credentials) == {sent}
+    assert not [each for each in ("secret", "p@w", "p%40w") if each in str(caught.value)]
 
 
 def test_a_database_that_cannot_be_opened_is_told(tmp_path: Path) -> None:

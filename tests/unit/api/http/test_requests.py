@@ -70,7 +70,8 @@ def test_each_body_of_the_corpus_gets_its_documented_status(client: TestClient[A
 @pytest.mark.parametrize(
     ("header", "value", "problem"),
     [
-        *(("Content-Type", each, "not-json") for each in ("", "text/plain", "application/x-www-form-urlencoded")),
+        *(("Content-Type", each, "not-json") for each in ("", "text/plain", "application/xml", "multipart/form-data")),
+        ("Content-Type", "application/x-www-form-urlencoded", "not-json"),
         ("Content-Type", "application/json; charset=utf-8", None),
         *(("Content-Encoding", each, "body-encoded") for each in ("gzip", "GZIP", "br", "identity, gzip", "x-unknown")),
         ("Content-Encoding", "Identity", None),
@@ -92,6 +93,12 @@ def test_headers_that_are_accepted_and_headers_that_are_refused(
     status = {"bad-request": 400}.get(problem, 415)
     assert assert_problem(response, status)["type"].endswith(f":{problem}")
     assert response.headers.get("Accept-Encoding") == ("identity" if problem == "body-encoded" else None)
+
+
+def test_a_body_without_a_content_type_is_refused(client: TestClient[Any]) -> None:
+    response = client.post("/inference", content=b'{"request_id":"r","driver_ids":[1]}')
+    assert "Content-Type" not in response.request.headers
+    assert assert_problem(response, 415)["type"].endswith(":not-json")
 
 
 def test_a_body_beyond_the_limit_is_refused_with_or_without_a_content_length() -> None:
@@ -163,11 +170,12 @@ def test_entity_rows_have_several_keys_and_request_inputs() -> None:
         {"customer_id": "a", "merchant_id": 1, "amount": 2},
         {"customer_id": "b", "merchant_id": 2, "amount": None},
     ]
-    scorer = FakeScorer(link=link, function=lambda rows: [(a or 0.0, None) for a in rows["amount"]])
+    scorer = FakeScorer(link=link, function=lambda rows: [(a, None if a else "null_feature") for a in rows["amount"]])
     with api(scorer) as client:
         when_ready(client)
         answer = client.post("/inference", json={"request_id": "r", "entity_rows": rows})
         assert answer.json()["prediction"] == {"customer_id": "a", "merchant_id": 1}
+        assert answer.json()["excluded"] == [{"customer_id": "b", "merchant_id": 2, "reason": "null_feature"}]
         wrong: list[Any] = [
             [],
             [{}],

@@ -114,6 +114,11 @@ def test_a_version_is_scored_once_for_each_time_that_the_alias_moves_to_it(score
     assert scored(scored_by_version_1) == [["day1"]] * len(versions)
 
 
+def test_the_skip_message_names_a_missing_alias(scored_by_version_1):
+    scored_by_version_1.serving.registry.champion = None
+    assert "'ranker' has no alias 'champion'" in scored_by_version_1.tick("new_model_version")
+
+
 def test_an_unreachable_registry_fails_the_tick_and_the_later_version_still_runs_once(scored_by_version_1):
     daemon = scored_by_version_1
     daemon.serving.registry.up = False
