@@ -19,6 +19,11 @@ from tests.support.servers import HOST, Server, answers_http
 # The stop signal of the image, where docker-compose.yml sets none.
 STOP_SIGNALS = {"proxy": "SIGQUIT"}
 PROGRAMS_OF_OTHERS = {"wget", "curl"}
+MODULES_OF_PROGRAMS = {
+    "dagster": "dagster",
+    "dagster-daemon": "dagster._daemon",
+    "dagster-webserver": "dagster_webserver",
+}
 DOCKERS_GRACE = "10s"
 
 
@@ -31,9 +36,11 @@ class Service(Server):
     wanted: bool = dataclasses.field(default=False, init=False)
     status: int | None = dataclasses.field(default=None, init=False)
     """The exit status of the last `docker stop`."""
+    has_started: bool = dataclasses.field(default=False, init=False)
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock, init=False, repr=False)
 
     starts_within_s = 120.0
+    warm = True
 
     def __post_init__(self) -> None:
         self.definition: dict[str, Any] = self.places.services[service_of(self.process_name)]
@@ -51,6 +58,15 @@ class Service(Server):
     def command(self) -> list[str]:
         parts = [*self.definition.get("entrypoint", []), *self.definition.get("command", [])]
         return [self.places.moved(self.process_name, part) for part in parts or dockerfile.command(self.target)]
+
+    def arguments_of_python(self, command: list[str]) -> list[str]:
+        """See `Server`. The first start runs the command in a new interpreter, as a container does."""
+        program, *arguments = command
+        if not self.has_started:
+            return []
+        if program == "python" and arguments[0] == "-m":
+            return arguments
+        return ["-m", MODULES_OF_PROGRAMS[program], *arguments] if program in MODULES_OF_PROGRAMS else []
 
     @property
     def target(self) -> str:
@@ -109,6 +125,7 @@ class Service(Server):
         with self.lock:
             self.wanted = True
             super().start()
+            self.has_started = True
 
     def stop(self) -> None:
         """Stop it as docker does: the signal reaches the main process only, and when that ends, all others are killed.

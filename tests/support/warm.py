@@ -1,6 +1,6 @@
 """Runs Python in a fork of a process that has the libraries imported, which takes ten seconds of CPU time.
 
-The tests of the full stack, the demo and the command line start new interpreters instead.
+The demo, the command line and the first start of each service of the full stack run in new interpreters instead.
 """
 
 import atexit
