@@ -12,7 +12,6 @@ import pyarrow as pa
 from scoring.arrow.signature import NEUTRAL
 from scoring.errors import PredictionFailed
 from scoring.features.model_features import ModelFeatures
-from scoring.models.flavors.estimators import LinearFunction
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.monitoring.drift import Baseline
@@ -156,8 +155,7 @@ class OnlineScorer:
         self.baseline: Baseline | None = None
         # The function of an on-demand view gets all rows that are looked up together, and may compare them.
         self.mergeable = independent_rows and not any(feature.on_demand for feature in serving.features.features)
-        # Calculated in microseconds, whatever the values. Other models may be slow on some rows.
-        self._quick = self.mergeable and isinstance(serving.model.unchecked, LinearFunction)
+        self._quick = self.mergeable and serving.model.quick
         self.lately_scored: EntityRows | None = None
         """The last request with an entity that had all features. It provides golden rows for the next version."""
 

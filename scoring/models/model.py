@@ -44,6 +44,8 @@ class Model(msgspec.Struct, frozen=True):
     """The labels of a classifier; None for any other model."""
     rows_per_block: int = ROWS_PER_BLOCK
     """The functions are called with multiples of this number of rows."""
+    quick: bool = False
+    """Whether it predicts complete vectors of a few rows in microseconds, so that an event loop may call it."""
 
     def filled(self, rows: int) -> int:
         """Return the next multiple of `rows_per_block`."""
@@ -145,6 +147,7 @@ def load_model(files: ModelFiles, as_array: bool = False, outputs: Outputs | Non
         files.rules.nullable_inputs,
         loaded.classes,
         loaded.rows_per_block,
+        loaded.quick,
     )
 
 

@@ -52,6 +52,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """Returns the same as all functions for an array of finite numbers, without checking them; None without any."""
     rows_per_block: int = ROWS_PER_BLOCK
     """The functions are called with multiples of this number of rows."""
+    quick: bool = False
+    """Whether `unchecked` takes microseconds for a few rows, whatever the values, so that an event loop may call it."""
 
 
 class Flavor(Protocol):

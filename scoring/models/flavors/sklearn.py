@@ -6,7 +6,15 @@ import warnings
 from typing import Any
 
 from scoring.errors import ModelRefused, first_line
-from scoring.models.flavors.estimators import classes_of, fitted_on, forget_names, is_forest, prepare, unchecked
+from scoring.models.flavors.estimators import (
+    LinearFunction,
+    classes_of,
+    fitted_on,
+    forget_names,
+    is_forest,
+    prepare,
+    unchecked,
+)
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, LoadedModel, function_of, require
 from scoring.models.model_files import ModelFiles
 
@@ -56,12 +64,14 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:
         forget_names(estimator)
     # A model that was fitted on arrays would warn at each call.
     warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
+    faster = unchecked(estimator, files.functions) if as_array else None
     return LoadedModel(
         functions,
         classes_of(estimator),
         names,
-        unchecked(estimator, files.functions) if as_array else None,
-        1 if is_forest(estimator) else ROWS_PER_BLOCK,
+        faster,
+        rows_per_block=1 if is_forest(estimator) else ROWS_PER_BLOCK,
+        quick=isinstance(faster, LinearFunction),
     )
 
 
