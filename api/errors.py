@@ -24,8 +24,8 @@ ServingError (scoring.errors)
 └── Unavailable              the same request may succeed later
     ├── NoModel              no model version is loaded yet
     ├── NotReady             the model or the feature store is not usable, or the process is stopping
-    ├── Overloaded           too many requests are unfinished
-    ├── StoreUnavailable     the feature store failed several times in a row
+    ├── Overloaded           too many requests, or large requests, are unfinished
+    ├── StoreUnavailable     the feature store failed several times in a row, or has not answered yet
     └── DeadlineExceeded     the response took too long
 """
 
@@ -203,14 +203,14 @@ class NotReady(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """The number of unfinished requests has reached the limit of the settings."""
+    """The number of unfinished requests, or that of unfinished large requests, has reached its limit."""
 
     def __init__(self) -> None:
-        super().__init__("Too many requests are waiting.")
+        super().__init__("Too many requests are unfinished. Send the request again later.")
 
 
 class StoreUnavailable(Unavailable):
-    """The feature store failed several times in a row, so this request was not sent to it."""
+    """The request was not sent to the feature store, which failed several times in a row or has not answered yet."""
 
     def __init__(self) -> None:
         super().__init__("Features can't be read now.")

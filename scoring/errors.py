@@ -28,7 +28,7 @@ values.
     │   └── NoRoom                  this machine has not enough disk space for a model version's files
     ├── PromotionRefused            the comparison of the challenger does not allow its promotion
     ├── FeaturesRejected            policy `reject`: an entity row lacks a usable feature
-    └── PredictionFailed            the model raised, or its output is not one number per row
+    └── PredictionFailed            the model raised, or did not return its outputs for each row
 """
 
 import errno
@@ -126,7 +126,7 @@ class VersionNotFound(RegistryError):
 
     def __init__(self, model: str, version: int) -> None:
         super().__init__(
-            f"Registered model {model!r} has no version {version}: name one that exists, or none to follow the alias."
+            f"Registered model {model!r} has no version {version}: choose an existing one, or none to use the alias's."
         )
 
 
@@ -283,7 +283,7 @@ class FeaturesRejected(ServingError):
 
 
 class PredictionFailed(ServingError):
-    """The model raised on complete feature vectors, or its output is not one number per row.
+    """The model raised on complete feature vectors, or what it returned is not a value of each output for each row.
 
     If `transient`, this machine may be the cause, and another attempt with the same rows may succeed.
     """

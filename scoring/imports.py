@@ -99,7 +99,7 @@ def import_first() -> None:
 
 
 def import_for_serving() -> None:
-    """Import the libraries that load models and predict, but for MLflow, with half of their memory and CPU time.
+    """Import the libraries that load models and predict, except MLflow, with half the usual memory and CPU time.
 
     skops would import all modules of scikit-learn, only to list the types that it trusts. Instead, types are looked up
     one by one (scoring/models/flavors/sklearn.py). Few models need the parts of SciPy that are imported at first use.

@@ -1,4 +1,8 @@
-"""Turns feature vectors into scores according to the declared policy. Batch and online call the same function."""
+"""Turns feature vectors into scores according to the declared policy.
+
+Batch calls this for all rows. Online, `OnlineScorer` (api/model/scorer.py) calls the model with complete rows directly
+(docs/adr/013), and this for all others. Property tests verify that both ways give the same bits.
+"""
 
 import logging
 import math

@@ -278,9 +278,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Fraction of the requests in the prediction log, chosen by request id: 0 for none."""
 
     challenger_sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    """Fraction of the requests that the version under the alias `challenger` scores, too, after they were answered,
-    chosen by request id as for the prediction log. With a prediction log, a smaller `SERVING_PREDICTION_LOG_SAMPLE`
-    also limits it. 0 ignores the alias."""
+    """Fraction of the answered requests that the version under the alias `challenger` also scores, chosen by request id
+    as for the prediction log. With a prediction log, `SERVING_PREDICTION_LOG_SAMPLE` is used instead if it is smaller.
+    0 ignores the alias."""
 
     log_level: LogLevel = "info"
     """Minimum level of the API's log: `debug`, `info`, `warning` or `error`. Each request is logged at `info`, health

@@ -34,7 +34,8 @@ PROBLEM_DESCRIPTIONS = {
     422: "The body can be decoded, but is not a request for this model (a wrong type, a missing, unknown or duplicate "
     "member, too many entities). Or no entity could be scored.",
     500: "The model failed on this request, or an internal error occurred.",
-    503: "No model serves yet, too many requests wait, the feature store failed, or there was no response in time.",
+    503: "No model serves yet, too many requests are unfinished, the feature store failed, or there was no response in "
+    "time.",
 }
 TAGS = {
     "scoring": "The API's own JSON",

@@ -1,4 +1,4 @@
-"""The blocking part of scoring: one lookup and one prediction for one or more requests, and a result for each."""
+"""One lookup and one prediction for one or more requests, and a result for each: in a thread or on the event loop."""
 
 import asyncio
 import itertools
@@ -72,7 +72,7 @@ class PendingRequest:
 class MicroBatch:
     """One lookup and one prediction for requests to one version.
 
-    It is run in a worker thread, or received by the event loop.
+    A worker thread calls `run`, or the event loop calls `send` and, when the features have arrived, `received`.
     """
 
     __slots__ = (
@@ -101,9 +101,11 @@ class MicroBatch:
             start += request.rows
 
     def run(self, looked_up: Callable[[], None] = lambda: None) -> list[RequestResult]:
-        """Return the result of each request, in order. If the batch fails, each request is tried alone.
+        """Return the result of each request, in order. Blocking.
 
-        So a request that makes the lookup or the model fail does not affect the others.
+        If the store fails, all requests have its error. If only a value in the store is unusable, each request is
+        looked up and scored alone. If scoring fails, requests with an incomplete row are scored alone, and the others
+        together; if there are only requests of one kind, each is scored alone. So no request fails because of another.
 
         Args:
             looked_up: called in this thread when the lookup for all of them has ended.

@@ -149,7 +149,7 @@ class AliasFollower:
             served.form.stored_keys = await self._in_thread(served.scorer.stored_keys)
 
     async def _alias_moved(self, target: Target) -> bool:
-        """Return whether another target should serve by now: a version withdrawn while it loaded never serves."""
+        """Return whether the alias has moved while `target` was loaded; False if that is unknown."""
         try:
             return await self._in_thread(self._loader.poll) != target
         except Exception:  # the next poll will report it

@@ -35,7 +35,10 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class ModelSlot:
-    """Holds what serves now. Used on the event loop only, so that each request sees one version."""
+    """Holds what serves now. Only the event loop changes it; the challenger's thread also reads it.
+
+    Each request reads `served` once, so that it sees one version.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Make an empty slot with this clock, in seconds."""

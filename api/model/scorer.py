@@ -1,4 +1,8 @@
-"""Scores entity rows with one model version. Blocking, so the API calls it in worker threads."""
+"""Scores entity rows with one model version.
+
+Its methods block and are called in threads, with two exceptions: the event loop calls `send`, and if that has sent a
+request, it also calls `received` and `score`, which then take microseconds.
+"""
 
 import math
 from collections.abc import Sequence
@@ -79,11 +83,15 @@ class Scorer(Protocol):
     def send(self, entity_rows: EntityRows) -> Sent | None:
         """Request the features of n entity rows without blocking.
 
-        None if that is impossible now, or if calculating the scores might take longer than a thread's switch.
+        None if that is impossible now, or unless `score` always takes microseconds, so that the event loop can call it.
         """
 
     def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
-        """Return the feature vectors of entity rows from what was read for them. It raises what `look_up` raises."""
+        """Return the feature vectors of entity rows from what was read for them, without blocking.
+
+        Raises:
+            Exception: any of those of `look_up`.
+        """
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores | RowScores:
         """Return the scores of the entity rows that `online` was looked up for.

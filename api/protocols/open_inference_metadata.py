@@ -96,7 +96,11 @@ def metadata_operations(bodies: Bodies) -> dict[str, Operation]:
 
 
 def check_served(served: Served, parameters: Mapping[str, str]) -> None:
-    """Raise ModelNotServed unless the path's parameters `name` and `version`, if it has one, are what serves."""
+    """Check that the model in the path serves now, in the version in the path if there is one.
+
+    Raises:
+        ModelNotServed: another model or version serves.
+    """
     version = served.scorer.version
     given = "/".join(parameters[name] for name in ("name", "version") if name in parameters)
     if given != (str(version) if "version" in parameters else version.name):

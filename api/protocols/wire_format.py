@@ -33,8 +33,9 @@ class WireFormat(Protocol):
     """
 
     def max_body_bytes(self, headers: Headers) -> int:
-        """Return the maximum size of a body with these headers. Called before the body is read.
+        """Check the headers Content-Type and Accept, and return the maximum size of a body with these headers.
 
+        Called before the body is read, so that a client that gets 415 or 406 need not send it.
         Only a few requests with a limit above SERVING_MAX_BODY_BYTES are admitted at once (`Scoring.bulk`).
 
         Raises:

@@ -1,4 +1,4 @@
-"""Scores answered requests with the challenger, in a thread that sheds load first.
+"""Scores answered requests with the challenger, in a thread that drops requests rather than delay answers.
 
 A request adds one small record once its answer has gone out. The thread takes several of them at a time while no
 request waits, makes their vectors from what was read for the champion, and sends them to the challenger's process. It
@@ -40,8 +40,8 @@ from scoring.settings import Settings
 log = structlog.get_logger(__name__)
 
 PREFIX = "serving_challenger_"
-# Less often with more requests each: the thread competes with requests for the interpreter's lock, so that it may be
-# active while less than one of a hundred requests is answered.
+# The thread competes with requests for the interpreter's lock. Therefore it scores several requests at a time, at these
+# intervals, and uses at most this share of one processor's time.
 INTERVAL_S = 0.5
 SHARE = 0.01
 LONGEST_PAUSE_S = 5.0

@@ -39,9 +39,9 @@ class NotRowWise(ValueError):
 
     def __init__(self, views: Sequence[str]) -> None:
         super().__init__(
-            f"the function of on-demand view {' or '.join(map(repr, views))} computes another value for a row when it "
-            "gets other rows with it, but did not for the first rows of the request: make it compute each row "
-            "independently"
+            f"the function of on-demand view {' or '.join(map(repr, views))} returns different values for the same "
+            "row, depending on the rows that it gets with it, which the first rows of the request did not show: make "
+            "it compute each row independently"
         )
 
 
@@ -124,7 +124,7 @@ class _Trial:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     if self._compares_rows(view, rows):
-                        return f"{named} computes another value for a row when it gets other rows with it"
+                        return f"{named} returns different values for the same row, depending on the other rows"
             except Exception as error:  # it may raise for some rows but not for all together
                 return f"{named} raises {type(error.__cause__ or error).__name__} for some of the rows alone"
             rows = self._views.add(rows, [view])

@@ -35,7 +35,7 @@ TABLE_VARIABLE = "SERVING_SCORES_TABLE"
 # The partition column. Requests rarely have a column of this name.
 COLUMN = "batch_request"
 FILE_PREFIX = "scores-"
-# How often one write gives way to commits of other writers, and waits at most each time.
+# Maximum number of attempts to commit one write, because other writers may commit first, and of seconds between two.
 ATTEMPTS, LONGEST_WAIT_S = 40, 1.0
 COPIED_BYTES = 1 << 20
 # Tables of later versions may have features that a writer must observe, such as constraints or a change data feed.

@@ -63,7 +63,7 @@ def materialize_online_store(
             _use_streaming_engine(store)
             for view in store._get_feature_views_to_materialize(None):
                 if outage is not None:
-                    failed[view.name] = "it was not tried"
+                    failed[view.name] = "skipped after that failure"
                     continue
                 try:
                     if everything or overwrite:

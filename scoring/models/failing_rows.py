@@ -121,7 +121,7 @@ class _Search:
             yield from self._failing(start + half, rows - half, right)
 
     def _column(self, bad: int, failing: np.ndarray) -> str | None:
-        """Return the one input to replace by a good row's value for the row `bad` to pass; None if unknown."""
+        """Return the input that makes the row `bad` fail: with another row's value, it passes. None if unknown."""
         names = self._distinct.column_names
         if failing.all():
             return names[0] if len(names) == 1 else None

@@ -1,8 +1,8 @@
 """Measures how far the distribution of columns has moved from a baseline: the population stability index (PSI), nulls,
 and new categories.
 
-A number has the deciles of its baseline as bins, and a bin for each value that is several deciles. A category (string
-or boolean) has its most frequent values and all others.
+The bins of a number lie between the deciles of its baseline. A value that two or more deciles are equal to has a bin of
+its own. The bins of a category (string or boolean) are its most frequent values, and one for all others.
 """
 
 import itertools

@@ -85,7 +85,7 @@ def test_a_run_launched_for_a_request_that_no_sensor_has_found_adds_its_partitio
         ("2", 2, None, None),
         ("2", 1, None, "is '2', and its configuration pins version 1: remove one of them."),
         ("v2", None, None, "is 'v2', which is not the number of a model version, such as 7."),
-        ("99", None, None, "Registered model 'driver_ranker' has no version 99: name one that exists"),
+        ("99", None, None, "Registered model 'driver_ranker' has no version 99: choose an existing one"),
         # As in a backfill of the three assets, in which the model version has its own run.
         ("2", None, ["batch_input", "batch_output"], None),
         ("v2", None, ["batch_input", "batch_output"], "which is not the number of a model version"),
@@ -342,7 +342,8 @@ def test_a_version_that_cannot_be_used_fails_the_run_with_the_reason_and_the_old
     assert "does not serve its inputs speed, mood" in failure(drivers.run(version=version))
     drivers.world.client.delete_model_version("driver_ranker", str(version))
     assert failure(drivers.run(version=version)) == (
-        f"Registered model 'driver_ranker' has no version {version}: name one that exists, or none to follow the alias."
+        f"Registered model 'driver_ranker' has no version {version}: choose an existing one, or none to use the "
+        "alias's."
     )
     assert drivers.file("batch_output.parquet").read_bytes() == before
 

@@ -58,6 +58,6 @@ def test_after_an_outage_the_other_views_are_not_tried(tmp_path: Path) -> None:
     store = Store(tmp_path, {"a": None, "b": RedisConnectionError("refused"), "c": None})
     assert failure(store) == (
         "Feature view 'b': the online store did not respond (refused): check that it runs, and its address, password "
-        "and ssl= in feature_store.yaml. Feature view 'c': it was not tried."
+        "and ssl= in feature_store.yaml. Feature view 'c': skipped after that failure."
     )
     assert store.materialized == ["a"]
