@@ -27,7 +27,8 @@ from scoring.models.flavors.flavor import flavor_of
 from scoring.models.flavors.sklearn import FEATURE_NAME_WARNINGS
 from scoring.models.model import Model, array_dtype, describe_outputs, load_model
 from scoring.models.model_files import ModelFiles
-from scoring.models.outputs import Outputs, choose, same_bits, usable
+from scoring.models.output_description import choose
+from scoring.models.outputs import Outputs, same_bits, usable
 from scoring.models.registry import RANK_BY_TAG
 
 GOLDEN_ROWS = 256
