@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 from feast import FeatureView, ValueType
 from feast.utils import _convert_arrow_to_proto, _get_feature_view_vector_field_metadata
 
+from scoring.feast_plugins.encoded_rows import EncodedRows
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.join_keys import KEY_TYPES, NO_ENTITY, JoinKey, Keys
-from scoring.feast_plugins.online_writers import EncodedRows, Writer
+from scoring.feast_plugins.online_writers import Writer
 from scoring.feast_plugins.value_encoder import (
     Encode,
     UnsupportedEncoding,

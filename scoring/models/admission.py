@@ -7,11 +7,6 @@ either, a neutral row checks only the shape and type of the output, not its valu
 import contextlib
 import functools
 import itertools
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -23,11 +18,11 @@ from scoring.arrow.signature import NEUTRAL, Signature, conform
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.imports import import_model_libraries
 from scoring.models.failing_rows import predict_rows
-from scoring.models.flavors.flavor import flavor_of
-from scoring.models.flavors.sklearn import FEATURE_NAME_WARNINGS
+from scoring.models.mlflow_reference import check_against_mlflow, same_predictions
 from scoring.models.model import Model, array_dtype, describe_outputs, load_model
 from scoring.models.model_files import ModelFiles
-from scoring.models.outputs import Outputs, choose, same_bits, usable
+from scoring.models.output_description import choose
+from scoring.models.outputs import Outputs, same_bits, usable
 from scoring.models.registry import RANK_BY_TAG
 
 GOLDEN_ROWS = 256
@@ -77,14 +72,14 @@ def validate(files: ModelFiles, known_rows: pa.Table | None = None) -> tuple[Mod
     repeated = np.resize(np.arange(rows.num_rows), LARGE_BATCH)
     batches = [rows, rows.slice(0, 1), rows.take(repeated)]
     expected = [model.predict(batch) for batch in batches]
-    _check_against_mlflow(files, model, batches, expected)
+    check_against_mlflow(files, model, batches, expected)
     same_in_any_batch = same_bits(expected[1], predictions.slice(0, 1))
     same_in_any_batch = same_in_any_batch and same_bits(expected[2], predictions.take(repeated))
     as_array = False
     if source != "made_up" and array_dtype(files.signature) is not None:
         fast = load_model(files, as_array=True, outputs=outputs)
         with contextlib.suppress(PredictionFailed):
-            as_array = _same(fast, batches, expected)
+            as_array = same_predictions(fast, batches, expected)
         model = fast if as_array else model
     same_in_any_batch = same_in_any_batch and _same_in_parts(model, rows)
     return model, ValidationReport(rows, predictions, outputs, source, as_array, same_in_any_batch)
@@ -192,84 +187,6 @@ def _fails(model: Model, source: RowSource, error: PredictionFailed) -> ModelRef
     return ModelRefused(str(model.version), f"it fails on its golden rows ({source}): {error.problem}")
 
 
-def _check_against_mlflow(files: ModelFiles, model: Model, batches: list[pa.Table], expected: list[pa.Table]) -> None:
-    name = str(files.version)
-    try:
-        functions = [_mlflow_function(files, function) for function in files.functions]
-        if None in functions:
-            return
-        reference = msgspec.structs.replace(
-            model, functions=tuple(functions), nullable_inputs=_nullable_integers(files)
-        )
-        same = _same(reference, batches, expected)
-    except ModelRefused:
-        raise
-    except Exception as error:  # not quoted, because its message may contain whole frames
-        kind = type(error.__cause__ or error).__name__
-        raise ModelRefused(name, f"MLflow's own pyfunc fails on its golden rows ({kind}).") from None
-    if not same:
-        raise ModelRefused(
-            name,
-            "its predictions differ from those of MLflow's own pyfunc for the same rows.",
-        )
-
-
-def _mlflow_function(files: ModelFiles, function: str) -> Any:
-    """Return MLflow's pyfunc for a function of the same files, loaded by our rules; None if MLflow can't call it."""
-    import mlflow.pyfunc
-    import yaml
-
-    flavor = flavor_of(files)
-    flavors = flavor.as_mlflow(files, function)
-    if flavors is None:
-        return None
-    description = {
-        "flavors": flavors,
-        "signature": {"inputs": _inputs_as_served(files)},
-    }
-    with tempfile.TemporaryDirectory(prefix="pyfunc-") as folder, _mlflow_may_load(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for entry in files.folder.iterdir():
-            if entry.name != "MLmodel":
-                (Path(folder) / entry.name).symlink_to(entry.resolve())
-        (Path(folder) / "MLmodel").write_text(yaml.safe_dump(description), encoding="utf-8")
-        pyfunc = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
-    flavor.prepare(pyfunc.get_raw_model())
-    return pyfunc.predict
-
-
-def _nullable_integers(files: ModelFiles) -> frozenset[str]:
-    return frozenset(
-        column.name
-        for column in files.signature.inputs
-        if column.name in files.rules.nullable_inputs and pa.types.is_integer(column.dtype)
-    )
-
-
-def _inputs_as_served(files: ModelFiles) -> str:
-    """Return the signature's inputs in MLflow's JSON, with the type that nullable integers have in a frame."""
-    columns = msgspec.json.decode(files.description["signature"]["inputs"])
-    for column in columns:
-        if column["name"] in files.rules.nullable_inputs and column["type"] in {"integer", "long"}:
-            column["type"] = "double"
-    return msgspec.json.encode(columns).decode()
-
-
-@contextlib.contextmanager
-def _mlflow_may_load() -> Iterator[None]:
-    # Otherwise the variable forbids MLflow from trusting the listed types. Here the list comes from the settings.
-    variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    before = os.environ.get(variable)
-    os.environ[variable] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
-
-
 def _same_in_parts(model: Model, rows: pa.Table) -> bool:
     """Return whether LARGE_BATCH rows of the golden rows' values have the same bits in parts of 1 to 512 rows.
 
@@ -284,10 +201,3 @@ def _same_in_parts(model: Model, rows: pa.Table) -> bool:
         return same_bits(pa.concat_tables(parts), model.predict(mixed))
     except PredictionFailed:  # it does not accept such combinations
         return True
-
-
-def _same(model: Model, batches: list[pa.Table], expected: list[pa.Table]) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", FEATURE_NAME_WARNINGS, UserWarning)
-        return all(same_bits(model.predict(batch), values) for batch, values in zip(batches, expected, strict=True))

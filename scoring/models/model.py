@@ -13,7 +13,8 @@ from scoring.arrow.signature import Signature
 from scoring.errors import ModelRefused, PredictionFailed, first_line, listed
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
-from scoring.models.outputs import Outputs, choose, describe
+from scoring.models.output_description import choose, describe
+from scoring.models.outputs import Outputs
 from scoring.models.registry import RANK_BY_TAG, ModelVersion
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from scoring.arrow.signature import Signature, read_signature
 from scoring.errors import ModelRefused, NoRoom, first_line, why_no_room
 from scoring.files.atomic import scratch_folder
 from scoring.models.loading_rules import LoadingRules
-from scoring.models.outputs import OutputType, read_declared
+from scoring.models.output_description import read_declared
+from scoring.models.outputs import OutputType
 from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG, ModelVersion, Registry
 
 # A signature of 5000 inputs takes half of it. Parsing a much larger file would block the interpreter for seconds.

@@ -8,16 +8,8 @@ import pyarrow as pa
 import pytest
 
 from scoring.errors import ModelRefused, PredictionFailed
-from scoring.models.outputs import (
-    ONE_NUMBER,
-    OutputColumn,
-    Outputs,
-    choose,
-    describe,
-    read_declared,
-    same_bits,
-    usable,
-)
+from scoring.models.output_description import choose, describe, read_declared
+from scoring.models.outputs import ONE_NUMBER, OutputColumn, Outputs, same_bits, usable
 
 PROBABILITIES = np.array([[0.1, 0.9], [0.4, 0.6]])
 LABELS = ("bronze", "gold")
