@@ -59,7 +59,7 @@ def source_ages(store: "FeatureStore", features: ModelFeatures) -> list[SourceAg
     """
     from feast.infra.offline_stores.file_source import FileSource
 
-    from scoring.feast_plugins.offline_query import newest_event
+    from scoring.feast_plugins.source_query import newest_event
 
     ttl_s = {view.name: view.ttl_s for view in features.views}
     ages = []

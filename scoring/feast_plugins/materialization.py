@@ -30,13 +30,13 @@ from feast.infra.compute_engines.local.nodes import LocalOutputNode
 from feast.infra.online_stores.sqlite import SqliteOnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 
-from scoring.feast_plugins.offline_query import SourceRetrievalJob
 from scoring.feast_plugins.offline_sql import quote
 from scoring.feast_plugins.offline_store import AsofOfflineStore
 from scoring.feast_plugins.online_writers import writer_for
 from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S, bound_redis
 from scoring.feast_plugins.row_encoding import matches_feast_layout, row_encoding
 from scoring.feast_plugins.source_columns import declared_types
+from scoring.feast_plugins.source_query import SourceRetrievalJob
 from scoring.feast_plugins.value_encoder import UnsupportedEncoding
 
 logger = logging.getLogger(__name__)

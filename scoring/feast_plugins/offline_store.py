@@ -27,9 +27,10 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.utils import compute_non_entity_date_range
 
-from scoring.feast_plugins.offline_query import AsofRetrievalJob, SourceRetrievalJob
+from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.feast_plugins.offline_sql import Join
 from scoring.feast_plugins.source_columns import declared_types
+from scoring.feast_plugins.source_query import SourceRetrievalJob
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
