@@ -13,6 +13,20 @@ from scoring.imports import collector_paused
 ROOT = Path(__file__).resolve().parents[3]
 
 
+def run(program: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program in a new interpreter without MLflow's variables. It must succeed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return subprocess.run(
+        [sys.executable, *options, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
 def test_the_collector_works_again_after_the_last_block() -> None:
     assert gc.isenabled()
     with collector_paused():
@@ -48,17 +62,7 @@ def test_mlflows_client_fetches_files_from_the_server_alone_and_not_where_it_poi
         "files = Files('mlflow-artifacts://127.0.0.1:1/model', tracking_uri='http://127.0.0.1:1')\n"
         "print(files._is_multipart_download_enabled())"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.strip() == "False"
+    assert run(program).stdout.strip() == "False"
 
 
 def test_the_collector_never_searches_an_imported_library_and_what_exists_later_as_before() -> None:
@@ -73,10 +77,7 @@ def test_the_collector_never_searches_an_imported_library_and_what_exists_later_
         "    import decimal\n"
         "print(gc.get_freeze_count(), gc.isenabled())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.split() == ["True", "0", "True"]
+    assert run(program).stdout.split() == ["True", "0", "True"]
 
 
 @pytest.mark.parametrize("extension", ["duckdb", "onnx"])
@@ -84,10 +85,7 @@ def test_no_library_reports_leaks_at_exit(extension: str) -> None:
     program = (
         f"import {extension}\nfrom scoring.imports import importing\nwith importing('colorsys'):\n    import colorsys"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stderr == ""
+    assert run(program).stderr == ""
 
 
 def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones_afterwards() -> None:
@@ -107,15 +105,7 @@ def test_modules_that_are_replaced_while_a_library_is_imported_are_the_real_ones
         "from sklearn.preprocessing import SplineTransformer\n"
         "print(SplineTransformer(n_knots=2, degree=1).fit_transform([[0.0], [1.0]]).tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.splitlines() == [
+    assert run(program, "-W", "ignore").stdout.splitlines() == [
         "[]",
         "404",
         "SqlRegistry start_server",
@@ -140,16 +130,6 @@ def test_skops_lists_the_functions_that_it_trusts_without_a_search_through_all_m
         "import_for_serving()\n"
         "print(sorted({'airy', 'sqrt'} & {*searched_for}))\n"
     )
-    alone, ours = (
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        ).stdout
-        for program in (listed, watched + listed)
-    )
+    alone, ours = (run(program, "-W", "ignore").stdout for program in (listed, watched + listed))
     assert "scipy.special._special_ufuncs.airy" in alone
     assert ours == f"[]\n{alone}"
