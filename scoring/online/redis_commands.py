@@ -1,14 +1,26 @@
-"""Packs HMGET commands as bytes of the Redis protocol (docs/adr/007)."""
+"""Packs HMGET commands as bytes of the Redis protocol, and checks the replies to them (docs/adr/007)."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from redis import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from scoring.errors import READING, FeatureStoreError, UnusableFeature
 from scoring.online.reading import EntityRows
 
 # The layout of a numeric join key. From this number on, packing commands as rows of an array is faster.
 NUMBERS = {"int32": "<i4", "int64": "<i8"}
 MANY_NUMBERS = 16
+
+
+class NotRedis(FeatureStoreError):
+    """A server other than Redis responded."""
+
+    def __init__(self) -> None:
+        super().__init__(READING, "the server at this address is not Redis: check the connection string")
 
 
 class HmgetCommand:
@@ -55,3 +67,28 @@ class NumberedCommand:
         size = self._dtype.itemsize
         commands[:, self._place : self._place + size] = np.array(numbers, self._dtype).view(np.uint8).reshape(-1, size)
         return commands.tobytes()
+
+
+def columns_of(replies: Sequence[Any], width: int) -> list[tuple[Any, ...]]:
+    """Return the n values of each of `width` fields from n replies, each with the fields of a hash.
+
+    Raises:
+        redis.ConnectionError: a reply is a connection error (Redis is loading its data, or has too many clients).
+        NotRedis: a reply is neither an error nor a hash's fields.
+        UnusableFeature: the value at an entity's key is not a hash.
+        redis.RedisError: a reply is another error.
+    """
+    if set(map(type, replies)) == {list}:
+        with contextlib.suppress(ValueError):  # of different lengths
+            columns = list(zip(*replies, strict=True))
+            if len(columns) == width:
+                return columns
+    errors = [reply for reply in replies if isinstance(reply, RedisError)]
+    for error in errors:
+        if isinstance(error, RedisConnectionError):
+            raise error
+    if any(not isinstance(reply, RedisError) and (type(reply) is not list or len(reply) != width) for reply in replies):
+        raise NotRedis
+    if "WRONGTYPE" in str(errors[0]):
+        raise UnusableFeature(READING, errors[0])
+    raise errors[0]

@@ -1,21 +1,25 @@
-"""Idle connections to Redis, outside of redis-py's pool.
+"""Connections to Redis, without redis-py's pool for idle ones, and without its parser for what they receive.
 
 The pool takes 0.1 ms to hand out a connection and to take it back (redis-py 7.4), a tenth of a lookup.
 """
 
 import contextlib
+import itertools
+import math
 import select
 import socket
+import time
 from collections import deque
 from typing import Any
 
-from redis._parsers.hiredis import _HiredisParser
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 RESP2 = 2
 """The protocol version in which a server sends only replies."""
 
 
-def parsed_by_hiredis(connection: Any) -> bool:
+def _parsed_by_hiredis(connection: Any) -> bool:
     """Return whether a connection receives only replies, and its parser is hiredis."""
     return isinstance(connection._parser, _HiredisParser) and connection.protocol == RESP2
 
@@ -46,7 +50,7 @@ class Connections:
     def give_back(self, connection: Any) -> None:
         """Take back a connection, without unread replies unless it is closed."""
         plain = type(connection._sock) is socket.socket and not connection.health_check_interval
-        if plain and parsed_by_hiredis(connection):
+        if plain and _parsed_by_hiredis(connection):
             self._idle.append(connection)
         else:
             self._pool.release(connection)
@@ -57,3 +61,40 @@ def _is_quiet(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
+
+
+class Replies:
+    """The replies that a connection receives, in order. A reply may be an error from Redis."""
+
+    def __init__(self, connection: Any) -> None:
+        """Read from now on."""
+        timeout_s = connection.socket_timeout
+        self._give_up_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._parser = connection._parser
+        self._by_hiredis = _parsed_by_hiredis(connection)
+
+    def read(self, count: int) -> list[Any]:
+        """Wait for the next replies.
+
+        Raises:
+            redis.TimeoutError: they have not arrived within the connection's timeout, which restarts with each byte, so
+                that a slow connection would be kept and used repeatedly.
+        """
+        if not self._by_hiredis:  # other protocols have messages between replies
+            return [self._parser.read_response() for _ in range(count)]
+        replies = self.received(count)
+        while len(replies) < count:
+            if time.monotonic() > self._give_up_at:
+                raise RedisTimeoutError("its response did not arrive in time")
+            self.receive()
+            replies += self.received(count - len(replies))
+        return replies
+
+    def receive(self) -> None:
+        """Receive bytes, which hiredis parses."""
+        self._parser.read_from_socket()
+
+    def received(self, count: int) -> list[Any]:
+        """Return at most so many replies that have arrived."""
+        # read_response of the connection and of its parser takes several times as long as hiredis does for a reply.
+        return list(itertools.islice(iter(self._parser._reader.gets, NOT_ENOUGH_DATA), count))

@@ -33,9 +33,15 @@ from scoring.online.reading import (
     joined,
     merged,
 )
-from scoring.online.redis_commands import MANY_NUMBERS, NUMBERS, HmgetCommand, NumberedCommand
-from scoring.online.redis_connections import Connections
-from scoring.online.redis_replies import NotRedis, Replies, columns_of
+from scoring.online.redis_commands import (
+    MANY_NUMBERS,
+    NUMBERS,
+    HmgetCommand,
+    NotRedis,
+    NumberedCommand,
+    columns_of,
+)
+from scoring.online.redis_connections import Connections, Replies
 
 if TYPE_CHECKING:
     from feast import FeatureStore
