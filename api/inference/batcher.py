@@ -186,7 +186,7 @@ class MicroBatcher:
                 return
             end()
             try:
-                results = micro_batch.received(read)
+                results = micro_batch.finish(read)
             except Exception:  # the thread finds out whose it is
                 self._batches.put(batch)
                 return

@@ -72,7 +72,7 @@ class PendingRequest:
 class MicroBatch:
     """One lookup and one prediction for requests to one version.
 
-    A worker thread calls `run`, or the event loop calls `send` and, when the features have arrived, `received`.
+    A worker thread calls `run`, or the event loop calls `send` and, when the features have arrived, `finish`.
     """
 
     __slots__ = (
@@ -121,23 +121,23 @@ class MicroBatch:
             return [GAVE_UP if request.abandoned else MicroBatch([request]).run()[0] for request in self.requests]
         self.looked_up_at = time.perf_counter()
         looked_up()
-        return self._finish(online)
+        return self._results(online)
 
     def send(self) -> Sent | None:
         """Request the features without blocking; see `Scorer.send`."""
         return self.requests[0].scorer.send(self.entity_rows)
 
-    def received(self, read: StoreRead) -> list[RequestResult]:
+    def finish(self, read: StoreRead) -> list[RequestResult]:
         """Return the result of each request, in order, from what was read. Does not block.
 
         Raises:
             Exception: the features of a request can't be used.
         """
-        online = self.online = self.requests[0].scorer.received(self.entity_rows, read, self.as_of)
+        online = self.online = self.requests[0].scorer.vectors(self.entity_rows, read, self.as_of)
         self.looked_up_at = time.perf_counter()
-        return self._finish(online)
+        return self._results(online)
 
-    def _finish(self, online: OnlineVectors) -> list[RequestResult]:
+    def _results(self, online: OnlineVectors) -> list[RequestResult]:
         results = _score(self.requests, self.entity_rows, online)
         self.predicted_at = time.perf_counter()
         return results

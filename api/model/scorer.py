@@ -1,7 +1,7 @@
 """Scores entity rows with one model version.
 
 Its methods block and are called in threads, with two exceptions: the event loop calls `send`, and if that has sent a
-request, it also calls `received` and `score`, which then take microseconds.
+request, it also calls `vectors` and `score`, which then take microseconds.
 """
 
 import math
@@ -86,7 +86,7 @@ class Scorer(Protocol):
         None if that is impossible now, or unless `score` always takes microseconds, so that the event loop can call it.
         """
 
-    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+    def vectors(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
         """Return the feature vectors of entity rows from what was read for them, without blocking.
 
         Raises:
@@ -190,8 +190,8 @@ class OnlineScorer:
         """See `Scorer.send`."""
         return self._lookup.stored.send(entity_rows) if self._quick else None
 
-    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
-        """See `Scorer.received`."""
+    def vectors(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        """See `Scorer.vectors`."""
         return self._found(vectors_of(self._lookup, self.features, read, entity_rows, now.timestamp()))
 
     def _found(self, online: OnlineVectors) -> OnlineVectors:

@@ -92,8 +92,8 @@ class ChallengerScorer:
     def send(self, entity_rows: EntityRows) -> Sent | None:
         """Return None: its process may take long."""
 
-    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
-        """See `Scorer.received`."""
+    def vectors(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+        """See `Scorer.vectors`."""
         return vectors_of(self._lookup, self.features, read, entity_rows, now.timestamp())
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:  # noqa: ARG002 - rows have no names

@@ -82,19 +82,19 @@ class Replies:
         """
         if not self._by_hiredis:  # other protocols have messages between replies
             return [self._parser.read_response() for _ in range(count)]
-        replies = self.received(count)
+        replies = self.arrived(count)
         while len(replies) < count:
             if time.monotonic() > self._give_up_at:
                 raise RedisTimeoutError("its response did not arrive in time")
             self.receive()
-            replies += self.received(count - len(replies))
+            replies += self.arrived(count - len(replies))
         return replies
 
     def receive(self) -> None:
         """Receive bytes, which hiredis parses."""
         self._parser.read_from_socket()
 
-    def received(self, count: int) -> list[Any]:
+    def arrived(self, count: int) -> list[Any]:
         """Return at most so many replies that have arrived."""
         # read_response of the connection and of its parser takes several times as long as hiredis does for a reply.
         return list(itertools.islice(iter(self._parser._reader.gets, NOT_ENOUGH_DATA), count))

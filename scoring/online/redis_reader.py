@@ -186,9 +186,9 @@ class RedisReader(StoreReader):
             nonlocal failed
             failed, decoded = None, []
             connection.send_packed_command(hashes.commands(entities) for hashes, entities, _ in pieces)
-            received = Replies(connection)
+            source = Replies(connection)
             for hashes, _, count in pieces:
-                replies = received.read(count)
+                replies = source.read(count)
                 if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))
@@ -216,7 +216,7 @@ class SentCommands:
     def __init__(self, connection: Any, connections: Connections, plan: _Plan) -> None:
         """Store the connection on which they were sent, and where it goes afterwards."""
         self._connection, self._connections, self._plan = connection, connections, plan
-        self._received = Replies(connection)
+        self._source = Replies(connection)
         self._replies: list[Any] = []
         self.fileno: int = connection._sock.fileno()
 
@@ -226,9 +226,9 @@ class SentCommands:
         Raises:
             Exception: any of those of `RedisReader.read`. `give_up` must be called then.
         """
-        self._received.receive()
+        self._source.receive()
         expected = sum(count for _, _, count in self._plan.pieces)
-        self._replies += self._received.received(expected - len(self._replies))
+        self._replies += self._source.arrived(expected - len(self._replies))
         if len(self._replies) < expected:
             return None
         replies = iter(self._replies)

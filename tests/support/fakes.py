@@ -96,7 +96,7 @@ class FakeScorer:
     def send(self, entity_rows: EntityRows) -> Sent | None:
         return None
 
-    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+    def vectors(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
         return self.look_up(entity_rows, now)
 
     def score(self, entity_rows: EntityRows, online: OnlineVectors) -> Scores:

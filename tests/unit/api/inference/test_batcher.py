@@ -373,7 +373,7 @@ class SendingScorer(RecordingScorer):
         self.sent.append(FakeSent())
         return self.sent[-1]
 
-    def received(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
+    def vectors(self, entity_rows: EntityRows, read: StoreRead, now: datetime) -> OnlineVectors:
         if self.unusable:
             raise UnusableFeature("reading", "a value")
         return FakeScorer.look_up(self, entity_rows, now)
