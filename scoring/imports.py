@@ -68,7 +68,8 @@ def import_mlflow() -> None:
     for variable, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     # MLflow imports its tools for language models, and polars if it is installed, which take 0.5 s of CPU time each.
-    with importing("mlflow"), _without("polars"), _at_first_use("mlflow.genai", "mlflow.gateway"):
+    # It imports pyspark, 8 MiB, only to find out whether it is installed.
+    with importing("mlflow"), _without("polars"), _without("pyspark"), _at_first_use("mlflow.genai", "mlflow.gateway"):
         from mlflow import MlflowClient
     del MlflowClient
 

@@ -65,6 +65,18 @@ def test_mlflows_client_fetches_files_from_the_server_alone_and_not_where_it_poi
     assert run(program).stdout.strip() == "False"
 
 
+def test_mlflows_client_imports_no_optional_library_which_can_be_imported_afterwards() -> None:
+    program = (
+        "import sys\n"
+        "from scoring.imports import import_mlflow\n"
+        "import_mlflow()\n"
+        "print([name for name in ('polars', 'pyspark') if name in sys.modules])\n"
+        "import pyspark.sql\n"
+        "print(pyspark.sql.SparkSession.__name__)"
+    )
+    assert run(program).stdout.splitlines() == ["[]", "SparkSession"]
+
+
 def test_the_collector_never_searches_an_imported_library_and_what_exists_later_as_before() -> None:
     program = (
         "import gc\n"
