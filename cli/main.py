@@ -22,7 +22,8 @@ from cli.request import request
 from cli.score import score
 from cli.serve import serve, up
 from cli.versions import promote, rollback, versions
-from scoring.errors import ServingError, SettingsError, first_line
+from scoring.errors import ServingError, SettingsError
+from scoring.foreign_errors import first_line
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

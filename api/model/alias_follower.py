@@ -13,7 +13,8 @@ from api.model.model_slot import ModelSlot, Refusal, Served
 from api.model.request_schema import RequestForm
 from api.model.scorer import Scorer
 from api.model.store_health import StoreProbe
-from scoring.errors import NoRoom, RegistryError, ServingError, first_line
+from scoring.errors import NoRoom, RegistryError, ServingError
+from scoring.foreign_errors import first_line
 from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)

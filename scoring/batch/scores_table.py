@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from scoring.batch.manifest import OUTPUT_NAME, Manifest, read_manifest
-from scoring.errors import BatchRequestError, SettingsError, StorageError, first_line, in_one_line
+from scoring.errors import BatchRequestError, SettingsError, StorageError
 from scoring.files.atomic import remove_leftovers, scratch_folder
 from scoring.files.location import Location, delta_options
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows, write_tables
 from scoring.files.transfer import Content, holding, publishing, remove_file
+from scoring.foreign_errors import first_line, in_one_line
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Schema

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature
-from scoring.errors import ModelRefused, PredictionFailed, first_line, listed
+from scoring.errors import ModelRefused, PredictionFailed, listed
+from scoring.foreign_errors import first_line
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
 from scoring.models.output_description import choose, describe

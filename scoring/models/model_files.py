@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from scoring.arrow.signature import Signature, read_signature
-from scoring.errors import ModelRefused, NoRoom, first_line, why_no_room
+from scoring.errors import ModelRefused, NoRoom
 from scoring.files.atomic import scratch_folder
+from scoring.foreign_errors import first_line, why_no_room
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.output_description import read_declared
 from scoring.models.outputs import OutputType

@@ -8,9 +8,10 @@ import dagster as dg
 import msgspec
 from pydantic import Field
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, without_secrets
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
+from scoring.foreign_errors import without_secrets
 from scoring.models.registry import FEATURE_SERVICE_TAG, ModelVersion
 from scoring.serving import resolve_version
 from scoring.settings import Settings
