@@ -16,7 +16,8 @@ from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
 from scoring.models.output_description import choose, describe
 from scoring.models.outputs import Outputs
-from scoring.models.registry import RANK_BY_TAG, ModelVersion
+from scoring.models.registry import ModelVersion
+from scoring.models.tags import RANK_BY_TAG
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,6 +16,7 @@ from scoring.errors import (
 )
 from scoring.files.atomic import scratch_folder
 from scoring.imports import collector_paused, import_feast, import_mlflow
+from scoring.models.tags import FEATURE_SERVICE_TAG
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
     from mlflow.entities.model_registry import RegisteredModel
 
-FEATURE_SERVICE_TAG = "feast.feature_service"
-REQUEST_INPUTS_TAG = "serving.request_inputs"
-OVERRIDABLE_TAG = "serving.overridable"
-OUTPUT_COLUMN_TAG = "serving.output_column"
-OUTPUTS_TAG = "serving.outputs"
-RANK_BY_TAG = "serving.rank_by"
 # Of a registered model, followed by an alias: the versions that the alias named, the newest last.
 PROMOTIONS_TAG = "serving.promotions"
 MOST_PROMOTIONS = 50
