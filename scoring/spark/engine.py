@@ -20,7 +20,8 @@ from pyspark.errors import PySparkException, PythonException
 
 from scoring import errors
 from scoring.arrow.signature import EVENT_TIMESTAMP
-from scoring.batch.engine import InspectInput, InspectOutput, ReportRows, accept, check_made_for
+from scoring.batch.callbacks import InspectInput, InspectOutput, ReportRows, accept
+from scoring.batch.engine import check_made_for
 from scoring.batch.generations import (
     INPUT_PARTS,
     OUTPUT_PARTS,

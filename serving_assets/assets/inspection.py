@@ -37,7 +37,7 @@ from serving_assets.assets.plots import histograms, version_comparison
 
 
 class InputInspection:
-    """Inspects one batch input (`scoring.batch.engine.InspectInput`). Findings are kept even if it raises."""
+    """Inspects one batch input (`scoring.batch.callbacks.InspectInput`). Findings are kept even if it raises."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class InputInspection:
 
 
 class OutputInspection:
-    """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Findings are kept even if it raises."""
+    """Inspects one batch output (`scoring.batch.callbacks.InspectOutput`). Findings are kept even if it raises."""
 
     def __init__(
         self,
