@@ -4,7 +4,8 @@ Each error builds one sentence from its arguments, which names the fault and the
 values.
 
     ServingError
-    ├── SettingsError               a setting is wrong or missing
+    ├── ArgumentError               an argument of a command is wrong or missing
+    │   └── SettingsError           a setting is wrong or missing
     ├── EngineError                 the batch engine can't work on this machine
     ├── RegistryError               the MLflow registry can't resolve the version to serve
     │   ├── RegistryUnreachable
@@ -50,7 +51,11 @@ class ServingError(Exception):
         super().__init__(message)
 
 
-class SettingsError(ServingError):
+class ArgumentError(ServingError):
+    """An argument of a command is wrong or missing."""
+
+
+class SettingsError(ArgumentError):
     """A setting is wrong or missing; `problem` continues a sentence that begins with the variable."""
 
     def __init__(self, variable: str, problem: str) -> None:
@@ -171,10 +176,7 @@ class FeatureStoreError(ServingError):
 
 
 class UnusableFeature(FeatureStoreError):
-    """The store returned a value that does not fit the declared type.
-
-    Its message never quotes an exception, because that would quote the value.
-    """
+    """A value does not fit the declared type. No exception is quoted, because its message may contain the value."""
 
 
 class FunctionNotRunnable(FeatureStoreError):
