@@ -34,7 +34,7 @@ from typing import Any
 
 from scoring.errors import ServingError
 from scoring.models.outputs import Outputs
-from scoring.models.registry import OUTPUTS_TAG, RANK_BY_TAG
+from scoring.models.tags import OUTPUTS_TAG, RANK_BY_TAG
 
 
 class RequestError(ServingError):

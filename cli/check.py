@@ -11,7 +11,8 @@ import msgspec
 from cli.configuration import settings_options
 from cli.display import EXIT_FAILURE, Progress, json_option, print_json, progress
 from cli.stores import Stores, load_version, open_features, open_registry
-from scoring.errors import ServingError, StorageError, first_line
+from scoring.errors import ServingError, StorageError
+from scoring.foreign_errors import first_line
 
 if TYPE_CHECKING:
     from feast import FeatureStore

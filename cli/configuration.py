@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.display import Command
-from scoring.errors import SettingsError
+from scoring.errors import ArgumentError, SettingsError
 
 if TYPE_CHECKING:
     from scoring.settings import Settings
@@ -60,6 +60,7 @@ def configuration() -> "tuple[dict[str, str], Settings]":
     """Return the settings of the current subcommand, and before them this process's environment with all of them.
 
     Raises:
+        ArgumentError: no model is set.
         SettingsError: a setting is unknown or invalid. The message names the option, the variable, or serving.toml.
     """
     from scoring.settings import PREFIX, Settings
@@ -79,8 +80,8 @@ def configuration() -> "tuple[dict[str, str], Settings]":
     except SettingsError as error:
         variable, _, problem = str(error).partition(" ")
         if variable == f"{PREFIX}MODEL_NAME" and variable not in places:
-            problem = "is set: use --model, or write serving.toml with `model-serving init`."
-            raise SettingsError("No model", problem) from None
+            problem = "No model is set: use --model, or write serving.toml with `model-serving init`."
+            raise ArgumentError(problem) from None
         raise SettingsError(places.get(variable, variable), problem) from None
 
 

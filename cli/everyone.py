@@ -26,7 +26,7 @@ def check_time(everyone: bool, as_of: str | None) -> datetime | None:
     """Return the time that the two options give; None without --everyone.
 
     Raises:
-        SettingsError, click.UsageError: it is not a time, or --everyone is missing.
+        ArgumentError, click.UsageError: it is not a time, or --everyone is missing.
     """
     if everyone:
         from scoring.batch.everyone import read_as_of

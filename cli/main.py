@@ -22,7 +22,8 @@ from cli.request import request
 from cli.score import score
 from cli.serve import serve, up
 from cli.versions import promote, rollback, versions
-from scoring.errors import ServingError, SettingsError, first_line
+from scoring.errors import ArgumentError, ServingError
+from scoring.foreign_errors import first_line
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -91,7 +92,7 @@ def _explain(error: Exception) -> int:
             path = error.ctx.command_path if error.ctx else "model-serving"
             problem, code = f"{error.format_message().rstrip('.')}: see `{path} --help`.", EXIT_USAGE
         case ServingError():
-            problem, code = str(error), EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE
+            problem, code = str(error), EXIT_USAGE if isinstance(error, ArgumentError) else EXIT_FAILURE
         case _:
             why = f"unexpected {type(error).__name__} ({first_line(error)})"
             problem = f"{why}: set MODEL_SERVING_TRACEBACK=1 for a traceback."

@@ -28,7 +28,7 @@ def open_registry(shown: Progress, *, to_load: bool = True) -> "tuple[Settings, 
     `to_load` also imports what loads models: in this order, that takes the least time.
 
     Raises:
-        SettingsError: a setting is missing or invalid. This is known before the imports, which take seconds.
+        ArgumentError: a setting is missing or invalid. This is known before the imports, which take seconds.
     """
     _, settings = configuration()
     shown.stage("Importing MLflow")

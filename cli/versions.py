@@ -117,8 +117,10 @@ def rollback(as_json: bool) -> None:
     """
     with progress() as shown:
         settings, registry = open_registry(shown, to_load=False)
+        from scoring.models.promotions import Promotions
+
         shown.stage("Moving the alias")
-        before, now = registry.rollback(settings.model_name, settings.model_alias)
+        before, now = Promotions(registry, settings.model_name, settings.model_alias).rollback()
     _print_moved(settings, before, now, as_json)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from cli.processes import CannotStart
 from demo.data import make_orders
 from demo.environment import ALIAS, FEATURE_SERVICE, MODEL, MODEL_ARTIFACTS
-from scoring.errors import first_line, without_secrets
+from scoring.foreign_errors import first_line, without_secrets
 from scoring.imports import import_mlflow, inside
 from scoring.monitoring.baseline import log_baseline
 

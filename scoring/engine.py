@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from scoring.batch.engine import InspectInput, InspectOutput, LocalEngine, ReportRows, accept
+from scoring.batch.callbacks import InspectInput, InspectOutput, ReportRows, accept
+from scoring.batch.engine import LocalEngine
 from scoring.batch.manifest import Manifest, Origin
 from scoring.batch.request import RequestCopy
 from scoring.features.feature_store import read_definitions

@@ -4,7 +4,8 @@ Each error builds one sentence from its arguments, which names the fault and the
 values.
 
     ServingError
-    ├── SettingsError               a setting is wrong or missing
+    ├── ArgumentError               an argument of a command is wrong or missing
+    │   └── SettingsError           a setting is wrong or missing
     ├── EngineError                 the batch engine can't work on this machine
     ├── RegistryError               the MLflow registry can't resolve the version to serve
     │   ├── RegistryUnreachable
@@ -31,10 +32,9 @@ values.
     └── PredictionFailed            the model raised, or did not return its outputs for each row
 """
 
-import errno
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from scoring.foreign_errors import first_line, public_description, without_secrets
 
 READING = "reading the online store"
 """Name of the lookup operation in `FeatureStoreError`."""
@@ -51,7 +51,11 @@ class ServingError(Exception):
         super().__init__(message)
 
 
-class SettingsError(ServingError):
+class ArgumentError(ServingError):
+    """An argument of a command is wrong or missing."""
+
+
+class SettingsError(ArgumentError):
     """A setting is wrong or missing; `problem` continues a sentence that begins with the variable."""
 
     def __init__(self, variable: str, problem: str) -> None:
@@ -73,7 +77,7 @@ class RegistryUnreachable(RegistryError):
         super().__init__(
             f"The MLflow registry at {without_secrets(uri)} did not respond ({first_line(cause)}): "
             "check MLFLOW_TRACKING_URI and that the server is up.",
-            f"The MLflow registry did not respond ({_public(cause)}).",
+            f"The MLflow registry did not respond ({public_description(cause)}).",
         )
 
 
@@ -168,14 +172,11 @@ class FeatureStoreError(ServingError):
         if isinstance(cause, BaseException) and isinstance(cause.__cause__, ImportError):
             cause = cause.__cause__  # Feast names the module that it could not import; the cause has the reason
         failed = f"The feature store failed while {doing}"
-        super().__init__(f"{failed}: {first_line(cause)}", f"{failed}: {_public(cause)}")
+        super().__init__(f"{failed}: {first_line(cause)}", f"{failed}: {public_description(cause)}")
 
 
 class UnusableFeature(FeatureStoreError):
-    """The store returned a value that does not fit the declared type.
-
-    Its message never quotes an exception, because that would quote the value.
-    """
+    """A value does not fit the declared type. No exception is quoted, because its message may contain the value."""
 
 
 class FunctionNotRunnable(FeatureStoreError):
@@ -256,11 +257,8 @@ class NoRoom(StorageError):
     """There is not enough disk space in `place` for a model version's files. The version itself may be valid."""
 
     def __init__(self, place: str, why: str) -> None:
-        super().__init__(
-            "keeping a model version's files in",
-            place,
-            f"{why}. Free disk space there, or set TMPDIR to another folder.",
-        )
+        problem = f"{why}. Free disk space there, or set TMPDIR to another folder."
+        super().__init__("keeping a model version's files in", place, problem)
 
 
 class PromotionRefused(ServingError):
@@ -299,77 +297,3 @@ def listed(items: Sequence[str], limit: int = 10, separator: str = ", ", total: 
     """Join the first items, and add how many more there are; `total` counts those that `items` lacks, too."""
     more = (len(items) if total is None else total) - limit
     return separator.join(items[:limit]) + (f"{separator.strip(', ')} and {more} more" if more > 0 else "")
-
-
-def first_line(cause: BaseException | str, limit: int = 200) -> str:
-    """Return the first line of an error's message, at most `limit` characters, without credentials in addresses.
-
-    Errors of client libraries can contain whole frames and stack traces.
-    """
-    text = str(cause).strip() or type(cause).__name__
-    line = re.sub(r"(?<!\S)\S*://\S*", lambda address: without_secrets(address[0]), text.splitlines()[0])
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def in_one_line(cause: BaseException) -> str:
-    """Return an error's whole message as one line without colors; deltalake's have several lines, in color."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(cause)).split())
-
-
-def without_secrets(uri: str) -> str:
-    """Return the address without user, password and query, for logs and errors.
-
-    Everything before the last @ is removed, because a password may contain a / that should have been encoded.
-    """
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
-
-
-# Class names, because exception types differ between clients, and no client is imported for this. The first match
-# counts, because redis-py's AuthenticationError is also a ConnectionError.
-DESCRIPTIONS: dict[str, frozenset[str]] = {
-    "it refused the user or password": frozenset({"AuthenticationError", "AuthorizationError", "NoPermissionError"}),
-    "it is still loading its data": frozenset({"BusyLoadingError"}),
-    "it refused the connection": frozenset({"ConnectionRefusedError"}),
-    "its host name is unknown": frozenset({"gaierror"}),
-    "it did not respond in time": frozenset({"TimeoutError", "Timeout"}),
-    "the connection to it failed": frozenset({"ConnectionError"}),
-    "it responded with an error": frozenset({"ResponseError"}),
-}
-# A full disk, a quota, this process's own limit, a file system that became read-only.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def safe_description(error: BaseException) -> str:
-    """Return the kind of failure of the error or its causes, without their messages, or else the error's class name."""
-    names = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
-    return next((words for words, kinds in DESCRIPTIONS.items() if names & kinds), type(error).__name__)
-
-
-def is_outage(error: BaseException) -> bool:
-    """Return whether a server could not be reached, did not respond in time, or refused the user."""
-    return safe_description(error) in DESCRIPTIONS.keys() - {"it responded with an error"}
-
-
-def why_no_room(error: BaseException) -> str | None:
-    """Return the system's message if the error means that there is not enough disk space; None for any other error."""
-    for each in _chain(error):
-        for number in NO_SPACE:
-            # MLflow 3.17 keeps the cause of its own errors only in their message.
-            if (isinstance(each, OSError) and each.errno == number) or f"[Errno {number}] " in str(each):
-                return os.strerror(number)
-        if isinstance(each, FileNotFoundError) and "No usable temporary directory" in str(each):
-            return os.strerror(errno.ENOSPC)  # tempfile failed to write to every candidate
-    return None
-
-
-def _public(cause: BaseException | str) -> str:
-    return cause if isinstance(cause, str) else f"{safe_description(cause)}; the log has details"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scoring.errors import FeaturesRejected, PredictionFailed, first_line
+from scoring.errors import FeaturesRejected, PredictionFailed
+from scoring.foreign_errors import first_line
 from scoring.models.failing_rows import RowFailures, places_of, predict_rows
 from scoring.models.model import Model
 from scoring.models.outputs import usable

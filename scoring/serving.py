@@ -17,13 +17,8 @@ from scoring.models.loading_rules import LoadingRules
 from scoring.models.model import Model
 from scoring.models.model_files import ModelFiles, fetch_description, fetch_model, load_signature, version_folder
 from scoring.models.outputs import Outputs
-from scoring.models.registry import (
-    FEATURE_SERVICE_TAG,
-    OVERRIDABLE_TAG,
-    REQUEST_INPUTS_TAG,
-    ModelVersion,
-    Registry,
-)
+from scoring.models.registry import ModelVersion, Registry
+from scoring.models.tags import FEATURE_SERVICE_TAG, OVERRIDABLE_TAG, REQUEST_INPUTS_TAG
 from scoring.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from scoring.errors import SettingsError, without_secrets
+from scoring.errors import SettingsError
 from scoring.files.location import ALLOWED, Location
+from scoring.foreign_errors import without_secrets
 from scoring.secret import Secret
 
 MissingFeaturesPolicy = Literal["exclude", "reject", "impute"]

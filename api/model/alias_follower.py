@@ -13,7 +13,8 @@ from api.model.model_slot import ModelSlot, Refusal, Served
 from api.model.request_schema import RequestForm
 from api.model.scorer import Scorer
 from api.model.store_health import StoreProbe
-from scoring.errors import NoRoom, RegistryError, ServingError, first_line
+from scoring.errors import NoRoom, RegistryError, ServingError
+from scoring.foreign_errors import first_line
 from scoring.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -144,9 +145,10 @@ class AliasFollower:
             self._refuse(served.target, error)
 
     async def _find_example(self, served: Served) -> None:
-        """Give the request form join keys from the online store, which may have been empty at the last poll."""
-        if served.form.stored_keys is None:
-            served.form.stored_keys = await self._in_thread(served.scorer.stored_keys)
+        """Give the examples of requests join keys from the online store, which may have been empty at the last poll."""
+        examples = served.form.examples
+        if examples.stored_keys is None:
+            examples.stored_keys = await self._in_thread(served.scorer.stored_keys)
 
     async def _alias_moved(self, target: Target) -> bool:
         """Return whether the alias has moved while `target` was loaded; False if that is unknown."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,10 +11,10 @@ from msgspec import UNSET
 
 from api.errors import InvalidRequest
 from api.model import strict_json
+from api.model.request_examples import RequestExamples
 from api.model.request_members import OVERRIDES, REQUEST_ID, TOP, RequestMembers, listing
 from api.model.request_types import (
     INPUT_TYPES,
-    KEY_EXAMPLES,
     QUOTED,
     columns_of,
     convert_list,
@@ -24,7 +24,6 @@ from api.model.request_types import (
 )
 from scoring.errors import ModelRefused
 from scoring.features.model_features import ModelFeatures
-from scoring.online.reading import EntityRows
 
 # Members of a response in addition to an entity's keys.
 ANSWER_MEMBERS = {"score", "outputs", "reason"}
@@ -61,7 +60,7 @@ class RequestForm:
             model: `name/version`, for errors.
             features: the version's link to the feature store.
             max_entities: maximum number of entities per request.
-            input_example: a row of the version's input example, for the request inputs of `example`.
+            input_example: a row of the version's input example, for the request inputs of `examples`.
 
         Raises:
             ModelRefused: a join key has the name of a member of the answers.
@@ -84,21 +83,18 @@ class RequestForm:
         if self._overridable and OVERRIDES in self.columns:
             raise ModelRefused(model, f"{OVERRIDES!r} is the name of a column of its requests: rename that.")
         self.members = RequestMembers(self.columns)
+        self.examples = RequestExamples(self.keys, self.columns, self.members, input_example)
         self._listed_key = self.keys[0] if self.members.only_lists else None
         """The only column, if its values may be a list."""
         # Fields of the decoded request.
         self._list_fields = list(zip(self.members.lists, field_names("list", self.members.lists), strict=True))
         self._single_fields = list(zip(self.members.singles, field_names("single", self.members.singles), strict=True))
         self._quoted = [name for name, dtype in features.request_columns.items() if dtype in QUOTED]
-        self.stored_keys: EntityRows | None = None
-        """Join keys of entities in the online store, for `example`; None if none are known."""
         overrides = [f"`{OVERRIDES}` (an object with {listing(self._overridable)})"] if self._overridable else []
         optional = ", ".join([f"`{TOP}`", *overrides])
         self._expected = f"Expected members: `{REQUEST_ID}`, and {self.members.describe()}. Optional: {optional}."
         self._expected_in_line = f"Expected members: {listing(self.columns)}."
         self._expected_in_line += "".join(f" Optional: {member}." for member in overrides)
-        self._made_up_inputs = {name: value for name, (_, value) in self.columns.items() if name not in self._key_names}
-        self._example_inputs = self._made_up_inputs | _plain_values(input_example, self._made_up_inputs)
         self.column_types = {name: list_type(type_) for name, (type_, _) in self.columns.items()}
         self.column_types |= {name: list_type(type_ | None) for name, type_ in self._overridable.items()}
         row_type, self.body_type = request_types(
@@ -156,7 +152,7 @@ class RequestForm:
                 continue
 
             def invalid(problem: str, number: int = number) -> InvalidRequest:
-                return InvalidRequest(f"Line {number}: {problem}", self._expected_in_line, self.example())
+                return InvalidRequest(f"Line {number}: {problem}", self._expected_in_line, self.examples.request())
 
             rows.append(strict_json.decode(self._row_decoder, line, invalid, f"line {number}: "))
             strict_json.check_duplicates(line, invalid)
@@ -229,35 +225,20 @@ class RequestForm:
         expected = f"Expected columns: {listing(self.columns)}."
         if self._overridable:
             expected += f" Optional: {listing(self._overridable)}."
-        return InvalidRequest(problem, expected, self.example())
+        return InvalidRequest(problem, expected, self.examples.request())
 
     def invalid(self, problem: str) -> InvalidRequest:
         """Make the error for a request with this problem, which names the expected members and a valid request."""
-        return InvalidRequest(problem, self._expected, self.example())
+        return InvalidRequest(problem, self._expected, self.examples.request())
 
     def overrides(self, request: EntityRequest) -> list[str]:
         """Return the features that a request overrides."""
         given = ((name, request.entity_rows[name]) for name in self._overridable)
         return [name for name, values in given if values.count(None) < len(values)]
 
-    def example(self, *, real: bool = True) -> dict[str, Any]:
-        """Make a valid request in JSON from `example_columns`."""
-        return {REQUEST_ID: "uuid-1", **self.members.of_columns(self.example_columns(real=real))}
-
     def key_columns(self, request: EntityRequest) -> list[list[Any]]:
         """Return the values of each join key, in request order."""
         return [request.entity_rows[key.name] for key in self.keys]
-
-    def example_columns(self, *, real: bool = True) -> dict[str, list[Any]]:
-        """Make the columns of a valid request. Values are made up unless `real`, or if no real ones are known."""
-        inputs = self._example_inputs if real else self._made_up_inputs
-        keys = self.stored_keys if real else None
-        if keys is None:
-            keys = {key.name: KEY_EXAMPLES[key.dtype] for key in self.keys}
-            keys |= {name: [values[0]] * len(values) for name, values in list(keys.items())[:-1]}  # a context
-        columns = {name: list(values) for name, values in keys.items()}
-        rows = max(map(len, columns.values()), default=1)
-        return columns | {name: [value] * rows for name, value in inputs.items()}
 
     def _columns_of(self, rows: Sequence[Any], request: Any = None) -> dict[str, list[Any]]:
         fields = zip(self.columns, field_names("column", self.columns), strict=True)
@@ -291,11 +272,3 @@ def _override(request: Any, field: str) -> Any:
     """Return the value that a request, or an entity row, has in place of a feature; None without one."""
     value = UNSET if request.overrides is UNSET else getattr(request.overrides, field)
     return None if value is UNSET else value
-
-
-def _plain_values(row: pa.Table | None, names: Iterable[str]) -> dict[str, Any]:
-    """Return the values of a row, if there is one, that JSON represents as they are."""
-    if row is None or not row.num_rows:
-        return {}
-    values = {name: row[name][0].as_py() for name in names if name in row.column_names}
-    return {name: value for name, value in values.items() if type(value) in {bool, int, float, str}}

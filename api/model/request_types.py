@@ -10,6 +10,7 @@ import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
 from api.model.request_members import ENTITY_ROWS, OVERRIDES, REQUEST_ID, TOP, RequestMembers
+from scoring.arrow.signature import MAX_EXACT_INTEGER
 from scoring.feast_plugins.join_keys import JoinKey
 from scoring.features.model_features import ModelFeatures
 
@@ -22,9 +23,9 @@ String = Annotated[str, Meta(max_length=4096)]
 KeyString = Annotated[str, Meta(min_length=1, max_length=512)]
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-# `1.0` is an integer in JSON Schema. From 2**53 on, a double represents several integers.
+# `1.0` is an integer in JSON Schema. From MAX_EXACT_INTEGER on, a double represents several integers.
 Integral32 = Annotated[float, Meta(ge=-(2**31), le=2**31 - 1, multiple_of=1)]
-Integral64 = Annotated[float, Meta(ge=1 - 2**53, le=2**53 - 1, multiple_of=1)]
+Integral64 = Annotated[float, Meta(ge=1 - MAX_EXACT_INTEGER, le=MAX_EXACT_INTEGER - 1, multiple_of=1)]
 FLOAT32_MAX = 3.4028234663852886e38
 Float32 = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 Timestamp = Annotated[datetime, Meta(tz=True)]

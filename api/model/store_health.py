@@ -15,7 +15,8 @@ import structlog
 
 from api.errors import StoreUnavailable
 from api.model.scorer import Scorer
-from scoring.errors import ServingError, UnusableFeature, first_line
+from scoring.errors import ServingError, UnusableFeature
+from scoring.foreign_errors import first_line
 
 log = structlog.get_logger(__name__)
 

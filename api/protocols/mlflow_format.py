@@ -18,6 +18,7 @@ from api.protocols.problems import Problem
 from api.protocols.response import CSV, JSON, JSON_HEADER, Headers, Response, media_type
 from api.protocols.scoring import Scoring
 from api.protocols.wire_format import Call, request_id_of
+from scoring.arrow.signature import MAX_EXACT_INTEGER
 from scoring.models.outputs import Outputs
 from scoring.settings import Settings
 
@@ -32,8 +33,6 @@ NAN = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|\bNaN\b')
 # The statuses and error codes of MLflow's own server (3.17) for those of problems. Others keep their status.
 STATUSES = {422: 400}
 ERROR_CODES = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
-# From 2**53 on, a double represents several integers.
-EXACT = 2.0**53
 
 Columns = dict[str, list[Any]]
 Cell = Annotated[Any, Meta(description="The value of a join key or request input; null if it is unknown.")]
@@ -197,7 +196,7 @@ def _from_records(records: Sequence[Any], form: RequestForm) -> Columns:
 def _integer_keys(columns: Columns, form: RequestForm) -> Columns:
     """Convert floats in integer key columns to integers: pandas and NumPy turn integers to floats.
 
-    Floats with a fraction, and floats from 2**53 on, stay as they are and are refused later.
+    Floats with a fraction, and floats that represent several integers, stay as they are and are refused later.
     """
     for key in form.keys:
         values = columns.get(key.name, [])
@@ -207,4 +206,4 @@ def _integer_keys(columns: Columns, form: RequestForm) -> Columns:
 
 
 def _exact(value: float) -> bool:
-    return value.is_integer() and abs(value) < EXACT
+    return value.is_integer() and abs(value) < MAX_EXACT_INTEGER

@@ -35,9 +35,9 @@ class Bodies:
         if form is not None:
             self.schema(form.body_type)
             form.members.complete(self.schemas["Request"])
-            self.example = form.example(real=real_example)
+            self.example = form.examples.request(real=real_example)
             """A valid request in JSON, if there is a model."""
-            self.example_columns = form.example_columns(real=real_example)
+            self.example_columns = form.examples.columns(real=real_example)
             """The same as columns, in the order of `form.columns`."""
 
     def schema(self, type_: Any) -> dict[str, Any]:

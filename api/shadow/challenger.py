@@ -30,7 +30,8 @@ from api.model.scorer import RowScores
 from api.shadow.loading import ChallengerScorer
 from api.shadow.process import ProcessEnded
 from api.telemetry.prediction_log import PredictionLog
-from scoring.errors import ServingError, first_line
+from scoring.errors import ServingError
+from scoring.foreign_errors import first_line
 from scoring.monitoring.prediction_log import CHALLENGER, LoggedBatch, LoggedRequest, LogSchema, in_sample
 from scoring.online.reading import StoreRead
 from scoring.online.shared_lookup import SharedLookup

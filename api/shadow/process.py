@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
-from scoring.errors import PredictionFailed, first_line
+from scoring.errors import PredictionFailed
+from scoring.foreign_errors import first_line
 from scoring.imports import import_for_serving, import_pyfunc
 from scoring.models.model import Model
 from scoring.models.trial_process import (

@@ -27,9 +27,10 @@ from api.inference.micro_batch import PendingRequest
 from api.model.model_slot import Served
 from api.model.scorer import RowScores
 from api.telemetry.drift import DriftMetrics
-from scoring.errors import ServingError, first_line
+from scoring.errors import ServingError
 from scoring.features.feature_store import definitions_read_by
 from scoring.files.transfer import publishing
+from scoring.foreign_errors import first_line
 from scoring.monitoring.log_files import day_folder
 from scoring.monitoring.prediction_log import LOG_DATE, LoggedBatch, LoggedRequest, LogSchema, in_sample
 from scoring.predict import Policy

@@ -15,7 +15,7 @@ from benchmarks.paths import ROOT
 from scoring.files.location import Location
 
 if TYPE_CHECKING:
-    from scoring.batch.engine import InspectInput, InspectOutput
+    from scoring.batch.callbacks import InspectInput, InspectOutput
     from scoring.features.model_features import ModelFeatures
 
     # Arguments: the model's features, and the locations of input and output.
@@ -98,7 +98,7 @@ class Parts(Graph):
     name = "graph-parts"
 
     def score(self, key: str) -> None:
-        from scoring.batch.engine import accept
+        from scoring.batch.callbacks import accept
 
         self.score_with(key, lambda *_: (accept, accept))
 

@@ -1,7 +1,7 @@
 """The local batch engine: writes batch_input.parquet from a request, then batch_output.parquet and its manifest."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.allocation import give_back_memory
+from scoring.batch.callbacks import InspectInput, InspectOutput, ReportRows, accept
 from scoring.batch.join import PointInTimeJoin
 from scoring.batch.manifest import (
     INPUT_NAME,
@@ -40,18 +41,6 @@ from scoring.serving import ServingModel
 
 if TYPE_CHECKING:
     from feast import FeatureStore
-
-# Inspects a finished input before it is published, and raises to discard it. Gets the table, the number of rows of the
-# request, and view → number of rows whose feature row was too old (empty if the offline store does not report it).
-InspectInput = Callable[[ParquetFiles, int, Mapping[str, int]], None]
-# The same for a finished output.
-InspectOutput = Callable[[ParquetFiles, ScoringSummary], None]
-# Called with the number of rows that are done, and of all rows.
-ReportRows = Callable[[int, int], None]
-
-
-def accept(*_: object) -> None:
-    """Accept without inspection, or ignore a report."""
 
 
 class LocalEngine:

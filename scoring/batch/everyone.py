@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from scoring.arrow.signature import EVENT_TIMESTAMP
 from scoring.arrow.timestamps import EARLIEST, LATEST, TIMESTAMP
-from scoring.errors import BatchRequestError, FeatureStoreError, SettingsError
+from scoring.errors import ArgumentError, BatchRequestError, FeatureStoreError
 from scoring.features.model_features import ModelFeatures, View
 from scoring.files.location import Location
 from scoring.files.parquet import no_rows, write_tables
@@ -82,18 +82,18 @@ def read_as_of(text: str | None) -> datetime:
     """Return an ISO 8601 time, in UTC unless it has another zone; without one, the latest midnight in UTC.
 
     Raises:
-        SettingsError: it is not a time, has fractions of a second, which the file's name lacks, or is out of range.
+        ArgumentError: it is not a time, has fractions of a second, which the file's name lacks, or is out of range.
     """
     if text is None:
         return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise SettingsError("The time", f"{text!r} is not in ISO 8601, as 2026-11-30 is.") from None
+        raise ArgumentError(f"The time {text!r} is not in ISO 8601, as 2026-11-30 is.") from None
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
     if time.microsecond or not EARLIEST <= time < LATEST:
-        problem = f"{text!r} must be from {EARLIEST:%Y} until {LATEST:%Y}, without fractions of a second."
-        raise SettingsError("The time", problem)
+        problem = f"The time {text!r} must be from {EARLIEST:%Y} until {LATEST:%Y}, without fractions of a second."
+        raise ArgumentError(problem)
     return time
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow.parquet as pq
 
-from scoring.errors import BatchRequestError, StillWritten, first_line
+from scoring.errors import BatchRequestError, StillWritten
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location, storage_errors
 from scoring.files.transfer import Content, holding, publishing
+from scoring.foreign_errors import first_line
 from scoring.models.outputs import PREDICTION, OutputType
 from scoring.settings import MissingFeaturesPolicy
 

@@ -24,13 +24,14 @@ from scoring.batch.text_request import (
     line_that_is_not_utf8,
     separator_hint,
 )
-from scoring.errors import BatchRequestError, StillWritten, StorageError, first_line, listed
+from scoring.errors import BatchRequestError, StillWritten, StorageError, listed
 from scoring.feast_plugins.join_keys import ROW
 from scoring.features.model_features import ModelFeatures, feast_name
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows
 from scoring.files.transfer import Content, fetch
+from scoring.foreign_errors import first_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.types as pt
 
+from scoring.batch.delta_types import cast, stored_schema
 from scoring.batch.manifest import OUTPUT_NAME, Manifest, read_manifest
-from scoring.errors import BatchRequestError, SettingsError, StorageError, first_line, in_one_line
+from scoring.errors import BatchRequestError, SettingsError, StorageError
 from scoring.files.atomic import remove_leftovers, scratch_folder
 from scoring.files.location import Location, delta_options
 from scoring.files.parquet import ROWS_PER_BATCH, no_rows, write_tables
 from scoring.files.transfer import Content, holding, publishing, remove_file
+from scoring.foreign_errors import first_line, in_one_line
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Schema
@@ -40,14 +41,6 @@ ATTEMPTS, LONGEST_WAIT_S = 40, 1.0
 COPIED_BYTES = 1 << 20
 # Tables of later versions may have features that a writer must observe, such as constraints or a change data feed.
 WRITER_VERSION = 2
-FITTING = (
-    pt.is_boolean, pt.is_signed_integer, pt.is_float32, pt.is_float64, pt.is_string, pt.is_large_string, pt.is_binary,
-    pt.is_large_binary, pt.is_date32, pt.is_decimal128, pt.is_null,
-)  # fmt: skip
-CONVERTED = {
-    pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.decimal128(20),
-    pa.float16(): pa.float32(), pa.date64(): pa.date32(), pa.string_view(): pa.string(), pa.binary_view(): pa.binary(),
-}  # fmt: skip
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -134,7 +127,7 @@ class ScoresTable:
                 return self._version, any(name.startswith(own) for name in names)
             if not adds:
                 with _reading(folder), (folder / contents[0].name).open() as file:
-                    stored = _stored_schema(request, pq.read_schema(file))
+                    stored = stored_schema(request, pq.read_schema(file), COLUMN)
             schema = self._merged(request, stored)
             adds = adds or self._write_files(request, folder, contents, own, stored)
             try:
@@ -284,53 +277,8 @@ def _write_file(request: str, source: Any, part: Path, stored: pa.Schema) -> Non
         if [(field.name, field.type) for field in schema] != [(field.name, field.type) for field in stored]:
             batches = (pa.Table.from_batches([batch]) for batch in opened.iter_batches(batch_size=ROWS_PER_BATCH))
             tables = batches if opened.metadata.num_rows else iter([no_rows(schema)])
-            write_tables((_cast(request, table, stored) for table in tables), part, {})
+            write_tables((cast(request, table, stored) for table in tables), part, {})
             return
     with part.open("wb") as copy, source.open("rb") if isinstance(source, Path) else source as file:
         file.seek(0)
         shutil.copyfileobj(file, copy, COPIED_BYTES)
-
-
-def _cast(request: str, table: pa.Table, stored: pa.Schema) -> pa.Table:
-    columns = []
-    for field in stored:
-        try:
-            columns.append(table[field.name].cast(field.type))
-        except pa.ArrowInvalid:
-            problem = f"a {table[field.name].type} value does not fit {field.type}, the type in a table: convert it."
-            raise BatchRequestError(request, problem, column=field.name) from None
-    return pa.table(columns, schema=stored)
-
-
-def _stored_schema(request: str, schema: pa.Schema) -> pa.Schema:
-    """Return the columns of a result with the types in which a Delta table stores them.
-
-    Columns without any value (of type null) are omitted: they read as null.
-
-    Raises:
-        BatchRequestError: a Delta table has no such type, or a column has the name of the partition column.
-    """
-    fields = []
-    for field in schema:
-        stored = _stored(field.type)
-        if stored is None:
-            problem = f"a Delta table has no type for {field.type}: convert the column, or leave it out."
-            raise BatchRequestError(request, problem, column=field.name)
-        if field.name.casefold() == COLUMN:
-            problem = "the scores table has a column of this name: rename it."
-            raise BatchRequestError(request, problem, column=field.name)
-        if not pt.is_null(stored):
-            fields.append(pa.field(field.name, stored))
-    return pa.schema(fields)
-
-
-def _stored(found: pa.DataType) -> pa.DataType | None:
-    """Return the type that represents all values of a type in a Delta table; None if there is none."""
-    if pt.is_dictionary(found):
-        return _stored(found.value_type)
-    if pt.is_timestamp(found):
-        return pa.timestamp("us", "UTC")  # without a zone, it is UTC, as in a request
-    if pt.is_list(found) or pt.is_large_list(found) or pt.is_fixed_size_list(found):
-        item = _stored(found.value_type)
-        return None if item is None or pt.is_null(item) else pa.list_(item)
-    return found if any(fits(found) for fits in FITTING) else CONVERTED.get(found)

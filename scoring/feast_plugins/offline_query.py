@@ -33,11 +33,11 @@ from scoring.feast_plugins.offline_sql import (
 from scoring.feast_plugins.source_columns import Column
 from scoring.feast_plugins.source_reading import SourceRelation, translate
 from scoring.files.atomic import scratch_folder
+from scoring.files.parquet import ROWS_PER_BATCH
 
 if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
-ROWS_PER_BATCH = 65_536
 # Share of the store's memory limit that DuckDB may use for its buffers, because it needs additional memory (2.0).
 BUFFER_SHARE = 0.97
 

@@ -21,8 +21,9 @@ from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import FileSource
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from scoring.errors import UnreadableSource, first_line, in_one_line
+from scoring.errors import UnreadableSource
 from scoring.files.location import delta_server
+from scoring.foreign_errors import first_line, in_one_line
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 MAGIC = b"PAR1"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from scoring.errors import FeatureStoreError, NotMaterialized, first_line, is_outage
+from scoring.errors import FeatureStoreError, NotMaterialized
 from scoring.feast_plugins.redis_timeouts import REDIS_TIMEOUT_S, bound_redis
+from scoring.foreign_errors import first_line, is_outage
 from scoring.imports import inside
 
 if TYPE_CHECKING:

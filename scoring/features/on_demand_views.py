@@ -17,8 +17,9 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.types import from_feast_to_pyarrow_type
 
 from scoring.arrow.signature import as_stored
-from scoring.errors import UnusableFeature, first_line
+from scoring.errors import UnusableFeature
 from scoring.features.model_features import ModelFeatures, feast_name
+from scoring.foreign_errors import first_line
 from scoring.imports import inside
 
 # pyarrow's name for a frame's row numbers if they are not 0, 1, 2, .. (pyarrow 25).

@@ -23,7 +23,7 @@ from scoring.models.model import Model, array_dtype, describe_outputs, load_mode
 from scoring.models.model_files import ModelFiles
 from scoring.models.output_description import choose
 from scoring.models.outputs import Outputs, same_bits, usable
-from scoring.models.registry import RANK_BY_TAG
+from scoring.models.tags import RANK_BY_TAG
 
 GOLDEN_ROWS = 256
 # Large enough for linear algebra libraries to use their algorithms for large batches.

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.arrow.signature import Signature
-from scoring.errors import ModelRefused, PredictionFailed, first_line, listed
+from scoring.errors import ModelRefused, PredictionFailed, listed
+from scoring.foreign_errors import first_line
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, flavor_of
 from scoring.models.model_files import ModelFiles
 from scoring.models.output_description import choose, describe
 from scoring.models.outputs import Outputs
-from scoring.models.registry import RANK_BY_TAG, ModelVersion
+from scoring.models.registry import ModelVersion
+from scoring.models.tags import RANK_BY_TAG
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,14 @@ from typing import Any
 import msgspec
 
 from scoring.arrow.signature import Signature, read_signature
-from scoring.errors import ModelRefused, NoRoom, first_line, why_no_room
+from scoring.errors import ModelRefused, NoRoom
 from scoring.files.atomic import scratch_folder
+from scoring.foreign_errors import first_line, why_no_room
 from scoring.models.loading_rules import LoadingRules
 from scoring.models.output_description import read_declared
 from scoring.models.outputs import OutputType
-from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG, ModelVersion, Registry
+from scoring.models.registry import ModelVersion, Registry
+from scoring.models.tags import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG
 
 # A signature of 5000 inputs takes half of it. Parsing a much larger file would block the interpreter for seconds.
 MAX_DESCRIPTION_BYTES = 1_000_000

@@ -7,7 +7,7 @@ import numpy as np
 
 from scoring.errors import ModelRefused, PredictionFailed
 from scoring.models.outputs import PREDICTION, TYPES, OutputColumn, Outputs, OutputType, split
-from scoring.models.registry import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG
+from scoring.models.tags import OUTPUT_COLUMN_TAG, OUTPUTS_TAG, RANK_BY_TAG
 
 # Types in the outputs of an MLflow signature.
 SIGNATURE_TYPES: dict[str, OutputType] = {"boolean": "bool", "integer": "int64", "long": "int64", "string": "string"}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import PredictionFailed
-from scoring.models.registry import OUTPUT_COLUMN_TAG
+from scoring.models.tags import OUTPUT_COLUMN_TAG
 
 OutputType = Literal["double", "int64", "bool", "string"]
 

@@ -10,28 +10,18 @@ from scoring.errors import (
     AliasNotSet,
     ModelNotRegistered,
     ModelRefused,
-    NoEarlierVersion,
     RegistryUnreachable,
     VersionNotFound,
 )
 from scoring.files.atomic import scratch_folder
 from scoring.imports import collector_paused, import_feast, import_mlflow
+from scoring.models.tags import FEATURE_SERVICE_TAG
 from scoring.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
     from mlflow.entities.model_registry import RegisteredModel
-
-FEATURE_SERVICE_TAG = "feast.feature_service"
-REQUEST_INPUTS_TAG = "serving.request_inputs"
-OVERRIDABLE_TAG = "serving.overridable"
-OUTPUT_COLUMN_TAG = "serving.output_column"
-OUTPUTS_TAG = "serving.outputs"
-RANK_BY_TAG = "serving.rank_by"
-# Of a registered model, followed by an alias: the versions that the alias named, the newest last.
-PROMOTIONS_TAG = "serving.promotions"
-MOST_PROMOTIONS = 50
 
 # MLflow's error codes for something that does not exist. Its database store has the second one for aliases (3.17).
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -131,48 +121,17 @@ class MlflowRegistry:
         """Return alias → the version that it names. Raises like `versions`."""
         return {alias: int(version) for alias, version in self._registered(name).aliases.items()}
 
-    def promote(self, name: str, alias: str, version: int) -> int | None:
-        """Set the alias on a version. Return the version that it named before, if any.
+    def tags(self, name: str) -> dict[str, str]:
+        """Return the tags of a registered model. Raises like `versions`."""
+        return dict(self._registered(name).tags)
 
-        A tag of the registered model records which versions the alias named, because MLflow does not.
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Set the alias on a version, which exists. Raises RegistryUnreachable if the registry can't be written."""
+        self._write(lambda client: client.set_registered_model_alias(name, alias, str(version)))
 
-        Raises:
-            RegistryError: the registry can't be reached, or has no such model or version.
-        """
-        before, recorded = self.aliases(name).get(alias), self.promotions(name, alias)
-        if before is not None and before not in recorded[-1:]:  # it was moved by other means
-            recorded.append(before)
-        if version != before:
-            self._move(name, alias, [*recorded, version])
-        return before
-
-    def rollback(self, name: str, alias: str) -> tuple[int, int]:
-        """Set the alias on the version that it named before. Return the version it named until now, and the new one.
-
-        Raises:
-            RegistryError: see `promote`; or no earlier version is recorded, or the alias was moved by other means.
-        """
-        current, recorded = self.resolve(name, alias).version, self.promotions(name, alias)
-        if recorded[-1:] != [current] or len(recorded) < 2:
-            raise NoEarlierVersion(name, alias, current, recorded)
-        self._move(name, alias, recorded[:-1])
-        return current, recorded[-2]
-
-    def promotions(self, name: str, alias: str) -> list[int]:
-        """Return the versions that `promote` recorded, the newest last. Raises like `versions`."""
-        recorded = self._registered(name).tags.get(f"{PROMOTIONS_TAG}.{alias}", "")
-        return [int(each) for each in recorded.split(",") if each.isdecimal()]
-
-    def _move(self, name: str, alias: str, recorded: list[int]) -> None:
-        version = recorded[-1]
-        self.version(name, version)
-        # The alias first: if only it is moved, the record is another version's, and a rollback is refused.
-        client, listed = self._client(), ",".join(map(str, recorded[-MOST_PROMOTIONS:]))
-        try:
-            client.set_registered_model_alias(name, alias, str(version))
-            client.set_registered_model_tag(name, f"{PROMOTIONS_TAG}.{alias}", listed)
-        except Exception as error:  # MLflow's, and those of databases
-            raise RegistryUnreachable(self._registry_uri, error) from error
+    def set_tag(self, name: str, key: str, value: str) -> None:
+        """Set a tag of a registered model. Raises like `set_alias`."""
+        self._write(lambda client: client.set_registered_model_tag(name, key, value))
 
     def size(self, model: ModelVersion) -> int:
         """See `Registry.size`."""
@@ -261,6 +220,13 @@ class MlflowRegistry:
             raise RegistryUnreachable(uri or self._registry_uri, error) from error
         except (TypeError, ValueError, ParseError) as error:
             raise RegistryUnreachable(uri or self._registry_uri, "not in MLflow's format") from error
+
+    def _write(self, request: "Callable[[MlflowClient], None]") -> None:
+        client = self._client()
+        try:
+            request(client)
+        except Exception as error:  # MLflow's, and those of databases
+            raise RegistryUnreachable(self._registry_uri, error) from error
 
     def _client(self) -> "MlflowClient":
         if self._opened is None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scoring.errors import ModelRefused, first_line
+from scoring.errors import ModelRefused
+from scoring.foreign_errors import first_line
 from scoring.models.admission import ValidationReport
 from scoring.models.flavors.flavor import check_files
 from scoring.models.model_files import ModelFiles, version_folder

@@ -22,7 +22,8 @@ import msgspec
 import pyarrow as pa
 
 from scoring.allocation import use_few_arenas
-from scoring.errors import ModelRefused, why_no_room
+from scoring.errors import ModelRefused
+from scoring.foreign_errors import why_no_room
 from scoring.imports import import_for_serving, import_pyfunc
 from scoring.models.admission import ValidationReport, validate
 from scoring.models.loading_rules import LoadingRules

@@ -12,6 +12,7 @@ from scoring.arrow.timestamps import TIMESTAMP
 from scoring.errors import AliasNotSet, PromotionRefused, StorageError
 from scoring.files.location import Location, storage_errors
 from scoring.files.transfer import publishing
+from scoring.models.promotions import Promotions
 from scoring.models.registry import MlflowRegistry, ModelVersion, Registry
 from scoring.monitoring.comparison import QUANTILES
 from scoring.monitoring.prediction_log import CHALLENGER
@@ -156,7 +157,7 @@ def promote(registry: MlflowRegistry, settings: Settings, version: int, *, force
     """
     if not force:  # after the version was admitted, because another promotion may end meanwhile
         check_promotion(registry, settings, version)
-    return registry.promote(settings.model_name, settings.model_alias, version)
+    return Promotions(registry, settings.model_name, settings.model_alias).promote(version)
 
 
 def check_promotion(registry: Registry, settings: Settings, version: int) -> None:

@@ -25,7 +25,7 @@ The metadata of a file's Arrow schema names the request's columns (`REQUEST_COLU
 import itertools
 import operator
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 from scoring.features.model_features import Feature, ModelFeatures, View, feast_name
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
-from scoring.online.reading import StoreRead
+from scoring.online.reading import EntityRows, StoreRead
 from scoring.predict import Policy
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class LoggedRequest(msgspec.Struct, frozen=True, gc=False):
     """A request, or a part of one, in the log."""
 
     request_id: str
-    entity_rows: Mapping[str, Sequence[Any]]
+    entity_rows: EntityRows
     """Request column → values (rows,)."""
     rows: int
     outputs: Sequence[Sequence[Any]] | None

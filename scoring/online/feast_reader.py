@@ -1,13 +1,13 @@
 """Reads any online store through Feast, entity by entity."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scoring.feast_plugins.value_decoder import as_declared, plain_value
 from scoring.features.model_features import ModelFeatures
-from scoring.online.reading import StoreRead, StoreReader
+from scoring.online.reading import EntityRows, StoreRead, StoreReader
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
@@ -36,7 +36,7 @@ class FeastReader(StoreReader):
         self._short_names = _short_names(features) if references is None else None
         self._names = self._short_names or features.feast_names
 
-    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+    def read(self, entity_rows: EntityRows) -> StoreRead:
         """See `StoreReader.read`."""
         results = self._columns(entity_rows)
         rows = len(next(iter(entity_rows.values())))
@@ -50,7 +50,7 @@ class FeastReader(StoreReader):
             },
         )
 
-    def _columns(self, entity_rows: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    def _columns(self, entity_rows: EntityRows) -> dict[str, Any]:
         """Return `view:feature` → Feast's own column."""
         if self._references is None:
             results = self._call(self._features.feast.service, dict(entity_rows), full_names=self._short_names is None)

@@ -2,9 +2,9 @@
 
 import functools
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from scoring.arrow.signature import conform
 from scoring.errors import READING, EntityRowsError, FeatureStoreError, UnusableFeature
 from scoring.features.model_features import ModelFeatures, missing_reasons
 from scoring.online.number_inputs import NumberInputs
-from scoring.online.reading import RUNNING_VIEW, StoreRead, StoreReader, request_column
+from scoring.online.reading import RUNNING_VIEW, EntityRows, StoreRead, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -78,7 +78,7 @@ def fastest_lookup(store: "FeatureStore", features: ModelFeatures) -> Lookup:
 
 
 def read_online_vectors(
-    lookup: Lookup, features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]], now: datetime
+    lookup: Lookup, features: ModelFeatures, entity_rows: EntityRows, now: datetime
 ) -> OnlineVectors:
     """Look up entities in the online store.
 
@@ -103,7 +103,7 @@ def vectors_of(
     lookup: Lookup,
     features: ModelFeatures,
     read: StoreRead,
-    entity_rows: Mapping[str, Sequence[Any]],
+    entity_rows: EntityRows,
     now_s: float | np.ndarray,
 ) -> OnlineVectors:
     """Return the vectors of entities, at least one, for which `lookup.stored` or another reader read these features.
@@ -159,7 +159,7 @@ def _no_reasons(rows: int) -> pa.Array:
 
 
 def _override(
-    given: Sequence[str], entity_rows: Mapping[str, Sequence[Any]], vectors: pa.Table, reasons: pa.Array
+    given: Sequence[str], entity_rows: EntityRows, vectors: pa.Table, reasons: pa.Array
 ) -> tuple[pa.Table, pa.Array]:
     """Replace features by the request's values. A row whose vector is complete thereby has no reason any more."""
     for name in given:
@@ -171,7 +171,7 @@ def _override(
     return vectors, pc.if_else(still_incomplete, reasons, pa.scalar(None, pa.string()))
 
 
-def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+def read_rows(reader: StoreReader, entity_rows: EntityRows) -> StoreRead:
     """Read the online store for n entities, n at least 1. All store errors are translated here.
 
     Raises:
@@ -191,7 +191,7 @@ def read_rows(reader: StoreReader, entity_rows: Mapping[str, Sequence[Any]]) -> 
         raise UnusableFeature(READING, "the stored bytes of an entity are not in Feast's format") from error
 
 
-def _count_rows(features: ModelFeatures, entity_rows: Mapping[str, Sequence[Any]]) -> int:
+def _count_rows(features: ModelFeatures, entity_rows: EntityRows) -> int:
     names = list(features.request_columns)
     for name in names:
         if name not in entity_rows:

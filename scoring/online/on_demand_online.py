@@ -8,7 +8,7 @@ other than numbers, booleans, strings and timestamps.
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -21,7 +21,7 @@ from scoring.features.model_features import Feature, ModelFeatures
 from scoring.features.on_demand_views import FunctionFailed, OnDemandViews, request_types_of, sources_of
 from scoring.online.bulk_reader import bulk_reader
 from scoring.online.feast_reader import FeastReader
-from scoring.online.reading import RUNNING_VIEW, StoreReader, request_column
+from scoring.online.reading import RUNNING_VIEW, EntityRows, StoreReader, request_column
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -46,7 +46,7 @@ class OnDemandOnline:
         self,
         columns: Mapping[str, pa.Array],
         unusable: Mapping[str, pa.Array],
-        entity_rows: Mapping[str, Sequence[Any]],
+        entity_rows: EntityRows,
     ) -> dict[str, pa.Array]:
         """Return the columns, with on-demand features added as columns `view:feature`.
 

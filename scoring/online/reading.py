@@ -14,6 +14,7 @@ from scoring.feast_plugins.join_keys import NO_ENTITY, Keys
 from scoring.features.model_features import Feature
 
 EntityRows = Mapping[str, Sequence[Any]]
+"""Join keys and inputs from the request: column → n_rows values."""
 MOST_DISTINCT = 0.5
 """Fraction of distinct entities in a request above which each row's entity is read."""
 RUNNING_VIEW = "running the function of an on-demand feature view"
@@ -110,7 +111,7 @@ class StoreReader(Protocol):
     def store_errors(self) -> tuple[type[Exception], ...]:
         """Return the exceptions that `read` raises if the store fails. All others are caused by an entity's values."""
 
-    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+    def read(self, entity_rows: EntityRows) -> StoreRead:
         """Return the stored features of n entities.
 
         Args:
@@ -121,7 +122,7 @@ class StoreReader(Protocol):
             Exception: an exception of the store's client, which `read_rows` translates.
         """
 
-    def send(self, entity_rows: Mapping[str, Sequence[Any]], /) -> "Sent | None":  # noqa: ARG002 - for readers that can
+    def send(self, entity_rows: EntityRows, /) -> "Sent | None":  # noqa: ARG002 - for readers that can
         """Request the features of a few entities without blocking; None if this reader can't, or not now."""
         return None
 
@@ -174,7 +175,7 @@ def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, 
     return dict(zip(names, columns, strict=True)), np.fromiter(map(places.__getitem__, rows), np.int64, len(rows))
 
 
-def request_column(name: str, entity_rows: Mapping[str, Sequence[Any]], dtype: pa.DataType) -> pa.Array:
+def request_column(name: str, entity_rows: EntityRows, dtype: pa.DataType) -> pa.Array:
     """Return a request's column as an array (n,) of the declared type.
 
     Raises:

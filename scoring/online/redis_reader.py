@@ -6,7 +6,7 @@ long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,7 +155,7 @@ class RedisReader(StoreReader):
             by_keys.setdefault(view.keys, []).append(view)
         self._hashes = [_Hashes(keys, each, project.encode()) for keys, each in by_keys.items()]
 
-    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+    def read(self, entity_rows: EntityRows) -> StoreRead:
         """See `StoreReader.read`."""
         plan = _Plan(self._hashes, entity_rows)
         decoded: list[StoreRead] = []
@@ -163,7 +163,7 @@ class RedisReader(StoreReader):
             decoded += self._fetch(plan.pieces[start : start + PIECES_AT_ONCE])
         return plan.features(decoded)
 
-    def send(self, entity_rows: Mapping[str, Sequence[Any]]) -> "SentCommands | None":
+    def send(self, entity_rows: EntityRows) -> "SentCommands | None":
         """Send the commands for a few entity rows, without blocking; None if that is impossible now."""
         plan = _Plan(self._hashes, entity_rows)
         packed = b"".join(hashes.commands(entities) for hashes, entities, _ in plan.pieces)

@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 
 from scoring.feast_plugins.entity_keys import entity_keys
 from scoring.feast_plugins.value_decoder import decode_values
-from scoring.online.reading import StoreRead, StoreReader, ViewColumns, distinct_entities, merged
+from scoring.online.reading import EntityRows, StoreRead, StoreReader, ViewColumns, distinct_entities, merged
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -37,7 +37,7 @@ class SqliteReader(StoreReader):
         self._views = [(view, _quote_id(_table_id(project, view.view))) for view in views]
         self._connections = threading.local()
 
-    def read(self, entity_rows: Mapping[str, Sequence[Any]]) -> StoreRead:
+    def read(self, entity_rows: EntityRows) -> StoreRead:
         """See `StoreReader.read`."""
         reads = []
         for view, table in self._views:

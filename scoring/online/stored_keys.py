@@ -14,6 +14,7 @@ from scoring.arrow.signature import NEUTRAL
 from scoring.feast_plugins.join_keys import Keys
 from scoring.features.model_features import ModelFeatures
 from scoring.online.lookup import Lookup, read_online_vectors, read_rows
+from scoring.online.reading import EntityRows
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -31,7 +32,7 @@ Arguments: the store and the feature view.
 """
 
 
-def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) -> dict[str, list[Any]] | None:
+def stored_keys(store: "FeatureStore", lookup: Lookup, features: ModelFeatures) -> EntityRows | None:
     """Find entities in a SQLite or Redis online store, preferably with all features.
 
     Returns join key → values (n,) of the n newest entities, n at most EXAMPLES. None if there are none, the store does

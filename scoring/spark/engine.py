@@ -20,7 +20,8 @@ from pyspark.errors import PySparkException, PythonException
 
 from scoring import errors
 from scoring.arrow.signature import EVENT_TIMESTAMP
-from scoring.batch.engine import InspectInput, InspectOutput, ReportRows, accept, check_made_for
+from scoring.batch.callbacks import InspectInput, InspectOutput, ReportRows, accept
+from scoring.batch.engine import check_made_for
 from scoring.batch.generations import (
     INPUT_PARTS,
     OUTPUT_PARTS,
@@ -34,18 +35,12 @@ from scoring.batch.generations import (
 from scoring.batch.manifest import MANIFEST_NAME, ORIGIN_KEY, PARTED_INPUT_NAME, Manifest, Origin, ScoringSummary
 from scoring.batch.request import RequestCopy, read_batch_request
 from scoring.batch.scored_rows import summarize
-from scoring.errors import (
-    BatchRequestError,
-    EngineError,
-    FeaturesRejected,
-    FeatureStoreError,
-    PredictionFailed,
-    first_line,
-)
+from scoring.errors import BatchRequestError, EngineError, FeaturesRejected, FeatureStoreError, PredictionFailed
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles, write_tables
 from scoring.files.transfer import Content, publishing, remove_file
+from scoring.foreign_errors import first_line
 from scoring.models.outputs import Outputs
 from scoring.models.registry import ModelVersion
 from scoring.predict import MODEL_FAILED, NOT_FINITE, Policy, failed_on_all

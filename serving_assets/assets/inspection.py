@@ -11,10 +11,11 @@ import pyarrow as pa
 from scoring.batch.manifest import ScoringSummary, published_output
 from scoring.batch.quality import SourceAge
 from scoring.batch.request import input_types
-from scoring.errors import StorageError, first_line
+from scoring.errors import StorageError
 from scoring.features.model_features import ModelFeatures
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
+from scoring.foreign_errors import first_line
 from scoring.monitoring.comparison import compare_with_replaced, sampled_table
 from scoring.monitoring.drift import Baseline, ColumnDrift, Observed, describe_all, summary
 from scoring.predict import MODEL_FAILED, NOT_FINITE
@@ -36,7 +37,7 @@ from serving_assets.assets.plots import histograms, version_comparison
 
 
 class InputInspection:
-    """Inspects one batch input (`scoring.batch.engine.InspectInput`). Findings are kept even if it raises."""
+    """Inspects one batch input (`scoring.batch.callbacks.InspectInput`). Findings are kept even if it raises."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class InputInspection:
 
 
 class OutputInspection:
-    """Inspects one batch output (`scoring.batch.engine.InspectOutput`). Findings are kept even if it raises."""
+    """Inspects one batch output (`scoring.batch.callbacks.InspectOutput`). Findings are kept even if it raises."""
 
     def __init__(
         self,

@@ -8,10 +8,12 @@ import dagster as dg
 import msgspec
 from pydantic import Field
 
-from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError, without_secrets
+from scoring.errors import AliasNotSet, ModelNotRegistered, ServingError
 from scoring.files.location import Location
 from scoring.files.transfer import publishing
-from scoring.models.registry import FEATURE_SERVICE_TAG, ModelVersion
+from scoring.foreign_errors import without_secrets
+from scoring.models.registry import ModelVersion
+from scoring.models.tags import FEATURE_SERVICE_TAG
 from scoring.serving import resolve_version
 from scoring.settings import Settings
 from serving_assets.assets.failures import failing_in_one_line

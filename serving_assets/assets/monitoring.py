@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from scoring.errors import ServingError, first_line
+from scoring.errors import ServingError
 from scoring.files.atomic import scratch_folder
 from scoring.files.location import Location
 from scoring.files.parquet import ParquetFiles
+from scoring.foreign_errors import first_line
 from scoring.monitoring.baseline import keep_first_day, measure_log, read_log, registered_baseline
 from scoring.monitoring.drift import ColumnDrift, Observed
 from scoring.monitoring.feast_log import copy_to_feast

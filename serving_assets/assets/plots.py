@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.batch.quality import are_labels, sample
-from scoring.errors import first_line
 from scoring.files.parquet import ParquetFiles
+from scoring.foreign_errors import first_line
 from scoring.monitoring.comparison import VersionComparison, as_numbers
 
 if TYPE_CHECKING:

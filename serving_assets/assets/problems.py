@@ -14,10 +14,10 @@ from scoring.errors import (
     ServingError,
     StorageError,
     UnusableFeature,
-    first_line,
     listed,
 )
 from scoring.files.location import Location
+from scoring.foreign_errors import first_line
 from serving_assets.assets.checks import NotPublished
 from serving_assets.assets.display import markdown_table
 from serving_assets.assets.failures import may_succeed_later

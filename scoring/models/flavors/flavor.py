@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from scoring.errors import ModelRefused, first_line
+from scoring.errors import ModelRefused
+from scoring.foreign_errors import first_line
 from scoring.models.model_files import ModelFiles
-from scoring.models.registry import OUTPUTS_TAG
+from scoring.models.tags import OUTPUTS_TAG
 
 if TYPE_CHECKING:
     import pandas as pd

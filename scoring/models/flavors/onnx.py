@@ -10,7 +10,7 @@ import numpy as np
 from scoring.errors import ModelRefused
 from scoring.models.flavors.flavor import ROWS_PER_BLOCK, LoadedModel, reading, require
 from scoring.models.model_files import ModelFiles
-from scoring.models.registry import OUTPUTS_TAG
+from scoring.models.tags import OUTPUTS_TAG
 
 __all__ = ["as_mlflow", "check", "load", "prepare"]
 

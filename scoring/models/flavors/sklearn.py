@@ -5,7 +5,8 @@ import inspect
 import warnings
 from typing import Any
 
-from scoring.errors import ModelRefused, first_line
+from scoring.errors import ModelRefused
+from scoring.foreign_errors import first_line
 from scoring.models.flavors.estimators import (
     LinearFunction,
     classes_of,

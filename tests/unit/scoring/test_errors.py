@@ -1,31 +1,12 @@
 """Errors contain no secrets."""
 
-import pytest
-
-from scoring.errors import RegistryUnreachable, first_line, without_secrets
+from scoring.errors import RegistryUnreachable
 
 SECRET = "s3cret"
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        f"http://user:{SECRET}@host:5000/path",
-        f"http://user:{SECRET}/AA@host:5000/path",
-        f"http://user:{SECRET}@AA@host:5000/path",
-        f"http://host:5000/path?token={SECRET}",
-        f"postgresql://host:5000/path?user=u&password={SECRET}",
-    ],
-)
-def test_addresses_lose_users_passwords_and_queries(uri: str) -> None:
-    assert without_secrets(uri).partition("://")[2] == "host:5000/path"
-    message = str(RegistryUnreachable(uri, ValueError(f"GET {uri} failed (see {uri}); giving up")))
+def test_the_registry_is_named_without_its_secrets() -> None:
+    uri = f"http://user:{SECRET}@host:5000/path?token={SECRET}"
+    message = str(RegistryUnreachable(uri, ValueError(f"GET {uri} failed")))
     assert SECRET not in message
-    assert "host:5000/path" in message
-    assert "giving up" in message
-
-
-def test_only_the_first_line_is_told_and_not_more_than_asked() -> None:
-    assert first_line(ValueError("one\ntwo")) == "one"
-    assert first_line(ValueError("x" * 300), 10) == "xxxxxxxxx…"
-    assert first_line(ValueError()) == "ValueError"
+    assert message.count("host:5000/path") == 2

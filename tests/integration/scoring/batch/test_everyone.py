@@ -14,7 +14,7 @@ from scoring.arrow.signature import ModelInput, Signature
 from scoring.batch.everyone import everyone_file, read_as_of, write_everyone
 from scoring.batch.join import joins_in_place
 from scoring.batch.request import read_batch_request
-from scoring.errors import BatchRequestError, FeatureStoreError, SettingsError
+from scoring.errors import ArgumentError, BatchRequestError, FeatureStoreError
 from scoring.feast_plugins.offline_query import AsofRetrievalJob
 from scoring.feast_plugins.offline_sql import found_mark, literal
 from scoring.features.feature_service import link_features
@@ -201,8 +201,8 @@ def test_a_request_for_everyone_is_named_by_its_time() -> None:
         "2026-11-30T09:30:00+02:00": "everyone-2026-11-30T073000.parquet",
     }
     assert len(everyone_file(read_as_of(None))) == len("everyone-2026-11-30.parquet")
-    with pytest.raises(SettingsError, match="The time 'yesterday' is not in ISO 8601"):
+    with pytest.raises(ArgumentError, match="The time 'yesterday' is not in ISO 8601"):
         read_as_of("yesterday")
     for time in ("2026-11-30T00:00:00.5", "1500-01-01", "0001-01-01T00:00+14:00"):
-        with pytest.raises(SettingsError, match=r"must be from 1678 until 2262, without fractions of a second\.$"):
+        with pytest.raises(ArgumentError, match=r"must be from 1678 until 2262, without fractions of a second\.$"):
             read_as_of(time)

@@ -174,7 +174,7 @@ def test_a_column_with_the_name_of_a_member_has_only_the_other_form(
         "item_id": [7],
         column: next(iter(accepted.values())) if isinstance(next(iter(accepted.values())), list) else [1],
     }
-    assert form.decode(json.dumps(form.example()).encode()).rows == 2
+    assert form.decode(json.dumps(form.examples.request()).encode()).rows == 2
     with pytest.raises(InvalidRequest):
         form.decode(json.dumps({"request_id": "r", "item_ids": [7]} | refused).encode())
 
