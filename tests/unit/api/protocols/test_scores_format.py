@@ -277,6 +277,19 @@ def test_an_error_in_ndjson_names_the_line(drivers: TestClient[Any], body: bytes
     assert (response.status_code, response.json()["detail"][: len(problem)]) == (status, problem)
 
 
+@pytest.mark.parametrize(
+    ("media", "body"), [(CSV, b"driver_id\n" + b"1\n" * 1001), (NDJSON[0], b'{"driver_id":1}\n' * 1001)]
+)
+def test_a_text_with_too_many_rows_is_refused_with_the_formats_that_may_have_more(
+    drivers: TestClient[Any], media: bytes, body: bytes
+) -> None:
+    detail = post(drivers, media, body).json()["detail"]
+    assert detail.startswith("Expected 1 to 1000 rows, got more (an Arrow stream or a Parquet file may have 5000).")
+    with api(max_bulk_entities=1000) as started:
+        detail = post(when_ready(started), media, body).json()["detail"]
+        assert detail.startswith("Expected 1 to 1000 rows, got more. Expected columns: ")
+
+
 IDS = pa.table({"driver_id": range(1, 2001)})
 STREAM = arrow(IDS)
 
