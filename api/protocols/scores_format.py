@@ -37,8 +37,8 @@ class ScoresFormat(JsonFormat):
         if self._bulk.max_rows > settings.max_entities:
             self._more += f" (an Arrow stream or a Parquet file may have {self._bulk.max_rows})"
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """See `WireFormat.max_body_bytes`."""
+    def check_headers(self, headers: Headers) -> int:
+        """See `WireFormat.check_headers`."""
         if _is_plain_json(headers):
             return self._max_body_bytes
         media = media_type(headers)
