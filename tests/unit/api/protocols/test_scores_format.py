@@ -344,11 +344,12 @@ def more_values_than_rows() -> bytes:
         (PARQUET, b"PAR1" + b"\0" * 100 + struct.pack("<I", 90) + b"PAR1", "Parquet: it can't be decoded"),
         *(
             (PARQUET, parquet(pa.table({"driver_id": ["a", "ab"]}), use_dictionary=False, data_page_version=version,
-                              column_encoding={"driver_id": encoding}), f"Parquet: it has the encoding {encoding}:")
+                              column_encoding={"driver_id": encoding}),
+             f"Parquet: it has the unsupported encoding {encoding}")
             for encoding in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
             for version in ("1.0", "2.0")
         ),
-        (PARQUET, more_values_than_rows(), "Parquet: a column has not one value in each row"),
+        (PARQUET, more_values_than_rows(), "Parquet: a column does not have one value per row"),
         # Statistics for another schema: pyarrow's own metadata of columns would end the process.
         (PARQUET, parquet(IDS).replace(b"\x25\x02\x18\x09driver_id", b"\x25\x00\x18\x09driver_id"),
          "Parquet: it can't be decoded"),
