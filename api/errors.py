@@ -59,7 +59,7 @@ class ModelNotServed(RequestError):
     """The path names the model or version `given`, and `served` is the only one."""
 
     def __init__(self, given: str, served: str) -> None:
-        super().__init__(f"{given[:100]!r} is not served here. The model and version that serve are {served!r}.")
+        super().__init__(f"{given[:100]!r} is not served here: the served model and version are {served!r}.")
 
 
 class MethodNotAllowed(RequestError):

@@ -130,6 +130,6 @@ def _print_moved(settings: "Settings", before: int | None, now: int, as_json: bo
         return
     name = f"{settings.model_name}@{settings.model_alias}"
     if before == now:
-        click.echo(f"{name} names version {now} already.")
+        click.echo(f"{name} already names version {now}.")
     else:
         click.echo(f"{name} names version {now}" + ("." if before is None else f", before: {before}."))

@@ -146,7 +146,6 @@ class MissingFeatures(ModelRefused):
     """The feature service, or without one the feature views, do not have some inputs of the model's signature."""
 
     def __init__(self, model: str, service: str | None, missing: Sequence[str], served: Sequence[str]) -> None:
-        self.missing = tuple(missing)
         if service is None:
             problem = (
                 f"no feature view has its inputs {', '.join(missing)} (the views have "
@@ -231,8 +230,6 @@ class BatchRequestError(ServingError):
     """A batch request can't be scored. `row` is the first bad data row, counted from 1 without the header."""
 
     def __init__(self, file: str, problem: str, column: str | None = None, row: int | None = None) -> None:
-        self.column = column
-        self.row = row
         place = "".join((f", column {column!r}" if column else "", f", row {row}" if row else ""))
         super().__init__(f"Batch request {file}{place}: {problem}")
 

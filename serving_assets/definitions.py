@@ -76,8 +76,8 @@ def overriding(folder: Path) -> tuple[str, ...]:
 
 if overridden := overriding(Path.cwd()):
     logging.getLogger("dagster").warning(
-        "%s sets %s. Dagster lets these override the environment, the API does not, so batch and online may differ: "
-        "start Dagster's commands in another folder.",
+        "%s sets %s. Dagster lets these override the environment, but the API does not, so batch and online may "
+        "differ: start Dagster's commands in another folder.",
         Path.cwd() / ".env",
         ", ".join(overridden),
     )

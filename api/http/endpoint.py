@@ -99,7 +99,7 @@ class ScoringEndpoint:
         self._keys.check(headers.get(b"authorization"))
         if self._scoring.full:
             raise Overloaded
-        max_bytes = wire_format.max_body_bytes(headers)
+        max_bytes = wire_format.check_headers(headers)
         if headers.get(b"content-encoding", b"").strip().lower() not in {b"", b"identity"}:
             raise BodyEncoded
         with self._scoring.bulk(context) if max_bytes > self._max_body_bytes else USUAL:

@@ -159,13 +159,13 @@ class AliasFollower:
 
     def _registry_answered(self) -> None:
         if self._slot.poll_problem is not None:
-            log.info("registry_answers_again", alias=self._alias)
+            log.info("registry_recovered", alias=self._alias)
         self._slot.poll_problem = self._logged = None
 
     def _registry_failed(self, error: Exception) -> None:
         reason = _reason(error)
         if reason != self._logged:  # once, not at every poll or attempt to download
-            log.warning("registry_gives_no_answer", alias=self._alias, reason=reason, exc_info=_unexpected(error))
+            log.warning("registry_failed", alias=self._alias, reason=reason, exc_info=_unexpected(error))
         self._logged = reason
         self._slot.poll_problem = _public(error)
 

@@ -139,8 +139,10 @@ class RequestForm:
         strict_json.check_duplicates(body, self.invalid, strings)
         return EntityRequest(request.request_id, self._integral(entity_rows), number, top)
 
-    def decode_lines(self, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
+    def decode_lines(self, request_id: str, body: bytes, max_rows: int, more: str = "more") -> EntityRequest:
         """Decode a request in NDJSON: each line is an entity row, as in `entity_rows`. Empty lines are ignored.
+
+        `more` describes a number of rows above `max_rows` in the error.
 
         Raises:
             MalformedBody: a line is not JSON in UTF-8.
@@ -158,7 +160,7 @@ class RequestForm:
             strict_json.check_duplicates(line, invalid)
             if len(rows) > max_rows:
                 break
-        self.check_rows(len(rows), max_rows, "more")
+        self.check_rows(len(rows), max_rows, more)
         return EntityRequest(request_id, self._columns_of(rows), len(rows))
 
     def from_columns(

@@ -30,7 +30,7 @@ class BulkScores:
 
     def __init__(self, settings: Settings) -> None:
         self._max_entities = settings.max_entities
-        self._max_rows = max(settings.max_entities, settings.max_bulk_entities)
+        self.max_rows = max(settings.max_entities, settings.max_bulk_entities)
         self.max_bytes = TABLE_BODIES * settings.max_body_bytes
         self._deadline_s = settings.bulk_deadline_s
         # Their number bounds the memory that tables take while they are decoded and encoded.
@@ -40,7 +40,7 @@ class BulkScores:
         self, media: bytes, served: Served, request_id: str, answer: Answer, call: Call, scoring: Scoring
     ) -> bytes:
         """Return the body of the response, from `answer`, to a table in `media`."""
-        table = await self._in_thread(decode_table, media, served.form, call.body, self._max_rows, self.max_bytes)
+        table = await self._in_thread(decode_table, media, served.form, call.body, self.max_rows, self.max_bytes)
         if table.num_rows <= self._max_entities:
             request = block_of(served.form, request_id, table, 0, table.num_rows)
             answer.add(request, await scoring.score(served, request, call.context))

@@ -12,22 +12,25 @@ from api.model.request_schema import EntityRequest, RequestForm
 from api.model.request_types import convert_list
 
 
-def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int) -> EntityRequest:
+def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int, more: str = "more") -> EntityRequest:
     """Decode a request in CSV. See `read_csv`.
 
     Raises:
         MalformedBody: the body is not CSV in UTF-8.
         InvalidRequest: the columns, the number of cells in a line, or a value does not fit. The message names the line.
     """
-    columns, place = read_csv(form, body, max_rows)
+    columns, place = read_csv(form, body, max_rows, more)
     return form.from_columns(request_id, columns, max_rows, place)
 
 
-def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, list[Any]], Callable[[int], str]]:
+def read_csv(
+    form: RequestForm, body: bytes, max_rows: int, more: str = "more"
+) -> tuple[dict[str, list[Any]], Callable[[int], str]]:
     """Read the columns, which may have any order. An empty cell is null. Empty lines at the end are ignored.
 
     The cells of a column of strings or timestamps are strings. Other cells are written as in JSON; booleans may have
-    capitals, as Python writes them. Columns without a name are ignored: pandas writes its index that way.
+    capitals, as Python writes them. Columns without a name are ignored: pandas writes its index that way. `more`
+    describes a number of rows above `max_rows` in the error.
 
     Returns the columns and the description of a row, for `RequestForm.from_columns`.
 
@@ -49,7 +52,7 @@ def read_csv(form: RequestForm, body: bytes, max_rows: int) -> tuple[dict[str, l
             rows.append(row)
             lines.append(line)
             if row:
-                form.check_rows(len(rows), max_rows, "more")
+                form.check_rows(len(rows), max_rows, more)
             line = reader.line_num + 1
     except csv.Error as error:
         raise MalformedBody(f"line {reader.line_num}: {error}", "CSV") from None

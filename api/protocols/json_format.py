@@ -31,8 +31,8 @@ class JsonFormat:
         self._max_body_bytes = settings.max_body_bytes
         self._max_entities = settings.max_entities
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """See `WireFormat.max_body_bytes`."""
+    def check_headers(self, headers: Headers) -> int:
+        """See `WireFormat.check_headers`."""
         if media_type(headers) != JSON:
             raise NotJson
         return self._max_body_bytes

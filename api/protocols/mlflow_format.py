@@ -75,8 +75,8 @@ class MlflowFormat:
         self._max_body_bytes = settings.max_body_bytes
         self._max_entities = settings.max_entities
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """See `WireFormat.max_body_bytes`."""
+    def check_headers(self, headers: Headers) -> int:
+        """See `WireFormat.check_headers`."""
         charset = CHARSET.search(headers.get(b"content-type", b""))
         if media_type(headers) not in {JSON, CSV} or (charset and charset[1].lower() not in UTF_8):
             raise UnsupportedMediaType(ACCEPTED)

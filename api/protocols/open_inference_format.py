@@ -79,8 +79,8 @@ class OpenInferenceFormat:
         self._max_entities = settings.max_entities
         self._decoder = msgspec.json.Decoder(InferenceRequest)
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """See `WireFormat.max_body_bytes`. tritonclient declares no media type."""
+    def check_headers(self, headers: Headers) -> int:
+        """See `WireFormat.check_headers`. tritonclient declares no media type."""
         if media_type(headers) not in {b"", JSON, BINARY}:
             raise UnsupportedMediaType([JSON.decode(), BINARY.decode()])
         return self._max_body_bytes

@@ -17,7 +17,7 @@ from api.protocols.wire_format import Call, request_id_of
 from scoring.settings import Settings
 
 NDJSON = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
-TEXTS: dict[bytes, Callable[[RequestForm, str, bytes, int], EntityRequest]] = {
+TEXTS: dict[bytes, Callable[[RequestForm, str, bytes, int, str], EntityRequest]] = {
     CSV: decode_csv,
     **dict.fromkeys(NDJSON, RequestForm.decode_lines),
 }
@@ -33,9 +33,12 @@ class ScoresFormat(JsonFormat):
         """Create the format."""
         super().__init__(AnswerForm.scores, settings)
         self._bulk = BulkScores(settings)
+        self._more = "more"
+        if self._bulk.max_rows > settings.max_entities:
+            self._more += f" (an Arrow stream or a Parquet file may have {self._bulk.max_rows})"
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """See `WireFormat.max_body_bytes`."""
+    def check_headers(self, headers: Headers) -> int:
+        """See `WireFormat.check_headers`."""
         if _is_plain_json(headers):
             return self._max_body_bytes
         media = media_type(headers)
@@ -63,7 +66,7 @@ class ScoresFormat(JsonFormat):
             if sent in TABLE_NAMES:
                 answer = answer_in(accepted, served, self._policy, request_id)
                 return _response(accepted, await self._bulk.respond(sent, served, request_id, answer, call, scoring))
-            request = TEXTS[sent](served.form, request_id, call.body, self._max_entities)
+            request = TEXTS[sent](served.form, request_id, call.body, self._max_entities, self._more)
         answer = answer_in(accepted, served, self._policy, request.request_id)
         answer.add(request, await scoring.score(served, request, call.context))
         return _response(accepted, answer.finish())

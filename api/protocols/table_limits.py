@@ -50,7 +50,7 @@ def _check_message(kind: str, metadata: bytes) -> None:
     batch = _member(metadata, _follow(metadata, 0), 2)
     if batch is not None and kind == "dictionary":
         if (delta := _member(metadata, _follow(metadata, batch), 2)) is not None and metadata[delta]:
-            raise Unreadable("it has delta dictionaries: write whole ones")
+            raise Unreadable("it has delta dictionaries: write complete dictionaries")
         batch = _member(metadata, _follow(metadata, batch), 1)
     if batch is None or _member(metadata, _follow(metadata, batch), 3) is not None:
         raise Unreadable("its buffers are compressed: write them uncompressed")
@@ -110,10 +110,10 @@ def check_pages(body: bytes, footer: Footer, max_bytes: int) -> None:
     thrift = _Thrift(body)
     for group in footer.groups:
         if len(group[1]) != len(footer.schema):
-            raise Unreadable("a row group has not one chunk for each column")
+            raise Unreadable("a row group does not have one chunk per column")
         for chunk in (column[3] for column in group[1]):
             if chunk[5] != group[3]:  # Arrow decodes as many values, possibly out of a few bytes
-                raise Unreadable("a column has not one value in each row")
+                raise Unreadable("a column does not have one value per row")
             thrift.at = chunk[11] if 0 < chunk.get(11, 0) < chunk[9] else chunk[9]  # the dictionary comes first
             end = thrift.at + chunk[7]
             if not 0 < thrift.at <= end <= len(body):
@@ -126,7 +126,7 @@ def check_pages(body: bytes, footer: Footer, max_bytes: int) -> None:
                 if decompressed < 0 or compressed < 0 or pages > MAX_PAGES:
                     raise Unreadable(f"a page is malformed, or it has more than {MAX_PAGES} pages")
                 for encoding in DELTA_STRINGS.keys() & encodings:
-                    raise Unreadable(f"it has the encoding {DELTA_STRINGS[encoding]}: write another one")
+                    raise Unreadable(f"it has the unsupported encoding {DELTA_STRINGS[encoding]}: use another one")
                 thrift.at += compressed
                 size += max(decompressed, compressed)
                 if size > max_bytes:

@@ -32,8 +32,8 @@ class WireFormat(Protocol):
     X-Model-Version to each response.
     """
 
-    def max_body_bytes(self, headers: Headers) -> int:
-        """Check the headers Content-Type and Accept, and return the maximum size of a body with these headers.
+    def check_headers(self, headers: Headers) -> int:
+        """Check the headers Content-Type and Accept. Return the maximum size of a body with these headers, in bytes.
 
         Called before the body is read, so that a client that gets 415 or 406 need not send it.
         Only a few requests with a limit above SERVING_MAX_BODY_BYTES are admitted at once (`Scoring.bulk`).

@@ -37,7 +37,7 @@ from scoring.models.trial_process import (
 from scoring.predict import Policy, Scores, score
 
 MODULE = "api.shadow.process"
-NICENESS = 5  # in addition to a trial's
+EXTRA_NICENESS = 5  # in addition to TRIAL_NICENESS, which `run_trial` adds
 # The kernel ends the process with the highest value first if the machine or the container has no memory left.
 OOM_SCORE = "1000"
 
@@ -186,7 +186,7 @@ def _exit_of(status: int | None) -> str:
 def main() -> int:
     """Run a trial, then predict: `python -m api.shadow.process MODEL_FOLDER TASK_FOLDER DESCRIPTOR_OF_THE_PIPE`."""
     end_with_parent()
-    os.nice(NICENESS)
+    os.nice(EXTRA_NICENESS)
     with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     pipe = Connection(int(sys.argv[3]))

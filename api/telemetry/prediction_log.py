@@ -154,7 +154,9 @@ class PredictionLog(Collector):
             self._convert()
             if self._not_recorded > refused:
                 log.error(
-                    "prediction_log_dropped", rows=self._not_recorded - refused, reason="more rows than can be made"
+                    "prediction_log_dropped",
+                    rows=self._not_recorded - refused,
+                    reason="rows arrived faster than they could be converted",
                 )
                 refused = self._not_recorded
             now = time.monotonic()
@@ -182,7 +184,7 @@ class PredictionLog(Collector):
             try:
                 self._make_rows(self._schema(served), group)
             except Exception as error:  # the thread must survive any error
-                self._report(f"rows could not be made ({type(error).__name__}: {first_line(str(error))})")
+                self._report(f"rows could not be converted ({type(error).__name__}: {first_line(str(error))})")
                 self._dropped += rows
             self._converted += rows
 
@@ -192,7 +194,7 @@ class PredictionLog(Collector):
             table = schema.table(list(_batches(records)))
         except Exception as error:  # a refused request may have values that no Arrow type can hold
             if len(records) == 1:
-                self._report(f"rows could not be made ({type(error).__name__})")  # its message may quote a value
+                self._report(f"rows could not be converted ({type(error).__name__})")  # its message may quote a value
                 self._dropped += records[0].pending.rows
                 return
             middle = len(records) // 2

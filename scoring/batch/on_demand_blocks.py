@@ -40,8 +40,8 @@ class NotRowWise(ValueError):
     def __init__(self, views: Sequence[str]) -> None:
         super().__init__(
             f"the function of on-demand view {' or '.join(map(repr, views))} returns different values for the same "
-            "row, depending on the rows that it gets with it, which the first rows of the request did not show: make "
-            "it compute each row independently"
+            "row, depending on the other rows of a call, although the first rows of the request showed no difference: "
+            "make it compute each row independently"
         )
 
 

@@ -145,7 +145,7 @@ class SourceRelation:
                     raise UnreadableSource(
                         self._name,
                         f"{file.path} has column {other[0]!r}, and other files have {column.name!r}. Names are "
-                        "case-sensitive: write all files with one name.",
+                        "case-sensitive: use the same name in all files.",
                     )
         wanted = {column.name.lower() for column in self._columns}
         for file in files:
@@ -154,7 +154,7 @@ class SourceRelation:
             if twice:
                 raise UnreadableSource(
                     self._name,
-                    f"{file.path} has columns that differ in case alone, or not at all ({', '.join(twice)}): "
+                    f"{file.path} has columns whose names are equal or differ only in case ({', '.join(twice)}): "
                     "rename one of them.",
                 )
 
@@ -187,7 +187,7 @@ class SourceRelation:
             raise UnreadableSource(
                 self._name,
                 f"column {column.name!r} holds {_found(file, column)} in {file.path} and {_found(other, column)} in "
-                f"{other.path}: write both files with one type.",
+                f"{other.path}: write both files with the same type.",
             ) from None
 
 

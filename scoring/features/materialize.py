@@ -87,8 +87,8 @@ def materialize_online_store(
 def _why(view: Any, error: Exception) -> BaseException | str:
     if is_outage(error):
         return (
-            f"the online store did not respond ({first_line(error)}): check that it runs, and its address, password "
-            "and ssl= in feature_store.yaml"
+            f"the online store did not respond ({first_line(error)}): check that it is running, and check its address, "
+            "password and ssl= in feature_store.yaml"
         )
     if str(error).startswith("Value type not supported for feast feature store: uuid_val"):
         return "its join key is declared UUID, which Feast (0.67) can't write to an online store: declare it String"

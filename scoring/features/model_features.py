@@ -16,7 +16,7 @@ from scoring.feast_plugins.join_keys import JoinKey, Keys
 NOT_FOUND = "not_found"
 STALE = "stale"
 NULL_FEATURE = "null_feature"
-# From so many inputs on, those of up to so many rows are converted together.
+# From MANY inputs on, those of up to FEW_ROWS rows are converted together.
 MANY = 16
 FEW_ROWS = 2000
 
@@ -121,7 +121,7 @@ class ModelFeatures(msgspec.Struct, frozen=True, dict=True):
         for name, columns in same.items():
             if len(columns) > 1 and needed.intersection(columns):
                 doing = f"reading service {self.service!r} through Feast"
-                raise FeatureStoreError(doing, f"it names both {' and '.join(columns)} {name}: rename one of them")
+                raise FeatureStoreError(doing, f"it returns both {' and '.join(columns)} as {name}: rename one of them")
         return {column: feast_name(column) for column in needed}
 
     @functools.cached_property

@@ -115,7 +115,9 @@ class OnDemandViews:
         """Call a view's function with rows that `declared` returned."""
         names = [feast_name(name) if name in self._features else name for name in rows.column_names]
         if len(set(names)) < len(names):
-            raise ValueError(f"on-demand view {view.name!r} reads two features of one name, view__feature: rename one")
+            raise ValueError(
+                f"on-demand view {view.name!r} reads two features with the same name, view__feature: rename one"
+            )
         rows = rows.rename_columns(names)
         if not view.singleton:
             return view.transform_arrow(rows, full_feature_names=True)

@@ -98,7 +98,9 @@ def verify_loaded(model: Model, report: ValidationReport) -> None:
     except PredictionFailed as error:
         raise ModelRefused(str(model.version), f"it fails on its golden rows: {error.problem}") from error
     if not same_bits(predictions, report.predictions):
-        raise ModelRefused(str(model.version), "its predictions here differ from those of its trial for the same rows.")
+        raise ModelRefused(
+            str(model.version), "its predictions after loading differ from those of its trial for the same rows."
+        )
 
 
 def _golden_rows(files: ModelFiles, known_rows: pa.Table | None) -> tuple[pa.Table, RowSource]:

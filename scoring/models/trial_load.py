@@ -55,7 +55,7 @@ def validate_in_trial(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if status != 0 or not (folder / RESULT).exists():  # a model's code may exit with status 0
             how = _describe_exit(status, (folder / STDERR).read_text(errors="replace"))
-            raise ModelRefused(model, f"it crashed while it was loaded on trial ({how}).")
+            raise ModelRefused(model, f"it crashed during its trial ({how}).")
         result: TrialResult = decode(folder / RESULT, TrialResult)
         if result.report is None:
             raise ModelRefused(model, str(result.refused))

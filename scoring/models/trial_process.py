@@ -31,7 +31,7 @@ from scoring.models.model import Model
 from scoring.models.model_files import read_model_files
 from scoring.models.registry import ModelVersion
 
-NICENESS = 5
+TRIAL_NICENESS = 5
 ARENAS = 2
 # Starting an interpreter and importing scikit-learn and MLflow takes 5 s on an idle machine, more on a busy one.
 IMPORT_TIMEOUT_S = 120.0
@@ -260,7 +260,7 @@ def _result(model_folder: Path, task: TrialTask) -> tuple[Model | None, TrialRes
 
 
 def _set_limits(rules: LoadingRules) -> None:
-    os.nice(NICENESS)
+    os.nice(TRIAL_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_REAL, rules.timeout_s)
     statistics = Path("/proc/self/statm")

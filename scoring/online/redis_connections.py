@@ -95,6 +95,6 @@ class Replies:
         self._parser.read_from_socket()
 
     def arrived(self, count: int) -> list[Any]:
-        """Return at most so many replies that have arrived."""
+        """Return the replies that have arrived, at most this many."""
         # read_response of the connection and of its parser takes several times as long as hiredis does for a reply.
         return list(itertools.islice(iter(self._parser._reader.gets, NOT_ENOUGH_DATA), count))

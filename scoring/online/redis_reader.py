@@ -116,7 +116,7 @@ class _Hashes:
 
 
 _Piece = tuple[_Hashes, EntityRows, int]
-"""The hashes of so many entities."""
+"""Hashes, the entities to read from them, and how many these are."""
 
 
 class _Plan:

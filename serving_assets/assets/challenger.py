@@ -57,7 +57,7 @@ def challenger_comparison(
         settings = serving.settings
         versions = find_challenger(serving.registry, settings)
         if versions is None:
-            reason = f"No alias {CHALLENGER!r} names a version of {settings.model_name} that does not serve already."
+            reason = f"The alias {CHALLENGER!r} of {settings.model_name} is not set, or names the serving version."
             context.log.warning(f"{reason} Nothing was compared.")
             context.log_event(dg.AssetObservation(context.asset_key, metadata={"challenger": reason}))
             return

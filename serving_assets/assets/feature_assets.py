@@ -44,7 +44,7 @@ def applied_elsewhere(instance: dg.DagsterInstance, found: AppliedDefinitions) -
         return None
     return dg.AssetMaterialization(
         feast_registry.key,
-        description="These definitions were applied outside Dagster. A run that reads them has found them.",
+        description="These definitions were applied outside Dagster, and found by a run that reads them.",
         metadata=_metadata(found, "outside Dagster"),
         tags={DATA_VERSION_TAG: found.hash},
     )

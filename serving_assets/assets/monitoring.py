@@ -92,12 +92,12 @@ def prediction_log(context: dg.AssetExecutionContext, serving: dg.ResourceParam[
         dg.AssetCheckSpec(
             EXPLAINED,
             asset="replay",
-            description="Every logged answer is what batch computes as of the same time, to the bit, or the difference "
-            "has a known cause.",
+            description="Every logged answer equals, to the bit, what batch computes as of the same time, or the "
+            "difference has a known cause.",
         )
     ],
     description="Each logged row, joined again as of its time by the offline store and scored by the version that "
-    "served it: `<SERVING_PREDICTION_LOG>/_replay/<day>.parquet` has a row and a cause for each other answer.",
+    "served it: `<SERVING_PREDICTION_LOG>/_replay/<day>.parquet` has a row and a cause for each answer that differs.",
 )
 def replay(context: dg.AssetExecutionContext, serving: dg.ResourceParam[Serving]) -> Results:
     """Replay the log of this run's day."""

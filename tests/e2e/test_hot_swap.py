@@ -234,7 +234,7 @@ SPOILT: dict[Callable[[Path, World], None], str] = {
     flipped: "refused",
     pickled: "its format cloudpickle is not allowed",
     crafted: "types that are not allowed: posix.system",
-    crashing: "it crashed while it was loaded on trial (SIGSEGV)",
+    crashing: "it crashed during its trial (SIGSEGV)",
     wrong_signature: "the columns that it was fitted on (it lacks avg_daily_trips)",
     not_finite: "no finite number for 5 of 5 golden rows",
     wrong_shape: "its output has 2 columns and column 2 (counted from 0) is chosen by the version's tag",

@@ -70,7 +70,7 @@ def test_the_api_tells_none_when_it_works_and_when_its_stores_are_gone(
         assert output[0].startswith("200 ")
         with guarded_redis.stopped(), postgres_server.stopped():
             wait_until(lambda: api.get("/ready").status_code == 503, "the API to see that Redis is gone")
-            wait_until(lambda: "registry_gives_no_answer" in api.log.read_text(), "the API to miss the registry")
+            wait_until(lambda: "registry_failed" in api.log.read_text(), "the API to miss the registry")
             ask_everything()
             assert "503 " in "".join(output)
     finally:

@@ -28,7 +28,9 @@ def check(files: ModelFiles) -> None:
     """See `Flavor.check`."""
     require(files, "lightgbm", "lightgbm")
     if (name := _class(files)) not in (BOOSTER, *ESTIMATORS):
-        raise ModelRefused(str(files.version), f"its class {name} is not a class of LightGBM: log one of those.")
+        raise ModelRefused(
+            str(files.version), f"its class {name} is not LightGBM's: log one of LightGBM's own classes."
+        )
     refuse_categories(files, "LightGBM")
     if name == BOOSTER:
         files.file(files.flavor("lightgbm").get("data"))

@@ -44,15 +44,15 @@ def load(files: ModelFiles, *, as_array: bool) -> LoadedModel:  # noqa: ARG001 -
     if unusable:
         raise ModelRefused(
             str(files.version),
-            f"its inputs {', '.join(unusable)} are not columns of any length: convert it with one input for all "
-            "columns, or with one input for each.",
+            f"its inputs {', '.join(unusable)} are not columns with a variable number of rows: convert it with one "
+            "input for all columns, or with one input per column.",
         )
     functions = []
     for name in files.functions:
         if name not in {"predict", *outputs}:
             known = ", ".join(outputs)
             raise ModelRefused(
-                str(files.version), f"it has no output {name!r}, as its tag {OUTPUTS_TAG} says: {known}."
+                str(files.version), f"its tag {OUTPUTS_TAG} names the output {name!r}, but it has {known}."
             )
         functions.append(functools.partial(_run, session, inputs, outputs if name == "predict" else [name]))
     width = inputs[0].shape[1] if len(inputs) == 1 and len(inputs[0].shape) == 2 else 1
@@ -157,7 +157,7 @@ def _tensor(values: Any, argument: Any) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         tensor: np.ndarray = np.ascontiguousarray(given, DTYPES[argument.type])
     if tensor.dtype.kind in "ib" and not np.array_equal(tensor, given):
-        raise ValueError(f"a value of input {argument.name} is no {argument.type}")
+        raise ValueError(f"a value of input {argument.name} does not fit {argument.type}")
     return tensor
 
 

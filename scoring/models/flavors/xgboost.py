@@ -23,7 +23,7 @@ def check(files: ModelFiles) -> None:
     """See `Flavor.check`."""
     require(files, "xgboost", "xgboost")
     if (name := _class(files)) not in CLASSES:
-        raise ModelRefused(str(files.version), f"its class {name} is not a class of XGBoost: log one of those.")
+        raise ModelRefused(str(files.version), f"its class {name} is not XGBoost's: log one of XGBoost's own classes.")
     _file(files)
     refuse_categories(files, "XGBoost")
 

@@ -339,7 +339,7 @@ def test_the_alias_moves_to_an_admitted_version_and_back(world: World, capfd: py
     assert main(["promote", "2"]) == 0
     assert capfd.readouterr().out == "driver_ranker@champion names version 2, before: 1.\n"
     assert main(["promote", "2", "--unchecked"]) == 0
-    assert capfd.readouterr().out == "driver_ranker@champion names version 2 already.\n"
+    assert capfd.readouterr().out == "driver_ranker@champion already names version 2.\n"
     assert main(["rollback", "--json"]) == 0
     moved = json.loads(capfd.readouterr().out)
     assert moved == {"model": "driver_ranker", "alias": "champion", "before": 2, "now": 1}

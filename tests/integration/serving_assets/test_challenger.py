@@ -121,7 +121,7 @@ def test_without_a_challenger_nothing_is_compared(graph: Graph) -> None:
         assert not result.asset_materializations_for_node("challenger_comparison")
         (event,) = [event for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
         observed = event.asset_observation_data.asset_observation.metadata["challenger"].value
-        assert observed.startswith("No alias 'challenger' names a version of driver_ranker")
+        assert observed.startswith("The alias 'challenger' of driver_ranker is not set, or names")
 
 
 def test_without_rows_the_report_is_empty_and_does_not_allow_a_promotion(world: World, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_an_empty_value_counts_as_not_set() -> None:
 
 
 def test_other_variables_are_left_alone() -> None:
-    Settings.from_environment(MINIMAL | {"HOME": "/root", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"})
+    others = {"HOME": "/root", "MODEL_NAME": "other", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    assert Settings.from_environment(MINIMAL | others) == Settings.from_environment(MINIMAL)
 
 
 def test_every_field_has_its_own_variable() -> None:

@@ -207,7 +207,7 @@ def test_a_feature_may_have_the_name_of_anything_in_the_query(world: World, tmp_
     ("columns", "says"),
     [
         (("Rate",), r"odd\.parquet': it has no column 'rate'; it has .*Rate"),
-        (("Rate", "rate"), r"odd\.parquet has columns that differ in case alone, or not at all \(Rate, rate\)"),
+        (("Rate", "rate"), r"odd\.parquet has columns whose names are equal or differ only in case \(Rate, rate\)"),
     ],
 )
 def test_a_column_that_differs_in_case_is_not_taken_for_the_feature(

@@ -163,7 +163,9 @@ def test_features_that_feast_would_answer_under_one_name_are_named(tmp_path: Pat
     world = World(tmp_path, ALIKE, bulk=False)
     world.write("stats/a.parquet", id=[1], day__count=[1.0])
     world.write("stats__day/a.parquet", id=[1], count=[100.0])
-    with pytest.raises(FeatureStoreError, match="names both stats:day__count and stats__day:count stats__day__count: "):
+    with pytest.raises(
+        FeatureStoreError, match="returns both stats:day__count and stats__day:count as stats__day__count: "
+    ):
         world.known([1], "day__count", "count")
 
 

@@ -192,9 +192,8 @@ def test_features_that_the_service_does_not_serve_are_all_named(store: "FeatureS
     with pytest.raises(
         MissingFeatures,
         match=r"inputs age, income \(it serves city, open.* tag serving.request_inputs or in SERVING_REQUEST_INPUTS",
-    ) as caught:
+    ):
         link(store, "both", age="double", orders="double", income="double")
-    assert caught.value.missing == ("age", "income")
 
 
 @pytest.mark.parametrize(

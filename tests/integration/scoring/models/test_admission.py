@@ -514,10 +514,10 @@ def is_there(group: int) -> bool:
 @pytest.mark.parametrize(
     ("estimator", "own", "expected"),
     [
-        (OnLoad(ctypes.string_at, 0), {}, r"crashed while it was loaded on trial \(SIGSEGV\)"),
-        (OnLoad(os._exit, 3), {}, "crashed while it was loaded on trial"),
-        (OnLoad(os._exit, 0), {}, "crashed while it was loaded on trial"),
-        (OnLoad(sys.exit, 0), {}, "crashed while it was loaded on trial"),
+        (OnLoad(ctypes.string_at, 0), {}, r"crashed during its trial \(SIGSEGV\)"),
+        (OnLoad(os._exit, 3), {}, "crashed during its trial"),
+        (OnLoad(os._exit, 0), {}, "crashed during its trial"),
+        (OnLoad(sys.exit, 0), {}, "crashed during its trial"),
         (OnLoad(time.sleep, 600), {"load_timeout_s": 1.0}, "did not load and predict within SERVING_LOAD_TIMEOUT_S=1"),
         (OnLoad(np.ones, 1 << 28), {"max_load_memory_bytes": 1 << 28}, "MemoryError"),
     ],

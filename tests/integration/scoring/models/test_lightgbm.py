@@ -138,7 +138,7 @@ def test_integers_may_be_categories(tmp_path: Path) -> None:
 
 def test_a_class_from_the_description_is_not_used(tmp_path: Path) -> None:
     folder = edit(saved(tmp_path, trained()), lambda mlmodel: mlmodel["flavors"]["lightgbm"].update(model_class="os.X"))
-    assert "its class os.X is not a class of LightGBM" in refusal(folder)
+    assert "its class os.X is not LightGBM's" in refusal(folder)
 
 
 def test_without_the_library_the_refusal_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_a_file_that_ends_the_process_ends_the_trial_only(tmp_path: Path) -> Non
     folder = saved(tmp_path, trained())
     file = folder / "model.lgb"
     file.write_text(file.read_text().replace("split_feature=", "split_future=", 1))
-    assert "crashed while it was loaded on trial" in refused_on_trial(folder)
+    assert "crashed during its trial" in refused_on_trial(folder)
 
 
 def with_last_node(booster: lightgbm.Booster, line: str, value: int) -> str:

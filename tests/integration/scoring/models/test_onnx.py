@@ -132,7 +132,9 @@ def test_one_input_for_each_column(tmp_path: Path) -> None:
 
 def test_an_output_that_it_lacks_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path, converted(Ridge().fit(FRAME.to_numpy(), NUMBER)))
-    with pytest.raises(Exception, match=r"it has no output 'predict_proba', as its tag serving.outputs says: variable"):
+    with pytest.raises(
+        Exception, match=r"its tag serving.outputs names the output 'predict_proba', but it has variable"
+    ):
         served(folder, {"serving.outputs": "predict_proba"})
 
 

@@ -277,6 +277,19 @@ def test_an_error_in_ndjson_names_the_line(drivers: TestClient[Any], body: bytes
     assert (response.status_code, response.json()["detail"][: len(problem)]) == (status, problem)
 
 
+@pytest.mark.parametrize(
+    ("media", "body"), [(CSV, b"driver_id\n" + b"1\n" * 1001), (NDJSON[0], b'{"driver_id":1}\n' * 1001)]
+)
+def test_a_text_with_too_many_rows_is_refused_with_the_formats_that_may_have_more(
+    drivers: TestClient[Any], media: bytes, body: bytes
+) -> None:
+    detail = post(drivers, media, body).json()["detail"]
+    assert detail.startswith("Expected 1 to 1000 rows, got more (an Arrow stream or a Parquet file may have 5000).")
+    with api(max_bulk_entities=1000) as started:
+        detail = post(when_ready(started), media, body).json()["detail"]
+        assert detail.startswith("Expected 1 to 1000 rows, got more. Expected columns: ")
+
+
 IDS = pa.table({"driver_id": range(1, 2001)})
 STREAM = arrow(IDS)
 
@@ -331,11 +344,12 @@ def more_values_than_rows() -> bytes:
         (PARQUET, b"PAR1" + b"\0" * 100 + struct.pack("<I", 90) + b"PAR1", "Parquet: it can't be decoded"),
         *(
             (PARQUET, parquet(pa.table({"driver_id": ["a", "ab"]}), use_dictionary=False, data_page_version=version,
-                              column_encoding={"driver_id": encoding}), f"Parquet: it has the encoding {encoding}:")
+                              column_encoding={"driver_id": encoding}),
+             f"Parquet: it has the unsupported encoding {encoding}")
             for encoding in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
             for version in ("1.0", "2.0")
         ),
-        (PARQUET, more_values_than_rows(), "Parquet: a column has not one value in each row"),
+        (PARQUET, more_values_than_rows(), "Parquet: a column does not have one value per row"),
         # Statistics for another schema: pyarrow's own metadata of columns would end the process.
         (PARQUET, parquet(IDS).replace(b"\x25\x02\x18\x09driver_id", b"\x25\x00\x18\x09driver_id"),
          "Parquet: it can't be decoded"),

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import time
-from typing import BinaryIO, cast
 
 from api.model.alias_follower import AliasFollower
 from api.model.model_slot import ModelSlot
@@ -13,14 +12,18 @@ from scoring.settings import Settings
 from tests.support.fakes import FakeLoader, FakeScorer
 
 
-class FullDisk(io.RawIOBase):
-    """Fails at every write."""
+class Disk(io.BytesIO):
+    """Fails at every write while it is full."""
 
-    def write(self, _data: object) -> int:
-        raise OSError(27, "File too large")
+    full = True
+
+    def write(self, data: object) -> int:
+        self.flush()
+        return super().write(data)  # type: ignore[arg-type]
 
     def flush(self) -> None:
-        raise OSError(27, "File too large")
+        if self.full:
+            raise OSError(27, "File too large")
 
 
 class FailingClock:
@@ -36,9 +39,17 @@ class FailingClock:
         return time.monotonic()
 
 
-def test_a_line_that_cannot_be_written_is_dropped() -> None:
-    file = NeverFailing(cast("BinaryIO", FullDisk()))
-    file.write(b"line")
+def test_a_line_that_cannot_be_written_is_dropped_and_the_next_one_is_written() -> None:
+    disk = Disk()
+    file = NeverFailing(disk)
+    file.write(b"dropped")
+    file.flush()
+    disk.full = False
+    file.write(b"written")
+    file.flush()
+    assert disk.getvalue() == b"written"
+    disk.close()
+    file.write(b"dropped")
     file.flush()
 
 

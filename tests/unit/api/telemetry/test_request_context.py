@@ -43,12 +43,25 @@ def test_the_lines_of_one_turn_of_the_event_loop_are_written_together_and_in_ord
         assert timedelta(0) <= datetime.now(UTC) - timestamp < timedelta(minutes=1)
 
 
-def test_a_log_that_cannot_be_written_fails_no_request() -> None:
-    file = Recording()
-    file.close()
+def test_after_a_write_that_failed_the_next_lines_are_written() -> None:
+    class FullAtFirst(Recording):
+        full = True
+
+        def write(self, data: object) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    file, errors = FullAtFirst(), []
 
     async def scenario() -> None:
-        RequestLog(file).write({"status": 200})
-        await asyncio.sleep(0)
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+        log = RequestLog(file)
+        for status in (200, 503):
+            log.write({"status": status})
+            await asyncio.sleep(0)
+            file.full = False
 
     asyncio.run(scenario())
+    assert errors == []
+    assert [json.loads(line)["status"] for line in file.writes] == [503]

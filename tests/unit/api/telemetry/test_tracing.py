@@ -1,7 +1,9 @@
 """Traces are made from the context of a request and continue that of its caller."""
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -46,7 +48,15 @@ def test_without_a_collector_opentelemetry_is_not_imported() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_a_collector_that_does_not_answer_causes_no_error() -> None:
-    tracing = tracing_to("http://127.0.0.1:9/")
-    assert tracing is not None
-    tracing.stop()
+def test_remaining_spans_are_sent_at_the_end_which_does_not_wait_long_for_a_collector_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        tracing = tracing_to(f"http://127.0.0.1:{collector.getsockname()[1]}/")
+        assert tracing is not None
+        now = time.perf_counter()
+        tracing.record({"headers": []}, "/scores", 200, now - 1, now, RequestContext())  # type: ignore[typeddict-item]
+        tracing.stop()
+        assert time.perf_counter() - now < 9
+        collector.settimeout(1)
+        connection, _ = collector.accept()
+        with connection:
+            assert connection.recv(4096).startswith(b"POST /v1/traces HTTP/1.1\r\n")

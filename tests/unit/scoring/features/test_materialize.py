@@ -57,7 +57,7 @@ def test_each_view_that_fails_is_named_and_all_others_are_materialized(tmp_path:
 def test_after_an_outage_the_other_views_are_not_tried(tmp_path: Path) -> None:
     store = Store(tmp_path, {"a": None, "b": RedisConnectionError("refused"), "c": None})
     assert failure(store) == (
-        "Feature view 'b': the online store did not respond (refused): check that it runs, and its address, password "
-        "and ssl= in feature_store.yaml. Feature view 'c': skipped after that failure."
+        "Feature view 'b': the online store did not respond (refused): check that it is running, and check its "
+        "address, password and ssl= in feature_store.yaml. Feature view 'c': skipped after that failure."
     )
     assert store.materialized == ["a"]
