@@ -25,7 +25,7 @@ from api.model.alias_follower import AliasFollower
 from api.model.loading import Loader, RegistryLoader
 from api.model.model_slot import ModelSlot
 from api.model.store_health import StoreProbe
-from api.protocols.answers import AnswerForm
+from api.protocols.answers import AnswerSchema
 from api.protocols.json_format import JsonFormat
 from api.protocols.mlflow_format import MlflowFormat
 from api.protocols.open_inference_format import OpenInferenceFormat
@@ -175,7 +175,7 @@ def wire_formats(settings: Settings) -> dict[str, WireFormat]:
     """Return path → wire format of all scoring routes. A segment `{name}` of a path is a parameter."""
     open_inference = OpenInferenceFormat(settings)
     return {
-        "/inference": JsonFormat(AnswerForm.inference, settings),
+        "/inference": JsonFormat(AnswerSchema.inference, settings),
         "/scores": ScoresFormat(settings),
         "/invocations": MlflowFormat(settings),
         "/v2/models/{name}/infer": open_inference,

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from api.http.readiness import FeatureServiceName, Readiness
 from api.model.model_slot import Served
-from api.protocols.answers import Model, answer_form
+from api.protocols.answers import Model, answer_schema
 from api.protocols.open_inference_metadata import metadata_operations
 from api.protocols.operation import Bodies, Operation
 from api.protocols.wire_format import WireFormat
@@ -86,8 +86,8 @@ def describe(
         keys_required: whether scoring requires an API key.
         real_example: whether examples may have entity keys from the online store.
     """
-    form, outputs = (served.form, served.scorer.outputs) if served else (None, ONE_NUMBER)
-    bodies = Bodies(form, answer_form(form, settings.missing_features, outputs), real_example=real_example)
+    schema, outputs = (served.schema, served.scorer.outputs) if served else (None, ONE_NUMBER)
+    bodies = Bodies(schema, answer_schema(schema, settings.missing_features, outputs), real_example=real_example)
     version = served.scorer.version if served else None
     parameters = {"name": settings.model_name, "version": str(version.version) if version else "1"}
     operations = {path: wire_format.operation(path, bodies) for path, wire_format in formats.items()}

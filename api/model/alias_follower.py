@@ -10,7 +10,7 @@ import structlog
 
 from api.model.loading import Loader, Target
 from api.model.model_slot import ModelSlot, Refusal, Served
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.model.scorer import Scorer
 from api.model.store_health import StoreProbe
 from scoring.errors import NoRoom, RegistryError, ServingError
@@ -100,14 +100,14 @@ class AliasFollower:
         try:
             scorer = await self._in_thread(lambda: self._loader.load(target, current))
             name, features, inputs = str(scorer.version), scorer.features, scorer.input_example
-            form = RequestForm(name, features, self._settings.max_entities, inputs)
+            schema = RequestSchema(name, features, self._settings.max_entities, inputs)
         except RegistryError as error:  # an outage is not a fault of the version
             self._registry_failed(error)
             return
         except Exception as error:
             self._registry_answered()
             self._refuse(target, error)
-            if scorer is not None:  # requests of its form can't be answered; a challenger has a process
+            if scorer is not None:  # requests of its schema can't be answered; a challenger has a process
                 await self._in_thread(scorer.close)
             return
         self._registry_answered()
@@ -119,7 +119,7 @@ class AliasFollower:
             log.info("model_not_swapped", model=str(scorer.version), alias=self._alias, reason=reason)
             self.wake()
             return
-        await self._serve(Served(target, scorer, form))
+        await self._serve(Served(target, scorer, schema))
         slot.swaps += 1
         slot.refusal = None
         log.info(
@@ -146,7 +146,7 @@ class AliasFollower:
 
     async def _find_example(self, served: Served) -> None:
         """Give the examples of requests join keys from the online store, which may have been empty at the last poll."""
-        examples = served.form.examples
+        examples = served.schema.examples
         if examples.stored_keys is None:
             examples.stored_keys = await self._in_thread(served.scorer.stored_keys)
 

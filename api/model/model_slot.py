@@ -7,7 +7,7 @@ import msgspec
 
 from api.errors import NoModel
 from api.model.loading import Target
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.model.scorer import Scorer
 
 
@@ -16,7 +16,7 @@ class Served(msgspec.Struct, frozen=True):
 
     target: Target
     scorer: Scorer
-    form: RequestForm
+    schema: RequestSchema
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ class RequestExamples:
         members: RequestMembers,
         input_example: pa.Table | None,
     ) -> None:
-        """Store the request's form; see `RequestForm`."""
+        """Store the schema of the requests; see `RequestSchema`."""
         self.stored_keys: EntityRows | None = None
         """Join keys of entities in the online store; None if none are known."""
         self._keys = keys

@@ -41,8 +41,8 @@ class EntityRequest(msgspec.Struct, frozen=True):
     """How many of the best entities to list; None for no list."""
 
 
-class RequestForm:
-    """The JSON form of the requests for one model version, and their decoder.
+class RequestSchema:
+    """The columns and the JSON of the requests for one model version, and their decoder.
 
     Every model accepts `{"request_id": .., "entity_rows": [{"<column>": .., ..}, ..]}`. The columns may also be members
     of the request: `"<column>s": [..]` with one value per entity, or `"<column>": ..` with one value for all. At least
@@ -54,7 +54,7 @@ class RequestForm:
     def __init__(
         self, model: str, features: ModelFeatures, max_entities: int, input_example: pa.Table | None = None
     ) -> None:
-        """Define the form.
+        """Define the schema.
 
         Args:
             model: `name/version`, for errors.

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import NothingScored, NotRanked
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_schema import EntityRequest, RequestSchema
 from api.model.request_types import entity_fields
 from api.model.scorer import RowScores
 from scoring.models.outputs import Outputs, OutputType
@@ -36,14 +36,14 @@ class Model(msgspec.Struct, frozen=True):
     version: int
 
 
-class AnswerForm:
+class AnswerSchema:
     """The response types for one request schema. Their fields depend on its join keys and on the model's outputs."""
 
-    def __init__(self, form: RequestForm | None, policy: MissingFeaturesPolicy, outputs: Outputs) -> None:
+    def __init__(self, schema: RequestSchema | None, policy: MissingFeaturesPolicy, outputs: Outputs) -> None:
         """Define the types.
 
         Args:
-            form: the request schema. None for a generic one, for the OpenAPI document.
+            schema: the request schema. None for a generic one, for the OpenAPI document.
             policy: for missing features; `impute` adds the member `imputed`.
             outputs: the model's outputs.
         """
@@ -55,7 +55,7 @@ class AnswerForm:
         of_entity = ("score", score | None) if outputs.single else ("outputs", self._values | None)
         self.prediction: Any = score | None if outputs.single else _values_type(outputs, "Prediction", nullable=True)
         """The type of a prediction in MLflow's protocol. Its members are null for a row without several outputs."""
-        keys, names = entity_fields(form.keys if form else None)
+        keys, names = entity_fields(schema.keys if schema else None)
         only = keys[0][1] if len(keys) == 1 else None
         self.entity = msgspec.defstruct("Entity", keys, rename=names, frozen=True)
         self.excluded = msgspec.defstruct("Excluded", [*keys, ("reason", Reason)], rename=names, frozen=True)
@@ -105,7 +105,7 @@ class AnswerForm:
         """
         if self._outputs.rank_by is None:
             raise NotRanked(self._outputs)
-        values, keys = scores.outputs[self._outputs.rank_by], served.form.key_columns(request)
+        values, keys = scores.outputs[self._outputs.rank_by], served.schema.key_columns(request)
         excluded, known = [], values
         if None in values:
             rows = zip(values, *keys, scores.reasons, strict=True)
@@ -125,7 +125,7 @@ class AnswerForm:
 
     def scores(self, served: Served, request: EntityRequest, scores: RowScores) -> msgspec.Struct:
         """Return the outputs of each entity, in request order: null, with a reason, for an entity without them."""
-        keys, reasons, values = served.form.key_columns(request), scores.reasons, scores.outputs[0]
+        keys, reasons, values = served.schema.key_columns(request), scores.reasons, scores.outputs[0]
         if self._imputes:  # the reasons of entities with a score are in `imputed`
             reasons = [None if value is not None else reason for value, reason in zip(values, reasons, strict=True)]
         rows = self.entity_scores(keys, scores.outputs, reasons)
@@ -175,5 +175,5 @@ def model_of(served: Served) -> Model:
 
 
 # Two, because requests to the previous version may end after a swap.
-answer_form = functools.lru_cache(maxsize=2)(AnswerForm)
-"""Cached constructor of `AnswerForm`."""
+answer_schema = functools.lru_cache(maxsize=2)(AnswerSchema)
+"""Cached constructor of `AnswerSchema`."""

@@ -40,9 +40,9 @@ class BulkScores:
         self, media: bytes, served: Served, request_id: str, answer: Answer, call: Call, scoring: Scoring
     ) -> bytes:
         """Return the body of the response, from `answer`, to a table in `media`."""
-        table = await self._in_thread(decode_table, media, served.form, call.body, self.max_rows, self.max_bytes)
+        table = await self._in_thread(decode_table, media, served.schema, call.body, self.max_rows, self.max_bytes)
         if table.num_rows <= self._max_entities:
-            request = block_of(served.form, request_id, table, 0, table.num_rows)
+            request = block_of(served.schema, request_id, table, 0, table.num_rows)
             answer.add(request, await scoring.score(served, request, call.context))
             return answer.finish()
         with scoring.bulk(call.context):
@@ -66,7 +66,7 @@ class BulkScores:
                 if disconnect.done():
                     raise ClientLeft
                 remaining_s = max(ends_at - time.monotonic(), 0)
-                request = block_of(served.form, request_id, table, start, min(BLOCK_ROWS, table.num_rows - start))
+                request = block_of(served.schema, request_id, table, start, min(BLOCK_ROWS, table.num_rows - start))
                 answer.add(request, await scoring.score(served, request, call.context, remaining_s))
         except DeadlineExceeded:
             raise DeadlineExceeded(self._deadline_s) from None

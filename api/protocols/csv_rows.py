@@ -8,23 +8,23 @@ from typing import Any
 import msgspec
 
 from api.errors import MalformedBody
-from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_schema import EntityRequest, RequestSchema
 from api.model.request_types import convert_list
 
 
-def decode_csv(form: RequestForm, request_id: str, body: bytes, max_rows: int, more: str = "more") -> EntityRequest:
+def decode_csv(schema: RequestSchema, request_id: str, body: bytes, max_rows: int, more: str = "more") -> EntityRequest:
     """Decode a request in CSV. See `read_csv`.
 
     Raises:
         MalformedBody: the body is not CSV in UTF-8.
         InvalidRequest: the columns, the number of cells in a line, or a value does not fit. The message names the line.
     """
-    columns, place = read_csv(form, body, max_rows, more)
-    return form.from_columns(request_id, columns, max_rows, place)
+    columns, place = read_csv(schema, body, max_rows, more)
+    return schema.from_columns(request_id, columns, max_rows, place)
 
 
 def read_csv(
-    form: RequestForm, body: bytes, max_rows: int, more: str = "more"
+    schema: RequestSchema, body: bytes, max_rows: int, more: str = "more"
 ) -> tuple[dict[str, list[Any]], Callable[[int], str]]:
     """Read the columns, which may have any order. An empty cell is null. Empty lines at the end are ignored.
 
@@ -32,7 +32,7 @@ def read_csv(
     capitals, as Python writes them. Columns without a name are ignored: pandas writes its index that way. `more`
     describes a number of rows above `max_rows` in the error.
 
-    Returns the columns and the description of a row, for `RequestForm.from_columns`.
+    Returns the columns and the description of a row, for `RequestSchema.from_columns`.
 
     Raises:
         MalformedBody: the body is not CSV in UTF-8.
@@ -46,30 +46,30 @@ def read_csv(
     rows, lines = [], []
     try:
         names = next(reader, [])
-        form.check_columns([name for name in names if name])
+        schema.check_columns([name for name in names if name])
         line = reader.line_num + 1
         for row in reader:
             rows.append(row)
             lines.append(line)
             if row:
-                form.check_rows(len(rows), max_rows, more)
+                schema.check_rows(len(rows), max_rows, more)
             line = reader.line_num + 1
     except csv.Error as error:
         raise MalformedBody(f"line {reader.line_num}: {error}", "CSV") from None
     for row, line in zip(rows, lines, strict=False):
         if len(row) != len(names):
-            raise form.invalid_columns(f"Line {line} has {len(row)} cells, and the header has {len(names)}")
+            raise schema.invalid_columns(f"Line {line} has {len(row)} cells, and the header has {len(names)}")
     columns = {
-        name: _values(cells, takes_strings=_takes_strings(form, name))
+        name: _values(cells, takes_strings=_takes_strings(schema, name))
         for name, cells in zip(names, zip(*rows, strict=True) if rows else [[] for _ in names], strict=True)
         if name
     }
     return columns, lambda row: f"line {lines[row]}"
 
 
-def _takes_strings(form: RequestForm, name: str) -> bool:
+def _takes_strings(schema: RequestSchema, name: str) -> bool:
     try:
-        convert_list(["a"], form.column_types[name])
+        convert_list(["a"], schema.column_types[name])
     except msgspec.ValidationError:
         return False
     return True

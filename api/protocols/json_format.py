@@ -10,7 +10,7 @@ from api.model.model_slot import Served
 from api.model.request_schema import EntityRequest
 from api.model.request_types import RequestId
 from api.model.scorer import RowScores
-from api.protocols.answers import AnswerForm, answer_form
+from api.protocols.answers import AnswerSchema, answer_schema
 from api.protocols.operation import BODY_PROBLEMS, Bodies, Operation
 from api.protocols.problems import Problem, problem_response
 from api.protocols.response import JSON, JSON_HEADER, Headers, Response, media_type
@@ -18,7 +18,7 @@ from api.protocols.scoring import Scoring
 from api.protocols.wire_format import Call
 from scoring.settings import Settings
 
-MakeAnswer = Callable[[AnswerForm, Served, EntityRequest, RowScores], msgspec.Struct]
+MakeAnswer = Callable[[AnswerSchema, Served, EntityRequest, RowScores], msgspec.Struct]
 
 
 class JsonFormat:
@@ -40,10 +40,10 @@ class JsonFormat:
     async def respond(self, call: Call, scoring: Scoring) -> Response:
         """See `WireFormat.respond`."""
         served = scoring.current(call.context)
-        request = served.form.decode(call.body)
+        request = served.schema.decode(call.body)
         scores = await scoring.score(served, request, call.context)
-        form = answer_form(served.form, self._policy, served.scorer.outputs)
-        answer = self._make_answer(form, served, request, scores)
+        answers = answer_schema(served.schema, self._policy, served.scorer.outputs)
+        answer = self._make_answer(answers, served, request, scores)
         return Response(200, [JSON_HEADER], msgspec.json.encode(answer))
 
     def problem(self, problem: Problem, headers: list[tuple[bytes, bytes]]) -> Response:
@@ -61,8 +61,8 @@ class JsonFormat:
         return Operation(path.strip("/"), "scoring", summary, scored, bodies.problem, BODY_PROBLEMS, request)
 
     def _request(self, bodies: Bodies) -> dict[str, Any]:
-        if bodies.form is not None:
-            return {"schema": bodies.schema(bodies.form.body_type), "example": bodies.example}
+        if bodies.request_schema is not None:
+            return {"schema": bodies.schema(bodies.request_schema.body_type), "example": bodies.example}
         schema = {
             "type": "object",
             "properties": {"request_id": bodies.schema(RequestId)},

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import UnsupportedMediaType
 from api.model import strict_json
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.model.scorer import RowScores
 from api.protocols.answers import Reason
 from api.protocols.csv_rows import read_csv
@@ -87,11 +87,11 @@ class MlflowFormat:
         call.context.request_id = request_id = request_id_of(call.headers)
         served = scoring.current(call.context)
         if media_type(call.headers) == CSV:
-            columns, place = read_csv(served.form, call.body, self._max_entities)
+            columns, place = read_csv(served.schema, call.body, self._max_entities)
         else:
-            columns, place = _read_json(served.form, call.body), "row {}".format
-        columns = _integer_keys(columns, served.form)
-        request = served.form.from_columns(request_id, columns, self._max_entities, place)
+            columns, place = _read_json(served.schema, call.body), "row {}".format
+        columns = _integer_keys(columns, served.schema)
+        request = served.schema.from_columns(request_id, columns, self._max_entities, place)
         scores = await scoring.score(served, request, call.context)
         answer = {"predictions": _predictions(served.scorer.outputs, scores), "reasons": scores.reasons}
         return Response(200, [JSON_HEADER], msgspec.json.encode(answer))
@@ -109,7 +109,7 @@ class MlflowFormat:
         described = bodies.schemas["Invocation"]
         described["allOf"] = [{"oneOf": [{"required": [name]} for name in MEMBERS]}]
         cells = {"schema": {"type": "string", "format": "binary"}}
-        if bodies.form is not None:
+        if bodies.request_schema is not None:
             described["properties"]["dataframe_records"]["items"] = {"$ref": REF.format(name="EntityRow")}
             columns = bodies.example_columns
             rows = list(zip(*columns.values(), strict=True))
@@ -141,7 +141,7 @@ def _predictions(outputs: Outputs, scores: RowScores) -> list[Any]:
     return [dict(zip(names, row, strict=True)) for row in zip(*scores.outputs, strict=True)]
 
 
-def _read_json(form: RequestForm, body: bytes) -> Columns:
+def _read_json(schema: RequestSchema, body: bytes) -> Columns:
     """Decode the columns of a JSON body.
 
     Raises:
@@ -150,55 +150,55 @@ def _read_json(form: RequestForm, body: bytes) -> Columns:
     """
     if b"NaN" in body:
         body = NAN.sub(lambda found: found[1] or b"null", body)
-    invocation: Invocation = strict_json.decode(INVOCATIONS, body, form.invalid_columns, skips_members=True)
-    strict_json.check_duplicates(body, form.invalid_columns)
+    invocation: Invocation = strict_json.decode(INVOCATIONS, body, schema.invalid_columns, skips_members=True)
+    strict_json.check_duplicates(body, schema.invalid_columns)
     if invocation.params:
-        raise form.invalid_columns("`params` is not supported: omit it")
+        raise schema.invalid_columns("`params` is not supported: omit it")
     given = [member for member in MEMBERS if getattr(invocation, member) is not UNSET]
     if len(given) != 1:
-        raise form.invalid_columns(f"{EXACTLY_ONE}, got {' and '.join(given) or 'none'}")
+        raise schema.invalid_columns(f"{EXACTLY_ONE}, got {' and '.join(given) or 'none'}")
     frame: Any = getattr(invocation, given[0])
     if isinstance(frame, Split):
-        return _from_rows(frame.data, list(form.columns) if frame.columns is None else frame.columns, form)
+        return _from_rows(frame.data, list(schema.columns) if frame.columns is None else frame.columns, schema)
     if isinstance(frame, dict):
         return frame
     if frame and isinstance(frame[0], dict):
-        return _from_records(frame, form)
-    return _from_rows(frame, list(form.columns), form)
+        return _from_records(frame, schema)
+    return _from_rows(frame, list(schema.columns), schema)
 
 
-def _from_rows(rows: Sequence[Any], names: Sequence[str], form: RequestForm) -> Columns:
+def _from_rows(rows: Sequence[Any], names: Sequence[str], schema: RequestSchema) -> Columns:
     """Turn rows of one value for each name into columns. If there is only one, rows need not be lists."""
-    form.check_columns(names)
+    schema.check_columns(names)
     if len(names) == 1 and not any(isinstance(row, list) for row in rows):
         return {names[0]: list(rows)}
     for number, row in enumerate(rows):
         if not isinstance(row, list):
-            raise form.invalid_columns(f"Row {number} is not a list of values")
+            raise schema.invalid_columns(f"Row {number} is not a list of values")
         if len(row) != len(names):
-            raise form.invalid_columns(f"Row {number} has {len(row)} values for {len(names)} columns")
+            raise schema.invalid_columns(f"Row {number} has {len(row)} values for {len(names)} columns")
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
-def _from_records(records: Sequence[Any], form: RequestForm) -> Columns:
+def _from_records(records: Sequence[Any], schema: RequestSchema) -> Columns:
     """Turn objects into columns. All must have the same members as the first."""
     names = records[0].keys()
     for number, record in enumerate(records):
         if not isinstance(record, dict):
-            raise form.invalid_columns(f"Row {number} is not an object")
+            raise schema.invalid_columns(f"Row {number} is not an object")
         if record.keys() != names:
             name = min(record.keys() ^ names)
             problem = f"has no {name[:50]!r}" if name in names else f"has {name[:50]!r}, which row 0 lacks"
-            raise form.invalid_columns(f"Row {number} {problem}")
+            raise schema.invalid_columns(f"Row {number} {problem}")
     return {name: [record[name] for record in records] for name in names}
 
 
-def _integer_keys(columns: Columns, form: RequestForm) -> Columns:
+def _integer_keys(columns: Columns, schema: RequestSchema) -> Columns:
     """Convert floats in integer key columns to integers: pandas and NumPy turn integers to floats.
 
     Floats with a fraction, and floats that represent several integers, stay as they are and are refused later.
     """
-    for key in form.keys:
+    for key in schema.keys:
         values = columns.get(key.name, [])
         if key.dtype != "string" and any(type(value) is float for value in values):
             columns[key.name] = [int(each) if type(each) is float and _exact(each) else each for each in values]

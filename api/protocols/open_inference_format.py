@@ -13,7 +13,7 @@ from msgspec import Meta
 from api.errors import InvalidHeader, UnsupportedMediaType
 from api.model import strict_json
 from api.model.model_slot import Served
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.model.request_types import MAX_REQUEST_ID
 from api.model.scorer import RowScores
 from api.protocols.open_inference_metadata import TAG, InferenceError, check_served, error_response, output_types
@@ -90,15 +90,15 @@ class OpenInferenceFormat:
         served = scoring.current(call.context)
         check_served(served, call.parameters)
         size = _json_size(call.headers, len(call.body))
-        form, kinds = served.form, output_types(served.scorer.outputs)
+        schema, kinds = served.schema, output_types(served.scorer.outputs)
         try:
-            infer = self._decode(call.body[:size], form)
+            infer = self._decode(call.body[:size], schema)
             wanted = _wanted(infer, kinds)
-            form.check_columns([tensor.name for tensor in infer.inputs])
+            schema.check_columns([tensor.name for tensor in infer.inputs])
             columns = _columns(infer.inputs, call.body[size:])
         except InvalidTensor as error:
-            raise form.invalid_columns(str(error)) from None
-        request = form.from_columns(infer.id or request_id_of(call.headers), columns, self._max_entities)
+            raise schema.invalid_columns(str(error)) from None
+        request = schema.from_columns(infer.id or request_id_of(call.headers), columns, self._max_entities)
         scores = await scoring.score(served, request, call.context)
         return _response(served, request.request_id, kinds, wanted, scores)
 
@@ -109,7 +109,7 @@ class OpenInferenceFormat:
     def operation(self, path: str, bodies: Bodies) -> Operation:
         """See `WireFormat.operation`."""
         infer: dict[str, Any] = {"schema": bodies.schema(InferenceRequest)}
-        if bodies.form is not None:
+        if bodies.request_schema is not None:
             infer["example"] = {
                 "inputs": [
                     {"name": name, "shape": [len(data)], "datatype": EXAMPLE_TYPES[type(data[0])], "data": data}
@@ -137,9 +137,9 @@ class OpenInferenceFormat:
             {JSON.decode(): infer, BINARY.decode(): {}},
         )
 
-    def _decode(self, body: bytes, form: RequestForm) -> InferenceRequest:
-        infer: InferenceRequest = strict_json.decode(self._decoder, body, form.invalid_columns, skips_members=True)
-        strict_json.check_duplicates(body, form.invalid_columns, _count_strings(infer))
+    def _decode(self, body: bytes, schema: RequestSchema) -> InferenceRequest:
+        infer: InferenceRequest = strict_json.decode(self._decoder, body, schema.invalid_columns, skips_members=True)
+        strict_json.check_duplicates(body, schema.invalid_columns, _count_strings(infer))
         return infer
 
 

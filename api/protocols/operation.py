@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from api.model.request_schema import RequestForm
-from api.protocols.answers import AnswerForm
+from api.model.request_schema import RequestSchema
+from api.protocols.answers import AnswerSchema
 from api.protocols.problems import MEDIA_TYPE, Problem
 
 Content = dict[str, dict[str, Any]]
@@ -18,27 +18,27 @@ BODY_PROBLEMS = (400, 408, 413, 415, 422, 500, 503)
 class Bodies:
     """The current model's bodies, and the schemas in the document."""
 
-    def __init__(self, form: RequestForm | None, answers: AnswerForm, *, real_example: bool) -> None:
+    def __init__(self, schema: RequestSchema | None, answers: AnswerSchema, *, real_example: bool) -> None:
         """Begin the document's schemas.
 
         Args:
-            form: the requests of the current model; None before the first is loaded.
+            schema: the requests of the current model; None before the first is loaded.
             answers: the types of its responses.
             real_example: whether the example may have entity keys from the online store.
         """
-        self.form = form
+        self.request_schema = schema
         self.answers = answers
         self.schemas: dict[str, dict[str, Any]] = {}
         """Name → schema: the document's `components.schemas`."""
         self.problem: Content = {MEDIA_TYPE: {"schema": self.schema(Problem)}}
         self.schema(answers.excluded)  # Problem refers to it by name
-        if form is not None:
-            self.schema(form.body_type)
-            form.members.complete(self.schemas["Request"])
-            self.example = form.examples.request(real=real_example)
+        if schema is not None:
+            self.schema(schema.body_type)
+            schema.members.complete(self.schemas["Request"])
+            self.example = schema.examples.request(real=real_example)
             """A valid request in JSON, if there is a model."""
-            self.example_columns = form.examples.columns(real=real_example)
-            """The same as columns, in the order of `form.columns`."""
+            self.example_columns = schema.examples.columns(real=real_example)
+            """The same as columns, in the order of `schema.columns`."""
 
     def schema(self, type_: Any) -> dict[str, Any]:
         """Return the schema of a type. The Structs in it become references to `schemas`."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from api.errors import NotAcceptable, UnsupportedMediaType
-from api.model.request_schema import EntityRequest, RequestForm
-from api.protocols.answers import AnswerForm
+from api.model.request_schema import EntityRequest, RequestSchema
+from api.protocols.answers import AnswerSchema
 from api.protocols.bulk_scores import BulkScores
 from api.protocols.csv_rows import decode_csv
 from api.protocols.json_format import JsonFormat
@@ -17,9 +17,9 @@ from api.protocols.wire_format import Call, request_id_of
 from scoring.settings import Settings
 
 NDJSON = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
-TEXTS: dict[bytes, Callable[[RequestForm, str, bytes, int, str], EntityRequest]] = {
+TEXTS: dict[bytes, Callable[[RequestSchema, str, bytes, int, str], EntityRequest]] = {
     CSV: decode_csv,
-    **dict.fromkeys(NDJSON, RequestForm.decode_lines),
+    **dict.fromkeys(NDJSON, RequestSchema.decode_lines),
 }
 MEDIA_TYPES = (JSON, *NDJSON[:1], CSV, ARROW, PARQUET, *NDJSON[1:])
 NAMES = [media.decode() for media in MEDIA_TYPES]
@@ -31,7 +31,7 @@ class ScoresFormat(JsonFormat):
 
     def __init__(self, settings: Settings) -> None:
         """Create the format."""
-        super().__init__(AnswerForm.scores, settings)
+        super().__init__(AnswerSchema.scores, settings)
         self._bulk = BulkScores(settings)
         self._more = "more"
         if self._bulk.max_rows > settings.max_entities:
@@ -60,13 +60,13 @@ class ScoresFormat(JsonFormat):
             return await super().respond(call, scoring)
         served = scoring.current(call.context)
         if sent == JSON:
-            request = served.form.decode(call.body)
+            request = served.schema.decode(call.body)
         else:
             request_id = call.context.request_id = request_id_of(call.headers)
             if sent in TABLE_NAMES:
                 answer = answer_in(accepted, served, self._policy, request_id)
                 return _response(accepted, await self._bulk.respond(sent, served, request_id, answer, call, scoring))
-            request = TEXTS[sent](served.form, request_id, call.body, self._max_entities, self._more)
+            request = TEXTS[sent](served.schema, request_id, call.body, self._max_entities, self._more)
         answer = answer_in(accepted, served, self._policy, request.request_id)
         answer.add(request, await scoring.score(served, request, call.context))
         return _response(accepted, answer.finish())

@@ -91,7 +91,7 @@ class Scoring:
             PredictionFailed: the model failed.
         """
         context.request_id = request.request_id
-        context.overrides = served.form.overrides(request)
+        context.overrides = served.schema.overrides(request)
         pending = PendingRequest(served.scorer, request.entity_rows, request.rows)
         scores = problem = None
         try:
@@ -118,7 +118,7 @@ class Scoring:
                 self._report_store_failure(pending, NO_ANSWER)
             raise DeadlineExceeded(deadline_s or self._batcher.deadline_s) from None
         except EntityRowsError as error:
-            raise served.form.invalid(str(error).removesuffix(".")) from None
+            raise served.schema.invalid(str(error).removesuffix(".")) from None
         except UnusableFeature:
             raise
         except FeatureStoreError as error:

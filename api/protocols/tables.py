@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from api.errors import BodyTooLarge, MalformedBody
-from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_schema import EntityRequest, RequestSchema
 from api.protocols.table_limits import Unreadable, check_pages, check_stream, read_footer
 from scoring.arrow.text import STRINGS, plain_strings
 from scoring.arrow.timestamps import to_timestamps
@@ -36,12 +36,12 @@ PLAIN: tuple[Callable[[pa.DataType], bool], ...] = (
 )
 
 
-def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
+def decode_table(media: bytes, schema: RequestSchema, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     """Decode a request's table. Its values are checked by `block_of`. Blocking: for a worker thread.
 
     Args:
         media: one of TABLE_NAMES.
-        form: the request schema.
+        schema: the request schema.
         body: the encoded table.
         max_rows: maximum number of rows.
         max_bytes: maximum size of the decompressed table.
@@ -52,10 +52,10 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
         InvalidRequest: a column is missing, unknown or has another type than a scalar, or the number of rows is wrong.
     """
     try:
-        table = (_read_stream if media == ARROW else _read_parquet)(form, body, max_rows, max_bytes)
+        table = (_read_stream if media == ARROW else _read_parquet)(schema, body, max_rows, max_bytes)
         table = table.select(_columns(table.schema))
         table.validate(full=True)  # otherwise a malformed table can crash the process
-        _check_shared_strings(form, table)
+        _check_shared_strings(schema, table)
     except ServingError:
         raise
     except Unreadable as error:
@@ -65,11 +65,11 @@ def decode_table(media: bytes, form: RequestForm, body: bytes, max_rows: int, ma
     return table
 
 
-def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
+def _read_stream(schema: RequestSchema, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     check_stream(body)
     batches, rows, size = [], 0, 0
     with pa.ipc.open_stream(pa.BufferReader(body)) as stream:
-        _check_schema(form, stream.schema)
+        _check_fields(schema, stream.schema)
         for batch in stream:
             batches.append(batch)
             rows += batch.num_rows
@@ -78,14 +78,14 @@ def _read_stream(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) 
                 break
             if size > max_bytes:
                 raise BodyTooLarge(max_bytes, "with the dictionaries of each batch")
-        form.check_rows(rows, max_rows, f"more than {max_rows}")
+        schema.check_rows(rows, max_rows, f"more than {max_rows}")
         return pa.Table.from_batches(batches, stream.schema)
 
 
-def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
+def _read_parquet(schema: RequestSchema, body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     footer = read_footer(body)
-    _check_schema(form, footer.schema.to_arrow_schema())
-    form.check_rows(footer.rows, max_rows, f"more than {max_rows}")
+    _check_fields(schema, footer.schema.to_arrow_schema())
+    schema.check_rows(footer.rows, max_rows, f"more than {max_rows}")
     check_pages(body, footer, max_bytes)
     # As dictionaries, strings take no more memory than their pages, even if each row has the same long one.
     columns = [footer.schema.column(place) for place in range(len(footer.schema))]
@@ -96,16 +96,16 @@ def _read_parquet(form: RequestForm, body: bytes, max_rows: int, max_bytes: int)
         return file.read(use_threads=False)
 
 
-def _check_schema(form: RequestForm, schema: pa.Schema) -> None:
-    names = _columns(schema)
-    form.check_columns(names)
-    for field in map(schema.field, names):
+def _check_fields(schema: RequestSchema, fields: pa.Schema) -> None:
+    names = _columns(fields)
+    schema.check_columns(names)
+    for field in map(fields.field, names):
         kind = field.type
         allowed = any(plain(kind) for plain in PLAIN) or (pa.types.is_decimal(kind) and kind.scale == 0)
         if pa.types.is_dictionary(kind):
             allowed = any(holds(kind.value_type) for holds in (pa.types.is_string, *STRINGS))
         if not allowed or b"ARROW:extension:name" in (field.metadata or {}):
-            raise form.invalid_columns(f"Column {field.name!r} has the unsupported type {str(field.type)[:50]}")
+            raise schema.invalid_columns(f"Column {field.name!r} has the unsupported type {str(field.type)[:50]}")
 
 
 def _columns(schema: pa.Schema) -> list[str]:
@@ -113,13 +113,13 @@ def _columns(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if not PANDAS_INDEX.fullmatch(name)]
 
 
-def _check_shared_strings(form: RequestForm, table: pa.Table) -> None:
+def _check_shared_strings(schema: RequestSchema, table: pa.Table) -> None:
     """Check the strings that any number of rows may share, and that would take memory for each row."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         for chunk in column.chunks:
             strings = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
             if (strings is not chunk or _is_view(chunk)) and _longest(strings) > MAX_STRING_BYTES:
-                raise form.invalid_columns(f"Column {name!r} has a string of more than {MAX_STRING_BYTES} bytes")
+                raise schema.invalid_columns(f"Column {name!r} has a string of more than {MAX_STRING_BYTES} bytes")
 
 
 def _is_view(strings: pa.Array) -> bool:
@@ -133,20 +133,20 @@ def _longest(strings: pa.Array) -> int:
     return max(memoryview(strings.buffers()[1]).cast("i")[4 * strings.offset : 4 * end : 4], default=0) if end else 0
 
 
-def block_of(form: RequestForm, request_id: str, table: pa.Table, start: int, rows: int) -> EntityRequest:
+def block_of(schema: RequestSchema, request_id: str, table: pa.Table, start: int, rows: int) -> EntityRequest:
     """Return the request for some rows of a table, which are counted from 0 in errors.
 
     Raises:
         InvalidRequest: a value does not fit its column.
     """
     columns = {
-        name: _values(form, name, column.slice(start, rows))
+        name: _values(schema, name, column.slice(start, rows))
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    return form.from_columns(request_id, columns, rows, lambda row: f"row {start + row}")
+    return schema.from_columns(request_id, columns, rows, lambda row: f"row {start + row}")
 
 
-def _values(form: RequestForm, name: str, column: pa.ChunkedArray) -> list[Any]:
+def _values(schema: RequestSchema, name: str, column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
     try:
         if pa.types.is_decimal(kind):
@@ -157,7 +157,7 @@ def _values(form: RequestForm, name: str, column: pa.ChunkedArray) -> list[Any]:
             column = plain_strings(column)
     except (pa.ArrowException, ValueError, OverflowError):
         needed = "64-bit integers" if pa.types.is_decimal(kind) else "dates and times between 1678 and 2261"
-        raise form.invalid_columns(f"Column {name!r}: {needed} are needed") from None
+        raise schema.invalid_columns(f"Column {name!r}: {needed} are needed") from None
     values: list[Any] = column.to_pylist()
     if pa.types.is_floating(kind):
         return [None if value is None or math.isnan(value) else value for value in values]

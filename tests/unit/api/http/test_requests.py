@@ -19,7 +19,7 @@ from litestar.testing import TestClient
 
 from api.errors import InvalidRequest
 from api.http.messages import headers_of
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.model.store_health import OPENS_AFTER
 from scoring.errors import EntityRowsError, FeaturesRejected, FeatureStoreError, PredictionFailed, UnusableFeature
 from scoring.feast_plugins.join_keys import JoinKey
@@ -265,13 +265,13 @@ def test_only_callers_with_an_api_key_see_real_values_in_the_example(inputs: dic
     + [(wrong, ...) for wrong in ("1.5", '"1"', "true", "1e300", "9007199254740993.0", "1" + "0" * 30)],
 )
 def test_an_integer_request_input_may_have_a_zero_fraction(dtype: pa.DataType, sent: str, read: Any) -> None:
-    form = RequestForm("m/1", features(request_inputs={"n": dtype}), 10)
+    schema = RequestSchema("m/1", features(request_inputs={"n": dtype}), 10)
     body = b'{"request_id":"r","entity_rows":[{"driver_id":1,"n":%b}]}' % sent.encode()
     if read is ...:
         with pytest.raises(InvalidRequest, match=r"Expected `(integer|number)[^`]*`.* - at `\$\.entity_rows\[0\]\.n`"):
-            form.decode(body)
+            schema.decode(body)
         return
-    (value,) = form.decode(body).entity_rows["n"]
+    (value,) = schema.decode(body).entity_rows["n"]
     assert (value, type(value)) == (read, type(read))
 
 
@@ -285,9 +285,9 @@ def test_an_integer_request_input_may_have_a_zero_fraction(dtype: pa.DataType, s
     ],
 )
 def test_a_422_uses_the_type_names_of_json(dtype: pa.DataType, sent: bytes, says: str) -> None:
-    form = RequestForm("m/1", features(request_inputs={"str": dtype}), 10)
+    schema = RequestSchema("m/1", features(request_inputs={"str": dtype}), 10)
     with pytest.raises(InvalidRequest) as caught:
-        form.decode(b'{"request_id":"r","entity_rows":[{"driver_id":1,"str":%b}]}' % sent)
+        schema.decode(b'{"request_id":"r","entity_rows":[{"driver_id":1,"str":%b}]}' % sent)
     assert says in str(caught.value)
 
 

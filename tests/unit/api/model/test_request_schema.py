@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import InvalidRequest
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from scoring.errors import ModelRefused
 from scoring.feast_plugins.join_keys import JoinKey
 from tests.support.fakes import features
@@ -22,18 +22,18 @@ ROWS = [{"customer_id": "a", "merchant_id": 1, "amount": 1}]
 
 
 @pytest.fixture
-def form() -> RequestForm:
-    return RequestForm("m/1", features(*KEYS, request_inputs={"amount": pa.float64()}), 3)
+def schema() -> RequestSchema:
+    return RequestSchema("m/1", features(*KEYS, request_inputs={"amount": pa.float64()}), 3)
 
 
-def test_columns_have_the_values_of_the_same_request_in_json(form: RequestForm) -> None:
-    in_json = form.decode(
+def test_columns_have_the_values_of_the_same_request_in_json(schema: RequestSchema) -> None:
+    in_json = schema.decode(
         b'{"request_id": "r", "entity_rows": [{"customer_id": "a", "merchant_id": 1, "amount": 2},'
         b' {"customer_id": "b", "merchant_id": 2, "amount": null}]}'
     )
     columns = {"amount": [2, None], "customer_id": ["a", "b"], "merchant_id": [1, 2]}
 
-    assert form.from_columns("r", columns, 3) == in_json
+    assert schema.from_columns("r", columns, 3) == in_json
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_columns_have_the_values_of_the_same_request_in_json(form: RequestForm) 
         ),
     ],
 )
-def test_an_invalid_column_is_named_with_its_row(form: RequestForm, columns: dict[str, list], problem: str) -> None:
+def test_an_invalid_column_is_named_with_its_row(schema: RequestSchema, columns: dict[str, list], problem: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        form.from_columns("r", columns, 3)
+        schema.from_columns("r", columns, 3)
 
     expected = "Expected columns: `customer_id`, `merchant_id`, `amount`."
     assert str(refused.value) == f"{problem}. {expected}"
@@ -93,7 +93,7 @@ def test_columns_as_members_are_the_same_request_as_entity_rows(
         "any": st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text("x'\""),
     }
     inputs: dict[str, Any] = {"amount": pa.int64(), "at": pa.timestamp("ns"), "any": None}
-    form = RequestForm("m/1", features(*KEYS, request_inputs=inputs), 3)
+    schema = RequestSchema("m/1", features(*KEYS, request_inputs=inputs), 3)
     columns = {
         name: data.draw(st.lists(each, min_size=rows, max_size=rows)) if name in lists else [data.draw(each)] * rows
         for name, each in values.items()
@@ -104,12 +104,12 @@ def test_columns_as_members_are_the_same_request_as_entity_rows(
     }
     by_row = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    decoded = form.decode(json.dumps(request | members).encode())
+    decoded = schema.decode(json.dumps(request | members).encode())
 
-    assert decoded == form.decode(json.dumps(request | {"entity_rows": by_row}).encode())
+    assert decoded == schema.decode(json.dumps(request | {"entity_rows": by_row}).encode())
     assert (decoded.rows, decoded.top) == (rows, top)
-    assert fits_schema(form, request | members)
-    assert fits_schema(form, request | {"entity_rows": by_row})
+    assert fits_schema(schema, request | members)
+    assert fits_schema(schema, request | {"entity_rows": by_row})
 
 
 @pytest.mark.parametrize(
@@ -133,27 +133,27 @@ def test_columns_as_members_are_the_same_request_as_entity_rows(
     ],
 )
 def test_a_wrong_member_is_named_and_the_schema_refuses_it_too(
-    form: RequestForm, members: dict[str, Any], problem: str
+    schema: RequestSchema, members: dict[str, Any], problem: str
 ) -> None:
     request = {"request_id": "r"} | members
     with pytest.raises(InvalidRequest) as refused:
-        form.decode(json.dumps(request).encode())
+        schema.decode(json.dumps(request).encode())
 
     assert str(refused.value).startswith(problem)
-    assert not fits_schema(form, request)
+    assert not fits_schema(schema, request)
 
 
-def test_lists_have_the_same_length(form: RequestForm) -> None:
+def test_lists_have_the_same_length(schema: RequestSchema) -> None:
     body = {"request_id": "r", "customer_ids": ["a", "b"], "merchant_ids": [1, 2, 3], "amount": 1}
     with pytest.raises(InvalidRequest, match=r"^`customer_ids` has 2 values, and `merchant_ids` has 3\. Expected"):
-        form.decode(json.dumps(body).encode())
+        schema.decode(json.dumps(body).encode())
 
 
 @pytest.mark.parametrize("twice", ['"amount": 1', '"customer_id": "a"', '"top": 1', '"merchant_ids": [1]'])
-def test_a_duplicate_member_is_refused(form: RequestForm, twice: str) -> None:
+def test_a_duplicate_member_is_refused(schema: RequestSchema, twice: str) -> None:
     body = f'{{"request_id": "r", "customer_id": "a", "merchant_ids": [1], "amount": 2, "top": 1, {twice}}}'
     with pytest.raises(InvalidRequest, match=r"^Duplicate JSON member "):
-        form.decode(body.encode())
+        schema.decode(body.encode())
 
 
 @pytest.mark.parametrize(
@@ -167,40 +167,40 @@ def test_a_duplicate_member_is_refused(form: RequestForm, twice: str) -> None:
 def test_a_column_with_the_name_of_a_member_has_only_the_other_form(
     keys: tuple[str, Any], accepted: dict[str, Any], refused: dict[str, Any]
 ) -> None:
-    form = RequestForm("m/1", features(JoinKey(*keys), JoinKey("item_id", "int64")), 3)
+    schema = RequestSchema("m/1", features(JoinKey(*keys), JoinKey("item_id", "int64")), 3)
     column = keys[0]
 
-    assert form.decode(json.dumps({"request_id": "r", "item_ids": [7]} | accepted).encode()).entity_rows == {
+    assert schema.decode(json.dumps({"request_id": "r", "item_ids": [7]} | accepted).encode()).entity_rows == {
         "item_id": [7],
         column: next(iter(accepted.values())) if isinstance(next(iter(accepted.values())), list) else [1],
     }
-    assert form.decode(json.dumps(form.examples.request()).encode()).rows == 2
+    assert schema.decode(json.dumps(schema.examples.request()).encode()).rows == 2
     with pytest.raises(InvalidRequest):
-        form.decode(json.dumps({"request_id": "r", "item_ids": [7]} | refused).encode())
+        schema.decode(json.dumps({"request_id": "r", "item_ids": [7]} | refused).encode())
 
 
 def test_without_a_possible_list_there_are_only_entity_rows() -> None:
-    form = RequestForm("m/1", features(JoinKey("entity_row", "int64"), JoinKey("request_id", "int64")), 3)
+    schema = RequestSchema("m/1", features(JoinKey("entity_row", "int64"), JoinKey("request_id", "int64")), 3)
 
-    assert form.decode(b'{"request_id": "r", "request_ids": [1], "entity_row": 1}').rows == 1
+    assert schema.decode(b'{"request_id": "r", "request_ids": [1], "entity_row": 1}').rows == 1
 
-    form = RequestForm("m/1", features(JoinKey("entity_row", "int64")), 3)
+    schema = RequestSchema("m/1", features(JoinKey("entity_row", "int64")), 3)
 
     with pytest.raises(InvalidRequest, match=r"^Object contains unknown field `entity_row`\. "):
-        form.decode(b'{"request_id": "r", "entity_row": 1}')
+        schema.decode(b'{"request_id": "r", "entity_row": 1}')
 
 
 OVERRIDABLE = {"price": pa.float32(), "sold": pa.int64(), "tier": pa.string()}
 
 
 @pytest.fixture
-def overriding() -> RequestForm:
-    return RequestForm("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
+def overriding() -> RequestSchema:
+    return RequestSchema("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
 
 
 @given(data=st.data(), rows=st.integers(1, 3))
 def test_the_override_of_an_entity_precedes_that_of_the_request(data: st.DataObject, rows: int) -> None:
-    form = RequestForm("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
+    schema = RequestSchema("m/1", features(JoinKey("item_id", "int64"), overridable=OVERRIDABLE), 3)
     values = {"price": st.integers(0, 9) | st.just(0.5), "sold": st.integers(0, 9) | st.just(2.0), "tier": st.text()}
     of_all = data.draw(st.fixed_dictionaries({}, optional=values))
     each = st.none() | st.fixed_dictionaries({}, optional=values)
@@ -208,20 +208,20 @@ def test_the_override_of_an_entity_precedes_that_of_the_request(data: st.DataObj
     entities = [{"item_id": row} | ({} if own is None else {"overrides": own}) for row, own in enumerate(of_each)]
     request = {"request_id": "r", "entity_rows": entities, "overrides": of_all}
 
-    decoded = form.decode(json.dumps(request).encode())
+    decoded = schema.decode(json.dumps(request).encode())
 
     merged = [of_all | (own or {}) for own in of_each]
     assert decoded.entity_rows == {"item_id": list(range(rows))} | {
         name: [each.get(name) for each in merged] for name in OVERRIDABLE
     }
     assert all(type(value) in {int, type(None)} for value in decoded.entity_rows["sold"])
-    assert form.overrides(decoded) == [name for name in OVERRIDABLE if any(name in each for each in merged)]
-    assert fits_schema(form, request)
+    assert schema.overrides(decoded) == [name for name in OVERRIDABLE if any(name in each for each in merged)]
+    assert fits_schema(schema, request)
     given_columns = {name: values for name, values in decoded.entity_rows.items() if set(values) != {None}}
-    assert form.from_columns("r", given_columns, 3) == decoded
+    assert schema.from_columns("r", given_columns, 3) == decoded
     if not any(of_each):
         by_list = {"request_id": "r", "item_ids": list(range(rows)), "overrides": of_all}
-        assert form.decode(json.dumps(by_list).encode()) == decoded
+        assert schema.decode(json.dumps(by_list).encode()) == decoded
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_override_of_an_entity_precedes_that_of_the_request(data: st.DataObj
     ],
 )
 def test_an_override_that_is_not_allowed_is_named_with_those_that_are(
-    overriding: RequestForm, overrides: str, problem: str
+    overriding: RequestSchema, overrides: str, problem: str
 ) -> None:
     for body in (
         f'{{"request_id": "r", "item_ids": [1], "overrides": {overrides}}}',
@@ -258,19 +258,19 @@ def test_an_override_that_is_not_allowed_is_named_with_those_that_are(
     assert str(refused.value).endswith(members)
 
 
-def test_a_version_without_overridable_features_has_no_member_overrides(form: RequestForm) -> None:
+def test_a_version_without_overridable_features_has_no_member_overrides(schema: RequestSchema) -> None:
     with pytest.raises(InvalidRequest, match=r"^Object contains unknown field `overrides`\. Expected .*: `top`\.$"):
-        form.decode(json.dumps({"request_id": "r", "overrides": {}} | CONTEXT).encode())
+        schema.decode(json.dumps({"request_id": "r", "overrides": {}} | CONTEXT).encode())
 
 
 def test_no_column_is_called_overrides_beside_overridable_features() -> None:
-    RequestForm("m/1", features(JoinKey("overrides", "int64")), 3)
+    RequestSchema("m/1", features(JoinKey("overrides", "int64")), 3)
     with pytest.raises(ModelRefused, match="'overrides' is the name of a column of its requests"):
-        RequestForm("m/1", features(JoinKey("overrides", "int64"), overridable=OVERRIDABLE), 3)
+        RequestSchema("m/1", features(JoinKey("overrides", "int64"), overridable=OVERRIDABLE), 3)
 
 
-def fits_schema(form: RequestForm, request: dict[str, Any]) -> bool:
+def fits_schema(schema: RequestSchema, request: dict[str, Any]) -> bool:
     """Return whether the schema in the OpenAPI document accepts a request."""
-    _, schemas = msgspec.json.schema_components([form.body_type], ref_template="#/$defs/{name}")
-    form.members.complete(schemas["Request"])
+    _, schemas = msgspec.json.schema_components([schema.body_type], ref_template="#/$defs/{name}")
+    schema.members.complete(schemas["Request"])
     return jsonschema_rs.is_valid({"$ref": "#/$defs/Request", "$defs": schemas}, request)

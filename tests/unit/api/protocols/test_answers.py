@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_schema import EntityRequest, RequestSchema
 from api.model.scorer import RowScores
-from api.protocols.answers import AnswerForm
+from api.protocols.answers import AnswerSchema
 from scoring.models.outputs import ONE_NUMBER, OutputColumn, Outputs
 from tests.support.api_client import api, when_ready
 from tests.support.fakes import FakeScorer, features
@@ -25,14 +25,14 @@ def test_the_top_are_the_best_in_order_and_ties_are_in_the_order_of_the_request(
 ) -> None:
     if not any(value is not None for value in values):
         return
-    form = RequestForm("m/1", features(), 100)
+    schema = RequestSchema("m/1", features(), 100)
     keys, reasons = list(range(len(values))), ["stale" if value is None else None for value in values]
-    answers = AnswerForm(form, "exclude", ONE_NUMBER)
+    answers = AnswerSchema(schema, "exclude", ONE_NUMBER)
 
     class Served:
         scorer = FakeScorer()
 
-    Served.form = form  # type: ignore[attr-defined]
+    Served.schema = schema  # type: ignore[attr-defined]
     request = EntityRequest("r", {"driver_id": keys}, len(keys), count)
     answer: Any = msgspec.to_builtins(answers.inference(Served, request, RowScores([values], reasons)))  # type: ignore[arg-type]
 

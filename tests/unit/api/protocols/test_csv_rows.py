@@ -7,19 +7,19 @@ import pyarrow as pa
 import pytest
 
 from api.errors import InvalidRequest, MalformedBody
-from api.model.request_schema import RequestForm
+from api.model.request_schema import RequestSchema
 from api.protocols.csv_rows import decode_csv
 from scoring.feast_plugins.join_keys import JoinKey
 from tests.support.fakes import features
 
 INPUTS = {"n": pa.int64(), "x": pa.float64(), "flag": pa.bool_(), "note": pa.string(), "at": pa.timestamp("us", "UTC")}
-FORM = RequestForm("m/1", features(JoinKey("id", "int64"), request_inputs=INPUTS), 1000)
-KEYS = RequestForm("m/1", features(JoinKey("id", "int64"), JoinKey("name", "string")), 1000)
+FORM = RequestSchema("m/1", features(JoinKey("id", "int64"), request_inputs=INPUTS), 1000)
+KEYS = RequestSchema("m/1", features(JoinKey("id", "int64"), JoinKey("name", "string")), 1000)
 
 
-def decode(text: str | bytes, form: RequestForm = KEYS, max_rows: int = 3) -> dict[str, list[Any]]:
+def decode(text: str | bytes, schema: RequestSchema = KEYS, max_rows: int = 3) -> dict[str, list[Any]]:
     body = text.encode() if isinstance(text, str) else text
-    return decode_csv(form, "r", body, max_rows).entity_rows
+    return decode_csv(schema, "r", body, max_rows).entity_rows
 
 
 def test_each_cell_is_read_as_the_declared_type_of_its_column() -> None:

@@ -19,7 +19,7 @@ from api.app import create_app
 from api.errors import InvalidRequest, RequestError
 from api.model.loading import Target
 from api.model.model_slot import Served
-from api.model.request_schema import EntityRequest, RequestForm
+from api.model.request_schema import EntityRequest, RequestSchema
 from api.model.scorer import RowScores
 from api.protocols.open_inference_format import OpenInferenceFormat
 from api.protocols.tensors import DTYPES
@@ -40,7 +40,7 @@ LINK = features(
     JoinKey("merchant_id", "int32"),
     request_inputs={"amount": pa.float64(), "items": pa.int64(), "known": pa.bool_(), "note": pa.string()},
 )
-SERVED = Served(Target(FakeScorer().version, "d"), FakeScorer(link=LINK), RequestForm("ranker/1", LINK, 50))
+SERVED = Served(Target(FakeScorer().version, "d"), FakeScorer(link=LINK), RequestSchema("ranker/1", LINK, 50))
 FORMAT = OpenInferenceFormat(Settings(model_name="ranker", max_entities=50))
 DATATYPES = {"customer_id": "BYTES", "amount": "FP64", "items": "INT64", "known": "BOOL", "note": "BYTES"}
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
@@ -114,7 +114,7 @@ def test_tensors_in_json_and_in_binary_are_the_request_that_the_same_rows_are_in
     made: tuple[list[dict[str, Any]], bytes, int],
 ) -> None:
     rows, body, json_size = made
-    in_json = SERVED.form.decode(msgspec.json.encode({"request_id": "r", "entity_rows": rows}))
+    in_json = SERVED.schema.decode(msgspec.json.encode({"request_id": "r", "entity_rows": rows}))
 
     assert decoded(body, json_size) == in_json
 
