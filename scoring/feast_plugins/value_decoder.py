@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from feast.protos.feast.types.Value_pb2 import Value
@@ -73,6 +74,14 @@ class Layout(NamedTuple):
     limits: tuple[int, int] | None
     """The least and the greatest integer, if int64 has others."""
 
+    def within_limits(self, integers: np.ndarray) -> np.ndarray | None:
+        """Return unpacked int64 as integers or booleans of the type; None if it does not have one of them."""
+        if self.boolean:
+            return integers.astype(bool)
+        if self.limits is not None and not self.limits[0] <= integers.min() <= integers.max() <= self.limits[1]:
+            return None
+        return integers
+
 
 def decode_numbers(columns: Sequence[Sequence[bytes | None]], layout: Layout) -> np.ndarray | None:
     """Decode several columns of n serialized Values together to an array (n_columns, n).
@@ -108,6 +117,28 @@ def decode_values(values: Sequence[bytes | None], dtype: pa.DataType) -> pa.Arra
     return pa.array(spread, dtype, mask=missing)
 
 
+class SeparateValues(msgspec.Struct, frozen=True):
+    """The serialized values of several fields of n rows, each an object."""
+
+    columns: Sequence[Sequence[bytes | None]]
+
+    def timestamps(self, place: int) -> np.ndarray:
+        """Decode a field's Timestamps: see `decode_timestamps`."""
+        return decode_timestamps(self.columns[place])
+
+    def numbers(self, places: Sequence[int], layout: Layout) -> np.ndarray | None:
+        """Decode the Values of several fields: see `decode_numbers`."""
+        return decode_numbers([self.columns[place] for place in places], layout)
+
+    def array(self, place: int, dtype: pa.DataType) -> pa.Array:
+        """Decode a field's Values: see `decode_values`."""
+        return decode_values(self.columns[place], dtype)
+
+    def types(self) -> set[type]:
+        """Return the types of all values."""
+        return {kind for column in self.columns for kind in map(type, column)}
+
+
 def _present(values: Sequence[bytes | None]) -> Sequence[bytes]:
     if all(values):
         return values  # type: ignore[return-value]
@@ -122,13 +153,7 @@ def _unpack(values: Sequence[bytes], layout: Layout) -> np.ndarray | None:
     if layout.packed is not None:
         return _unpack_fixed(values, layout.packed, layout.tag)
     integers = _unpack_integers(values, layout.tag)
-    if integers is None:
-        return None
-    if layout.boolean:
-        return integers.astype(bool)
-    if layout.limits is not None and not layout.limits[0] <= integers.min() <= integers.max() <= layout.limits[1]:
-        return None
-    return integers
+    return None if integers is None else layout.within_limits(integers)
 
 
 def _unpack_fixed(values: Sequence[bytes], packed: np.dtype[Any], tag: int) -> np.ndarray | None:

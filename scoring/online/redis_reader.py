@@ -1,12 +1,12 @@
 """Reads many entities from Feast's Redis online store with pipelined commands.
 
-`RedisReader` sends one command per distinct entity of each kind, up to 2000 before it reads replies, over redis-py's
-connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
+`RedisReader` sends one command per distinct entity of each kind, up to KEYS_AT_ONCE before it reads replies, over
+redis-py's connections. redis-py's own pipeline packs and dispatches each command in Python, which takes seven times as
 long; a server-side script takes Redis twice the time (docs/adr/007).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from scoring.errors import FeatureStoreError
 from scoring.feast_plugins.entity_keys import SERIALIZATION_VERSION, entity_keys
 from scoring.feast_plugins.join_keys import Keys
-from scoring.feast_plugins.value_decoder import LAYOUTS, decode_numbers, decode_timestamps, decode_values
+from scoring.feast_plugins.packed_values import PackedValues
+from scoring.feast_plugins.value_decoder import LAYOUTS, SeparateValues
 from scoring.online.reading import (
     EntityRows,
     Numbers,
@@ -48,12 +49,15 @@ if TYPE_CHECKING:
     from redis import Redis
 
 # Maximum number of keys packed, sent and decoded together: Redis processes the first piece while the next one is
-# packed, and the last piece while the first one is decoded.
+# packed, and the last piece while the first one is decoded. Each piece of numbers has a fixed cost, which fewer pieces save.
 KEYS_PER_PIECE = 400
-# Maximum number of pieces sent before the first reply is read, because Redis buffers unread replies.
-PIECES_AT_ONCE = 5
+NUMERIC_KEYS_PER_PIECE = 500
+# Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
+KEYS_AT_ONCE = 2000
 # Maximum size of commands that are sent without blocking: a socket accepts so many bytes at once.
 MAX_SENT_BYTES = 16_384
+# Minimum number of values that are decoded where they were received (docs/adr/014): for fewer, hiredis is faster.
+MANY_VALUES = 1200
 
 
 class _Hashes:
@@ -64,13 +68,15 @@ class _Hashes:
         self._project = project
         self.views = tuple(views)
         self.features = [feature for view in views for feature in view.features]
-        alike: dict[pa.DataType, list[int]] = {}
-        for place, feature in enumerate(self.features):
-            alike.setdefault(feature.dtype, []).append(place)
+        # A hash's fields are the views' event times, then their features.
+        alike: dict[pa.DataType, dict[str, int]] = {}
+        for place, feature in enumerate(self.features, start=len(views)):
+            alike.setdefault(feature.dtype, {})[feature.column] = place
         self._alike = [
-            (dtype, LAYOUTS.get(dtype), tuple(self.features[place].column for place in places), places)
-            for dtype, places in alike.items()
+            (dtype, LAYOUTS.get(dtype), tuple(places), tuple(places.values())) for dtype, places in alike.items()
         ]
+        self._only_numbers = all(feature.dtype in LAYOUTS for feature in self.features)
+        self.keys_per_piece = NUMERIC_KEYS_PER_PIECE if self._only_numbers else KEYS_PER_PIECE
         names = [f"{view.view.name}:{feature.name}" for view in views for feature in view.features]
         self.command = HmgetCommand([*(f"_ts:{view.view.name}".encode() for view in views), *map(_mmh3, names)])
         dtype = NUMBERS.get(keys[0][1].dtype) if len(keys) == 1 else None
@@ -87,30 +93,38 @@ class _Hashes:
     def _by_keys(self, entities: EntityRows) -> bytes:
         return self.command.packed(entity_keys(self.keys, entities, behind=self._project))
 
-    def decode(self, replies: Sequence[Any]) -> StoreRead:
+    def receive(self, source: Replies, count: int) -> PackedValues | list[Any]:
+        """Receive the next `count` replies, for `decode`."""
+        width = self.command.width
+        many = self._only_numbers and count * width >= MANY_VALUES
+        packed = source.read_packed(count, width) if many else None
+        return source.read(count) if packed is None else packed
+
+    def decode(self, replies: PackedValues | Sequence[Any]) -> StoreRead:
         """Decode the replies for some hashes.
 
         Raises:
             redis.ConnectionError, redis.RedisError, NotRedis, UnusableFeature: see `columns_of`.
             UnusableFeature, google.protobuf.message.DecodeError: a value does not have its feature's declared type.
         """
-        fields = columns_of(replies, self.command.width)
-        timestamps, values = fields[: len(self.views)], fields[len(self.views) :]
+        if isinstance(replies, PackedValues):
+            fields: PackedValues | SeparateValues = replies
+        else:
+            fields = SeparateValues(columns_of(replies, self.command.width))
         try:
-            event_s = {view.name: decode_timestamps(each) for view, each in zip(self.views, timestamps, strict=True)}
+            event_s = {view.name: fields.timestamps(place) for place, view in enumerate(self.views)}
             others: dict[str, pa.Array] = {}
             known: list[Numbers] = []
             for dtype, layout, names, places in self._alike:
-                columns = [values[place] for place in places]
-                numbers = None if layout is None else decode_numbers(columns, layout)
+                numbers = None if layout is None else fields.numbers(places, layout)
                 if numbers is None:
-                    others |= {name: decode_values(each, dtype) for name, each in zip(names, columns, strict=True)}
+                    others |= {name: fields.array(place, dtype) for name, place in zip(names, places, strict=True)}
                 else:
                     known.append(Numbers(names, dtype, numbers))
             return StoreRead(event_s, others, tuple(known))
         except Exception:
             # Check this only after an error, because nearly always every value has a type that Redis can return.
-            if {kind for each in fields for kind in map(type, each)} <= {bytes, type(None)}:
+            if isinstance(fields, PackedValues) or fields.types() <= {bytes, type(None)}:
                 raise
             raise NotRedis from None
 
@@ -129,9 +143,21 @@ class _Plan:
             entities, self._places[hashes] = distinct_entities(hashes.keys, entity_rows)
             columns = {key.name: entities[key.name] for _, key in hashes.keys}
             count = len(columns[hashes.keys[0][1].name])
-            for start in range(0, count, KEYS_PER_PIECE):
-                some = {name: values[start : start + KEYS_PER_PIECE] for name, values in columns.items()}
-                self.pieces.append((hashes, some, min(KEYS_PER_PIECE, count - start)))
+            size = hashes.keys_per_piece
+            for start in range(0, count, size):
+                some = {name: values[start : start + size] for name, values in columns.items()}
+                self.pieces.append((hashes, some, min(size, count - start)))
+        self.pieces.sort(key=lambda piece: -piece[2])  # because hiredis parses all that follow a small piece
+
+    def round_trips(self) -> Iterator[list[_Piece]]:
+        """Yield the pieces to send before replies are read."""
+        pieces: list[_Piece] = []
+        for piece in self.pieces:
+            if pieces and sum(count for _, _, count in pieces) + piece[2] > KEYS_AT_ONCE:
+                yield pieces
+                pieces = []
+            pieces.append(piece)
+        yield pieces
 
     def features(self, decoded: Sequence[StoreRead]) -> StoreRead:
         """Return the features of the rows from those of the pieces."""
@@ -143,7 +169,7 @@ class _Plan:
 
 
 class RedisReader(StoreReader):
-    """A `StoreReader` with one round trip per PIECES_AT_ONCE pieces of keys, of all kinds of entities."""
+    """A `StoreReader` with one round trip per KEYS_AT_ONCE keys, of all kinds of entities."""
 
     store_errors = (RedisError, OSError)
 
@@ -159,8 +185,8 @@ class RedisReader(StoreReader):
         """See `StoreReader.read`."""
         plan = _Plan(self._hashes, entity_rows)
         decoded: list[StoreRead] = []
-        for start in range(0, len(plan.pieces), PIECES_AT_ONCE):
-            decoded += self._fetch(plan.pieces[start : start + PIECES_AT_ONCE])
+        for pieces in plan.round_trips():
+            decoded += self._fetch(pieces)
         return plan.features(decoded)
 
     def send(self, entity_rows: EntityRows) -> "SentCommands | None":
@@ -188,7 +214,7 @@ class RedisReader(StoreReader):
             connection.send_packed_command(hashes.commands(entities) for hashes, entities, _ in pieces)
             source = Replies(connection)
             for hashes, _, count in pieces:
-                replies = source.read(count)
+                replies = hashes.receive(source, count)
                 if failed is None:  # otherwise the remaining replies are read only to drain the connection
                     try:
                         decoded.append(hashes.decode(replies))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -40,7 +41,7 @@ from scoring.online.feast_reader import FeastReader
 from scoring.online.lookup import Lookup, read_online_vectors, read_rows
 from scoring.online.reading import Numbers, StoreReader
 from scoring.online.redis_commands import MANY_NUMBERS, HmgetCommand
-from scoring.online.redis_reader import KEYS_PER_PIECE, RedisReader
+from scoring.online.redis_reader import NUMERIC_KEYS_PER_PIECE, RedisReader
 from tests.support.feature_repository import SQLITE, open_repository, write_definitions
 from tests.support.servers import HOST, RedisServer
 
@@ -547,11 +548,13 @@ def test_the_unfinished_transaction_of_a_killed_writer_is_rolled_back_by_the_nex
 
 
 @on_redis
-@pytest.mark.parametrize("place", [0, KEYS_PER_PIECE - 1, KEYS_PER_PIECE, 2 * KEYS_PER_PIECE + 7])
+@pytest.mark.parametrize(
+    "place", [0, NUMERIC_KEYS_PER_PIECE - 1, NUMERIC_KEYS_PER_PIECE, 2 * NUMERIC_KEYS_PER_PIECE + 7]
+)
 def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
     world: World, redis: Redis, place: int
 ) -> None:
-    shops = list(range(20_000, 20_000 + 2 * KEYS_PER_PIECE + 8))
+    shops = list(range(20_000, 20_000 + 2 * NUMERIC_KEYS_PER_PIECE + 8))
     world.write("stats", [{"shop_id": shop, **STATS, "rate": shop / 8} for shop in shops])
     reader = world.reader(world.link("rate"))
 
@@ -570,3 +573,68 @@ def test_a_bad_value_in_any_piece_is_its_entitys_and_the_connection_goes_on(
     redis.hset(key_of(shops[place]), _mmh3("stats:rate"), good)
     assert rates(shops) == expected
     assert redis.info("stats")["total_connections_received"] == connections
+
+
+@on_redis
+@pytest.mark.parametrize("missing", [False, True])
+def test_many_entities_are_read_as_feast_reads_them(world: World, missing: bool) -> None:
+    random = np.random.default_rng(5)
+    shops = list(range(30_000, 31_400)) if missing else list(range(40_000, 41_400))
+    written = [NOW, NOW - dt.timedelta(seconds=1)]
+    rows = [
+        {"shop_id": shop, "rate": random.normal(), "orders": int(random.integers(-(2**31), 2**31)),
+         "open": bool(random.integers(2)), "event_timestamp": written[shop % 2]}
+        for shop in shops
+    ]  # fmt: skip
+    if missing:
+        rows = [row if shop % 7 else row | {"orders": None} for shop, row in enumerate(rows) if shop % 5]
+    world.write("stats", rows)
+    keys = stores_shops(random.permutation(shops).tolist())
+    features = world.link("rate", "orders", "open")
+    read = world.reader(features).read(keys)
+    assert {name: column.to_pylist() for name, column in read.columns.items()} == world.feasts_answer(features, keys)
+    assert len(read.numbers) == (0 if missing else 3), "decoded together"
+    assert set(read.event_s["stats"]) == {time.timestamp() for time in written} | ({0.0} if missing else set())
+
+
+@on_redis
+def test_a_key_of_another_kind_among_many_is_reported_at_once(world: World, redis: Redis) -> None:
+    shops = list(range(32_000, 33_000))
+    redis.set(key_of(shops[500]), "not a hash")
+    reader = world.reader(world.link("rate"))
+    began = time.monotonic()
+    with pytest.raises(UnusableFeature):
+        read_rows(reader, stores_shops(shops))
+    assert time.monotonic() - began < 2, "it does not wait for replies that never come"
+    assert len(read_rows(reader, stores_shops([*shops[:500], *shops[501:]])).columns["stats:rate"]) == 999
+
+
+@on_redis
+def test_a_connection_that_is_closed_between_many_replies_is_a_failed_store(world: World) -> None:
+    class Closing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line == b"HMGET\r\n":
+                    self.wfile.write(b"*2\r\n$-1\r\n$-1\r\n" * 500 + b"*2\r\n$-1")
+                    return
+                if line == b"SETINFO\r\n":
+                    self.wfile.write(b"+OK\r\n")
+
+    with socketserver.ThreadingTCPServer((HOST, 0), Closing) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with Redis(*server.server_address, retry=None, socket_timeout=5) as client:
+            failed_store(world, client, list(range(1000)))
+        server.shutdown()
+
+
+@on_redis
+def test_many_replies_that_do_not_arrive_are_given_up_in_time(world: World) -> None:
+    with (
+        server_that_answers(b"*2\r\n$-1\r\n", pause_s=0.05) as (host, port),
+        Redis(host, port, retry=None, socket_timeout=0.3) as client,
+    ):
+        began = time.monotonic()
+        failed_store(world, client, list(range(1000)))
+        assert time.monotonic() - began < 2
+        assert [each._sock for each in client.connection_pool._available_connections] == [None]
