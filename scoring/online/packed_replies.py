@@ -4,7 +4,7 @@ For hundreds of replies, hiredis and decoding its objects take two to three time
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 # Maximum number of keys packed, sent and decoded together: Redis processes the first piece while the next one is
-# packed, and the last piece while the first one is decoded. Each piece of numbers has a fixed cost, which fewer pieces save.
+# packed, and the last piece while the first one is decoded. Pieces of numbers are larger, as decoding one has a fixed
+# cost.
 KEYS_PER_PIECE = 400
 NUMERIC_KEYS_PER_PIECE = 500
 # Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
