@@ -58,10 +58,9 @@ class StoreRead(msgspec.Struct, frozen=True, dict=True):
 
     def take(self, places: np.ndarray) -> "StoreRead":
         """Return the features of the rows at these places."""
-        indices = pa.array(places)
         return StoreRead(
             {view: event_s[places] for view, event_s in self.event_s.items()},
-            {name: column.take(indices) for name, column in self.others.items()},
+            {name: column.take(pa.array(places)) for name, column in self.others.items()},
             tuple(msgspec.structs.replace(each, values=each.values[:, places]) for each in self.numbers),
         )
 
@@ -171,6 +170,8 @@ def distinct_entities(keys: Keys, entity_rows: EntityRows) -> tuple[EntityRows, 
     if len(distinct) > MOST_DISTINCT * len(rows):
         return entity_rows, None
     columns = [list(distinct)] if single else zip(*distinct, strict=True)
+    if len(distinct) == 1:
+        return dict(zip(names, columns, strict=True)), np.zeros(len(rows), np.int64)
     places = dict(zip(distinct, range(len(distinct)), strict=True))
     return dict(zip(names, columns, strict=True)), np.fromiter(map(places.__getitem__, rows), np.int64, len(rows))
 
