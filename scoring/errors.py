@@ -130,7 +130,8 @@ class VersionNotFound(RegistryError):
 
     def __init__(self, model: str, version: int) -> None:
         super().__init__(
-            f"Registered model {model!r} has no version {version}: choose an existing one, or none to use the alias's."
+            f"Registered model {model!r} has no version {version}: choose an existing one, or omit it to use the one "
+            "under the alias."
         )
 
 

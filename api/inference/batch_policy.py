@@ -60,7 +60,7 @@ class BatchPolicy:
         return batch
 
     def finished(self, requests: int, took_s: float, waiting: int, now_s: float) -> None:
-        """Record that a micro-batch of so many requests has ended."""
+        """Record that a micro-batch of `requests` requests has ended."""
         allowed_s = min(max(MIN_AGE_LIMIT_S, AGE_LIMIT_FACTOR * took_s), MAX_AGE_LIMIT_S)
         self.max_age_s += (allowed_s - self.max_age_s) / 8
         self._expected = requests + waiting

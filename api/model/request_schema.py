@@ -218,7 +218,7 @@ class RequestSchema:
                 raise self.invalid_columns(f"Missing column {name!r}")
 
     def check_rows(self, rows: int, max_rows: int, many: str | None = None) -> None:
-        """Raise InvalidRequest unless a request may have so many rows. `many` describes a number that is not known."""
+        """Raise InvalidRequest unless a request may have `rows` rows. `many` describes a number that is not known."""
         if not 0 < rows <= max_rows:
             raise self.invalid_columns(f"Expected 1 to {max_rows} rows, got {many if rows and many else rows}")
 

@@ -21,7 +21,7 @@ class TimedRegistry:
     """
 
     def __init__(self, registry: Registry, limit_s: float) -> None:
-        """Limit the calls of `registry` to so many seconds."""
+        """Limit each call of `registry` to `limit_s` seconds."""
         self._registry = registry
         self._limit_s = limit_s
         self._executor = ThreadPoolExecutor(1, "registry")

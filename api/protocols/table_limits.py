@@ -117,7 +117,7 @@ def check_pages(body: bytes, footer: Footer, max_bytes: int) -> None:
             thrift.at = chunk[11] if 0 < chunk.get(11, 0) < chunk[9] else chunk[9]  # the dictionary comes first
             end = thrift.at + chunk[7]
             if not 0 < thrift.at <= end <= len(body):
-                raise Unreadable("a column lies outside of it")
+                raise Unreadable("a column is outside of the file")
             while thrift.at < end:
                 header = thrift.struct()
                 decompressed, compressed = header[2], header[3]

@@ -55,7 +55,7 @@ KEYS_PER_PIECE = 400
 NUMERIC_KEYS_PER_PIECE = 500
 # Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
 KEYS_AT_ONCE = 2000
-# Maximum size of commands that are sent without blocking: a socket accepts so many bytes at once.
+# Maximum size of commands that are sent without blocking: a socket accepts that many at once.
 MAX_SENT_BYTES = 16_384
 # Minimum number of values that are decoded where they were received (docs/adr/014): for fewer, hiredis is faster.
 MANY_VALUES = 1200

@@ -342,8 +342,8 @@ def test_a_version_that_cannot_be_used_fails_the_run_with_the_reason_and_the_old
     assert "does not serve its inputs speed, mood" in failure(drivers.run(version=version))
     drivers.world.client.delete_model_version("driver_ranker", str(version))
     assert failure(drivers.run(version=version)) == (
-        f"Registered model 'driver_ranker' has no version {version}: choose an existing one, or none to use the "
-        "alias's."
+        f"Registered model 'driver_ranker' has no version {version}: choose an existing one, or omit it to use "
+        "the one under the alias."
     )
     assert drivers.file("batch_output.parquet").read_bytes() == before
 
