@@ -1,4 +1,4 @@
-"""`python -m benchmarks.profiles [graph join predict start]`: break down the time and memory behind the targets.
+"""`python -m benchmarks.profiles [graph join online predict start]`: break down time and memory behind the targets.
 
 Each stage is measured separately and compared with the whole, on the files of `make bench`. Figures are medians of
 ROUNDS.
@@ -26,7 +26,7 @@ from benchmarks.paths import ROOT
 from benchmarks.quietly import quietly
 
 ROWS, ROUNDS = 10_000_000, 3
-WORK = ("graph", "join", "predict", "start")
+WORK = ("graph", "join", "online", "predict", "start")
 # Imported in this order, by functions of scoring.imports or by name: the memory of each excludes what the previous ones
 # have already loaded.
 IMPORTED = (
@@ -155,6 +155,13 @@ def graph() -> None:
         print(f"{name:44} {sum(taken) / ROUNDS:6.2f} s, {len(taken) // ROUNDS} times")
 
 
+def online() -> None:
+    """Sample the API's stacks under the load of `make bench`."""
+    from benchmarks.online.profile import profile
+
+    profile()
+
+
 def start() -> None:
     """Measure the memory of the API's imports, in the API's environment."""
     build(OURS)
@@ -201,10 +208,11 @@ def _hash(file: Path) -> str:
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or list(WORK)
-    if len(wanted) > 1:  # each in a separate process, in the environment of the batch image
+    if len(wanted) > 1:  # each in a separate process, mostly in the environment of the batch image
         build(OURS_BATCH)
         for work in wanted:
-            print(f"\n{work}, {ROWS:,} rows" if work != "start" else "\nstart", flush=True)
-            subprocess.run([str(python_of(OURS_BATCH)), "-m", "benchmarks.profiles", work], cwd=ROOT, check=True)
+            print(f"\n{work}" if work in {"online", "start"} else f"\n{work}, {ROWS:,} rows", flush=True)
+            python = sys.executable if work == "online" else str(python_of(OURS_BATCH))
+            subprocess.run([python, "-m", "benchmarks.profiles", work], cwd=ROOT, check=True)
     else:
-        {"graph": graph, "join": join, "predict": predict, "start": start}[wanted[0]]()
+        {"graph": graph, "join": join, "online": online, "predict": predict, "start": start}[wanted[0]]()

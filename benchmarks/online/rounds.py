@@ -94,7 +94,7 @@ def _one(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: floa
         p99_ms=load.p99_ms,
         cpu_us=cpu * 1e6 / max(1, load.requests),
         redis_cpu_us=redis_cpu * 1e6 / max(1, load.requests),
-        memory_mib=memory_mib(_process(contestant)),
+        memory_mib=memory_mib(process_of(contestant)),
         failed=load.refused + load.broken,
         connections=workload.connections,
     )
@@ -106,10 +106,11 @@ def _load(fleet: Fleet, contestant: Contestant, workload: Workload, seconds: flo
 
 
 def _cpu_s(server: Server | None) -> float:
-    return 0.0 if server is None else cpu_s(_process(server))
+    return 0.0 if server is None else cpu_s(process_of(server))
 
 
-def _process(server: Server) -> int:
+def process_of(server: Server) -> int:
+    """Return the process id of a running server."""
     if server.process is None:
         raise RuntimeError(f"{server.name} has exited; its log is {server.log}")
     return server.process.pid
