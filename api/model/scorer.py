@@ -40,6 +40,12 @@ class RowScores(msgspec.Struct, frozen=True):
     reasons: list[str | None]
     """(n,). As in `Scores.reasons`."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether each entity has a score, from known features."""
+        # An entity without a score has a reason. To search the outputs, each would be compared with None.
+        return self.reasons.count(None) == len(self.reasons)
+
 
 class Scorer(Protocol):
     """The interface of a model version to the API. Safe to call from several threads."""

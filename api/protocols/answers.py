@@ -107,7 +107,7 @@ class AnswerSchema:
             raise NotRanked(self._outputs)
         values, keys = scores.outputs[self._outputs.rank_by], served.schema.key_columns(request)
         excluded, known = [], values
-        if None in values:
+        if not scores.complete:
             rows = zip(values, *keys, scores.reasons, strict=True)
             excluded = [self.excluded(*entity) for value, *entity in rows if value is None]
             known = [value for value in values if value is not None]

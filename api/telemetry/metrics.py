@@ -170,7 +170,7 @@ class Metrics:
 
     def count_excluded(self, scores: RowScores) -> None:
         """Count the entities of a request that have no score."""
-        if None not in scores.outputs[0]:
+        if scores.complete:
             return
         for reason, count in collections.Counter(scores.reasons).items():
             if reason is not None and not reason.startswith(IMPUTED):

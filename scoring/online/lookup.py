@@ -136,7 +136,8 @@ def vectors_of(
             unusable[view.name] = pa.array(expired)
         oldest_s = min(oldest_s, event_s.min(where=~missing, initial=np.inf))
     oldest = float(oldest_s) if oldest_s < np.inf else None
-    given = [name for name in features.overridable if set(entity_rows.get(name, ())) - {None}]
+    overrides = ((name, entity_rows.get(name, ())) for name in features.overridable)
+    given = [name for name, values in overrides if values.count(None) < len(values)]
     array = None if lookup.numbers is None or unusable or given else lookup.numbers.array(read)
     if array is not None:
         return OnlineVectors(lambda: features.vectors(read.columns, {}), _no_reasons(read.rows), oldest, read, array)
