@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # packed, and the last piece while the first one is decoded. Pieces of numbers are larger, as decoding one has a fixed
 # cost.
 KEYS_PER_PIECE = 400
-NUMERIC_KEYS_PER_PIECE = 500
+NUMERIC_KEYS_PER_PIECE = 1000
 # Maximum number of keys sent before the first reply is read, because Redis buffers unread replies.
 KEYS_AT_ONCE = 2000
 # Maximum size of commands that are sent without blocking: a socket accepts that many at once.
