@@ -87,7 +87,7 @@ def check_port_free(host: str, port: int, server: str, remedy: str) -> None:
     Raises:
         CannotStart: the port is not available. The message names the port, the server and the remedy.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -116,8 +116,9 @@ def _make_folders(home: Path, settings: "Settings") -> None:
 
 
 def _local_host(settings: "Settings") -> str:
-    """Return the host at which this machine reaches the API."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
+    """Return the host at which this machine reaches the API, as in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 def _get(host: str, port: int, path: str) -> bytes | None:
