@@ -1,4 +1,4 @@
-"""Where the API spends its CPU time under load: which package runs, or has called the library that runs.
+"""The CPU time of a request in each package, with the libraries that it has called.
 
 py-spy samples the stacks from another process, so that the API runs as always. It is no dependency: install it so that
 it is on PATH (0.4).
@@ -20,21 +20,25 @@ from benchmarks.processes import cpu_s
 SECTIONS = {"online-5": Ours, "online-100": Ours, "online-1000-candidates": OursRanking}
 SECONDS, SAMPLES_PER_S = 15, 400
 OWN = re.compile(rf"\({re.escape(str(ROOT))}/((?:api|scoring)(?:/[a-z_]+)?)[/.]")
-SERVER = "uvicorn, httptools and asyncio"
+# Threads that wait for work, and the event loop, which does so in C.
+WAITING = re.compile(r"^(_worker|MicroBatcher\._work|Runner\.run|wait|select) \(")
 
 
 def profile() -> None:
-    """Print each package's share of the CPU time of a request, for some sections."""
+    """Print the CPU time of a request, and the share of each package in what is spent in our packages."""
     for section, kind in SECTIONS.items():
         workload = WORKLOADS[section]
         with fleet(workload.store, workload.model, [kind]) as running:
             cpu_us, samples = _sampled(running, running.contestants[0], workload)
-        print(f"{title(section)}: {cpu_us:.0f} µs of CPU per request")
+        print(
+            f"{title(section)}: {cpu_us:.0f} µs of CPU per request, with uvicorn and the event loop; of our packages:"
+        )
         for package, count in samples.most_common():
-            print(f"{package:44} {count / samples.total():6.1%} {cpu_us * count / samples.total():6.0f} µs")
+            print(f"{package:44} {count / samples.total():6.1%}")
 
 
 def _sampled(running: Fleet, contestant: Contestant, workload: Workload) -> tuple[float, collections.Counter[str]]:
+    """Return a request's CPU time in µs, and the number of samples in each of our packages."""
     pid, output = process_of(contestant), VAR / "stacks.txt"
     template = contestant.template.replace("COUNT", str(workload.ids))
 
@@ -63,6 +67,8 @@ def _by_package(stacks: Path) -> collections.Counter[str]:
     counts: collections.Counter[str] = collections.Counter()
     for line in stacks.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
-        own = [found[1] for frame in stack.split(";") if (found := OWN.search(frame)) and "__main__" not in frame]
-        counts[own[-1] if own else SERVER] += int(count)
+        frames = stack.split(";")
+        own = [found[1] for frame in frames if (found := OWN.search(frame)) and "__main__" not in frame]
+        if own and not WAITING.match(frames[-1]):
+            counts[own[-1]] += int(count)
     return counts
