@@ -59,7 +59,7 @@ class ModelNotServed(RequestError):
     """The path names the model or version `given`, and `served` is the only one."""
 
     def __init__(self, given: str, served: str) -> None:
-        super().__init__(f"{given[:100]!r} is not served here: the served model and version are {served!r}.")
+        super().__init__(f"{given[:100]!r} is not served here. This server serves {served!r}.")
 
 
 class MethodNotAllowed(RequestError):
@@ -111,7 +111,7 @@ class NotAcceptable(RequestError):
     """The header Accept excludes all the media types in `offered`."""
 
     def __init__(self, offered: Sequence[str]) -> None:
-        super().__init__(f"The header Accept admits none of the media types of the response: {', '.join(offered)}.")
+        super().__init__(f"None of the media types of the response satisfies the header Accept: {', '.join(offered)}.")
 
 
 class BodyEncoded(RequestError):
@@ -206,18 +206,18 @@ class Overloaded(Unavailable):
     """The number of unfinished requests, or that of unfinished large requests, has reached its limit."""
 
     def __init__(self) -> None:
-        super().__init__("Too many requests are unfinished. Send the request again later.")
+        super().__init__("Too many requests are in progress. Try again later.")
 
 
 class StoreUnavailable(Unavailable):
     """The request was not sent to the feature store, which failed several times in a row or has not answered yet."""
 
     def __init__(self) -> None:
-        super().__init__("Features can't be read now.")
+        super().__init__("Features can't be read at the moment.")
 
 
 class DeadlineExceeded(Unavailable):
     """The feature store or the model took longer than a request may take."""
 
     def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"There was no response within {deadline_s:g} s.")
+        super().__init__(f"The request was not completed within {deadline_s:g} s.")

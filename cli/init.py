@@ -8,7 +8,7 @@ import click
 from cli.configuration import FILE, OPTIONS, given_options, settings_options
 from scoring.errors import StorageError
 
-HEADER = "# Settings of model-serving. docs/settings.md lists all of them; SERVING_ variables and options come first.\n"
+HEADER = "# Settings of model-serving. docs/settings.md lists them; SERVING_ variables and options take precedence.\n"
 EPILOG = """
 \b
 Example:

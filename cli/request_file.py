@@ -51,7 +51,7 @@ def check_output(source: "Location | None", output: str) -> None:
         same |= not place.local.is_file()
         same |= source is not None and source.local is not None and source.local.samefile(place.local)
     if same:
-        raise click.UsageError(f"OUT must be another file than {output}")
+        raise click.UsageError(f"OUT must be a file other than {output}")
 
 
 def _location(text: str) -> "Location":

@@ -26,7 +26,7 @@ values.
     ├── BatchRequestError           a batch request file that can't be scored
     ├── StorageError                a folder or an object store can't be read or written
     │   ├── StillWritten
-    │   └── NoRoom                  this machine has not enough disk space for a model version's files
+    │   └── NoRoom                  this machine does not have enough disk space for a model version's files
     ├── PromotionRefused            the comparison of the challenger does not allow its promotion
     ├── FeaturesRejected            policy `reject`: an entity row lacks a usable feature
     └── PredictionFailed            the model raised, or did not return its outputs for each row
@@ -275,7 +275,8 @@ class FeaturesRejected(ServingError):
 
     def __init__(self, rows: Sequence[tuple[str, str]], total: int) -> None:
         named = listed([f"{row}: {reason}" for row, reason in rows], self.max_listed, "; ", total)
-        super().__init__(f"{total} entity rows lack usable features and SERVING_MISSING_FEATURES is reject ({named}).")
+        rows_lack = "1 entity row lacks" if total == 1 else f"{total} entity rows lack"
+        super().__init__(f"{rows_lack} usable features, and SERVING_MISSING_FEATURES is reject ({named}).")
 
 
 class PredictionFailed(ServingError):

@@ -199,5 +199,5 @@ def _check_impute_values(version: ModelVersion, signature: Signature, settings: 
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             raise ModelRefused(
                 str(version),
-                f"SERVING_IMPUTE_VALUES has {value!r} for its input {name!r}, which is {types[name]}.",
+                f"SERVING_IMPUTE_VALUES gives {value!r} for its input {name!r}, whose type is {types[name]}.",
             ) from None

@@ -60,7 +60,7 @@ def keys_from(settings: Settings) -> Keys:
 def _usable(variable: str, keys: tuple[Secret, ...]) -> tuple[Secret, ...]:
     for text in (key.reveal() for key in keys):
         if not (text.isascii() and text.isprintable()) or " " in text:
-            problem = "has a key that no header can carry: use visible ASCII characters without spaces."
+            problem = "contains a key that no HTTP header can carry: use visible ASCII characters without spaces."
             raise SettingsError(variable, problem)
     return keys
 

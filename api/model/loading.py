@@ -69,7 +69,7 @@ class Loader(Protocol):
         Raises:
             RegistryError: the version's files can't be fetched.
             ModelRefused, FeatureStoreError: it can't serve.
-            NoRoom: this machine has not enough disk space for its files.
+            NoRoom: this machine does not have enough disk space for its files.
         """
 
 

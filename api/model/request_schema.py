@@ -69,7 +69,7 @@ class RequestSchema:
         clash = [key.name for key in self.keys if key.name in ANSWER_MEMBERS]
         if clash:
             raise ModelRefused(
-                model, f"its join key {clash[0]!r} has the name of a member of the answers: rename the key."
+                model, f"its join key {clash[0]!r} clashes with a member of the answers: rename the key."
             )
         self.columns = columns_of(features)
         self._key_names = {key.name for key in self.keys}
@@ -81,7 +81,7 @@ class RequestSchema:
         self._unbounded = {name for name, dtype in features.request_columns.items() if dtype in {pa.float64(), None}}
         self._unbounded |= {name for name in features.overridable if types[name] == pa.float64()}
         if self._overridable and OVERRIDES in self.columns:
-            raise ModelRefused(model, f"{OVERRIDES!r} is the name of a column of its requests: rename that.")
+            raise ModelRefused(model, f"its request column {OVERRIDES!r} has a reserved name: rename the column.")
         self.members = RequestMembers(self.columns)
         self.examples = RequestExamples(self.keys, self.columns, self.members, input_example)
         self._listed_key = self.keys[0] if self.members.only_lists else None

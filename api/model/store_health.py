@@ -70,7 +70,7 @@ class Breaker:
 
         Args:
             problem: the description in /ready, which anyone can read.
-            reason: the description in the log, written once until it changes; `problem` by default.
+            reason: the description in the log, written once, and again when it changes; `problem` by default.
         """
         reason = reason or problem
         self.failures += 1

@@ -46,7 +46,7 @@ def decode(
 
 
 def check_duplicates(body: bytes, invalid: Callable[[str], Exception], strings: int | None = None) -> None:
-    """Raise `invalid`'s error if an object in decoded JSON has a member twice: msgspec keeps the last of both.
+    """Raise `invalid`'s error if an object in decoded JSON has a member twice: msgspec silently keeps the last one.
 
     `strings` is the number of strings that were decoded, if it is known. Each has two quotes, so a body with exactly
     their quotes has no duplicate; any other body is decoded again, slowly.

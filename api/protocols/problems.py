@@ -69,7 +69,7 @@ BAD_REQUEST = ProblemType("bad-request", 400, "Malformed request")
 NOT_READY = ProblemType("not-ready", 503, "Not ready")
 SEE_LOG = "The log has details under this problem's instance."
 INTERNAL = ProblemType("internal-error", 500, "Internal error", SEE_LOG)
-STORE_FAILED = ProblemType("feature-store-failed", 503, "Feature store failed", "Features can't be read now.")
+STORE_FAILED = ProblemType("feature-store-failed", 503, "Feature store failed", "Features can't be read at the moment.")
 
 TYPE_OF_ERROR: dict[type[Exception], ProblemType] = {
     KeyNeeded: ProblemType("key-needed", 401, "API key needed"),

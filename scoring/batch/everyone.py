@@ -89,7 +89,7 @@ def read_as_of(text: str | None) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise ArgumentError(f"The time {text!r} is not in ISO 8601, as 2026-11-30 is.") from None
+        raise ArgumentError(f"The time {text!r} is not in ISO 8601 format (2026-11-30).") from None
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
     if time.microsecond or not EARLIEST <= time < LATEST:
         problem = f"The time {text!r} must be from {EARLIEST:%Y} until {LATEST:%Y}, without fractions of a second."

@@ -129,7 +129,8 @@ def find_challenger(registry: Registry, settings: Settings) -> tuple[ModelVersio
 def failed_thresholds(reports: Sequence[Report], settings: Settings) -> list[str]:
     """Return a phrase for each threshold that the comparison does not pass, with its value and limit."""
     rows = sum(report.rows for report in reports)
-    failed = [] if rows >= settings.promote_min_rows else [_phrase(f"{rows} rows are compared", "min_rows", settings)]
+    too_few = _phrase(f"only {rows} rows were compared", "min_rows", settings)
+    failed = [] if rows >= settings.promote_min_rows else [too_few]
     for report in reports:
         for value, what, setting in (
             (report.changed_share, "the share of changed decisions is {:.4g}", "max_changed_decisions"),

@@ -132,7 +132,7 @@ def score_the_others(context: dg.RunFailureSensorContext) -> dg.SensorResult | d
     refused = refused_in_run(context.instance, run.run_id) & set(keys)
     others = [key for key in keys if key not in refused]
     if not refused or not others:
-        return dg.SkipReason("No request of this run can be scored without the others.")
+        return dg.SkipReason("This run has no other request left to score.")
     tags = {"serving/others_of": run.run_id, PRIORITY: AFTER_NEW_ONES}
     tags |= {name: pin for name, pin in run.tags.items() if name == PIN_TAG}
     return dg.SensorResult(

@@ -286,7 +286,7 @@ def test_the_clients_of_triton_and_kserve(server: ApiServer, scores: dict[int, f
     assert [each["name"] for each in found["model"]["outputs"]] == ["prediction", "reason"]
     assert found["errors"] == [
         ["422", "Unknown column 'other'. Expected columns: `driver_id`."],
-        ["404", "'other' is not served here: the served model and version are 'driver_ranker/2'."],
+        ["404", "'other' is not served here. This server serves 'driver_ranker/2'."],
         ["401", KEY_NEEDED],
     ]
     kind, status, message = found["kserve_error"]

@@ -173,9 +173,9 @@ def test_versions_have_their_aliases_and_the_reason_why_one_is_refused(
     [
         (["score", "nothing.csv"], "There is no file nothing.csv: see `model-serving score --help`."),
         (["score", "day1.csv", "-o", "out.txt"], "OUT must end in .parquet or .csv, and is out.txt"),
-        (["score", "day1.csv", "-o", "./day1.csv"], "OUT must be another file than ./day1.csv"),
-        (["score", "day1.csv", "-o", "fifo.csv"], "OUT must be another file than fifo.csv"),
-        (["score", "s3://a/b.csv", "-o", "s3://a/b.csv"], "OUT must be another file than s3://a/b.csv"),
+        (["score", "day1.csv", "-o", "./day1.csv"], "OUT must be a file other than ./day1.csv"),
+        (["score", "day1.csv", "-o", "fifo.csv"], "OUT must be a file other than fifo.csv"),
+        (["score", "s3://a/b.csv", "-o", "s3://a/b.csv"], "OUT must be a file other than s3://a/b.csv"),
         (["score", "day1.csv", "--prot", "1"], "No such option"),
         (["score", "day1.csv", "--set", "prot=1"], "--set prot is not a setting: did you mean port?"),
         (["score", "day1.csv", "--set", "port=x"], "--set port is 'x': it must be an integer"),
@@ -563,7 +563,7 @@ def test_everyone_is_scored_or_written_as_a_request_in_one_line(
         (["score", "day1.csv", "--everyone"], "Give either FILE or --everyone"),
         (["score", "day1.csv", "--as-of", "2026-11-30"], "--as-of needs --everyone"),
         (["request"], "Give --everyone"),
-        (["request", "--everyone", "--as-of", "soon"], "The time 'soon' is not in ISO 8601, as 2026-11-30 is."),
+        (["request", "--everyone", "--as-of", "soon"], "The time 'soon' is not in ISO 8601 format (2026-11-30)."),
     ],
 )
 def test_everyone_needs_a_time_and_no_file(

@@ -154,7 +154,7 @@ def test_the_job_promotes_the_challenger_if_its_comparison_passes(graph: Graph) 
     log_answers(graph, 2, "challenger", [0.5, 0.25, 0.0] * 4, 6)
     compare(graph)
     for setting, limit, problem in (
-        ("MIN_ROWS", "100", "45 rows are compared"),
+        ("MIN_ROWS", "100", "only 45 rows were compared"),
         ("MAX_CHANGED_DECISIONS", "0.01", "the share of changed decisions is "),
         ("MAX_LATENCY_RATIO", "1.1", "the median latency is 1.5 times the champion's (log "),
     ):

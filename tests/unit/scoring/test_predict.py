@@ -102,7 +102,7 @@ def test_the_model_sees_only_complete_rows_and_is_not_called_for_none() -> None:
 
 
 def test_reject_names_the_rows_and_their_reasons() -> None:
-    with pytest.raises(FeaturesRejected, match=r"^2 entity rows lack usable features .* \(row 1: null_feature; row 3"):
+    with pytest.raises(FeaturesRejected, match=r"^2 entity rows lack usable features, .* \(row 1: null_feature; row 3"):
         scored([(None, 1), (1.0, 1), (1.0, None)], Policy("reject"))
 
 

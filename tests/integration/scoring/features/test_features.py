@@ -346,9 +346,9 @@ def test_the_service_is_the_tags_then_the_settings(store: "FeatureStore") -> Non
     [
         ({"colour": 1}, "'colour', which is not one of its inputs"),
         ({"orders": "many"}, "'many'"),
-        ({"orders": True}, "True for its input 'orders', which is double"),
-        ({"visits": 1.5}, "1.5 for its input 'visits', which is int64"),
-        ({"visits": -0.5}, "-0.5 for its input 'visits', which is int64"),
+        ({"orders": True}, "True for its input 'orders', whose type is double"),
+        ({"visits": 1.5}, "1.5 for its input 'visits', whose type is int64"),
+        ({"visits": -0.5}, "-0.5 for its input 'visits', whose type is int64"),
         ({}, r"^Model version m/1 was refused: its input 'reason' has the name"),
     ],
 )

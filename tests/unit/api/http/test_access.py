@@ -64,7 +64,7 @@ def test_a_key_that_no_header_can_carry_is_refused_at_startup(tmp_path: Path, ke
         "SERVING_API_KEYS ": Settings(model_name="m", api_keys=(Secret(key),)),
         "SERVING_API_KEYS_FILE ": Settings(model_name="m", api_keys_file=file),
     }.items():
-        with pytest.raises(SettingsError, match=f"^{variable}.*no header can carry") as caught:
+        with pytest.raises(SettingsError, match=f"^{variable}.*no HTTP header can carry") as caught:
             keys_from(settings)
         assert key not in str(caught.value)
 

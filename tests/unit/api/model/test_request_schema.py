@@ -265,7 +265,7 @@ def test_a_version_without_overridable_features_has_no_member_overrides(schema: 
 
 def test_no_column_is_called_overrides_beside_overridable_features() -> None:
     RequestSchema("m/1", features(JoinKey("overrides", "int64")), 3)
-    with pytest.raises(ModelRefused, match="'overrides' is the name of a column of its requests"):
+    with pytest.raises(ModelRefused, match="its request column 'overrides' has a reserved name"):
         RequestSchema("m/1", features(JoinKey("overrides", "int64"), overridable=OVERRIDABLE), 3)
 
 

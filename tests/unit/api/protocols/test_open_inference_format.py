@@ -363,7 +363,7 @@ def test_another_model_or_version_is_an_error_that_names_what_serves(client: Tes
             client.post(f"/v2/models/{path}/infer", content=request()),
         ):
             found = error(response, 404)
-            assert found == f"{model!r} is not served here: the served model and version are 'ranker/1'."
+            assert found == f"{model!r} is not served here. This server serves 'ranker/1'."
 
 
 def test_every_error_has_the_form_of_the_protocol(client: TestClient[Any]) -> None:

@@ -468,7 +468,7 @@ def test_a_large_request_ends_at_its_deadline() -> None:
 
     with api(FakeScorer(function=slow), bulk_deadline_s=0.2) as client:
         response = post(when_ready(client), ARROW, STREAM)
-    assert (response.status_code, response.json()["detail"]) == (503, "There was no response within 0.2 s.")
+    assert (response.status_code, response.json()["detail"]) == (503, "The request was not completed within 0.2 s.")
 
 
 def test_a_slow_block_of_a_large_request_has_the_time_of_the_whole_request() -> None:

@@ -101,7 +101,7 @@ def test_tables_that_are_scored_at_the_same_time_keep_their_order(monkeypatch: p
             "reject",
             {"model_failed": 2, "null_feature": 1},
             7,
-            r"^1 entity rows lack usable .*\(row 2: null_feature\)\.$",
+            r"^1 entity row lacks usable .*\(row 2: null_feature\)\.$",
         ),
         ("reject", {"not_finite": 1}, 9, None),
     ],

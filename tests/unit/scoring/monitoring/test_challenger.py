@@ -359,7 +359,7 @@ PASSING = Report(
     ("changes", "failed"),
     [
         ({}, None),
-        ({"rows": 9}, "9 rows are compared, and SERVING_PROMOTE_MIN_ROWS is 10"),
+        ({"rows": 9}, "only 9 rows were compared, and SERVING_PROMOTE_MIN_ROWS is 10"),
         (
             {"changed_decisions": 51},
             "the share of changed decisions is 0.51 (log 2026-11-30), and SERVING_PROMOTE_MAX_CHANGED_DECISIONS is 0.5",
@@ -378,7 +378,7 @@ PASSING = Report(
 def test_a_failed_threshold_is_named_with_value_and_limit(changes: dict[str, Any], failed: str | None) -> None:
     report = msgspec.structs.replace(PASSING, **changes)
     found = failed_thresholds([report], settings_with())
-    assert [each for each in found if "rows are" in each or report.rows == 100] == ([failed] if failed else [])
+    assert [each for each in found if "rows were" in each or report.rows == 100] == ([failed] if failed else [])
 
 
 def test_each_source_must_pass_and_their_rows_count_together() -> None:
