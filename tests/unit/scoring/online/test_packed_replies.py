@@ -38,7 +38,7 @@ def received_in_parts(content: bytes, cuts: list[int], count: int, width: int) -
     return None if found is None else (found_in(found[0]), found[1])
 
 
-plain = st.none() | st.binary(max_size=99).filter(lambda value: b"\r" not in value)
+plain = st.none() | st.binary(max_size=99).filter(lambda value: b"\r" not in value and not value.startswith(b"-"))
 widths = st.integers(1, 4)
 many = widths.flatmap(lambda width: st.lists(st.lists(plain, min_size=width, max_size=width), min_size=1, max_size=20))
 cuts = st.lists(st.integers(0, 2000), max_size=6)
