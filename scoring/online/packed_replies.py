@@ -4,6 +4,7 @@ For hundreds of replies, hiredis and decoding its objects take two to three time
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from scoring.feast_plugins.packed_values import PADDING, PackedValues
 
 END = b"\r\n"
+MAX_LENGTH = 99
+"""Of a value, in bytes."""
 
 
 class _Header(NamedTuple):
@@ -43,8 +46,10 @@ class PackedReplies:
         self._count, self._width = count, width
         self._head = b"*%d\r\n" % width
         self._between = END + self._head
+        self._max_size = len(self._between) + width * (LONG.size + MAX_LENGTH + len(END))
         self._sizes: list[int] = []  # of the replies that seem to be complete
         self._at = self._checked = 0
+        self._followed = False
 
     def find(self, received: bytearray) -> tuple[PackedValues, int] | None:
         """Return the values, and the size of the replies in bytes; None if bytes are missing.
@@ -53,18 +58,24 @@ class PackedReplies:
             received: what has been received since the first reply began.
 
         Raises:
-            UnusualReply: a reply is an error, or does not consist of `width` values of at most 99 bytes.
+            UnusualReply: a reply is an error, or does not consist of `width` values of at most MAX_LENGTH bytes.
         """
         if not received.startswith(self._head[: len(received)]):
             raise UnusualReply
-        # A value may contain the same bytes. `_values` checks that replies begin there.
+        # A value may contain the same bytes. `_follow` checks that replies begin there.
         missing = self._count - 1 - len(self._sizes)
         *replies, rest = bytes(memoryview(received)[self._at :]).split(self._between, missing)
         self._sizes += map(len, replies)
         self._at = len(received) - len(rest)
-        end = self._end_of_last(rest) if len(replies) == missing else None
-        if end is not None:
-            return self._values(bytes(received), end)
+        if len(replies) == missing:
+            end = self._end_of_last(rest)
+            if end is not None:
+                return self._follow(bytes(received), [*self._sizes, end])
+            if self._sizes and not self._followed:  # or it waits for bytes that only a value announces
+                self._follow(bytes(received), self._sizes)
+                self._followed = True
+        elif len(rest) > self._max_size:
+            raise UnusualReply
         if received.find(END + b"-", self._checked) >= 0:  # an error: no more may be received
             raise UnusualReply
         self._checked = max(0, len(received) - len(END))
@@ -78,21 +89,22 @@ class PackedReplies:
             if line < 0:
                 return None
             header = rest[at:line]
-            if re.fullmatch(rb"\$(-1|\d+)", header) is None:
+            if re.fullmatch(rb"\$(-1|\d{1,2})", header) is None:
                 raise UnusualReply
             length = int(header[1:])
             at = line + len(END) + (length + len(END) if length >= 0 else 0)
         return at - len(END) if at <= len(rest) else None
 
-    def _values(self, received: bytes, end_of_last: int) -> tuple[PackedValues, int]:
-        ends = np.array([*self._sizes, end_of_last]) + len(self._between)
+    def _follow(self, received: bytes, sizes: Sequence[int]) -> tuple[PackedValues, int]:
+        """Find the values of the first replies, whose sizes are checked."""
+        ends = np.array(sizes) + len(self._between)
         np.cumsum(ends, out=ends)
         ends -= len(self._between)
-        at = np.empty(self._count, np.int64)  # of the END before the next value
+        at = np.empty(len(ends), np.int64)  # of the END before the next value
         at[0], at[1:] = len(self._head) - len(END), ends[:-1] + len(self._head)
         content = received + PADDING
         words = np.ndarray(len(content) - 7, "<u8", content, 0, (1,))
-        starts, lengths = np.empty((2, self._width, self._count), np.int64)
+        starts, lengths = np.empty((2, self._width, len(ends)), np.int64)
         for field in range(self._width):
             at = _find_values(words, at, starts[field], lengths[field])
         if (at != ends).any():  # otherwise they are the replies, because each begins where the one before it ends

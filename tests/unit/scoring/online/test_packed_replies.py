@@ -51,9 +51,9 @@ def test_they_are_those_that_were_sent(replies: list[Reply], cuts: list[int], fo
     assert found == (replies, len(content))
 
 
-delimiters = st.lists(st.sampled_from([b"\r\n", b"*2", b"$1", b"$-1", b"\r\n-", BETWEEN, b"a"]), max_size=5).map(
-    b"".join
-)
+delimiters = st.lists(
+    st.sampled_from([b"\r\n", b"*2", b"$1", b"$-1", b"\r\n-", BETWEEN, b"$99", b"a"]), max_size=5
+).map(b"".join)
 pairs = st.lists(st.lists(st.none() | delimiters, min_size=2, max_size=2), min_size=1, max_size=6)
 
 
@@ -66,7 +66,20 @@ def test_values_that_look_like_replies_are_left_to_hiredis(replies: list[Reply],
         return
     reader = hiredis.Reader()
     reader.feed(content)
-    assert found is None or found == ([reader.gets() for _ in replies], len(content))
+    assert found == ([reader.gets() for _ in replies], len(content)), "it does not wait for more"
+
+
+@pytest.mark.parametrize("bad", [BETWEEN + b"$9\r\n", BETWEEN + b"$99\r\n", BETWEEN + b"$9999\r\n"])
+def test_a_value_that_looks_like_an_unfinished_reply_is_not_waited_for(bad: bytes) -> None:
+    with pytest.raises(UnusualReply):
+        PackedReplies(3, 2).find(bytearray(sent([[b"a", b"b"], [b"a", bad], [b"a", b"b"]])))
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_long_value_is_left_to_hiredis_before_it_has_arrived(place: int) -> None:
+    unfinished = sent([[b"a", b"b"]] * place) + b"*2\r\n$1000000\r\n" + b"a" * 1000
+    with pytest.raises(UnusualReply):
+        PackedReplies(3, 2).find(bytearray(unfinished))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +90,7 @@ def test_values_that_look_like_replies_are_left_to_hiredis(replies: list[Reply],
         sent([[b"a", b"b"]] * 2) + b"-WRONGTYPE\r\n",
         b"*2\r\n:1\r\n:2\r\n" * 3,
         b"*2\r\n*0\r\n*0\r\n" * 3,
+        b"*2\r\n$-1\r\n$-1\r\n" * 2 + b"*2\r\n$" + b"9" * 5000 + b"\r\n",
         sent([[b"a", b"b"], [b"a", b"b", b"c"], [b"a", b"b"]]) + sent([[b"a", b"b"]]),
         sent([[b"a" * 100, b"b"]] * 3),
         sent([[b"a", b"b"]] * 2) + b"*2\r\n$1\r\nab\r\n$1\r\nb\r\n",
