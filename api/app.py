@@ -131,6 +131,7 @@ def create_app(
     scoring = Scoring(slot, probe.breaker, batcher, metrics, prediction_log, challenger)
     endpoint = ScoringEndpoint(app.asgi_handler, formats, settings, keys, scoring)
     routes = frozenset((*formats, *(route.path for route in app.routes)))
+    # A request passes HttpProtocol (`api/http/server.py`), this middleware, and the endpoint or Litestar's own handler.
     app.asgi_handler = ObservabilityMiddleware(endpoint, routes, metrics, stopping, tracing, request_log)
     return app
 

@@ -1,7 +1,7 @@
 """Errors between a registered model, its features and a prediction.
 
-Each error builds one sentence from its arguments, which names the fault and the remedy. No error contains feature
-values.
+Most errors build their message from their arguments: it names the fault and, where there is one, the remedy. No error
+contains feature values.
 
     ServingError
     ├── ArgumentError               an argument of a command is wrong or missing

@@ -29,7 +29,7 @@ PROBLEM_DESCRIPTIONS = {
     401: "The API key is missing or unknown.",
     406: "The header Accept excludes all media types of the response.",
     408: "The body did not arrive within SERVING_BODY_TIMEOUT_S.",
-    413: "The body is larger than SERVING_MAX_BODY_BYTES.",
+    413: "The body is larger than SERVING_MAX_BODY_BYTES; more is allowed for tables.",
     415: "The body has another media type, or it is compressed.",
     422: "The body can be decoded, but is not a request for this model (a wrong type, a missing, unknown or duplicate "
     "member, too many entities). Or no entity could be scored.",

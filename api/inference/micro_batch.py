@@ -85,11 +85,11 @@ class MicroBatch:
         self.entity_rows = merged_rows(requests)
         self.online: OnlineVectors | None = None
         self.success_reported = False
-        """Whether the circuit breaker has its success."""
+        """Whether its success was reported to the circuit breaker."""
         self.failure_reported = False
-        """Whether the circuit breaker has its failure."""
+        """Whether its failure was reported to the circuit breaker."""
         self.metrics_recorded = False
-        """Whether the metrics have it."""
+        """Whether the metrics have counted it."""
         self.as_of = datetime.now(UTC)
         """The time as of which features are read."""
         self.started_at = time.perf_counter()

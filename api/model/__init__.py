@@ -1,4 +1,4 @@
 """Loads, admits and swaps the served version, defines its requests, and probes the feature store.
 
-Knows no routes or headers.
+Handles no routes or headers.
 """

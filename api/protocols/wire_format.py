@@ -29,7 +29,7 @@ class WireFormat(Protocol):
     """Reads the requests to its paths and writes their responses. Used on the event loop.
 
     The endpoint has checked the host, the method and the API key before, and adds the headers X-Request-Id and
-    X-Model-Version to each response.
+    X-Model-Version to each response for which they are known.
     """
 
     def check_headers(self, headers: Headers) -> int:

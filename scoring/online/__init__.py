@@ -1,1 +1,1 @@
-"""Reads current feature vectors from an online store. Imports no code for batch requests, HTTP or model files."""
+"""Reads current feature vectors from an online store. Imports no code for batch requests or HTTP."""

@@ -78,8 +78,8 @@ class Flavor(Protocol):
     def as_mlflow(self, files: ModelFiles, function: str) -> dict[str, dict[str, Any]] | None:
         """Return the flavors of an MLmodel file with which MLflow's pyfunc calls this function.
 
-        Only with what is needed, because MLflow would act on some of a description (code paths, configuration). None
-        if MLflow can't call the function.
+        They contain only what is needed, because MLflow acts on some entries (code paths, configuration). None if
+        MLflow can't call the function.
         """
 
     def prepare(self, raw: Any) -> None:
